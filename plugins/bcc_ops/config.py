@@ -1,0 +1,368 @@
+"""A run's knobs (`RetrainingConfig`) and the place it runs in (`Settings`).
+
+Every knob is declared once, with its title, sentence, section, bounds and default; the trigger form, the check of what
+a run was given and `config.json` are all read from here. A preset is a set of defaults: a knob that the form leaves
+empty takes the preset's value.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from functools import cached_property
+from itertools import permutations
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from bcc_ops.exceptions import ConfigError
+
+NOTEBOOK: dict[str, Any] = {
+    "architecture": "cnn",
+    "weights": "none",
+    "image_size": 500,
+    "batch_size": 32,
+    "epochs": 20,
+    "learning_rate": 0.001,
+    "warmup_epochs": 0,
+    "cosine_decay": False,
+    "weight_decay": 0.0,
+    "label_smoothing": 0.0,
+    "dropout": 0.5,
+    "ema": False,
+    "early_stopping_patience": 0,
+    "flip": "horizontal_and_vertical",
+    "rotation": 0.2,
+    "zoom": 0.2,
+    "brightness": 0.2,
+    "contrast": 0.0,
+    "test_time_flip": False,
+}
+"""The notebook's recipe. Where it is silent (the optimizer's rate, the dropout's), Keras' own defaults and examples."""
+
+PRESETS: dict[str, dict[str, Any]] = {"transfer": {}, "notebook": NOTEBOOK}
+"""What a preset changes of the defaults below, which are those of `transfer`."""
+
+_DATA, _CHECKS, _SPLIT = "Images", "Checks", "Split"
+_MODEL, _FIT, _AUGMENTATION = "Model", "Training", "Augmentation"
+_EVALUATION, _GATE, _PROMOTION = "Evaluation", "Gate", "Promotion"
+
+
+def _knob(default: Any, title: str, description: str, section: str, **bounds: Any) -> Any:
+    return Field(default, title=title, description=description, json_schema_extra={"section": section}, **bounds)
+
+
+class RetrainingConfig(BaseModel):
+    """The knobs of one run, resolved: nothing is left to a default that a later version may change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Which images
+    as_of: datetime | None = _knob(
+        None, "As of", "Train on the images as they were at this moment. Empty: now, or a backfill's own date.", _DATA
+    )
+    min_new_images: int = _knob(
+        1, "New images needed", "How many images must be new, changed or gone before a nightly run starts.", _DATA, ge=1
+    )
+    settle_seconds: int = _knob(
+        60, "Settle time (s)", "The listing must stay the same for this long: no half-finished upload.", _DATA, ge=0, le=3600
+    )
+    wait_for_images_minutes: int = _knob(
+        360, "Wait for images (min)", "How long a nightly run waits for new images before it skips.", _DATA, ge=0, le=1440
+    )
+    ignore_patterns: str = _knob(
+        "*_mask*", "File names to ignore", "Comma-separated patterns of file names that are no images to train on.", _DATA
+    )
+    external_prefix: str = _knob(
+        "",
+        "External test images",
+        "Prefix with a folder a class, evaluated and reported in each run, never trained, tuned or gated on.",
+        _DATA,
+    )
+
+    # Checks
+    min_side: int = _knob(64, "Smallest side (px)", "Images with a shorter side are refused.", _CHECKS, ge=8, le=4096)
+    max_pixels: int = _knob(
+        50_000_000, "Most pixels", "Images whose header promises more are refused unopened.", _CHECKS, ge=10_000
+    )
+    max_refused_fraction: float = _knob(
+        0.05, "Refused at most", "The run fails where a larger part of the images is refused.", _CHECKS, ge=0, le=1
+    )
+    hash_distance: int = _knob(
+        8, "Near-copy hash distance", "Perceptual hashes (64 bit) this close are compared on their pixels.", _CHECKS, ge=0, le=16
+    )
+    copy_similarity: float = _knob(
+        0.9,
+        "Near-copy likeness",
+        "Correlation of the aligned pixels from which two images are near copies.",
+        _CHECKS,
+        ge=0.5,
+        le=1,
+    )
+
+    # Split
+    validation_fraction: float = _knob(
+        0.2, "Validation part", "Part of the images that is only ever evaluated on.", _SPLIT, ge=0.05, le=0.5
+    )
+    tuning_fraction: float = _knob(
+        0.15, "Tuning part", "Part of the train images that picks the best epoch and the threshold.", _SPLIT, ge=0.05, le=0.5
+    )
+    split_salt: str = _knob("", "Split salt", "Another salt draws another split of groups that have no side yet.", _SPLIT)
+    patient_pattern: str = _knob(
+        "",
+        "Patient pattern",
+        "Regular expression whose first group reads a patient id from the key; patients stay together.",
+        _SPLIT,
+    )
+
+    # Model and training
+    preset: Literal["transfer", "notebook"] = _knob(
+        "transfer", "Preset", "transfer: a fine-tuned pretrained backbone. notebook: the original recipe.", _MODEL
+    )
+    architecture: str = _knob(
+        "efficientnet_lite0", "Architecture", "cnn, efficientnet_lite0, or a keras.applications model by name.", _MODEL
+    )
+    weights: str = _knob("imagenet", "Initial weights", "imagenet, none, a file on the worker, or an s3:// address.", _MODEL)
+    warm_start: bool = _knob(False, "Start from the champion", "Begin with the champion's weights where they fit.", _MODEL)
+    image_size: int = _knob(256, "Image size (px)", "Side of the square that the network sees.", _MODEL, ge=32, le=1024)
+    batch_size: int = _knob(16, "Batch size", "Images a step.", _FIT, ge=1, le=512)
+    epochs: int = _knob(16, "Epochs", "Passes over the train part, at most.", _FIT, ge=1, le=500)
+    learning_rate: float = _knob(0.0005, "Learning rate", "Of Adam, at its peak.", _FIT, gt=0, le=1)
+    warmup_epochs: int = _knob(1, "Warm-up epochs", "Epochs over which the learning rate rises to its peak.", _FIT, ge=0, le=50)
+    cosine_decay: bool = _knob(True, "Cosine decay", "Let the learning rate fall along a cosine.", _FIT)
+    weight_decay: float = _knob(0.0001, "Weight decay", "Decoupled, of the kernels.", _FIT, ge=0, le=1)
+    label_smoothing: float = _knob(0.05, "Label smoothing", "0 trains on hard labels.", _FIT, ge=0, lt=1)
+    dropout: float = _knob(0.3, "Dropout", "Before the last layer.", _FIT, ge=0, lt=1)
+    ema: bool = _knob(True, "Average weights", "Evaluate and save an exponential moving average of the weights.", _FIT)
+    early_stopping_patience: int = _knob(
+        6, "Patience (epochs)", "Stop after so many epochs without a better tuning loss. 0: never.", _FIT, ge=0, le=500
+    )
+    seed: int = _knob(20261122, "Seed", "Of every random draw in training.", _FIT, ge=0, le=2**31 - 1)
+    deterministic: bool = _knob(True, "Deterministic", "The same seed gives the same figures on the same device.", _FIT)
+    mixed_precision: bool = _knob(True, "Mixed precision", "Compute in 16 bit where the GPU has it.", _FIT)
+    require_gpu: bool = _knob(False, "GPU required", "Fail at once where the worker has none.", _FIT)
+
+    # Augmentation
+    flip: Literal["none", "horizontal", "vertical", "horizontal_and_vertical"] = _knob(
+        "horizontal", "Random flip", "Directions in which images are mirrored at random.", _AUGMENTATION
+    )
+    rotation: float = _knob(0.05, "Random rotation", "At most this part of a full turn, either way.", _AUGMENTATION, ge=0, le=0.5)
+    zoom: float = _knob(0.15, "Random zoom", "At most this much nearer or farther.", _AUGMENTATION, ge=0, lt=1)
+    brightness: float = _knob(
+        0.15, "Random brightness", "At most this part of the full range, either way.", _AUGMENTATION, ge=0, le=1
+    )
+    contrast: float = _knob(0.15, "Random contrast", "At most this factor less or more.", _AUGMENTATION, ge=0, lt=1)
+
+    # Evaluation
+    test_time_flip: bool = _knob(
+        True,
+        "Average with the mirror image",
+        "The saved model answers the mean over the image and its mirror image.",
+        _EVALUATION,
+    )
+    wanted_sensitivity: float = _knob(
+        0.9, "Wanted malignant sensitivity", "Of the operating point, chosen on the tuning part.", _EVALUATION, gt=0, lt=1
+    )
+    bootstrap_resamples: int = _knob(2000, "Bootstrap resamples", "For the 95 % intervals.", _EVALUATION, ge=100, le=20000)
+    slice_pattern: str = _knob(
+        "", "Slice pattern", "Regular expression whose first group names the slice that a key belongs to.", _EVALUATION
+    )
+
+    # Gate
+    min_balanced_accuracy: float = _knob(
+        0.7, "Balanced accuracy at least", "Floor, with or without a champion.", _GATE, ge=0, le=1
+    )
+    min_macro_auc: float = _knob(0.85, "Macro AUC at least", "Floor, with or without a champion.", _GATE, ge=0, le=1)
+    min_malignant_sensitivity: float = _knob(
+        0.75, "Malignant sensitivity at least", "Floor, at the operating point.", _GATE, ge=0, le=1
+    )
+    balanced_accuracy_margin: float = _knob(
+        0.05,
+        "Balanced accuracy margin",
+        "The difference to the champion must lie above minus this, with confidence.",
+        _GATE,
+        ge=0,
+        le=1,
+    )
+    sensitivity_margin: float = _knob(
+        0.05, "Malignant sensitivity margin", "The difference to the champion must lie above minus this.", _GATE, ge=0, le=1
+    )
+    min_compared_images: int = _knob(
+        60, "Images to compare on", "Fewer validation images that the champion has not seen fail the comparison.", _GATE, ge=1
+    )
+    max_looks: int = _knob(
+        30, "Looks at one validation set", "From so many decisions on, the gate says that the set is worn.", _GATE, ge=1
+    )
+
+    # Promotion
+    require_approval: bool = _knob(False, "Ask a person", "Wait for an approval in the UI before the upload.", _PROMOTION)
+    approval_timeout_minutes: int = _knob(
+        720, "Time to approve (min)", "No answer in this time is a rejection.", _PROMOTION, ge=1, le=10080
+    )
+    promote_backfill: bool = _knob(
+        False,
+        "Backfills may promote",
+        "Let a backfill move the champion, if its images are newer than the champion's.",
+        _PROMOTION,
+    )
+
+    @field_validator("as_of")
+    @classmethod
+    def _as_of_is_utc(cls, moment: datetime | None) -> datetime | None:
+        if moment is None:
+            return None
+        return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
+
+    @field_validator("patient_pattern", "slice_pattern")
+    @classmethod
+    def _pattern_has_a_group(cls, pattern: str) -> str:
+        if pattern:
+            try:
+                compiled = re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"is no regular expression: {error}") from None
+            if compiled.groups < 1:
+                raise ValueError("needs a group in parentheses, which names what it reads")
+        return pattern
+
+    @cached_property
+    def ignored_names(self) -> tuple[str, ...]:
+        """The patterns of `ignore_patterns`, one by one."""
+        return tuple(pattern.strip() for pattern in self.ignore_patterns.split(",") if pattern.strip())
+
+    def training_knobs(self) -> dict[str, Any]:
+        """The knobs that influence which weights training ends with; as JSON values."""
+        decisive = (_CHECKS, _SPLIT, _MODEL, _FIT, _AUGMENTATION)
+        knobs = {name for name, field in type(self).model_fields.items() if field.json_schema_extra["section"] in decisive}  # type: ignore[index, call-overload]
+        return self.model_dump(mode="json", include=knobs)
+
+    @classmethod
+    def resolve(cls, given: Mapping[str, Any]) -> RetrainingConfig:
+        """Check what a run was given and fill in the rest from its preset.
+
+        Args:
+            given: knob -> value. `None` and `""` mean "not given".
+
+        Raises:
+            ConfigError: a knob is unknown or out of its bounds; the message names it and its bounds.
+        """
+        chosen = {knob: value for knob, value in given.items() if value is not None and value != ""}
+        preset = chosen.get("preset", "transfer")
+        if preset not in PRESETS:
+            raise ConfigError(f"preset: {preset!r} is none of {', '.join(PRESETS)}")
+        try:
+            return cls(**{**PRESETS[preset], **chosen})
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (given: {problem['input']!r})"
+                for problem in error.errors()
+            )
+            raise ConfigError(problems) from None
+
+    @classmethod
+    def origins(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """Where each knob's value came from: "given", "preset" or "default"."""
+        preset = PRESETS[given.get("preset") or "transfer"]
+        return {
+            knob: "given" if given.get(knob) not in (None, "") else "preset" if knob in preset else "default"
+            for knob in cls.model_fields
+        }
+
+
+def form_fields() -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Each knob's default and JSON schema, for the trigger form.
+
+    A knob that a preset sets is optional in the form, with no default of its own: left empty, it takes the preset's
+    value, which its sentence names.
+    """
+    fields: dict[str, tuple[Any, dict[str, Any]]] = {}
+    properties = RetrainingConfig.model_json_schema()["properties"]
+    for knob, schema in properties.items():
+        form = {name: value for name, value in schema.items() if name not in ("default", "anyOf", "const")}
+        default = schema.get("default")
+        if "anyOf" in schema:  # "X or nothing" is how pydantic spells an optional knob
+            options = [option for option in schema["anyOf"] if option.get("type") != "null"]
+            form.update(options[0])
+            form["type"] = [options[0]["type"], "null"]
+        if knob in NOTEBOOK:
+            form["type"] = [form.get("type", "string"), "null"]
+            if "enum" in form:
+                form["enum"] = [*form["enum"], None]
+            form["description_md"] = f"{form['description']} Empty: {default} (transfer), {NOTEBOOK[knob]} (notebook)."
+            default = None
+        elif form.get("type") == "string" and "enum" not in form:
+            form["type"] = ["string", "null"]
+        fields[knob] = (default, form)
+    return fields
+
+
+class Settings(BaseModel):
+    """Where the pipeline runs: read from `BCC_*` environment variables, the same on every machine of a deployment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bucket: str = "breast-images"
+    images_prefix: str = "images"
+    artifacts_prefix: str = "artifacts"
+    models_prefix: str = "models"
+    classes: tuple[str, ...] = ("benign", "malignant", "normal")
+    positive_class: str = "malignant"
+    cache_dir: Path = Path.home() / ".cache" / "bcc_ops"
+    cache_budget_gb: float = Field(20.0, gt=0)
+    aws_conn_id: str = "aws_default"
+    schedule: str = "0 2 * * *"
+    timezone: str = "UTC"
+    preset: Literal["transfer", "notebook"] = "transfer"
+    gpu_pool: str = "gpu"
+    gpu_queue: str = ""
+    gpu_limit: int = Field(0, ge=0)
+    sqs_queue_url: str = ""
+    model_card_template: str = ""
+    slack_conn_id: str = ""
+    smtp_conn_id: str = ""
+    notify_email: str = ""
+    sns_topic_arn: str = ""
+
+    @field_validator("images_prefix", "artifacts_prefix", "models_prefix")
+    @classmethod
+    def _prefix_is_bare(cls, prefix: str) -> str:
+        bare = prefix.strip("/")
+        if not bare:
+            raise ValueError("is empty; images, artifacts and models each need a prefix of their own")
+        return bare
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _classes_from_text(cls, classes: Any) -> Any:
+        if isinstance(classes, str):
+            return tuple(name.strip() for name in classes.split(",") if name.strip())
+        return classes
+
+    def model_post_init(self, context: Any) -> None:
+        if len(set(self.classes)) < 2 or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes: at least two different names are needed, not {', '.join(self.classes)}")
+        if self.positive_class not in self.classes:
+            raise ValueError(f"positive_class: {self.positive_class!r} is none of {', '.join(self.classes)}")
+        prefixes = (self.images_prefix, self.artifacts_prefix, self.models_prefix)
+        for one, other in permutations(prefixes, 2):
+            if f"{one}/".startswith(f"{other}/"):
+                raise ValueError(f"the prefixes {one!r} and {other!r} overlap; each needs a place of its own")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Read `BCC_BUCKET`, `BCC_IMAGES_PREFIX`, … ; an empty variable counts as not set.
+
+        Raises:
+            ConfigError: a variable has a value that cannot be; the message names it.
+        """
+        environment = os.environ if environment is None else environment
+        given = {name: environment[f"BCC_{name.upper()}"] for name in cls.model_fields if environment.get(f"BCC_{name.upper()}")}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            variable = f"BCC_{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
+            raise ConfigError(f"{variable}{problem['msg']}") from None

@@ -1,0 +1,135 @@
+"""Everything that this project raises on purpose.
+
+BccError                          one clear line that names the thing and the way out
+├── ConfigError                   a knob or a setting is wrong
+├── StorageError                  the object store refused or failed
+│   ├── StorageUnavailable    *   no answer, a time-out, 5xx, SlowDown
+│   ├── BucketNotFound
+│   ├── AccessDenied
+│   ├── ObjectNotFound
+│   ├── ObjectChanged             the object is no longer the one that the snapshot lists
+│   └── PreconditionFailed        a conditional write lost
+├── CacheError                *   the local cache cannot take what it must (a full disk, most often)
+├── ArtifactError                 a document is missing, damaged or of another schema
+├── DataError                     these images cannot be trained on
+│   ├── NoImages
+│   ├── TooManyRefused
+│   └── SplitError
+├── TrainingError
+│   ├── DivergedError             NaN, or a loss that explodes
+│   ├── OutOfMemory
+│   ├── GpuMissing                a GPU was asked for and is not there
+│   ├── WeightsUnavailable        the backbone's weights cannot be had, or are not the expected ones
+│   └── TrainingInterrupted   *   stopped from outside; the checkpoint is kept
+├── ModelError                    a model file is damaged, unsafe or not the one that was promised
+├── PromotionLost                 another run moved the champion first
+└── NothingNew                    no image is new: a skip and no failure
+
+* trying again may mend it
+"""
+
+from __future__ import annotations
+
+
+class BccError(Exception):
+    """Base of the project's errors. `retryable` says whether the same call may succeed later."""
+
+    retryable = False
+
+
+class ConfigError(BccError):
+    """A knob is out of its bounds, or a setting is missing."""
+
+
+class StorageError(BccError):
+    """The object store refused a call or failed at it."""
+
+
+class StorageUnavailable(StorageError):
+    """The store did not answer, or said that it cannot now."""
+
+    retryable = True
+
+
+class BucketNotFound(StorageError):
+    """The bucket does not exist."""
+
+
+class AccessDenied(StorageError):
+    """The credentials are wrong or may not do this."""
+
+
+class ObjectNotFound(StorageError):
+    """There is no such object, or no such version of it."""
+
+
+class ObjectChanged(StorageError):
+    """An object is no longer the one that the snapshot lists. A fresh snapshot mends it, a retry does not."""
+
+
+class PreconditionFailed(StorageError):
+    """A conditional write found the object there already, or changed."""
+
+
+class CacheError(BccError):
+    """The local cache cannot take what it must."""
+
+    retryable = True
+
+
+class ArtifactError(BccError):
+    """A document is missing, damaged, of another schema, or not the one that was referred to."""
+
+
+class DataError(BccError):
+    """The images of this snapshot cannot be trained on."""
+
+
+class NoImages(DataError):
+    """The snapshot holds no image."""
+
+
+class TooManyRefused(DataError):
+    """More images were refused than `max_refused_fraction` allows."""
+
+
+class SplitError(DataError):
+    """A class would have no image in a partition."""
+
+
+class TrainingError(BccError):
+    """Training ended without a model."""
+
+
+class DivergedError(TrainingError):
+    """The loss became NaN or exploded."""
+
+
+class OutOfMemory(TrainingError):
+    """The accelerator's memory does not hold a batch."""
+
+
+class GpuMissing(TrainingError):
+    """`require_gpu` is on and there is none."""
+
+
+class WeightsUnavailable(TrainingError):
+    """The backbone's weights cannot be had, or are not the expected ones."""
+
+
+class TrainingInterrupted(TrainingError):
+    """Training was stopped from outside; what it had reached is in its checkpoint."""
+
+    retryable = True
+
+
+class ModelError(BccError):
+    """A model file is damaged, unsafe to load, or not the one that was promised."""
+
+
+class PromotionLost(BccError):
+    """Another run moved the champion between this run's comparison and its upload."""
+
+
+class NothingNew(BccError):
+    """Nothing differs from the last assessed run: the run is skipped."""

@@ -1,0 +1,103 @@
+"""What the project's operators share: the store, the settings, the run, and how errors become Airflow's.
+
+What a retry cannot mend fails at once, what it can is retried, and nothing new is a skip.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
+
+from bcc_ops.artifacts import ConfigDocument, Reference, RunKind
+from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.exceptions import BccError, NothingNew
+from bcc_ops.run_paths import RunPaths
+from bcc_ops.storage import ObjectStore
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def airflow_errors() -> Iterator[None]:
+    """Turn the project's errors into what Airflow acts on; the message stays the one clear line that it was."""
+    try:
+        yield
+    except NothingNew as error:
+        raise AirflowSkipException(str(error)) from None
+    except BccError as error:
+        if error.retryable:
+            raise
+        raise AirflowFailException(f"{type(error).__name__}: {error}") from None
+
+
+def open_store(settings: Settings) -> ObjectStore:
+    """The configured bucket, through the configured Airflow connection."""
+    return ObjectStore(S3Hook(aws_conn_id=settings.aws_conn_id).get_conn(), settings.bucket)
+
+
+def run_kind(context: Context) -> RunKind:
+    """Which kind of run this is. A reprocessed run keeps its `scheduled__…` id: only its type tells."""
+    run = context["dag_run"]
+    run_type = getattr(run.run_type, "value", run.run_type)
+    return {"scheduled": "nightly", "manual": "manual", "backfill": "backfill"}.get(run_type, "event")
+
+
+def logical_moment(context: Context) -> datetime:
+    """The run's logical date; manual and event runs may have none, and then it is when they were made."""
+    return context.get("logical_date") or context["dag_run"].run_after
+
+
+@dataclass(frozen=True)
+class RunDocuments:
+    """Where this run's documents lie, and its knobs."""
+
+    paths: RunPaths
+    config: RetrainingConfig
+    config_document: ConfigDocument
+
+
+class BccOperator(BaseOperator):
+    """Base of the pipeline's operators.
+
+    Subclasses implement `work`; a reference to a document is a plain dict `{uri, sha256}`, templated, so that another
+    task's output can be handed in.
+    """
+
+    ui_color = "#e6f0f7"
+
+    def execute(self, context: Context) -> Any:
+        """Do the task's work, with the project's errors turned into Airflow's."""
+        with airflow_errors():
+            return self.work(context)
+
+    def work(self, context: Context) -> Any:
+        """The task itself, in terms of the core."""
+        raise NotImplementedError
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The place this runs in."""
+        return Settings.from_environment()
+
+    @cached_property
+    def store(self) -> ObjectStore:
+        """The configured bucket."""
+        return open_store(self.settings)
+
+    def run_documents(self, snapshot: Mapping[str, str]) -> RunDocuments:
+        """The run that a reference to a `snapshot.json` belongs to."""
+        key = self.store.key_of(Reference.model_validate(dict(snapshot)))
+        paths = RunPaths.of_key(self.settings.artifacts_prefix, key)
+        document = self.store.load_key(ConfigDocument, paths.document("config.json"))
+        return RunDocuments(paths, RetrainingConfig.model_validate(document.config), document)

@@ -1,0 +1,113 @@
+"""Where each document of a run lies. Pure: names in, keys out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+AS_OF_FORMAT = "%Y%m%dT%H%M%SZ"
+_FOLDER = re.compile(r"(?P<as_of>\d{8}T\d{6}Z)__(?P<slug>[A-Za-z0-9._-]+)")
+_LONGEST_SLUG = 80
+
+PLOTS = (
+    "history",
+    "class_counts",
+    "confusion_matrix",
+    "roc",
+    "precision_recall",
+    "reliability",
+    "difference",
+    "trend",
+    "augmentations",
+    "drift",
+    "missed_cancers",
+    "false_alarms",
+)
+"""Names of the plots that a run may have, without `.png`."""
+
+
+def run_slug(run_id: str) -> str:
+    """A run id as part of a key: letters, digits, `.`, `_` and `-`, at most 80 characters, different for different ids."""
+    slug = re.sub(r"[^A-Za-z0-9._-]", "-", run_id)
+    if slug == run_id and len(slug) <= _LONGEST_SLUG:
+        return slug
+    digest = hashlib.sha256(run_id.encode()).hexdigest()[:8]
+    return f"{slug[: _LONGEST_SLUG - 9]}-{digest}"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The keys of one run: `<artifacts_prefix>/runs/<as_of>__<slug>/…`."""
+
+    artifacts_prefix: str
+    folder_name: str
+
+    @classmethod
+    def of(cls, artifacts_prefix: str, as_of: datetime, run_id: str) -> RunPaths:
+        """The paths of the run `run_id` about the images as of `as_of` (aware, whole seconds are kept)."""
+        moment = as_of.astimezone(timezone.utc).strftime(AS_OF_FORMAT)
+        return cls(artifacts_prefix, f"{moment}__{run_slug(run_id)}")
+
+    @classmethod
+    def of_key(cls, artifacts_prefix: str, key: str) -> RunPaths:
+        """The paths of the run that the object `key` belongs to.
+
+        Raises:
+            ValueError: it belongs to none.
+        """
+        root = f"{artifacts_prefix}/runs/"
+        name = key[len(root) :].split("/")[0] if key.startswith(root) else ""
+        if not _FOLDER.fullmatch(name):
+            raise ValueError(f"{key!r} does not lie in a run's folder")
+        return cls(artifacts_prefix, name)
+
+    @property
+    def folder(self) -> str:
+        """The run's folder, without a slash at its end."""
+        return f"{self.artifacts_prefix}/runs/{self.folder_name}"
+
+    @property
+    def as_of(self) -> datetime:
+        """The moment in the folder's name."""
+        return datetime.strptime(self.folder_name.split("__")[0], AS_OF_FORMAT).replace(tzinfo=timezone.utc)
+
+    @property
+    def slug(self) -> str:
+        """The run id's slug in the folder's name."""
+        return self.folder_name.split("__", 1)[1]
+
+    def document(self, name: str) -> str:
+        """Key of a document, by its file name: `gate.json`."""
+        return f"{self.folder}/{name}"
+
+    def plot(self, name: str) -> str:
+        """Key of a plot, by its name in `PLOTS`."""
+        return f"{self.folder}/plots/{name}.png"
+
+
+def runs_root(artifacts_prefix: str) -> str:
+    """The prefix under which the runs' folders lie, with a slash at its end."""
+    return f"{artifacts_prefix}/runs/"
+
+
+def parse_run_folder(artifacts_prefix: str, folder: str) -> RunPaths | None:
+    """A listed folder as `RunPaths`; None where its name is not a run's."""
+    name = folder.rstrip("/").rsplit("/", 1)[-1]
+    return RunPaths(artifacts_prefix, name) if _FOLDER.fullmatch(name) else None
+
+
+def model_file(models_prefix: str, version: str, name: str) -> str:
+    """Key of one file of a version: `model.h5`, `model.json`, `model_card.md` or `evaluation.json`."""
+    return f"{models_prefix}/{version}/{name}"
+
+
+def champion_pointer(models_prefix: str) -> str:
+    """Key of the pointer to the model in use."""
+    return f"{models_prefix}/champion.json"
+
+
+def checkpoint_folder(artifacts_prefix: str, snapshot_digest: str, config_digest: str) -> str:
+    """Where a training that is not done yet keeps its checkpoint: the same images and knobs find it again."""
+    return f"{artifacts_prefix}/checkpoints/{snapshot_digest[:16]}-{config_digest[:16]}"

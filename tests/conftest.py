@@ -1,0 +1,50 @@
+"""What the tests share: a real S3 server, fresh buckets in it, and the real images where they are there."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bcc_ops.storage import ObjectStore
+from local.s3_server import S3Server, serve
+
+REAL_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data" / "Dataset_BUSI_with_GT"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A SeaweedFS of the test session's own."""
+    with serve(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def make_store(s3_server: S3Server) -> Callable[..., ObjectStore]:
+    """Make a store over a fresh bucket: `make_store(versioned=True)`."""
+
+    def make(versioned: bool = False) -> ObjectStore:
+        client = s3_server.client()
+        bucket = f"test-{uuid.uuid4().hex[:12]}"
+        client.create_bucket(Bucket=bucket)
+        if versioned:
+            client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+        return ObjectStore(client, bucket)
+
+    return make
+
+
+@pytest.fixture
+def store(make_store: Callable[..., ObjectStore]) -> ObjectStore:
+    """A store over a fresh bucket without versions."""
+    return make_store()
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """The folder of real images; the test is skipped where it is not there."""
+    if not REAL_IMAGES.is_dir():
+        pytest.skip(f"the real images are not at {REAL_IMAGES.parent.name}/{REAL_IMAGES.name} beside the checkout")
+    return REAL_IMAGES
