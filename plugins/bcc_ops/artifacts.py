@@ -475,6 +475,19 @@ class GateDocument(Document):
     evaluation: Reference
 
 
+# approval.json -------------------------------------------------------------------------------------------------------
+
+
+class ApprovalDocument(Document):
+    """What a person answered when asked for an approval; only there where the run asked."""
+
+    approved: bool
+    by: str
+    at: datetime
+    timed_out: bool
+    """Nobody answered in time, which rejects."""
+
+
 # promotion.json ------------------------------------------------------------------------------------------------------
 
 

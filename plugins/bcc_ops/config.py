@@ -272,8 +272,11 @@ class RetrainingConfig(BaseModel):
         }
 
 
-def form_fields() -> dict[str, tuple[Any, dict[str, Any]]]:
+def form_fields(preset: str = "transfer") -> dict[str, tuple[Any, dict[str, Any]]]:
     """Each knob's default and JSON schema, for the trigger form.
+
+    Args:
+        preset: the one that the form offers first.
 
     A knob that a preset sets is optional in the form, with no default of its own: left empty, it takes the preset's
     value, which its sentence names.
@@ -295,6 +298,8 @@ def form_fields() -> dict[str, tuple[Any, dict[str, Any]]]:
             default = None
         elif form.get("type") == "string" and "enum" not in form:
             form["type"] = ["string", "null"]
+        elif knob == "preset":
+            default = preset
         fields[knob] = (default, form)
     return fields
 

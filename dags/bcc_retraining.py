@@ -1,0 +1,142 @@
+"""Retrain the breast-ultrasound classifier when new labelled images arrive.
+
+wait_for_new_images → snapshot_dataset → download_images → validate_images → compute_class_weights
+    → train_model → evaluate_model → gate_model → approve_model → upload_model
+                                  ↘ publish_plots
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param
+
+from bcc_ops.config import Settings, form_fields
+from bcc_ops.notifications import failure_notifiers, verdict_notifiers
+from bcc_ops.operators.approve_model import ApproveModelOperator
+from bcc_ops.operators.compute_class_weights import ComputeClassWeightsOperator
+from bcc_ops.operators.download_images import DownloadImagesOperator
+from bcc_ops.operators.evaluate_model import EvaluateModelOperator
+from bcc_ops.operators.gate_model import GateModelOperator
+from bcc_ops.operators.placement import gpu_placement
+from bcc_ops.operators.publish_plots import PublishPlotsOperator
+from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
+from bcc_ops.operators.train_model import TrainModelOperator
+from bcc_ops.operators.upload_model import UploadModelOperator
+from bcc_ops.operators.validate_images import ValidateImagesOperator
+from bcc_ops.sensors.events import images_asset
+from bcc_ops.sensors.new_images import NewImagesSensor
+
+DOC = """
+### Breast-ultrasound retraining
+
+Trains the benign / malignant / normal classifier on the labelled images in S3, judges it against the model in use,
+and uploads it only if the gate approves.
+
+| you want | do |
+|---|---|
+| to retrain now | *Trigger*: every knob has a default; `as_of` picks a past moment |
+| to see whether last night's model is better | the run's **Model report** tab |
+| to know why it was not uploaded | the same page, first lines; or the log of `gate_model` |
+| versions, the champion, the trend | **Breast models** in the navigation |
+| to roll back | the DAG `bcc_set_champion` |
+| a past period again | *Trigger → Backfill*: trains on the images as of each date, leaves the champion alone |
+
+A run that found nothing new is *skipped* and says so; a rejected model is a *success* with a verdict.
+Research software, not a medical device.
+"""
+
+settings = Settings.from_environment()
+
+with DAG(
+    "bcc_retraining",
+    schedule=AssetOrTimeSchedule(
+        timetable=CronTriggerTimetable(settings.schedule, timezone=settings.timezone), assets=[images_asset(settings)]
+    ),
+    start_date=datetime(2024, 1, 1, tzinfo=timezone.utc),
+    catchup=False,
+    max_active_runs=1,
+    default_args={
+        "owner": "ml-platform",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(minutes=10),
+        "execution_timeout": timedelta(minutes=30),
+    },
+    on_failure_callback=failure_notifiers(settings),
+    params={knob: Param(default, **schema) for knob, (default, schema) in form_fields(settings.preset).items()},
+    tags=["breast-ultrasound", "retraining"],
+    doc_md=DOC,
+):
+    wait_for_new_images = NewImagesSensor(task_id="wait_for_new_images", deferrable=True, execution_timeout=timedelta(hours=25))
+
+    snapshot_dataset = SnapshotDatasetOperator(task_id="snapshot_dataset", sighting=wait_for_new_images.output)
+    snapshot = snapshot_dataset.output
+
+    download_images = DownloadImagesOperator(task_id="download_images", snapshot=snapshot, execution_timeout=timedelta(hours=3))
+
+    validate_images = ValidateImagesOperator(task_id="validate_images", snapshot=snapshot, execution_timeout=timedelta(hours=2))
+    validation = validate_images.output
+
+    compute_class_weights = ComputeClassWeightsOperator(task_id="compute_class_weights", snapshot=snapshot, validation=validation)
+    class_weights = compute_class_weights.output
+
+    train_model = TrainModelOperator(
+        task_id="train_model",
+        snapshot=snapshot,
+        validation=validation,
+        class_weights=class_weights,
+        execution_timeout=timedelta(hours=12),
+        **gpu_placement(settings),
+    )
+    training = train_model.output
+
+    evaluate_model = EvaluateModelOperator(
+        task_id="evaluate_model",
+        snapshot=snapshot,
+        validation=validation,
+        class_weights=class_weights,
+        training=training,
+        execution_timeout=timedelta(hours=2),
+        **gpu_placement(settings),
+    )
+    evaluation = evaluate_model.output
+
+    gate_model = GateModelOperator(
+        task_id="gate_model",
+        snapshot=snapshot,
+        evaluation=evaluation,
+        approve_task_id="approve_model",
+        upload_task_id="upload_model",
+        always=["publish_plots"],
+        on_success_callback=verdict_notifiers(settings),
+    )
+    gate = gate_model.output
+
+    publish_plots = PublishPlotsOperator(
+        task_id="publish_plots",
+        snapshot=snapshot,
+        validation=validation,
+        class_weights=class_weights,
+        training=training,
+        evaluation=evaluation,
+        gate=gate,
+    )
+
+    approve_model = ApproveModelOperator(task_id="approve_model", snapshot=snapshot, gate=gate, execution_timeout=None)
+
+    upload_model = UploadModelOperator(
+        task_id="upload_model",
+        snapshot=snapshot,
+        training=training,
+        evaluation=evaluation,
+        gate=gate,
+        approval=approve_model.output,
+        trigger_rule="none_failed_min_one_success",
+    )
+
+    wait_for_new_images >> snapshot_dataset >> download_images >> validate_images >> compute_class_weights
+    compute_class_weights >> train_model >> evaluate_model >> gate_model >> approve_model >> upload_model
+    gate_model >> upload_model
+    evaluate_model >> publish_plots << gate_model

@@ -1,0 +1,65 @@
+"""Ask a person before a model is uploaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+
+from bcc_ops.artifacts import ApprovalDocument, GateDocument
+from bcc_ops.operators.base import BccOperator, airflow_errors
+from bcc_ops.promotion.approval import approval_text
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class ApproveModelOperator(BccOperator, ApprovalOperator):
+    """Show the gate's reasons to a person and wait for an answer; none in time is a rejection.
+
+    The provider's `ApprovalOperator` with what it takes at parse time (the text, the time-out) taken from the run.
+    Writes `approval.json`. The XCom stays the provider's: chosen option, who answered and when.
+
+    Args:
+        snapshot: reference to the run's snapshot.json.
+        gate: reference to gate.json.
+    """
+
+    template_fields = (*ApprovalOperator.template_fields, "snapshot", "gate")
+
+    def __init__(self, *, snapshot: Any, gate: Any, **kwargs: Any) -> None:
+        super().__init__(subject="Replace the breast-ultrasound model in use?", defaults=ApprovalOperator.REJECT, **kwargs)
+        self.snapshot = snapshot
+        self.gate = gate
+
+    def work(self, context: Context) -> Any:
+        """Put the question."""
+        run = self.run_documents(self.snapshot)
+        self.response_timeout = timedelta(minutes=run.config.approval_timeout_minutes)
+        self.subject, self.body = approval_text(self.store.load(GateDocument, self.gate), run.paths, self.report_url(context))
+        return ApprovalOperator.execute(self, context)
+
+    def report_url(self, context: Context) -> str:
+        """Address of the run's report page, relative to the UI."""
+        run = context["dag_run"]
+        return f"/bcc/runs/{run.dag_id}/{run.run_id}/report"
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Keep the answer, then go on or skip the upload."""
+        if "error" not in event:
+            with airflow_errors():
+                run = self.run_documents(self.snapshot)
+                self.store.save(run.paths.document("approval.json"), self.answer(event))
+        return super().execute_complete(context, event)
+
+    def answer(self, event: Mapping[str, Any]) -> ApprovalDocument:
+        """The provider's event as our document. An answer from nobody is the time-out's default."""
+        user = event["responded_by_user"]
+        return ApprovalDocument(
+            approved=event["chosen_options"][0] == self.APPROVE,
+            by=user["name"] if user else "nobody, in time",
+            at=event["responded_at"],
+            timed_out=user is None,
+        )
