@@ -16,7 +16,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bcc_ops.exceptions import ConfigError
 
@@ -235,8 +235,9 @@ class RetrainingConfig(BaseModel):
 
     def training_knobs(self) -> dict[str, Any]:
         """The knobs that influence which weights training ends with; as JSON values."""
-        decisive = (_CHECKS, _SPLIT, _MODEL, _FIT, _AUGMENTATION)
-        knobs = {name for name, field in type(self).model_fields.items() if field.json_schema_extra["section"] in decisive}  # type: ignore[index, call-overload]
+        decisive = {_CHECKS, _SPLIT, _MODEL, _FIT, _AUGMENTATION}
+        schemas = type(self).model_json_schema()["properties"]
+        knobs = {name for name, schema in schemas.items() if schema["section"] in decisive}
         return self.model_dump(mode="json", include=knobs)
 
     @classmethod
@@ -346,7 +347,8 @@ class Settings(BaseModel):
             return tuple(name.strip() for name in classes.split(",") if name.strip())
         return classes
 
-    def model_post_init(self, context: Any) -> None:
+    @model_validator(mode="after")
+    def _places_do_not_collide(self) -> Settings:
         if len(set(self.classes)) < 2 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes: at least two different names are needed, not {', '.join(self.classes)}")
         if self.positive_class not in self.classes:
@@ -355,6 +357,7 @@ class Settings(BaseModel):
         for one, other in permutations(prefixes, 2):
             if f"{one}/".startswith(f"{other}/"):
                 raise ValueError(f"the prefixes {one!r} and {other!r} overlap; each needs a place of its own")
+        return self
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:

@@ -13,6 +13,7 @@ BccError                          one clear line that names the thing and the wa
 ├── ArtifactError                 a document is missing, damaged or of another schema
 ├── DataError                     these images cannot be trained on
 │   ├── NoImages
+│   ├── ImageRefused              one image cannot be used; carries the reason
 │   ├── TooManyRefused
 │   └── SplitError
 ├── TrainingError
@@ -87,6 +88,15 @@ class DataError(BccError):
 
 class NoImages(DataError):
     """The snapshot holds no image."""
+
+
+class ImageRefused(DataError):
+    """One image may not be used. `reason` is a few words out of a fixed set, `detail` a sentence for people."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
 
 
 class TooManyRefused(DataError):

@@ -58,7 +58,7 @@ class RunPaths:
             ValueError: it belongs to none.
         """
         root = f"{artifacts_prefix}/runs/"
-        name = key[len(root) :].split("/")[0] if key.startswith(root) else ""
+        name = key[len(root) :].partition("/")[0] if key.startswith(root) else ""
         if not _FOLDER.fullmatch(name):
             raise ValueError(f"{key!r} does not lie in a run's folder")
         return cls(artifacts_prefix, name)

@@ -28,10 +28,21 @@ from bcc_ops.exceptions import (
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
-_DENIED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
-_LOST = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-_ABSENT = {"NoSuchKey", "NoSuchVersion", "404", "NotFound"}
-_BUSY = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException"}
+_KINDS: Mapping[str, type[StorageError]] = {
+    **dict.fromkeys(("NoSuchBucket",), BucketNotFound),
+    **dict.fromkeys(("PreconditionFailed", "412", "ConditionalRequestConflict", "409"), PreconditionFailed),
+    **dict.fromkeys(("NoSuchKey", "NoSuchVersion", "404", "NotFound"), ObjectNotFound),
+    **dict.fromkeys(("AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"), AccessDenied),
+    **dict.fromkeys(("ExpiredToken", "InvalidToken", "NoCredentialsError", "PartialCredentialsError"), AccessDenied),
+    **dict.fromkeys(("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling"), StorageUnavailable),
+}
+"""S3's error codes, and the names of botocore's errors that have none, by what they mean to the pipeline."""
+
+_HINTS: Mapping[type[StorageError], str] = {
+    BucketNotFound: "the bucket does not exist",
+    ObjectNotFound: "there is no such object",
+    AccessDenied: "check the connection's credentials and its policy",
+}
 
 
 @dataclass(frozen=True)
@@ -54,25 +65,14 @@ def translate(error: Exception, what: str) -> StorageError:
         what: what was tried, for the message: `reading s3://bucket/key`.
     """
     response = getattr(error, "response", None) or {}
-    code = str(response.get("Error", {}).get("Code", ""))
-    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) or 0)
-    message = f"{what}: {response.get('Error', {}).get('Message') or code or error}"
-    if code == "NoSuchBucket":
-        return BucketNotFound(f"{what}: the bucket does not exist")
-    if code in _LOST:
-        return PreconditionFailed(message)
-    if code in _ABSENT:
-        return ObjectNotFound(f"{what}: there is no such object")
-    if code in _DENIED or status == 403:
-        return AccessDenied(f"{message} (check the connection's credentials and its policy)")
-    if code in _BUSY or status >= 500:
-        return StorageUnavailable(message)
-    if not response:  # no answer at all: connection refused, time-out, unknown host
-        name = type(error).__name__
-        if name in ("NoCredentialsError", "PartialCredentialsError"):
-            return AccessDenied(f"{what}: {error}")
-        return StorageUnavailable(f"{what}: {error}")
-    return StorageError(message)
+    code = str(response.get("Error", {}).get("Code") or type(error).__name__)
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+    no_answer = not response
+    fallback = StorageUnavailable if no_answer or status >= 500 else StorageError
+    kind = _KINDS.get(code, AccessDenied if status == 403 else fallback)
+    said = response.get("Error", {}).get("Message") or (str(error) if no_answer else code)
+    hint = _HINTS.get(kind)
+    return kind(f"{what}: {said}" + (f" ({hint})" if hint else ""))
 
 
 @contextmanager
@@ -131,7 +131,7 @@ class ObjectStore:
             try:
                 self.client.head_bucket(Bucket=self.bucket)
             except self.client.exceptions.ClientError as error:
-                if str(error.response["Error"]["Code"]) in _ABSENT:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:  # HEAD has no body to say more
                     raise BucketNotFound(f"the bucket {self.bucket} does not exist") from None
                 raise
 
@@ -140,13 +140,13 @@ class ObjectStore:
         with _telling(f"asking whether {self.bucket} keeps versions"):
             return self.client.get_bucket_versioning(Bucket=self.bucket).get("Status") == "Enabled"
 
-    def list_objects(self, prefix: str) -> Iterator[dict[str, Any]]:
+    def list_objects(self, prefix: str) -> Iterator[Mapping[str, Any]]:
         """The objects under `prefix`, page by page, as boto3 gives them: Key, Size, ETag, LastModified."""
         with _telling(f"listing s3://{self.bucket}/{prefix}"):
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
                 yield from page.get("Contents", ())
 
-    def list_versions(self, prefix: str) -> Iterator[dict[str, Any]]:
+    def list_versions(self, prefix: str) -> Iterator[Mapping[str, Any]]:
         """All versions and delete markers under `prefix`; a marker has `DeleteMarker: True`.
 
         Within a page the store answers versions and markers apart, so they come in no order of time.
@@ -188,7 +188,7 @@ class ObjectStore:
 
     def get_with_etag(self, key: str, version_id: str | None = None) -> tuple[bytes, str]:
         """The content of an object, and its ETag without quotes: for a conditional write later."""
-        version = {"VersionId": version_id} if version_id else {}
+        version: dict[str, Any] = {"VersionId": version_id} if version_id else {}
         with _telling(f"reading {self.uri(key)}"):
             answer = self.client.get_object(Bucket=self.bucket, Key=key, **version)
             return answer["Body"].read(), answer["ETag"].strip('"')

@@ -73,7 +73,7 @@ def _schema(row_type: type[Row]) -> pa.Schema:
 
 
 def _annotations(row_type: type[Row]) -> dict[str, str]:
-    return {name: getattr(kind, "__forward_arg__", kind) for name, kind in row_type.__annotations__.items()}
+    return {name: str(getattr(kind, "__forward_arg__", kind)) for name, kind in row_type.__annotations__.items()}
 
 
 def write_rows(row_type: type[Row], rows: Iterable[Row]) -> bytes:
@@ -116,7 +116,8 @@ def write_predictions(
 
 def read_predictions(content: bytes) -> dict[str, list[Any]]:
     """Columns of predictions.parquet, by name."""
-    return _from_bytes(content).to_pydict()
+    columns: dict[str, list[Any]] = _from_bytes(content).to_pydict()
+    return columns
 
 
 def _to_bytes(table: pa.Table) -> bytes:

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
+
+import pytest
+
+from bcc_ops.artifacts import ApprovalDocument, Reference
+from bcc_ops.exceptions import (
+    AccessDenied,
+    ArtifactError,
+    BucketNotFound,
+    ObjectNotFound,
+    PreconditionFailed,
+    StorageUnavailable,
+)
+from bcc_ops.run_index import find_run, last_assessed, list_runs
+from bcc_ops.run_paths import RunPaths
+from bcc_ops.storage import ObjectStore, split_uri
+from local.s3_server import S3Server, free_ports
+
+ANSWER = ApprovalDocument(approved=True, by="ann", at=datetime(2026, 1, 1, tzinfo=timezone.utc), timed_out=False)
+
+
+def test_a_document_comes_back_by_its_reference(store: ObjectStore) -> None:
+    reference = store.save("a/b.json", ANSWER)
+    assert reference == Reference(uri=f"s3://{store.bucket}/a/b.json", sha256=hashlib.sha256(ANSWER.to_json()).hexdigest())
+    assert store.load(ApprovalDocument, reference.to_xcom()) == ANSWER
+
+
+def test_a_reference_to_something_that_changed_is_refused(store: ObjectStore) -> None:
+    reference = store.save("a.json", ANSWER)
+    store.save("a.json", ANSWER.model_copy(update={"by": "bob"}))
+    with pytest.raises(ArtifactError, match="has changed"):
+        store.load(ApprovalDocument, reference)
+
+
+def test_a_reference_into_another_bucket_is_refused(store: ObjectStore) -> None:
+    with pytest.raises(ArtifactError, match="configured bucket"):
+        store.key_of(Reference(uri="s3://elsewhere/a.json", sha256="0"))
+
+
+def test_create_only_lets_one_of_many_writers_win(store: ObjectStore) -> None:
+    def write(number: int) -> bool:
+        try:
+            store.put("once", str(number).encode(), create_only=True)
+        except PreconditionFailed:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as threads:
+        assert sum(threads.map(write, range(16))) == 1
+
+
+def test_a_write_over_another_etag_than_the_one_read_is_refused(store: ObjectStore) -> None:
+    first = store.put("pointer", b"1")
+    store.put("pointer", b"2", if_etag=first)
+    with pytest.raises(PreconditionFailed):
+        store.put("pointer", b"3", if_etag=first)
+    assert store.get("pointer") == b"2"
+
+
+def test_metadata_and_absence_are_seen_by_head(store: ObjectStore) -> None:
+    store.put("m", b"x", metadata={"sha256": "abc"})
+    head = store.head("m")
+    assert head is not None
+    assert (head.size, head.metadata) == (1, {"sha256": "abc"})
+    assert store.head("no such key") is None
+    assert store.find(ApprovalDocument, "no such key") is None
+
+
+def test_a_listing_goes_over_page_ends(make_store: Callable[..., ObjectStore]) -> None:
+    store = make_store(versioned=True)
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda n: store.put(f"p/{n:04d}", b""), range(1005)))
+    store.client.delete_object(Bucket=store.bucket, Key="p/0000")
+    assert store.is_versioned()
+    assert len(list(store.list_objects("p/"))) == 1004
+    versions = list(store.list_versions("p/"))
+    assert (len(versions), sum(bool(version.get("DeleteMarker")) for version in versions)) == (1006, 1)
+
+
+def test_each_failure_is_told_by_its_own_error(store: ObjectStore, s3_server: S3Server) -> None:
+    with pytest.raises(ObjectNotFound, match="nothing-here"):
+        store.get("nothing-here")
+    with pytest.raises(BucketNotFound, match="no-such-bucket"):
+        ObjectStore(store.client, "no-such-bucket").check()
+    intruder = S3Server(s3_server.endpoint, "local", "wrong", s3_server.pid)
+    with pytest.raises(AccessDenied, match="credentials"):
+        ObjectStore(intruder.client(), store.bucket).get("key")
+    (port,) = free_ports(1)
+    silent = S3Server(f"http://127.0.0.1:{port}", "a", "b", 0)
+    with pytest.raises(StorageUnavailable, match=str(port)):
+        ObjectStore(silent.client(retries={"max_attempts": 0}), "b").get("key")
+
+
+@pytest.mark.parametrize("uri", ["", "s3://", "s3://bucket", "s3://bucket/", "http://bucket/key"])
+def test_what_is_no_s3_address_is_refused(uri: str) -> None:
+    with pytest.raises(ValueError, match="address"):
+        split_uri(uri)
+
+
+def test_only_assessed_runs_count_and_only_earlier_ones(store: ObjectStore) -> None:
+    days = [RunPaths.of("artifacts", datetime(2026, 1, day, tzinfo=timezone.utc), f"run:{day}") for day in (1, 2, 3)]
+    for paths in days:
+        store.put(paths.document("snapshot.json"), b"{}")
+    store.put(days[0].document("gate.json"), b"{}")
+    store.put(days[2].document("gate.json"), b"{}")
+    store.put("artifacts/runs/notes/gate.json", b"{}")
+    assert list_runs(store, "artifacts") == days
+    assert last_assessed(store, "artifacts", before=days[2].as_of) == days[0]
+    assert last_assessed(store, "artifacts", before=days[0].as_of) is None
+    assert find_run(store, "artifacts", "run:2") == days[1]
+    assert find_run(store, "artifacts", "run:9") is None
+
+
+def test_a_folder_is_removed_whole_and_nothing_beside_it(store: ObjectStore) -> None:
+    for key in ("c/a/1", "c/a/2", "c/ab/3"):
+        store.put(key, b"")
+    assert store.delete_folder("c/a") == 2
+    assert [entry["Key"] for entry in store.list_objects("c/")] == ["c/ab/3"]
