@@ -1,0 +1,181 @@
+"""Turn an image file into 8-bit RGB pixels: the one decoder of checks, training, evaluation and prediction.
+
+The content decides the format, never the name. Whatever cannot be read as one still picture is refused with a reason,
+and never with a crash: nothing that somebody uploads may stop a night.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from bcc_ops.exceptions import ImageRefused
+
+FORMATS = ("PNG", "JPEG", "BMP")
+"""What is read. Fewer of Pillow's readers than there are, since each of them parses what strangers upload."""
+
+MAX_PIXELS = 50_000_000
+"""The default of the knob `max_pixels`, for callers without a run."""
+
+_SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP"}
+_ORIENTATION = int(ExifTags.Base.Orientation)
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An image as every later step sees it.
+
+    Attributes:
+        rgb: uint8, (height, width, 3).
+        mode: how the file stores its pixels: "RGB" where nothing was converted, else Pillow's name of the mode ("L",
+            "P", "RGBA", "CMYK", …), with ";16" for 16 bits a channel.
+        info: the text chunks and other remarks in the file, as Pillow reads them.
+    """
+
+    rgb: np.ndarray
+    mode: str
+    info: Mapping[str, Any]
+
+
+def decode_rgb(source: Path | bytes) -> np.ndarray:
+    """Pixels of an image file or of its content: uint8, (height, width, 3).
+
+    Gray, palette and CMYK images are converted, 16 bits are scaled to 8, transparent pixels lie on black, and an EXIF
+    orientation is applied.
+
+    Raises:
+        ImageRefused: it is no image that can be read (a DataError).
+    """
+    return decode_image(source.read_bytes() if isinstance(source, Path) else source).rgb
+
+
+def decode_image(content: bytes, min_side: int = 1, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """Decode the content of an image file.
+
+    Args:
+        content: the file's bytes.
+        min_side: images with a shorter side are refused, in pixels.
+        max_pixels: images whose header promises more (width x height) are refused before anything is decompressed.
+
+    Raises:
+        ImageRefused: with the reason "empty", "not an image", "unsupported format", "animated", "too small",
+            "too large", "truncated" or "damaged".
+    """
+    try:
+        with _open(content) as image:
+            _check_header(image, min_side, max_pixels)
+            if image.format == "PNG":
+                _verify(content)
+            mode = _stored_mode(image)
+            info = dict(image.info)
+            return DecodedImage(_to_rgb(image), mode, info)
+    except ImageRefused:
+        raise
+    except Exception as error:  # Pillow's readers raise anything on broken files: struct.error, IndexError, zlib.error, …
+        raise _unreadable(content, error) from None
+
+
+def resize_square(rgb: np.ndarray, side: int) -> np.ndarray:
+    """Pixels resized to uint8 (side, side, 3), bilinear with antialiasing; the aspect is not kept, as in the notebook."""
+    if rgb.shape[:2] == (side, side):
+        return rgb
+    return np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _open(content: bytes) -> Image.Image:
+    if not content:
+        raise ImageRefused("empty", "the file has no content")
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageRefused("too large", f"its header promises more than can be held: {error}") from None
+    except UnidentifiedImageError as error:
+        if _signature(content):
+            raise _unreadable(content, error) from None
+        _refuse_foreign(content)
+        raise ImageRefused("not an image", f"its first bytes are {content[:8]!r}") from None
+
+
+def _check_header(image: Image.Image, min_side: int, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageRefused("too large", f"{width} x {height} pixels; at most {max_pixels:,} are read")
+    if min(width, height) < min_side:
+        raise ImageRefused("too small", f"{width} x {height} pixels; the shorter side must have at least {min_side}")
+    # A JPEG with previews (MPO) has several frames too, but one picture.
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format == "PNG":
+        raise ImageRefused("animated", f"{frames} frames; one still picture is needed")
+
+
+def _verify(content: bytes) -> None:
+    """Check every chunk's CRC: reading the pixels alone skips those of the pixel data."""
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        image.verify()
+
+
+def _stored_mode(image: Image.Image) -> str:
+    tile = getattr(image, "tile", None)
+    rawmode = str(tile[0].args) if tile else ""
+    sixteen = ";16" in rawmode or image.mode.startswith("I")
+    base = "L" if image.mode.startswith("I") else image.mode
+    return f"{base};16" if sixteen else base
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+    if upright.mode.startswith("I"):
+        # Pillow's own conversion of 16 bits cuts everything above 255 off.
+        gray = ((np.asarray(upright).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    if upright.has_transparency_data:
+        layer = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
+    return np.array(upright.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a mangled EXIF block says nothing about the pixels
+        return 1
+
+
+def _signature(content: bytes) -> str:
+    return next((name for start, name in _SIGNATURES.items() if content.startswith(start)), "")
+
+
+def _refuse_foreign(content: bytes) -> None:
+    """Refuse by its format what Pillow can tell to be an image of another one."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            found, frames = image.format, getattr(image, "n_frames", 1)
+    except Exception:
+        return
+    if frames > 1:
+        raise ImageRefused("animated", f"a {found} of {frames} frames; one still picture is needed")
+    raise ImageRefused("unsupported format", f"its content is {found}, not {', '.join(FORMATS)}")
+
+
+def _unreadable(content: bytes, error: Exception) -> ImageRefused:
+    detail = " ".join(str(error).split()) or type(error).__name__
+    detail = detail.split(" <_io.BytesIO", maxsplit=1)[0]
+    if _is_cut_short(content):
+        return ImageRefused("truncated", f"{len(content):,} bytes, and the end is missing: {detail}")
+    return ImageRefused("damaged", detail)
+
+
+def _is_cut_short(content: bytes) -> bool:
+    """Whether a file with a known signature lacks its end."""
+    kind = _signature(content)
+    if kind == "PNG":
+        return b"IEND" not in content[-64:]
+    if kind == "JPEG":
+        return b"\xff\xd9" not in content[-64:]
+    return kind == "BMP" and int.from_bytes(content[2:6], "little") > len(content)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from bcc_ops.dataset.decoding import decode_image, decode_rgb, resize_square
+from bcc_ops.exceptions import DataError, ImageRefused
+from tests.unit.dataset.broken_images import MAX_PIXELS, MIN_SIDE, broken_files, chunk, encoded, picture, png_promising
+
+BROKEN = list(broken_files())
+
+
+def test_there_are_fifty_different_defects():
+    assert len({name for name, _, _ in BROKEN}) == 50
+
+
+@pytest.mark.parametrize(("content", "reason"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+def test_a_broken_file_is_refused_for_the_right_reason(content, reason):
+    with pytest.raises(ImageRefused) as caught:
+        decode_image(content, MIN_SIDE, MAX_PIXELS)
+    assert caught.value.reason == reason, caught.value
+    assert caught.value.detail
+    assert "\n" not in str(caught.value)
+    assert "0x" not in str(caught.value)  # an object's address says nothing to people and differs from run to run
+    assert isinstance(caught.value, DataError)
+
+
+def test_a_bomb_is_refused_by_its_header_without_unpacking(monkeypatch):
+    def unpack(*_):
+        raise AssertionError("pixels were unpacked")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", unpack)
+    with pytest.raises(ImageRefused, match="too large: 1001 x 1000"):
+        decode_image(png_promising(1001, 1000), max_pixels=1_000_000)
+
+
+def test_the_content_decides_not_the_name(tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(encoded(picture(), "BMP"))
+    assert np.array_equal(decode_rgb(path), np.asarray(picture()))
+
+
+@pytest.mark.parametrize(("mode", "noted"), [("L", "L"), ("P", "P"), ("RGBA", "RGBA"), ("LA", "LA"), ("1", "1"), ("RGB", "RGB")])
+def test_other_colour_modes_become_rgb_and_are_noted(mode, noted):
+    image = picture(mode=mode)
+    decoded = decode_image(encoded(image))
+    assert decoded.mode == noted
+    assert decoded.rgb.dtype == np.uint8
+    assert np.array_equal(decoded.rgb, np.asarray(image.convert("RGB")))
+
+
+def test_cmyk_becomes_rgb():
+    image = Image.new("CMYK", (64, 64), (0, 255, 255, 0))
+    decoded = decode_image(encoded(image, "JPEG", quality=100))
+    assert decoded.mode == "CMYK"
+    red, green, blue = decoded.rgb.mean(axis=(0, 1))
+    assert red > 250
+    assert max(green, blue) < 5
+
+
+def test_sixteen_bits_are_scaled_and_not_cut_off():
+    values = np.array([[0, 257, 32768, 65535]] * 4, dtype=np.uint16)
+    decoded = decode_image(encoded(Image.fromarray(values)))
+    assert decoded.mode == "L;16"
+    assert decoded.rgb[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_sixteen_bit_colour_is_noted():
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+
+    row = b"\0" + struct.pack(">6H", 0, 257 * 7, 65535, 65535, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    decoded = decode_image(content)
+    assert decoded.mode == "RGB;16"
+    assert decoded.rgb.tolist() == [[[0, 7, 255], [255, 0, 0]]]
+
+
+def test_transparent_pixels_lie_on_black():
+    image = Image.new("RGBA", (8, 8), (200, 100, 50, 0))
+    image.putpixel((0, 0), (200, 100, 50, 255))
+    rgb = decode_rgb(encoded(image))
+    assert rgb[0, 0].tolist() == [200, 100, 50]
+    assert rgb[1, 1].tolist() == [0, 0, 0]
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning():
+    image = picture(mode="P")
+    rgb = decode_rgb(encoded(image, transparency=bytes([255] * 256)))
+    assert np.array_equal(rgb, np.asarray(image.convert("RGB")))
+
+
+def test_an_exif_orientation_is_applied():
+    image = picture(size=(40, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    turned = decode_rgb(encoded(image, exif=exif))
+    assert np.array_equal(turned, np.asarray(image.transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_resizing_keeps_the_mean_of_what_it_shrinks():
+    stripes = np.zeros((100, 200, 3), np.uint8)
+    stripes[:, ::2] = 255
+    small = resize_square(stripes, 10)
+    assert small.shape == (10, 10, 3)
+    assert abs(int(small.mean()) - 127) <= 2  # without antialiasing it would be 0 or 255
+
+
+def test_resizing_to_the_same_size_changes_nothing():
+    rgb = np.asarray(picture(size=(32, 32)))
+    assert np.array_equal(resize_square(rgb, 32), rgb)
