@@ -42,12 +42,12 @@ def test_asking_for_more_keeps_what_is_there(tmp_path: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
-def test_no_two_images_look_alike_to_a_perceptual_hash() -> None:
-    imagehash = pytest.importorskip("imagehash")
+def test_no_two_images_are_near_copies() -> None:
+    """Validation would group images whose pixels correlate by 0.9 and more."""
     drawn = [draw_image(label, np.random.default_rng([number, len(label)])) for label in MADE_UP_CLASSES for number in range(12)]
-    hashes = [imagehash.phash(Image.fromarray(image)) for image in drawn]
-    nearest = min(one - other for index, one in enumerate(hashes) for other in hashes[:index])
-    assert nearest > 8, "validation would hold made-up images for near copies of one another"
+    pixels = [np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BOX), dtype=float).ravel() for image in drawn]
+    likeness = np.corrcoef(np.stack(pixels)) - 2 * np.eye(len(pixels))
+    assert likeness.max() < 0.85
 
 
 def test_classes_can_be_told_apart_from_the_mass_and_what_lies_below_it() -> None:
