@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,15 @@ import pytest
 from bcc_ops.storage import ObjectStore
 from local.s3_server import S3Server, serve
 
-REAL_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data" / "Dataset_BUSI_with_GT"
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Airflow reads these when it is first imported: a home of the test session's own, and the repository's DAGs and plugins.
+os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-home-")
+os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(REPOSITORY / "dags")
+os.environ["AIRFLOW__CORE__PLUGINS_FOLDER"] = str(REPOSITORY / "plugins")
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+
+REAL_IMAGES = REPOSITORY.parent / "shared" / "data" / "Dataset_BUSI_with_GT"
 
 
 @pytest.fixture(scope="session")

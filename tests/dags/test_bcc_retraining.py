@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from airflow.dag_processing.dagbag import DagBag
+
+from bcc_ops.config import RetrainingConfig
+from tests.conftest import REPOSITORY
+
+EDGES = {
+    "wait_for_new_images": {"snapshot_dataset"},
+    "snapshot_dataset": {
+        *("download_images", "validate_images", "compute_class_weights", "train_model", "evaluate_model"),
+        *("gate_model", "publish_plots", "approve_model", "upload_model"),
+    },
+    "download_images": {"validate_images"},
+    "validate_images": {"compute_class_weights", "train_model", "evaluate_model", "publish_plots"},
+    "compute_class_weights": {"train_model", "evaluate_model", "publish_plots"},
+    "train_model": {"evaluate_model", "publish_plots", "upload_model"},
+    "evaluate_model": {"gate_model", "publish_plots", "upload_model"},
+    "gate_model": {"publish_plots", "approve_model", "upload_model"},
+    "publish_plots": set(),
+    "approve_model": {"upload_model"},
+    "upload_model": set(),
+}
+
+
+@pytest.fixture(scope="module")
+def bag() -> DagBag:
+    return DagBag(REPOSITORY / "dags")
+
+
+@pytest.fixture(scope="module")
+def dag(bag: DagBag) -> Any:
+    return bag.dags["bcc_retraining"]
+
+
+def test_every_dag_file_loads(bag: DagBag) -> None:
+    assert not bag.import_errors
+    assert set(bag.dags) == {"bcc_retraining", "bcc_set_champion"}
+
+
+def test_the_tasks_hang_together_as_the_diagram_says(dag: Any) -> None:
+    assert {task.task_id: task.downstream_task_ids for task in dag.tasks} == EDGES
+
+
+def test_one_run_at_a_time_and_nothing_made_up_for_the_past(dag: Any) -> None:
+    assert dag.max_active_runs == 1
+    assert dag.catchup is False
+
+
+def test_every_task_ends_by_itself_has_an_owner_and_retries(dag: Any) -> None:
+    for task in dag.tasks:
+        assert task.owner == "ml-platform"
+        assert task.retries > 0
+        # The approval's own time-out is a knob of the run, set when it is asked for.
+        assert task.execution_timeout or task.task_id == "approve_model", task.task_id
+
+
+def test_the_form_offers_every_knob_with_a_default_that_it_accepts(dag: Any) -> None:
+    assert set(dag.params) == set(RetrainingConfig.model_fields)
+    dag.params.validate()
+
+
+def test_only_what_loads_tensorflow_to_compute_takes_a_gpu_slot(dag: Any) -> None:
+    assert {task.task_id for task in dag.tasks if task.pool == "gpu"} == {"train_model", "evaluate_model"}
+
+
+def test_the_sensor_holds_no_worker_slot_while_it_waits(dag: Any) -> None:
+    assert dag.get_task("wait_for_new_images").deferrable is True
