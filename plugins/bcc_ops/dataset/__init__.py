@@ -1,1 +1,1 @@
-"""Images: which there are, whether they may be used, and on which side of the split they lie."""
+"""Which images a run is about: listed, fetched, checked, grouped and split."""
