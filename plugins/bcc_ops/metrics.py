@@ -1,0 +1,46 @@
+"""The pipeline's own metrics, sent wherever Airflow's go: StatsD or OpenTelemetry, switched on in Airflow's settings.
+
+bcc.new_images          gauge    images that were added, changed or removed since the last assessed run
+bcc.stage.<stage>       timing   how long a task's work took, however it ended
+bcc.verdict.<verdict>   counter  decisions of the gate
+bcc.gate.<rule>         gauge    the figure that a rule of the gate looked at
+
+"bcc" comes after Airflow's own prefix: `airflow.bcc.new_images`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+from airflow.sdk.observability import stats
+
+from bcc_ops.artifacts import GateDocument
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Time a task's work, however it ends.
+
+    Args:
+        name: the stage, as its task is called.
+    """
+    begin = monotonic()
+    try:
+        yield
+    finally:
+        stats.timing(f"bcc.stage.{name}", (monotonic() - begin) * 1000)
+
+
+def new_images(count: int) -> None:
+    """Report how many images differ from the last assessed run's."""
+    stats.gauge("bcc.new_images", count)
+
+
+def verdict(gate: GateDocument) -> None:
+    """Count a decision of the gate, and report each figure that it looked at; a missing figure is not reported."""
+    stats.incr(f"bcc.verdict.{gate.verdict}")
+    for rule in gate.rules:
+        if rule.figure is not None:
+            stats.gauge(f"bcc.gate.{stats.normalize_name_for_stats(rule.rule)}", rule.figure)
