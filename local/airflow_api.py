@@ -1,0 +1,166 @@
+"""Airflow's REST API, as far as running and watching the pipeline needs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+RUN_ENDED = ("success", "failed")
+TASK_ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
+
+
+class AirflowError(RuntimeError):
+    """Airflow does not answer, or refuses. One line."""
+
+
+class AirflowApi:
+    """A client for one Airflow.
+
+    Args:
+        address: `http://127.0.0.1:8080`.
+        user, password: of SimpleAuthManager; the token is fetched at the first call, and again where it has expired.
+    """
+
+    def __init__(self, address: str, user: str, password: str) -> None:
+        self.address = address
+        self._login = {"username": user, "password": password}
+        # trust_env: a proxy configured for this machine must not be asked for its own loopback
+        self._client = httpx.Client(base_url=address, timeout=30, trust_env=False)
+        self._token: str | None = None
+
+    def call(self, method: str, path: str, **request: Any) -> Any:
+        """Send a request below `/api/v2` and return the answer's JSON.
+
+        Raises:
+            AirflowError: no answer, or one of 400 and above; the message has Airflow's own detail.
+        """
+        answer = self._send(method, path, **request)
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            self._token = None
+            answer = self._send(method, path, **request)
+        if answer.is_error:
+            raise AirflowError(f"{method} {path}: {answer.status_code} {_detail(answer)}")
+        return answer.json() if answer.content else None
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            if self._token is None:
+                answer = self._client.post("/auth/token", json=self._login)
+                if answer.is_error:
+                    raise AirflowError(f"the login as {self._login['username']} is refused: {_detail(answer)}")
+                self._token = answer.json()["access_token"]
+            return self._client.request(method, f"/api/v2{path}", headers={"Authorization": f"Bearer {self._token}"}, **request)
+        except httpx.HTTPError as error:
+            raise AirflowError(f"{self.address} does not answer: {error or type(error).__name__}") from None
+
+    def health(self) -> dict[str, str]:
+        """Component -> "healthy" or what else Airflow says of it: metadatabase, scheduler, triggerer, dag_processor."""
+        try:
+            answer = self._client.get("/api/v2/monitor/health")
+            return {name: str((state or {}).get("status")) for name, state in answer.json().items()}
+        except (httpx.HTTPError, ValueError):
+            return {}
+
+    def ensure_pool(self, name: str, slots: int) -> None:
+        """Make a pool, or give it this many slots."""
+        if name in {pool["name"] for pool in self.call("GET", "/pools", params={"limit": 100})["pools"]}:
+            self.call("PATCH", f"/pools/{quote(name)}", params={"update_mask": "slots"}, json={"pool": name, "slots": slots})
+        else:
+            self.call("POST", "/pools", json={"name": name, "slots": slots})
+
+    def dag(self, dag_id: str) -> dict[str, Any] | None:
+        """What Airflow knows of a DAG; None before it was parsed."""
+        try:
+            found: dict[str, Any] = self.call("GET", f"/dags/{quote(dag_id)}")
+        except AirflowError as error:
+            if ": 404 " in str(error):
+                return None
+            raise
+        return found
+
+    def import_errors(self) -> list[str]:
+        """A line a DAG file that cannot be imported: its name and the exception."""
+        errors = self.call("GET", "/importErrors")["import_errors"]
+        return [f"{error['filename']}: {error['stack_trace'].strip().splitlines()[-1]}" for error in errors]
+
+    def set_paused(self, dag_id: str, paused: bool) -> None:
+        """Pause a DAG, or let it run."""
+        self.call("PATCH", f"/dags/{quote(dag_id)}", json={"is_paused": paused})
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any], run_id: str | None = None, logical_date: str | None = None) -> str:
+        """Start a run by hand and return its id."""
+        body = {"conf": dict(conf), "logical_date": logical_date, **({"dag_run_id": run_id} if run_id else {})}
+        return str(self.call("POST", f"/dags/{quote(dag_id)}/dagRuns", json=body)["dag_run_id"])
+
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """One run: state, start_date, end_date, conf, …"""
+        found: dict[str, Any] = self.call("GET", _run_path(dag_id, run_id))
+        return found
+
+    def runs(self, dag_id: str, **filters: Any) -> list[dict[str, Any]]:
+        """The runs of a DAG, newest first. `filters`: query parameters, `state=["running", "queued"]`."""
+        parameters = {"order_by": "-run_after", "limit": 100, **filters}
+        found: list[dict[str, Any]] = self.call("GET", f"/dags/{quote(dag_id)}/dagRuns", params=parameters)["dag_runs"]
+        return found
+
+    def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
+        """The task instances of a run, by task id: state, start_date, end_date, duration, try_number, hostname, pid, …"""
+        found = self.call("GET", f"{_run_path(dag_id, run_id)}/taskInstances", params={"limit": 100})["task_instances"]
+        return {task["task_id"]: task for task in found}
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
+        """What a task returned; None where it returned nothing."""
+        path = f"{_run_path(dag_id, run_id)}/taskInstances/{quote(task_id)}/xcomEntries/{quote(key)}"
+        try:
+            return self.call("GET", path, params={"deserialize": True})["value"]
+        except AirflowError as error:
+            if ": 404 " in str(error):
+                return None
+            raise
+
+    def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int) -> list[dict[str, Any]]:
+        """The events in a task's log: `event`, `level`, `timestamp`, `error_detail`, …"""
+        path = f"{_run_path(dag_id, run_id)}/taskInstances/{quote(task_id)}/logs/{try_number}"
+        content = self.call("GET", path, params={"full_content": True})["content"]
+        return [entry if isinstance(entry, dict) else {"event": str(entry)} for entry in content]
+
+    def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
+        """Mark a task instance as `success`, `failed` or `skipped`."""
+        path = f"{_run_path(dag_id, run_id)}/taskInstances/{quote(task_id)}"
+        self.call("PATCH", path, json={"new_state": state})
+
+    def wait_for_run(self, dag_id: str, run_id: str, within: float, watch: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Wait until a run has ended and return it.
+
+        Args:
+            within: seconds.
+            watch: called between two looks; may raise to end the waiting.
+
+        Raises:
+            AirflowError: it did not end in that time; the message says which tasks were where.
+        """
+        deadline = time.monotonic() + within
+        while True:
+            run = self.run(dag_id, run_id)
+            if run["state"] in RUN_ENDED:
+                return run
+            if time.monotonic() > deadline:
+                states = {name: task["state"] for name, task in self.tasks(dag_id, run_id).items() if task["state"]}
+                raise AirflowError(f"the run {run_id} has not ended within {within:.0f} s: {states}")
+            watch()
+            time.sleep(1)
+
+
+def _run_path(dag_id: str, run_id: str) -> str:
+    return f"/dags/{quote(dag_id)}/dagRuns/{quote(run_id, safe='')}"
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json().get("detail", answer.text))
+    except ValueError:
+        return answer.text[:200]

@@ -1,0 +1,76 @@
+"""`make env`: write `.env` for docker-compose.yaml, with random secrets. One that is there is never overwritten."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import shutil
+import sys
+from pathlib import Path
+
+HEADER = """\
+# Written by `make env`; read by docker-compose.yaml. Keep it secret and keep a copy: without FERNET_KEY, connections and
+# variables that were saved in the UI cannot be read any more.
+"""
+
+
+def make_env(gpu: bool) -> str:
+    """The text of a fresh `.env`.
+
+    Args:
+        gpu: whether this host has an NVIDIA GPU; it decides which worker serves the queue of the trainings.
+    """
+    access_key, secret_key = secrets.token_hex(10), secrets.token_urlsafe(32)
+    extra = {"endpoint_url": "http://s3:8333", "region_name": "us-east-1"}
+    connection = {"conn_type": "aws", "login": access_key, "password": secret_key, "extra": extra}
+    sections = {
+        "What runs here. Leave out s3 where there is a real one, and point AIRFLOW_CONN_AWS_DEFAULT to it.": {
+            "COMPOSE_PROFILES": f"s3,{'gpu' if gpu else 'cpu'}",
+            "GPU_SLOTS": "1",
+            "UI_ADDRESS": "127.0.0.1",
+            "UI_PORT": "8080",
+        },
+        "Logins of the UI": {
+            "LOGIN_ADMIN": secrets.token_urlsafe(16),
+            "LOGIN_VIEWER": secrets.token_urlsafe(16),
+        },
+        "Secrets that the services share": {
+            "POSTGRES_PASSWORD": secrets.token_hex(24),
+            "REDIS_PASSWORD": secrets.token_hex(24),
+            "FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+            "API_SECRET_KEY": secrets.token_hex(32),
+            "JWT_SECRET": secrets.token_hex(64),
+        },
+        "The S3 server of the profile s3, and the connection to it": {
+            "S3_ACCESS_KEY": access_key,
+            "S3_SECRET_KEY": secret_key,
+            "AIRFLOW_CONN_AWS_DEFAULT": f"'{json.dumps(connection)}'",
+            "BCC_BUCKET": "breast-images",
+            "CREATE_BUCKET": "true",
+        },
+    }
+    parts = [HEADER]
+    for title, variables in sections.items():
+        parts.append("\n".join([f"\n# {title}", *(f"{name}={value}" for name, value in variables.items()), ""]))
+    return "".join(parts)
+
+
+def main() -> int:
+    """Write `.env` into the folder named by the argument, or into this one."""
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else ".") / ".env"
+    try:
+        # O_EXCL: of two that write at once one wins; and there is no moment at which others may read the file.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        print(f"{path} is there already and stays as it is; remove it for new secrets")
+        return 0
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(make_env(gpu=shutil.which("nvidia-smi") is not None))
+    print(f"wrote {path} (mode 600); LOGIN_ADMIN in it is the password of the UI's user admin")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
