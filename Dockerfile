@@ -1,0 +1,41 @@
+# The image that every Airflow service of docker-compose.yaml runs: `--target cpu` (the default) or `--target gpu`.
+#
+#   docker build --target cpu -t bcc-retraining:cpu .
+#   docker build --target gpu -t bcc-retraining:gpu .
+#
+# AIRFLOW_VERSION is the version that requirements.txt pins; tests/unit/deploy compares them.
+ARG AIRFLOW_VERSION=3.3.2
+ARG PYTHON_VERSION=3.11
+
+# "slim" holds Airflow, the PostgreSQL client, curl and dumb-init, and no compiler; every Python package comes from the lock.
+FROM apache/airflow:slim-${AIRFLOW_VERSION}-python${PYTHON_VERSION} AS base
+
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+ENV PYTHONPATH=/opt/airflow/plugins \
+    PYTHONDONTWRITEBYTECODE=1 \
+    TF_CPP_MIN_LOG_LEVEL=2
+
+# Wheels only: a package that would have to be compiled ends the build here, and no build tool is ever needed.
+COPY requirements.txt /opt/airflow/deploy/requirements.txt
+RUN pip install --no-cache-dir --only-binary :all: --require-hashes -r /opt/airflow/deploy/requirements.txt
+
+COPY deploy/ /opt/airflow/deploy/
+COPY plugins/ /opt/airflow/plugins/
+COPY dags/ /opt/airflow/dags/
+
+USER 0
+# A new named volume takes over owner and mode of the folder that it is mounted on.
+RUN install --directory --owner airflow --group 0 --mode 0775 /opt/airflow/cache /opt/airflow/logins
+USER 50000
+
+# The default backbone's ImageNet weights come with a locked package; a worker fetches nothing from a hub. That they are
+# there and whole is checked now and not in the first night.
+RUN python /opt/airflow/deploy/check_image.py
+
+HEALTHCHECK --interval=60s --timeout=50s --start-period=120s --retries=3 CMD ["/opt/airflow/deploy/healthcheck.sh"]
+
+FROM base AS gpu
+# TensorFlow's CUDA libraries, as wheels; the driver is the host's, passed in by the NVIDIA container toolkit.
+RUN pip install --no-cache-dir --only-binary :all: --require-hashes -r /opt/airflow/deploy/requirements-gpu.txt
+
+FROM base AS cpu

@@ -1,0 +1,65 @@
+"""Wait for the configured bucket, and make it where `CREATE_BUCKET=true` says that this deployment owns its S3 server.
+
+The credentials of a run may not make buckets (deploy/iam-policy.json); against a real S3 this only looks, and says in
+one line what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from bcc_ops.config import Settings
+from bcc_ops.exceptions import BccError, BucketNotFound, StorageUnavailable
+from bcc_ops.operators.base import open_store
+from bcc_ops.storage import ObjectStore
+
+PATIENCE = 120.0
+"""Seconds for an S3 server that starts at the same time."""
+
+
+def prepare(store: ObjectStore, create: bool, patience: float = PATIENCE) -> str:
+    """Make sure that the bucket is there, and return a sentence that says how it was found.
+
+    Args:
+        store: the bucket.
+        create: make it, with versions, where it is missing.
+        patience: seconds to wait for a store that does not answer.
+
+    Raises:
+        BucketNotFound: it is missing, and `create` is off.
+        StorageUnavailable: the store did not answer in time.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            store.check()
+        except StorageUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+        except BucketNotFound:
+            if not create:
+                raise
+            store.client.create_bucket(Bucket=store.bucket)
+            # With versions, a past as_of is exact, and an overwritten image can be had back.
+            store.client.put_bucket_versioning(Bucket=store.bucket, VersioningConfiguration={"Status": "Enabled"})
+            return f"made the bucket {store.bucket}, with versions"
+        else:
+            versions = "keeps versions" if store.is_versioned() else "keeps no versions: a past as_of will not be exact"
+            return f"the bucket {store.bucket} is there and {versions}"
+
+
+def main() -> int:
+    """Prepare the bucket that the environment names. Exit status 1: it is not ready, in one line."""
+    try:
+        print(prepare(open_store(Settings.from_environment()), create=os.environ.get("CREATE_BUCKET") == "true"))
+    except BccError as error:
+        print(f"prepare_bucket: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

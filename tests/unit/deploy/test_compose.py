@@ -1,0 +1,178 @@
+"""docker-compose.yaml and Dockerfile, as far as they can be judged without a container engine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bcc_ops.config import Settings
+from local.make_env import make_env
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+PROFILES = ("s3", "gpu", "two-gpus", "cpu")
+WORKERS = ("worker", "worker-gpu", "worker-gpu-1", "worker-cpu")
+ONE_SHOT = {"init"}
+OVERRIDES = sorted((REPOSITORY / "deploy").glob("compose.*.yaml"))
+
+needs_compose = pytest.mark.skipif(shutil.which("docker-compose") is None, reason="apt-get install docker-compose")
+
+
+def compose(*arguments: str, env_file: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    profiles = [argument for profile in PROFILES for argument in ("--profile", profile)]
+    return subprocess.run(
+        ["docker-compose", "--env-file", str(env_file), *profiles, *arguments],
+        cwd=REPOSITORY,
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def env_file(tmp_path: Path) -> Path:
+    path = tmp_path / ".env"
+    path.write_text(make_env(gpu=True))
+    return path
+
+
+@pytest.fixture
+def services(env_file: Path) -> dict[str, Any]:
+    answer = compose("config", env_file=env_file)
+    assert answer.returncode == 0, answer.stderr
+    services: dict[str, Any] = yaml.safe_load(answer.stdout)["services"]
+    return services
+
+
+@needs_compose
+def test_every_secret_is_required(env_file: Path) -> None:
+    complete = env_file.read_text()
+    secrets = re.findall(r"^(\w+(?:PASSWORD|KEY|SECRET|DEFAULT)|LOGIN_\w+)=", complete, re.M)
+    assert len(secrets) == 10
+    for secret in secrets:
+        env_file.write_text(re.sub(rf"^{secret}=.*\n", "", complete, flags=re.M))
+        answer = compose("config", "--quiet", env_file=env_file)
+        assert answer.returncode != 0, f"{secret} may be missing"
+        assert "make env" in answer.stderr
+
+
+@needs_compose
+def test_only_the_ui_is_published_and_on_loopback(services: dict[str, Any]) -> None:
+    ports = {name: service["ports"] for name, service in services.items() if service.get("ports")}
+    assert ports == {"api-server": ["127.0.0.1:8080:8080/tcp"]}
+
+
+@needs_compose
+def test_every_lasting_service_restarts_rotates_logs_has_limits_and_a_health_check(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
+        assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory"}, name
+        if name not in ONE_SHOT:
+            assert service["restart"] == "unless-stopped", name
+            assert service["healthcheck"]["test"], name
+
+
+@needs_compose
+def test_airflow_services_wait_for_init_and_share_one_environment(services: dict[str, Any]) -> None:
+    airflow = {name: service for name, service in services.items() if service["image"].startswith("bcc-retraining")}
+    assert set(airflow) == {
+        *("init", "api-server", "scheduler", "dag-processor", "triggerer"),
+        *WORKERS,
+    }
+    shared = set.intersection(*(set(service["environment"].items()) for service in airflow.values()))
+    own = {name: set(service["environment"]) - {key for key, _ in shared} for name, service in airflow.items()}
+    assert own == {
+        "init": {"GPU_SLOTS", "CREATE_BUCKET"},
+        "api-server": {"LOGIN_ADMIN", "LOGIN_VIEWER"},
+        "scheduler": set(),
+        "dag-processor": set(),
+        "triggerer": set(),
+        **{worker: {"CELERY_NODE", "DUMB_INIT_SETSID"} for worker in WORKERS},
+    }
+    for name in set(airflow) - ONE_SHOT:
+        assert airflow[name]["depends_on"] == {"init": {"condition": "service_completed_successfully"}}
+
+
+@needs_compose
+def test_gpu_worker_takes_one_training_on_one_gpu_and_has_time_for_a_checkpoint(services: dict[str, Any]) -> None:
+    gpu, cpu = services["worker-gpu"], services["worker-cpu"]
+    (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["device_ids"], device["capabilities"]) == ("nvidia", ["0"], ["gpu"])
+    assert "reservations" not in cpu["deploy"]["resources"]
+    for worker in (gpu, cpu):
+        assert worker["command"][:6] == ["celery", "worker", "--queues", "gpu", "--concurrency", "1"]
+        assert (worker["shm_size"], worker["stop_grace_period"]) in ((2 * 2**30, "3m0s"), ("2gb", "3m"), ("2gb", "3m0s"))
+
+
+@needs_compose
+def test_workers_have_caches_of_their_own(services: dict[str, Any]) -> None:
+    caches = {
+        name: [v for v in services[name]["volumes"] if ":/opt/airflow/cache" in str(v)] for name in ("worker", "worker-gpu")
+    }
+    assert caches["worker"] != caches["worker-gpu"]
+
+
+@needs_compose
+def test_every_setting_of_the_pipeline_can_be_given(services: dict[str, Any]) -> None:
+    given = {name for name in services["worker"]["environment"] if name.startswith("BCC_")}
+    assert given == {f"BCC_{name.upper()}" for name in Settings.model_fields}
+
+
+@needs_compose
+def test_settings_that_env_leaves_out_are_those_of_the_code(services: dict[str, Any]) -> None:
+    settings = Settings.from_environment(services["worker"]["environment"])
+    of_the_deployment = {"cache_dir", "gpu_queue"}
+    assert settings.model_dump(exclude=of_the_deployment) == Settings().model_dump(exclude=of_the_deployment)
+
+
+@needs_compose
+@pytest.mark.parametrize("override", OVERRIDES, ids=lambda path: path.name)
+def test_overrides_fit_the_compose_file(override: Path, env_file: Path) -> None:
+    addresses = {"PIPELINE_HOST": "192.0.2.1", "PRIVATE_ADDRESS": "192.0.2.1", "GPU_HOST": "192.0.2.2"}
+    answer = compose(
+        "-f", "docker-compose.yaml", "-f", str(override), "config", "--quiet", env_file=env_file, environment=addresses
+    )
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_image_is_of_the_locked_airflow() -> None:
+    locked = re.search(r"^apache-airflow(?:\[[\w,]+\])?==([\d.]+)", (REPOSITORY / "requirements.txt").read_text(), re.M)
+    image = re.search(r"^ARG AIRFLOW_VERSION=(.+)$", (REPOSITORY / "Dockerfile").read_text(), re.M)
+    assert locked and image and locked[1] == image[1]
+
+
+def test_gpu_lock_agrees_with_the_lock() -> None:
+    def versions(name: str) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for package, version in re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==(\S+)", (REPOSITORY / name).read_text(), re.M):
+            found.setdefault(package, set()).add(version)
+        return found
+
+    locked, gpu = versions("requirements.txt"), versions("deploy/requirements-gpu.txt")
+    added = {package for package in gpu if package not in locked}
+    assert {
+        package: gpu[package] - locked[package] for package in gpu if package in locked and gpu[package] - locked[package]
+    } == {}
+    assert added and all(package.startswith("nvidia-") for package in added)
+
+
+def test_dockerfile_has_no_findings() -> None:
+    hadolint = Path(os.sys.executable).parent / "hadolint"  # type: ignore[attr-defined]
+    answer = subprocess.run([hadolint, REPOSITORY / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout
+
+
+def test_image_runs_as_airflow_and_holds_no_secret() -> None:
+    dockerfile = (REPOSITORY / "Dockerfile").read_text()
+    assert re.findall(r"^USER (\S+)", dockerfile, re.M)[-1] == "50000"
+    copied = re.findall(r"^COPY (\S+)", dockerfile, re.M)
+    assert copied == ["requirements.txt", "deploy/", "plugins/", "dags/"]
+    ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored and "!.env" not in ignored

@@ -1,0 +1,40 @@
+"""Where the GPU tasks run, and that it survives the serialisation on its way to a Kubernetes executor."""
+
+from __future__ import annotations
+
+import pytest
+from airflow.sdk import DAG, BaseOperator
+from airflow.serialization.serialized_objects import DagSerialization
+
+from bcc_ops.config import Settings
+from bcc_ops.exceptions import ConfigError
+from bcc_ops.operators import placement
+from bcc_ops.operators.placement import gpu_placement
+
+
+def test_one_machine_needs_the_pool_alone() -> None:
+    assert gpu_placement(Settings(gpu_pool="gpu")) == {"pool": "gpu"}
+
+
+def test_celery_gets_the_queue_too() -> None:
+    assert gpu_placement(Settings(gpu_pool="a100", gpu_queue="gpu")) == {"pool": "a100", "queue": "gpu"}
+
+
+# Airflow itself still uses a name that pathspec has deprecated.
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
+def test_pod_override_survives_serialisation_with_its_gpu_limit() -> None:
+    with DAG("serialised", schedule=None) as dag:
+        BaseOperator(task_id="train_model", **gpu_placement(Settings(gpu_limit=2)))
+
+    restored = DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    pod = restored.get_task("train_model").executor_config["pod_override"].to_dict()
+
+    (container,) = pod["spec"]["containers"]
+    assert (container["name"], container["resources"]["limits"]) == ("base", {"nvidia.com/gpu": "2"})
+    assert pod["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu"
+
+
+def test_gpu_limit_without_the_kubernetes_client_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="apache-airflow-providers-cncf-kubernetes"):
+        gpu_placement(Settings(gpu_limit=1))
