@@ -179,6 +179,14 @@ class RetrainingConfig(BaseModel):
     min_malignant_sensitivity: float = _knob(
         0.75, "Malignant sensitivity at least", "Floor, at the operating point.", _GATE, ge=0, le=1
     )
+    min_malignant_specificity: float = _knob(
+        0.4,
+        "Malignant specificity at least",
+        "Floor, at the operating point: calling everything malignant is no model.",
+        _GATE,
+        ge=0,
+        le=1,
+    )
     balanced_accuracy_margin: float = _knob(
         0.05,
         "Balanced accuracy margin",

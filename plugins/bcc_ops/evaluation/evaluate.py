@@ -1,0 +1,437 @@
+"""Judge challenger and champion on the same validation images: predictions in, the evaluation document out.
+
+The champion is never judged on what it was trained on, nor on near copies of it. What cannot be compared (its file is
+gone, it knows other classes) is said and not guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from bcc_ops.artifacts import (
+    Comparison,
+    Estimate,
+    EvaluationDocument,
+    ModelEvaluation,
+    OperatingPoint,
+    Reference,
+    SliceEvaluation,
+)
+from bcc_ops.evaluation.metrics import (
+    Bootstrapped,
+    Judged,
+    Scores,
+    Threshold,
+    bootstrap,
+    choose_threshold,
+    fit_temperature,
+    paired_difference,
+)
+from bcc_ops.exceptions import DataError, ModelError
+from bcc_ops.tables import ContentRow, SplitRow, write_predictions
+
+TUNING_PART = "tuning part"
+TRAINED_ON = "the champion was trained on it"
+NEAR_COPY = "near copy of what the champion was trained on"
+SMALLEST_SLICE = 10
+"""Images. A slice of fewer says nothing with an interval worth reading."""
+
+
+class PredictsImages(Protocol):
+    """What is asked of a model: `bcc_ops.evaluation.predict.Classifier` is one."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the input, pixels."""
+
+    @property
+    def classes_count(self) -> int:
+        """How many probabilities it answers."""
+
+    def predict(self, paths: Sequence[Path], batch_size: int = 32) -> np.ndarray:
+        """(n, classes) probabilities, float32."""
+
+
+@dataclass(frozen=True)
+class ChampionModel:
+    """The model in use, as far as it could be had.
+
+    Args:
+        version, as_of, made_up: from the pointer.
+        classes: the order of its answers, from its `model.json`; empty where that could not be read.
+        operating_point, temperature: as they were fitted on its own tuning part.
+        seen: sha256 of the images that it was trained or tuned on.
+        model: the loaded file; None where there is a problem.
+        problem: why it cannot be compared; None where it can.
+    """
+
+    version: str
+    as_of: datetime
+    made_up: bool
+    classes: tuple[str, ...] = ()
+    operating_point: OperatingPoint | None = None
+    temperature: float | None = None
+    seen: frozenset[str] = frozenset()
+    model: PredictsImages | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """`evaluation.json` (without its references) and `predictions.parquet`."""
+
+    document: EvaluationDocument
+    predictions: bytes
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What an evaluation needs to know beside models and images."""
+
+    classes: tuple[str, ...]
+    positive_class: str
+    wanted_sensitivity: float
+    resamples: int
+    seed: int
+    unit: str
+    slice_pattern: str = ""
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with their labels: one entry an image in each. `groups` are drawn together in the bootstrap."""
+
+    keys: tuple[str, ...]
+    labels: tuple[str, ...]
+    groups: tuple[str, ...]
+    paths: tuple[Path, ...]
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[SplitRow], paths: Mapping[str, Path]) -> LabelledImages:
+        """The images of split rows, with their files.
+
+        Args:
+            rows: of `split.parquet`.
+            paths: key -> local file.
+
+        Raises:
+            DataError: an image has no file.
+        """
+        rows = list(rows)
+        missing = [row.key for row in rows if row.key not in paths]
+        if missing:
+            raise DataError(f"{len(missing)} images of the split are not at hand, {missing[0]} the first")
+        columns = ([r.key for r in rows], [r.label for r in rows], [r.group for r in rows], [paths[r.key] for r in rows])
+        return cls(*(tuple(column) for column in columns))  # type: ignore[arg-type]
+
+    def chosen(self, mask: np.ndarray) -> LabelledImages:
+        """The images where `mask` (n,) is true."""
+        columns = (self.keys, self.labels, self.groups, self.paths)
+        return LabelledImages(*(tuple(value for value, keep in zip(column, mask) if keep) for column in columns))  # type: ignore[arg-type]
+
+
+def score(model: PredictsImages, images: LabelledImages, plan: EvaluationPlan, order: Sequence[str] | None = None) -> Scores:
+    """A model's answers, columns in the order of `plan.classes`.
+
+    Args:
+        order: the order in which the model answers; `plan.classes` where it is not given.
+
+    Raises:
+        ModelError: it answers for another number of classes, or with something that is no probability.
+    """
+    order = tuple(order or plan.classes)
+    if model.classes_count != len(order):
+        raise ModelError(f"the model answers for {model.classes_count} classes, not for {', '.join(order)}")
+    labels = np.array([plan.classes.index(label) for label in images.labels], dtype=np.int64)
+    answers = np.zeros((0, len(order)))
+    if images.paths:
+        answers = np.asarray(model.predict(images.paths, batch_size=plan.batch_size), dtype=np.float64)
+    if answers.shape != (len(labels), len(order)) or not np.isfinite(answers).all() or (answers < 0).any():
+        raise ModelError("the model answers with something that is no probability (NaN, negative or of another shape)")
+    total = answers.sum(axis=1, keepdims=True)
+    if len(total) and not np.allclose(total, 1, atol=0.01):
+        raise ModelError(f"the model's probabilities sum to {float(total.min()):.3f} … {float(total.max()):.3f}, not to 1")
+    columns = [order.index(name) for name in plan.classes]
+    return Scores(labels, (answers / total)[:, columns], np.asarray(images.groups, dtype=str))
+
+
+def judge(model: PredictsImages, tuning: LabelledImages, images: LabelledImages, plan: EvaluationPlan) -> Judged:
+    """A model's answers on `images`, with its threshold and temperature fitted on `tuning`."""
+    fitted = score(model, tuning, plan)
+    positive = plan.classes.index(plan.positive_class)
+    threshold = choose_threshold(fitted, positive, plan.wanted_sensitivity, TUNING_PART)
+    return Judged(score(model, images, plan), threshold, fit_temperature(fitted))
+
+
+def seen_by(seen: frozenset[str], split: Iterable[SplitRow], contents: Iterable[ContentRow]) -> dict[str, str]:
+    """Which images a model has seen, or near copies of them.
+
+    Args:
+        seen: sha256 of the images that the model was trained or tuned on.
+        split: this snapshot's split; its groups may be patients.
+        contents: what this snapshot's validation saw; its groups are near copies, refused images included.
+
+    Returns:
+        key -> why it may not be compared on.
+    """
+    split, contents = list(split), list(contents)
+    touched = {row.group for row in contents if row.sha256 in seen}
+    near = {row.key for row in contents if row.group in touched}
+    patients = {row.group for row in split if row.sha256 in seen}
+    reasons = {row.key: NEAR_COPY for row in split if row.key in near or row.group in patients}
+    return reasons | {row.key: TRAINED_ON for row in split if row.sha256 in seen}
+
+
+def evaluate(
+    *,
+    plan: EvaluationPlan,
+    challenger: PredictsImages,
+    champion: ChampionModel | None,
+    split: Sequence[SplitRow],
+    contents: Sequence[ContentRow],
+    paths: Mapping[str, Path],
+    earlier: frozenset[str] | None,
+    as_of: datetime | None,
+    made_up: bool,
+    validation_digest: str,
+    external: LabelledImages | None = None,
+    external_note: str | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Evaluated:
+    """Judge the challenger on the validation part, and both models on what of it the champion has not seen.
+
+    Args:
+        plan: classes, resamples and the like.
+        challenger: the model just trained.
+        champion: the model in use; None where there is none.
+        split: this run's `split.parquet`.
+        contents: this run's `contents.parquet`.
+        paths: key -> local file, of the tuning and validation images at least.
+        earlier: sha256 of the images of the previous assessed run; None without one.
+        as_of, made_up, validation_digest: of the run.
+        external: labelled images from elsewhere, reported only.
+        external_note: what is to be said of them, or why there are none.
+        say: takes a sentence for the log.
+
+    Raises:
+        ModelError: the challenger does not answer as a classifier of these classes.
+        DataError: the validation part is empty, or an image has no file.
+    """
+    rows = [row for row in split if row.partition == "validation"]
+    if not rows:
+        raise DataError("the split has no validation image: there is nothing to evaluate on")
+    images = LabelledImages.of_rows(rows, paths)
+    tuning = LabelledImages.of_rows((row for row in split if row.partition == "tuning"), paths)
+    judged = judge(challenger, tuning, images, plan)
+    whole = _bootstrap({"challenger": judged}, plan)["challenger"]
+    reasons = seen_by(champion.seen, split, contents) if champion else {}
+    unseen = np.array([row.key not in reasons for row in rows])
+    comparison, champion_scores = None, None
+    if champion:
+        left_out = Counter(reasons[row.key] for row in rows if row.key in reasons)
+        comparison, champion_scores = _compare(champion, judged, images=images, unseen=unseen, left_out=dict(left_out), plan=plan)
+        say(_told(comparison))
+    slices, slices_unavailable = _slices(rows, judged, contents, earlier, plan)
+    document = EvaluationDocument(
+        classes=plan.classes,
+        positive_class=plan.positive_class,
+        as_of=as_of,
+        made_up=made_up,
+        validation_digest=validation_digest,
+        challenger=whole.evaluation(),
+        comparison=comparison,
+        slices=slices,
+        slices_unavailable=slices_unavailable,
+        external=_external(challenger, judged, external, plan),
+        external_note=external_note,
+        bootstrap_resamples=plan.resamples,
+        bootstrap_seed=plan.seed,
+        bootstrap_unit=plan.unit,
+        model=None,
+        predictions=None,
+    )
+    return Evaluated(document, _predictions(images, judged.scores, champion_scores, unseen, plan))
+
+
+def with_references(evaluated: Evaluated, model: Reference, predictions: Reference) -> EvaluationDocument:
+    """The document, once it is known where its model and its table lie."""
+    return evaluated.document.model_copy(update={"model": model, "predictions": predictions})
+
+
+def evaluate_folder(
+    model: PredictsImages, images: LabelledImages, plan: EvaluationPlan, *, made_up: bool, digest: str, threshold: Threshold
+) -> EvaluationDocument:
+    """Evaluate any model on any labelled images: an external test, outside of a run.
+
+    There is no tuning part here, so `threshold` is the one that came with the model, and there is no temperature.
+    """
+    judged = Judged(score(model, images, plan), threshold, None)
+    return EvaluationDocument(
+        classes=plan.classes,
+        positive_class=plan.positive_class,
+        as_of=None,
+        made_up=made_up,
+        validation_digest=digest,
+        challenger=_bootstrap({"model": judged}, plan)["model"].evaluation(),
+        comparison=None,
+        slices=(),
+        slices_unavailable="not available: a folder has no history to slice by",
+        external=None,
+        external_note=None,
+        bootstrap_resamples=plan.resamples,
+        bootstrap_seed=plan.seed,
+        bootstrap_unit=plan.unit,
+        model=None,
+        predictions=None,
+    )
+
+
+def _bootstrap(models: Mapping[str, Judged], plan: EvaluationPlan) -> dict[str, Bootstrapped]:
+    return bootstrap(models, plan.classes, plan.positive_class, resamples=plan.resamples, seed=plan.seed)
+
+
+def _compare(
+    champion: ChampionModel,
+    challenger: Judged,
+    *,
+    images: LabelledImages,
+    unseen: np.ndarray,
+    left_out: dict[str, int],
+    plan: EvaluationPlan,
+) -> tuple[Comparison, Scores | None]:
+    scores, problem = None, champion.problem
+    if problem is None and set(champion.classes) != set(plan.classes):
+        problem = f"the champion knows the classes {', '.join(champion.classes)}, not {', '.join(plan.classes)}"
+    if problem is None and not unseen.any():
+        problem = "the champion was trained on every validation image, or on near copies"
+    if problem is None and champion.model is not None:
+        try:
+            scores = score(champion.model, images.chosen(unseen), plan, champion.classes)
+        except ModelError as error:
+            problem = f"the champion cannot be asked: {error}"
+    if scores is None:
+        return _uncompared(champion, left_out, problem or "the champion's model is not at hand"), None
+    point = champion.operating_point
+    threshold = Threshold(None, plan.wanted_sensitivity, TUNING_PART, "the champion has no operating point")
+    if point is not None and point.threshold is not None:
+        threshold = Threshold(point.threshold, point.wanted_sensitivity, point.chosen_on)
+    own = Judged(challenger.scores.subset(unseen), challenger.threshold, challenger.temperature)
+    both = _bootstrap({"challenger": own, "champion": Judged(scores, threshold, champion.temperature)}, plan)
+    figures = {name: name for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "loss", "brier", "ece")}
+    figures |= {f"{plan.positive_class}_{kind}": f"operating.{kind}" for kind in ("sensitivity", "specificity")}
+    differences = {name: paired_difference(both["challenger"], both["champion"], figure) for name, figure in figures.items()}
+    comparison = Comparison(
+        champion_version=champion.version,
+        champion_as_of=champion.as_of,
+        champion_made_up=champion.made_up,
+        left_out=left_out,
+        challenger=both["challenger"].evaluation(),
+        champion=both["champion"].evaluation(),
+        differences=differences,
+        problem=None,
+    )
+    return comparison, scores
+
+
+def _uncompared(champion: ChampionModel, left_out: dict[str, int], problem: str) -> Comparison:
+    return Comparison(
+        champion_version=champion.version,
+        champion_as_of=champion.as_of,
+        champion_made_up=champion.made_up,
+        left_out=left_out,
+        challenger=None,
+        champion=None,
+        differences={},
+        problem=problem,
+    )
+
+
+def _told(comparison: Comparison) -> str:
+    if comparison.problem or comparison.champion is None:
+        return f"Champion {comparison.champion_version} not compared: {comparison.problem}"
+    left_out = ", ".join(f"{count}: {reason}" for reason, count in comparison.left_out.items()) or "none"
+    return f"Compared with champion {comparison.champion_version} on {comparison.champion.images} images; left out {left_out}"
+
+
+def _external(
+    challenger: PredictsImages, judged: Judged, images: LabelledImages | None, plan: EvaluationPlan
+) -> ModelEvaluation | None:
+    if images is None or not images.keys:
+        return None
+    scores = score(challenger, images, plan)
+    return _bootstrap({"external": Judged(scores, judged.threshold, judged.temperature)}, plan)["external"].evaluation()
+
+
+def _slices(
+    rows: Sequence[SplitRow],
+    judged: Judged,
+    contents: Sequence[ContentRow],
+    earlier: frozenset[str] | None,
+    plan: EvaluationPlan,
+) -> tuple[tuple[SliceEvaluation, ...], str | None]:
+    found: list[SliceEvaluation] = []
+    for by, values in slice_values(rows, contents, earlier, plan.slice_pattern).items():
+        for value in sorted(set(values) - {""}):
+            chosen = np.array([own == value for own in values])
+            found.append(_slice(by, value, judged, chosen, plan))
+    return tuple(found), None if found else "not available: nothing tells one part of the validation images from another"
+
+
+def slice_values(
+    rows: Sequence[SplitRow], contents: Sequence[ContentRow], earlier: frozenset[str] | None, pattern: str
+) -> dict[str, list[str]]:
+    """What the validation images can be told apart by.
+
+    Args:
+        rows: validation rows.
+        contents: widths and heights of this snapshot's images.
+        earlier: sha256 of the previous assessed run's images; None without one.
+        pattern: regular expression whose first group names the slice that a key belongs to; "" for none.
+
+    Returns:
+        What is sliced by -> a value a row, "" for a row in no slice. Nothing where all rows have the same value.
+    """
+    pixels = {row.key: row.width * row.height for row in contents}
+    sizes = [pixels.get(row.key, 0) for row in rows]
+    middle = float(np.median([size for size in sizes if size] or [0]))
+    small, large = f"up to {middle / 1e6:.2f} megapixels", f"more than {middle / 1e6:.2f} megapixels"
+    by = {"image size": [(small if size <= middle else large) if size else "" for size in sizes]}
+    if earlier is not None:
+        by["new images"] = ["known to the previous run" if row.sha256 in earlier else "new" for row in rows]
+    if pattern:
+        matches = [re.search(pattern, row.key) for row in rows]
+        by["key pattern"] = [(match.group(1) or "") if match else "" for match in matches]
+    return {name: values for name, values in by.items() if len(set(values) - {""}) > 1}
+
+
+def _slice(by: str, value: str, judged: Judged, chosen: np.ndarray, plan: EvaluationPlan) -> SliceEvaluation:
+    count = int(chosen.sum())
+    if count < SMALLEST_SLICE:
+        missing = Estimate.missing(f"{count} images are too few")
+        return SliceEvaluation(by=by, value=value, images=count, balanced_accuracy=missing, positive_sensitivity=missing)
+    part = _bootstrap({"part": Judged(judged.scores.subset(chosen), judged.threshold, None)}, plan)["part"]
+    sensitivity = part.estimate("operating.sensitivity")
+    balanced = part.estimate("balanced_accuracy")
+    return SliceEvaluation(by=by, value=value, images=count, balanced_accuracy=balanced, positive_sensitivity=sensitivity)
+
+
+def _predictions(
+    images: LabelledImages, challenger: Scores, champion: Scores | None, unseen: np.ndarray, plan: EvaluationPlan
+) -> bytes:
+    probabilities = {"challenger": {name: challenger.probabilities[:, c].tolist() for c, name in enumerate(plan.classes)}}
+    if champion is not None:
+        places = np.cumsum(unseen) - 1
+        probabilities["champion"] = {
+            name: [float(champion.probabilities[place, c]) if asked else None for place, asked in zip(places, unseen)]
+            for c, name in enumerate(plan.classes)
+        }
+    return write_predictions(list(images.keys), list(images.labels), list(images.groups), probabilities)

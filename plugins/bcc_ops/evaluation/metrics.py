@@ -1,0 +1,494 @@
+"""Turn probabilities into figures, with confidence intervals.
+
+Pure numpy on one idea: every figure is a function of image *weights*. All ones give the figure itself; the weights of
+a bootstrap resample, which are how often each image's group was drawn, give one draw of it. Thousands of resamples are
+then a few matrix products, and two models that are weighed alike are compared as pairs.
+
+Shapes throughout: n images, k classes, r resamples. Labels are class numbers in 0..k-1, probabilities are in [0, 1]
+and sum to 1 along a row, weights are 0 or more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bcc_ops.artifacts import Calibration, ClassEvaluation, Estimate, ModelEvaluation, OperatingPoint, ReliabilityBin
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+MOST_BINS = 10
+IMAGES_PER_BIN = 10
+"""Equal-mass bins of the reliability diagram: at most ten, and none of fewer than about ten images."""
+
+TEMPERATURES = (0.05, 20.0)
+SMALLEST_PROBABILITY = 1e-7
+"""Probabilities are clipped here before a logarithm, as Keras does: one confident error must not cost infinity."""
+
+_LEVEL = (0.025, 0.975)
+_Z = 1.959963984540054
+_CHUNK = 4_000_000
+"""Weights held at a time: 32 MB."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One model's answers on one set of images.
+
+    Args:
+        labels: (n,) true class numbers.
+        probabilities: (n, k) the model's answers.
+        groups: (n,) one value an image; images with the same value are near copies (or of one patient), and are drawn
+            together.
+    """
+
+    labels: Ints
+    probabilities: Floats
+    groups: NDArray[Any]
+
+    def __post_init__(self) -> None:
+        n = len(self.labels)
+        if self.probabilities.ndim != 2 or len(self.probabilities) != n or len(self.groups) != n:
+            raise ValueError(f"{n} labels, probabilities of shape {self.probabilities.shape}, {len(self.groups)} groups")
+        if n and (self.labels.min() < 0 or self.labels.max() >= self.probabilities.shape[1]):
+            raise ValueError("a label is not a class number")
+        if not np.isfinite(self.probabilities).all():
+            raise ValueError("a probability is not finite")
+
+    @property
+    def classes_count(self) -> int:
+        """k."""
+        return int(self.probabilities.shape[1])
+
+    @cached_property
+    def predicted(self) -> Ints:
+        """(n,) the most probable class of each image; the first of equals."""
+        return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
+
+    def subset(self, chosen: NDArray[np.bool_]) -> Scores:
+        """The images where `chosen` (n,) is true."""
+        return Scores(self.labels[chosen], self.probabilities[chosen], self.groups[chosen])
+
+
+# Figures of weights ---------------------------------------------------------------------------------------------------
+
+
+def weighted_confusion(scores: Scores, weights: Floats) -> Floats:
+    """(r, k, k) confusion matrices, rows true, columns predicted, of `weights` (r, n)."""
+    k = scores.classes_count
+    cells = np.zeros((len(scores.labels), k * k))
+    cells[np.arange(len(scores.labels)), scores.labels * k + scores.predicted] = 1.0
+    return (weights @ cells).reshape(-1, k, k)
+
+
+def weighted_auc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
+    """(r,) area under the ROC curve by ranks: the chance that a positive scores above a negative, ties count half.
+
+    The Mann-Whitney statistic over weighted images (Hanley and McNeil, Radiology 143, 1982). NaN where the weights
+    leave no positive or no negative.
+
+    Args:
+        positive: (n,) which images are of the class.
+        score: (n,) the model's score of each.
+        weights: (r, n).
+    """
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
+    ordered = weights[:, order]
+    positives = np.add.reduceat(ordered * positive[order], starts, axis=1)
+    negatives = np.add.reduceat(ordered * ~positive[order], starts, axis=1)
+    below = np.cumsum(negatives, axis=1) - negatives / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((positives * below).sum(axis=1) / (positives.sum(axis=1) * negatives.sum(axis=1)))
+
+
+def equal_mass_bins(confidence: Floats) -> Ints:
+    """(n,) the bin of each image: about equally many images a bin, equal confidences never apart, numbered from 0."""
+    count = int(np.clip(len(confidence) // IMAGES_PER_BIN, 1, MOST_BINS))
+    ordered = np.sort(confidence)
+    edges = np.unique([ordered[(len(ordered) * b) // count] for b in range(1, count)]) if count > 1 else np.empty(0)
+    return np.unique(np.searchsorted(edges, confidence, side="right"), return_inverse=True)[1].astype(np.int64)
+
+
+def weighted_ece(correct: NDArray[np.bool_], confidence: Floats, weights: Floats) -> Floats:
+    """(r,) expected calibration error: the mean over bins, by mass, of |accuracy - confidence|.
+
+    Equal-mass bins, the same for all resamples (Nixon et al., "Measuring Calibration in Deep Learning", 2019).
+    """
+    bins = equal_mass_bins(confidence)
+    gap = np.zeros((len(confidence), bins.max(initial=0) + 1))
+    gap[np.arange(len(confidence)), bins] = correct - confidence
+    return np.asarray(np.abs(weights @ gap).sum(axis=1) / weights.sum(axis=1))
+
+
+def scale_temperature(probabilities: Floats, temperature: float) -> Floats:
+    """(n, k) softmax(log p / temperature): above 1 less sure, below 1 surer (Guo et al., ICML 2017)."""
+    logits = np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1.0)) / temperature
+    scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(scaled / scaled.sum(axis=1, keepdims=True))
+
+
+def log_loss(scores: Scores) -> Floats:
+    """(n,) minus the logarithm of the true class' probability, natural."""
+    chosen = scores.probabilities[np.arange(len(scores.labels)), scores.labels]
+    return np.asarray(-np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1.0)))
+
+
+def brier(scores: Scores) -> Floats:
+    """(n,) squared distance of the probabilities from the truth, summed over classes: 0 to 2 (Brier, 1950)."""
+    truth = np.eye(scores.classes_count)[scores.labels]
+    return np.asarray(((scores.probabilities - truth) ** 2).sum(axis=1))
+
+
+# What is fitted on the tuning part ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold on the positive class' probability (at or above it: positive), or the reason why there is none."""
+
+    value: float | None
+    wanted_sensitivity: float
+    chosen_on: str
+    reason: str | None = None
+
+
+def choose_threshold(scores: Scores, positive: int, wanted_sensitivity: float, chosen_on: str) -> Threshold:
+    """The highest threshold that finds at least `wanted_sensitivity` of the positives among these images.
+
+    It is laid halfway to the next lower score, so that another device's rounding does not lose the last image.
+
+    Args:
+        scores: the tuning part; never the images on which the operating point is then reported.
+        positive: the positive class' number.
+        wanted_sensitivity: in (0, 1).
+        chosen_on: names the images, for the reader.
+    """
+    score = scores.probabilities[:, positive]
+    found = np.sort(score[scores.labels == positive])[::-1]
+    chosen_on = f"{chosen_on}: {len(found)} positive and {len(score) - len(found)} other images"
+    if not len(found) or len(found) == len(score):
+        missing = "positive" if not len(found) else "other"
+        return Threshold(None, wanted_sensitivity, chosen_on, f"the tuning part has no {missing} image to choose a threshold on")
+    if np.ptp(score) == 0:
+        return Threshold(None, wanted_sensitivity, chosen_on, "all scores on the tuning part are the same")
+    last = found[math.ceil(wanted_sensitivity * len(found) - 1e-9) - 1]
+    lower = score[score < last].max(initial=0.0)
+    return Threshold(float((last + lower) / 2), wanted_sensitivity, chosen_on)
+
+
+def fit_temperature(scores: Scores) -> float | None:
+    """The temperature with the least log loss on these images; None where they do not settle it.
+
+    They do not where the least loss lies at an end of `TEMPERATURES`: without a single error, say, the surest is best.
+    """
+    from scipy.optimize import minimize_scalar
+
+    if not len(scores.labels) or np.ptp(scores.probabilities) == 0:
+        return None
+    low, high = np.log(TEMPERATURES)
+
+    def loss(log_temperature: float) -> float:
+        scaled = scale_temperature(scores.probabilities, math.exp(log_temperature))
+        return float(log_loss(Scores(scores.labels, scaled, scores.groups)).mean())
+
+    best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4}).x
+    return None if min(best - low, high - best) < 0.01 else float(math.exp(best))
+
+
+# Resamples ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """Seeded bootstrap resamples of groups, as weights of images.
+
+    Groups and not images are drawn, since near copies (or one patient's images) tell the same thing twice (Davison and
+    Hinkley, 1997, section 3.8).
+
+    Args:
+        groups: (n,) one value an image.
+        count: r, how many resamples.
+        seed: the same seed and groups give the same resamples.
+    """
+
+    groups: NDArray[Any]
+    count: int
+    seed: int
+
+    @cached_property
+    def codes(self) -> Ints:
+        """(n,) groups numbered from 0."""
+        return np.unique(self.groups, return_inverse=True)[1].astype(np.int64)
+
+    @property
+    def group_count(self) -> int:
+        """How many groups there are."""
+        return int(self.codes.max(initial=-1)) + 1
+
+    def weights(self) -> Iterator[Floats]:
+        """Chunks (c, n) of the weights, `count` rows in all."""
+        generator = np.random.default_rng(self.seed)
+        groups = self.group_count
+        rows = max(1, _CHUNK // max(1, len(self.codes)))
+        for start in range(0, self.count, rows):
+            chunk = min(rows, self.count - start)
+            drawn = generator.integers(0, groups, size=(chunk, groups)) + groups * np.arange(chunk)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=chunk * groups).reshape(chunk, groups)
+            yield counts[:, self.codes].astype(np.float64)
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model's answers with what was fitted for it on its tuning part."""
+
+    scores: Scores
+    threshold: Threshold
+    temperature: float | None
+
+
+Figures = Mapping[str, Floats]
+"""Figure -> (r,) its value at each row of weights; NaN where it is not defined."""
+
+
+def figures(judged: Judged, classes: Sequence[str], positive_class: str, weights: Floats) -> Figures:
+    """Every figure of `evaluation.json` at each row of `weights` (r, n).
+
+    One name a figure: `accuracy`, `malignant.sensitivity`, `operating.specificity`, `ece_scaled`, …
+    """
+    scores = judged.scores
+    total = weights.sum(axis=1)
+    found: dict[str, Floats] = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        matrix = weighted_confusion(scores, weights)
+        true, predicted = matrix.sum(axis=2), matrix.sum(axis=1)
+        hits = np.diagonal(matrix, axis1=1, axis2=2)
+        sensitivity = hits / true
+        f1 = 2 * hits / (true + predicted)
+        auc = np.stack(
+            [weighted_auc(scores.labels == c, scores.probabilities[:, c], weights) for c in range(len(classes))], axis=1
+        )
+        found["loss"] = weights @ log_loss(scores) / total
+        found["accuracy"] = hits.sum(axis=1) / total
+        found["balanced_accuracy"] = sensitivity.mean(axis=1)
+        found["macro_f1"] = np.where((true > 0).all(axis=1), f1.mean(axis=1), np.nan)
+        found["macro_auc"] = auc.mean(axis=1)
+        for c, name in enumerate(classes):
+            found[f"{name}.sensitivity"] = sensitivity[:, c]
+            found[f"{name}.specificity"] = 1 - (predicted - hits)[:, c] / (total - true[:, c])
+            found[f"{name}.precision"] = hits[:, c] / predicted[:, c]
+            found[f"{name}.f1"] = np.where(true[:, c] > 0, f1[:, c], np.nan)
+            found[f"{name}.auc"] = auc[:, c]
+        positive = scores.labels == classes.index(positive_class)
+        if judged.threshold.value is not None:
+            called = scores.probabilities[:, classes.index(positive_class)] >= judged.threshold.value
+            found["operating.sensitivity"] = weights @ (positive & called) / (weights @ positive)
+            found["operating.specificity"] = weights @ ~(positive | called) / (weights @ ~positive)
+        found["brier"] = weights @ brier(scores) / total
+        correct = scores.predicted == scores.labels
+        found["ece"] = weighted_ece(correct, scores.probabilities.max(axis=1), weights)
+        if judged.temperature is not None:
+            scaled = scale_temperature(scores.probabilities, judged.temperature)
+            found["ece_scaled"] = weighted_ece(correct, scaled.max(axis=1), weights)
+    return found
+
+
+def wilson(proportion: float, trials: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion of independent trials (Wilson, 1927)."""
+    centre = (proportion + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
+    half = _Z / (1 + _Z**2 / trials) * math.sqrt(proportion * (1 - proportion) / trials + _Z**2 / (4 * trials**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def interval(value: float, draws: Floats, *, trials: int = 0, reflected: bool = False) -> tuple[float, float] | None:
+    """A 95 % bootstrap interval, or None where too few draws are defined.
+
+    Args:
+        value: the figure itself.
+        draws: (r,) its bootstrap draws; NaN where a resample left it undefined. At least half must be defined.
+        trials: for a proportion, the number of groups that it is over. A proportion of 0 or 1 never varies in a
+            bootstrap, which would promise certainty; it gets Wilson's interval over the groups.
+        reflected: turn the draws about the value, at 0 and above. For the ECE, which noise only ever raises, so that its
+            draws lie above it.
+    """
+    defined = draws[np.isfinite(draws)]
+    if len(defined) * 2 < len(draws) or not len(defined):
+        return None
+    if trials and np.ptp(defined) < 1e-12 and min(value, 1 - value) < 1e-12:
+        return wilson(round(value), trials)
+    low, high = np.quantile(defined, _LEVEL)
+    if reflected:
+        low, high = max(0.0, 2 * value - high), max(0.0, 2 * value - low)
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Bootstrapped:
+    """One model's figures and their bootstrap draws."""
+
+    judged: Judged
+    classes: tuple[str, ...]
+    positive_class: str
+    values: Mapping[str, float]
+    draws: Figures
+
+    def estimate(self, figure: str) -> Estimate:
+        """One figure with its interval, or the reason why it cannot be had."""
+        reason = self._why_not(figure)
+        if reason is not None:
+            return Estimate.missing(reason)
+        value = self.values[figure]
+        bounds = interval(value, self.draws[figure], trials=self._trials(figure), reflected=figure.startswith("ece"))
+        if bounds is None:
+            return Estimate.missing("too few groups for an interval: most bootstrap resamples leave the figure undefined")
+        return Estimate(value=value, low=bounds[0], high=bounds[1])
+
+    def _count(self, name: str) -> int:
+        return int((self.judged.scores.labels == self.classes.index(name)).sum())
+
+    def _why_not(self, figure: str) -> str | None:  # noqa: PLR0911 (a return a reason)
+        scores = self.judged.scores
+        name, _, kind = figure.rpartition(".")
+        of_class = self.positive_class if name == "operating" else name
+        absent = [other for other in self.classes if not self._count(other)]
+        if not len(scores.labels):
+            return "there are no images"
+        if len(np.unique(scores.groups)) < 2:
+            return "all images are of one group, which tells nothing of others"
+        if name == "operating" and self.judged.threshold.value is None:
+            return self.judged.threshold.reason
+        if figure == "ece_scaled" and self.judged.temperature is None:
+            return "the tuning part does not settle a temperature"
+        if figure in ("balanced_accuracy", "macro_f1", "macro_auc") and absent:
+            return f"there is no image of {', '.join(absent)}"
+        if kind in ("sensitivity", "f1", "auc") and name and not self._count(of_class):
+            return f"there is no image of {of_class}"
+        if kind in ("specificity", "auc") and name and self._count(of_class) == len(scores.labels):
+            return f"there are only images of {of_class}"
+        if kind == "precision" and not (scores.predicted == self.classes.index(name)).any():
+            return f"no image was called {name}"
+        ranked = self.classes if figure == "macro_auc" else (name,) if kind == "auc" else ()
+        if any(np.ptp(scores.probabilities[:, self.classes.index(other)]) == 0 for other in ranked):
+            return "all scores are the same: they rank nothing"
+        return None
+
+    def _trials(self, figure: str) -> int:
+        scores = self.judged.scores
+        name, _, kind = figure.rpartition(".")
+        of_class = self.classes.index(self.positive_class if name == "operating" else name) if name else -1
+        over = {
+            "accuracy": np.ones(len(scores.labels), bool),
+            "sensitivity": scores.labels == of_class,
+            "specificity": scores.labels != of_class,
+            "precision": scores.predicted == of_class,
+        }.get(kind)
+        return 0 if over is None else len(np.unique(scores.groups[over]))
+
+    def evaluation(self) -> ModelEvaluation:
+        """All of it, as it goes into `evaluation.json`."""
+        judged, scores = self.judged, self.judged.scores
+        ones = np.ones((1, len(scores.labels)))
+        matrix = weighted_confusion(scores, ones)[0].astype(int)
+        return ModelEvaluation(
+            images=len(scores.labels),
+            groups=len(np.unique(scores.groups)),
+            **{name: self.estimate(name) for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1", "macro_auc")},
+            per_class={name: self._of_class(name) for name in self.classes},
+            operating_point=OperatingPoint(
+                threshold=judged.threshold.value,
+                wanted_sensitivity=judged.threshold.wanted_sensitivity,
+                chosen_on=judged.threshold.chosen_on,
+                sensitivity=self.estimate("operating.sensitivity"),
+                specificity=self.estimate("operating.specificity"),
+            ),
+            calibration=Calibration(
+                ece=self.estimate("ece"),
+                brier=self.estimate("brier"),
+                temperature=judged.temperature,
+                ece_scaled=self.estimate("ece_scaled"),
+                bins=reliability_bins(scores),
+            ),
+            confusion_matrix=tuple(tuple(int(cell) for cell in row) for row in matrix),
+        )
+
+    def _of_class(self, name: str) -> ClassEvaluation:
+        kinds = ("sensitivity", "specificity", "precision", "f1", "auc")
+        return ClassEvaluation(support=self._count(name), **{kind: self.estimate(f"{name}.{kind}") for kind in kinds})
+
+
+def reliability_bins(scores: Scores) -> tuple[ReliabilityBin, ...]:
+    """The reliability diagram's equal-mass bins, least sure first."""
+    if not len(scores.labels):
+        return ()
+    confidence = scores.probabilities.max(axis=1)
+    correct = scores.predicted == scores.labels
+    bins = equal_mass_bins(confidence)
+    members = [bins == b for b in range(bins.max() + 1)]
+    return tuple(
+        ReliabilityBin(images=int(m.sum()), confidence=float(confidence[m].mean()), accuracy=float(correct[m].mean()))
+        for m in members
+    )
+
+
+def bootstrap(
+    models: Mapping[str, Judged], classes: Sequence[str], positive_class: str, *, resamples: int, seed: int
+) -> dict[str, Bootstrapped]:
+    """Figures of one or more models on the same images, each with the draws of the same resamples.
+
+    Args:
+        models: name -> answers; all on the same images, in the same order.
+        classes: names, in the order of the probabilities' columns.
+        positive_class: the class of the operating point.
+        resamples: how many.
+        seed: of the draws.
+
+    Raises:
+        ValueError: the models were not asked about the same images.
+    """
+    first = next(iter(models.values())).scores
+    for judged in models.values():
+        if not (np.array_equal(judged.scores.labels, first.labels) and np.array_equal(judged.scores.groups, first.groups)):
+            raise ValueError("models can only be compared on the same images")
+    classes = tuple(classes)
+    drawn: dict[str, list[Figures]] = {name: [] for name in models}
+    values: dict[str, Figures] = {name: {} for name in models}
+    if len(first.labels):
+        values = {
+            name: figures(model, classes, positive_class, np.ones((1, len(first.labels)))) for name, model in models.items()
+        }
+        for weights in Resamples(first.groups, resamples, seed).weights():
+            for name, model in models.items():
+                drawn[name].append(figures(model, classes, positive_class, weights))
+    return {
+        name: Bootstrapped(
+            model,
+            classes,
+            positive_class,
+            {figure: float(value[0]) for figure, value in values[name].items()},
+            {figure: np.concatenate([chunk[figure] for chunk in drawn[name]]) for figure in values[name]},
+        )
+        for name, model in models.items()
+    }
+
+
+def paired_difference(one: Bootstrapped, other: Bootstrapped, figure: str) -> Estimate:
+    """`one` minus `other`, with the interval of the difference over the resamples that both went through."""
+    for model in (one, other):
+        estimate = model.estimate(figure)
+        if estimate.value is None:
+            return estimate
+    value = one.values[figure] - other.values[figure]
+    bounds = interval(value, one.draws[figure] - other.draws[figure])
+    if bounds is None:
+        return Estimate.missing("too few groups for an interval: most bootstrap resamples leave the difference undefined")
+    return Estimate(value=value, low=bounds[0], high=bounds[1])

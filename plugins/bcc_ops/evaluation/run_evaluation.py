@@ -1,0 +1,169 @@
+"""A run's documents in, its evaluation out: what `evaluate` needs is read from the bucket, and its table written there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bcc_ops.artifacts import (
+    ClassWeightsDocument,
+    EvaluationDocument,
+    Reference,
+    SnapshotDocument,
+    TrainingDocument,
+    ValidationDocument,
+)
+from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.snapshot import ImageRules, list_images
+from bcc_ops.evaluation.evaluate import ChampionModel, EvaluationPlan, LabelledImages, evaluate, with_references
+from bcc_ops.exceptions import ArtifactError, DataError
+from bcc_ops.run_paths import RunPaths
+from bcc_ops.storage import ObjectStore
+from bcc_ops.tables import ContentRow, ImageRow, Row, SplitRow, read_rows
+
+if TYPE_CHECKING:
+    from bcc_ops.dataset.sync import LocalImage
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run has to be evaluated with.
+
+    Args:
+        config, snapshot, validation, class_weights, training: the run's documents.
+        images: key -> local file.
+        fetch: brings other images of the bucket here, for the external ones.
+    """
+
+    config: RetrainingConfig
+    snapshot: SnapshotDocument
+    validation: ValidationDocument
+    class_weights: ClassWeightsDocument
+    training: TrainingDocument
+    images: Mapping[str, Path]
+    fetch: Callable[[list[ImageRow]], Sequence[LocalImage]]
+
+
+def evaluate_run(
+    store: ObjectStore,
+    paths: RunPaths,
+    inputs: RunInputs,
+    champion: ChampionModel | None,
+    *,
+    folder: Path,
+    say: Callable[[str], None],
+) -> EvaluationDocument:
+    """Evaluate a run's challenger beside the champion; writes `predictions.parquet`.
+
+    Args:
+        store: the bucket.
+        paths: of the run.
+        inputs: its documents and images.
+        champion: the model in use; None where there is none.
+        folder: an empty folder of this machine, for the model file.
+        say: takes a sentence for the log.
+
+    Raises:
+        ArtifactError: a document misses its table.
+        ModelError: the challenger's file is damaged, unsafe, or answers with no probabilities.
+        DataError: there is nothing to evaluate on.
+    """
+    from bcc_ops.evaluation.predict import load_classifier
+
+    split = _rows(store, SplitRow, inputs.class_weights.split, "class_weights.json names no split.parquet")
+    contents = _rows(store, ContentRow, inputs.validation.contents, "validation.json names no contents.parquet")
+    model_path = folder / "challenger.h5"
+    model_path.write_bytes(store.get_referenced(inputs.training.model))
+    plan = plan_of(inputs)
+    external, external_note = external_images(store, inputs, frozenset(row.sha256 for row in split))
+    evaluated = evaluate(
+        plan=plan,
+        challenger=load_classifier(model_path),
+        champion=champion,
+        split=split,
+        contents=contents,
+        paths=inputs.images,
+        earlier=_earlier(store, paths, inputs.class_weights.previous_run),
+        as_of=inputs.snapshot.as_of,
+        made_up=inputs.validation.made_up > 0,
+        validation_digest=inputs.class_weights.validation_digest,
+        external=external,
+        external_note=external_note,
+        say=say,
+    )
+    table = store.put_referenced(paths.document("predictions.parquet"), evaluated.predictions, "application/vnd.apache.parquet")
+    return with_references(evaluated, inputs.training.model, table)
+
+
+def plan_of(inputs: RunInputs) -> EvaluationPlan:
+    """How a run's models are to be evaluated."""
+    return EvaluationPlan(
+        classes=inputs.training.classes,
+        positive_class=inputs.snapshot.positive_class,
+        wanted_sensitivity=inputs.config.wanted_sensitivity,
+        resamples=inputs.config.bootstrap_resamples,
+        seed=inputs.config.seed,
+        unit=inputs.class_weights.split_unit,
+        slice_pattern=inputs.config.slice_pattern,
+    )
+
+
+def external_images(store: ObjectStore, inputs: RunInputs, own: frozenset[str]) -> tuple[LabelledImages | None, str | None]:
+    """The labelled images under `external_prefix` as of the run's moment, with what is to be said of them.
+
+    Left out, and counted: what cannot be read, and what is byte for byte an image of this run, which would be no test
+    from outside.
+
+    Args:
+        store: the bucket.
+        inputs: the run's documents.
+        own: sha256 of the images of this run's split.
+    """
+    from bcc_ops.dataset.decoding import decode_rgb
+
+    prefix = inputs.config.external_prefix.strip("/")
+    if not prefix:
+        return None, None
+    images_prefix = inputs.snapshot.prefix
+    if f"{prefix}/".startswith(f"{images_prefix}/") or f"{images_prefix}/".startswith(f"{prefix}/"):
+        return (
+            None,
+            f"Not evaluated: external_prefix {prefix!r} overlaps with the images that are trained on ({images_prefix!r}).",
+        )
+    rules = ImageRules(prefix, inputs.training.classes, inputs.config.ignored_names)
+    listing = list_images(store, rules, inputs.snapshot.as_of)
+    usable: list[LocalImage] = []
+    left_out: Counter[str] = Counter()
+    for image in inputs.fetch(listing.images) if listing.images else ():
+        if image.sha256 in own:
+            left_out["is an image of this run too"] += 1
+            continue
+        try:
+            decode_rgb(image.path)
+        except DataError:
+            left_out["cannot be read"] += 1
+            continue
+        usable.append(image)
+    counts = Counter(image.label for image in usable)
+    note = f"{len(usable)} images under {prefix}/ ({', '.join(f'{counts[name]} {name}' for name in inputs.training.classes)})"
+    if left_out:
+        note += f"; left out: {', '.join(f'{count} {reason}' for reason, count in sorted(left_out.items()))}"
+    columns = zip(*((image.key, image.label, image.sha256, image.path) for image in usable))
+    return (LabelledImages(*columns) if usable else None), f"{note}."
+
+
+def _earlier(store: ObjectStore, paths: RunPaths, previous_run: str | None) -> frozenset[str] | None:
+    """sha256 of the images in the previous assessed run's split; None where there is none."""
+    if previous_run is None:
+        return None
+    previous = RunPaths(paths.artifacts_prefix, previous_run.rsplit("/", 1)[-1])
+    return frozenset(row.sha256 for row in read_rows(SplitRow, store.get(previous.document("split.parquet"))))
+
+
+def _rows(store: ObjectStore, row_type: type[Row], reference: Reference | None, problem: str) -> list[Row]:
+    if reference is None:
+        raise ArtifactError(problem)
+    return read_rows(row_type, store.get_referenced(reference))

@@ -1,0 +1,56 @@
+"""Judge the challenger and the champion on the same images."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcc_ops.artifacts import ClassWeightsDocument, SnapshotDocument, TrainingDocument, ValidationDocument
+from bcc_ops.operators.base import BccOperator
+from bcc_ops.operators.fetching import image_fetcher
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class EvaluateModelOperator(BccOperator):
+    """Evaluate the challenger, and the champion beside it, on this snapshot's validation images.
+
+    One task for both, since each process that predicts pays for the import of TensorFlow. Writes `predictions.parquet`
+    and `evaluation.json`; returns the reference to the latter.
+
+    Args:
+        snapshot, validation, class_weights, training: references to this run's documents.
+    """
+
+    template_fields: Sequence[str] = ("snapshot", "validation", "class_weights", "training")
+
+    def __init__(self, *, snapshot: Any, validation: Any, class_weights: Any, training: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.snapshot = snapshot
+        self.validation = validation
+        self.class_weights = class_weights
+        self.training = training
+
+    def work(self, context: Context) -> dict[str, str]:
+        """Load what was trained and what is in use, evaluate, write."""
+        from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
+        from bcc_ops.promotion.champion import load_champion
+        from bcc_ops.promotion.registry import ModelRegistry
+
+        run = self.run_documents(self.snapshot)
+        inputs = RunInputs(
+            config=run.config,
+            snapshot=self.store.load(SnapshotDocument, self.snapshot),
+            validation=self.store.load(ValidationDocument, self.validation),
+            class_weights=self.store.load(ClassWeightsDocument, self.class_weights),
+            training=self.store.load(TrainingDocument, self.training),
+            images={image.key: image.path for image in self.local_images(self.snapshot)},
+            fetch=image_fetcher(self.store, self.settings),
+        )
+        with tempfile.TemporaryDirectory(prefix="bcc-evaluate-") as folder:
+            champion = load_champion(ModelRegistry(self.store, self.settings.models_prefix), Path(folder))
+            evaluation = evaluate_run(self.store, run.paths, inputs, champion, folder=Path(folder), say=self.log.info)
+        return self.store.save(run.paths.document("evaluation.json"), evaluation).to_xcom()

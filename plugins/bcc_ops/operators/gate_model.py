@@ -1,0 +1,78 @@
+"""Decide whether the challenger may replace the champion, and which way the run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.bases.branch import BranchMixIn
+
+from bcc_ops.artifacts import EvaluationDocument, GateDocument, Reference
+from bcc_ops.operators.base import BccOperator, run_kind
+from bcc_ops.promotion.champion import champion_state
+from bcc_ops.promotion.gate import decide
+from bcc_ops.promotion.looks import count_looks
+from bcc_ops.promotion.registry import ModelRegistry
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class GateModelOperator(BccOperator, BranchMixIn):
+    """Write `gate.json` with the verdict and every rule, then go on to the approval, to the upload, or to neither.
+
+    A rejection is a result: the task succeeds. The XCom is the reference to `gate.json`.
+
+    Args:
+        snapshot: reference to the run's snapshot.json.
+        evaluation: reference to evaluation.json.
+        approve_task_id: the task that asks a person.
+        upload_task_id: the task that uploads; downstream of the former too.
+        always: tasks that run whatever the verdict.
+    """
+
+    template_fields: Sequence[str] = ("snapshot", "evaluation")
+    inherits_from_skipmixin = True
+
+    def __init__(
+        self,
+        *,
+        snapshot: Any,
+        evaluation: Any,
+        approve_task_id: str,
+        upload_task_id: str,
+        always: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.snapshot = snapshot
+        self.evaluation = evaluation
+        self.approve_task_id = approve_task_id
+        self.upload_task_id = upload_task_id
+        self.always = always
+
+    def work(self, context: Context) -> None:
+        """Decide, write, say why, branch."""
+        run = self.run_documents(self.snapshot)
+        evaluation = self.store.load(EvaluationDocument, self.evaluation)
+        registry = ModelRegistry(self.store, self.settings.models_prefix)
+        gate = decide(
+            evaluation,
+            champion_state(registry.champion()),
+            run.config,
+            as_of=run.paths.as_of,
+            run_kind=run_kind(context),
+            earlier_looks=count_looks(self.store, run.paths, evaluation.validation_digest),
+            reference=Reference.model_validate(self.evaluation),
+        )
+        reference = self.store.save(run.paths.document("gate.json"), gate)
+        self.log.info("%s: %s", gate.verdict, " ".join(gate.reasons))
+        # Skipping ends a task by an exception, and what `execute` would return never becomes its XCom.
+        context["ti"].xcom_push(key="return_value", value=reference.to_xcom())
+        self.do_branch(context, self.next_tasks(gate, run.config.require_approval))
+
+    def next_tasks(self, gate: GateDocument, require_approval: bool) -> list[str]:
+        """The tasks to go on with."""
+        if gate.verdict == "rejected":
+            return [*self.always]
+        return [*self.always, self.approve_task_id if require_approval else self.upload_task_id]

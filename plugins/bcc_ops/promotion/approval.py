@@ -1,0 +1,40 @@
+"""The question that a person is asked before an upload."""
+
+from __future__ import annotations
+
+from bcc_ops.artifacts import GateDocument
+from bcc_ops.run_paths import RunPaths
+
+
+def approval_text(gate: GateDocument, paths: RunPaths, report_url: str) -> tuple[str, str]:
+    """Subject and body (Markdown) of the question.
+
+    Args:
+        gate: the gate's decision.
+        paths: of the run, to name it.
+        report_url: address of the run's report page.
+    """
+    over = f"replace champion {gate.champion_version}" if gate.champion_version else "become the first champion"
+    subject = f"May the breast-ultrasound model of {gate.as_of:%Y-%m-%d %H:%M} UTC {over}?"
+    made_up = ["**The images are made up: these figures say nothing about any patient.**", ""] if gate.made_up else []
+    lines = [
+        *made_up,
+        f"The gate says *{gate.verdict.replace('_', ' ')}*. {' '.join(gate.reasons)}",
+        "",
+        f"[Report of the run]({report_url}) · run `{paths.folder_name}`",
+        "",
+        "| rule | holds | why |",
+        "|---|---|---|",
+        *(f"| {rule.rule} | {_holds(rule.applies, rule.passed)} | {_cell(rule.sentence)} |" for rule in gate.rules),
+        "",
+        "No answer in time is a rejection: the champion stays.",
+    ]
+    return subject, "\n".join(lines)
+
+
+def _holds(applies: bool, passed: bool) -> str:
+    return "–" if not applies else "yes" if passed else "no"
+
+
+def _cell(sentence: str) -> str:
+    return sentence.replace("|", "\\|").replace("\n", " ")

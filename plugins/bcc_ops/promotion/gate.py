@@ -1,0 +1,221 @@
+"""Decide whether a challenger may replace the champion.
+
+Pure policy: the evaluation, the champion's pointer and the thresholds in, a verdict with reasons out. With no champion,
+only the absolute thresholds apply. A missing figure fails its rule: silence is never approval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from bcc_ops.artifacts import Comparison, Estimate, EvaluationDocument, GateDocument, Reference, RuleResult, RunKind, Verdict
+from bcc_ops.config import RetrainingConfig
+
+
+@dataclass(frozen=True)
+class ChampionState:
+    """The champion when the gate decides: its pointer's version, ETag, as_of, and whether its images were made up."""
+
+    version: str
+    etag: str
+    as_of: datetime
+    made_up: bool
+
+
+def decide(
+    evaluation: EvaluationDocument,
+    champion: ChampionState | None,
+    config: RetrainingConfig,
+    *,
+    as_of: datetime,
+    run_kind: RunKind,
+    earlier_looks: int,
+    reference: Reference,
+) -> GateDocument:
+    """Judge a challenger by every rule, also where an early one fails: the reader sees all of them.
+
+    Args:
+        evaluation: of this run.
+        champion: the model in use now; None where there is none.
+        config: the thresholds.
+        as_of: of this run's snapshot.
+        run_kind: a backfill leaves the champion alone unless `promote_backfill`.
+        earlier_looks: gate decisions of other runs against this validation set.
+        reference: to `evaluation.json`.
+    """
+    comparison = evaluation.comparison
+    looks = earlier_looks + 1
+    rules = (
+        *_floors(evaluation, config),
+        _compared(comparison, champion, config),
+        *_against_champion(evaluation, comparison, champion, config),
+        _newer(as_of, champion),
+        _backfill(run_kind, config),
+        _not_made_up(evaluation.made_up, champion),
+        _looks(looks, config),
+    )
+    failed = [rule for rule in rules if rule.applies and not rule.passed]
+    verdict: Verdict = "rejected" if failed else "approved" if champion else "approved_without_champion"
+    return GateDocument(
+        verdict=verdict,
+        reasons=_reasons(rules, failed, champion),
+        rules=rules,
+        as_of=as_of,
+        made_up=evaluation.made_up,
+        champion_version=champion.version if champion else None,
+        champion_etag=champion.etag if champion else None,
+        validation_digest=evaluation.validation_digest,
+        looks=looks,
+        evaluation=reference,
+    )
+
+
+def _reasons(rules: Sequence[RuleResult], failed: Sequence[RuleResult], champion: ChampionState | None) -> tuple[str, ...]:
+    worn = tuple(rule.sentence for rule in rules if not rule.applies and not rule.passed)
+    if failed:
+        return (*(rule.sentence for rule in failed), *worn)
+    against = f"as good as champion {champion.version} or better, within the margins" if champion else "there is no champion yet"
+    return (f"Every rule holds: above the floors, and {against}.", *worn)
+
+
+def _rule(rule: str, passed: bool, sentence: str, *, figure: float | None = None, threshold: float | None = None) -> RuleResult:
+    return RuleResult(rule=rule, passed=passed, applies=True, figure=figure, threshold=threshold, sentence=sentence)
+
+
+def _not_applicable(rule: str, sentence: str, *, threshold: float | None = None) -> RuleResult:
+    return RuleResult(rule=rule, passed=True, applies=False, figure=None, threshold=threshold, sentence=sentence)
+
+
+def _figure(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def _floors(evaluation: EvaluationDocument, config: RetrainingConfig) -> tuple[RuleResult, ...]:
+    challenger, positive = evaluation.challenger, evaluation.positive_class
+    floors = (
+        ("min_balanced_accuracy", "Balanced accuracy", challenger.balanced_accuracy, config.min_balanced_accuracy),
+        ("min_macro_auc", "Macro AUC", challenger.macro_auc, config.min_macro_auc),
+        (
+            "min_malignant_sensitivity",
+            f"{positive.capitalize()} sensitivity at the operating point",
+            challenger.operating_point.sensitivity,
+            config.min_malignant_sensitivity,
+        ),
+        (
+            "min_malignant_specificity",
+            f"{positive.capitalize()} specificity at the operating point",
+            challenger.operating_point.specificity,
+            config.min_malignant_specificity,
+        ),
+    )
+    return tuple(_floor(*floor) for floor in floors)
+
+
+def _floor(rule: str, name: str, estimate: Estimate, floor: float) -> RuleResult:
+    if estimate.value is None:
+        return _rule(rule, False, f"{name} cannot be had: {estimate.reason}.", threshold=floor)
+    passed = estimate.value >= floor
+    sentence = f"{name} is {_figure(estimate)}, {'not below' if passed else 'below'} the floor of {floor:.3f}."
+    return _rule(rule, passed, sentence, figure=estimate.value, threshold=floor)
+
+
+def _compared(comparison: Comparison | None, champion: ChampionState | None, config: RetrainingConfig) -> RuleResult:
+    rule, needed = "comparable", config.min_compared_images
+    if champion is None:
+        return _not_applicable(rule, "There is no champion to compare with.", threshold=needed)
+    if comparison is None:
+        sentence = f"Champion {champion.version} came into use after this model was evaluated: it was not compared with it."
+        return _rule(rule, False, sentence, threshold=needed)
+    if comparison.champion_version != champion.version:
+        sentence = f"The champion is {champion.version} by now, but the comparison is with {comparison.champion_version}."
+        return _rule(rule, False, sentence, threshold=needed)
+    if comparison.problem or comparison.champion is None:
+        sentence = f"Champion {champion.version} could not be compared: {comparison.problem}."
+        return _rule(rule, False, sentence, threshold=needed)
+    images, left_out = comparison.champion.images, sum(comparison.left_out.values())
+    passed = images >= needed
+    sentence = (
+        f"{images} validation images are compared on, {'at least' if passed else 'fewer than'} the {needed} that are asked for; "
+        f"{left_out} are left out because the champion was trained on them or on near copies."
+    )
+    return _rule(rule, passed, sentence, figure=float(images), threshold=needed)
+
+
+def _against_champion(
+    evaluation: EvaluationDocument, comparison: Comparison | None, champion: ChampionState | None, config: RetrainingConfig
+) -> tuple[RuleResult, ...]:
+    positive = evaluation.positive_class
+    margins = (
+        ("balanced_accuracy_not_worse", "Balanced accuracy", "balanced_accuracy", config.balanced_accuracy_margin),
+        (
+            "malignant_sensitivity_not_inferior",
+            f"{positive.capitalize()} sensitivity",
+            f"{positive}_sensitivity",
+            config.sensitivity_margin,
+        ),
+    )
+    if champion is None:
+        return tuple(_not_applicable(rule, f"{name}: no champion to compare with.", threshold=-m) for rule, name, _, m in margins)
+    differences = comparison.differences if comparison else {}
+    missing = Estimate.missing("there is no comparison")
+    return tuple(_margin(rule, name, differences.get(figure, missing), margin) for rule, name, figure, margin in margins)
+
+
+def _margin(rule: str, name: str, difference: Estimate, margin: float) -> RuleResult:
+    if difference.value is None or difference.low is None:
+        reason = difference.reason or "it has no interval"
+        return _rule(rule, False, f"{name} cannot be compared with the champion's: {reason}.", threshold=-margin)
+    passed = difference.low > -margin
+    sentence = (
+        f"{name} differs from the champion's by {_figure(difference)}: the lower bound is "
+        f"{'above' if passed else 'not above'} minus the margin of {margin:.3f}."
+    )
+    return _rule(rule, passed, sentence, figure=difference.low, threshold=-margin)
+
+
+def _newer(as_of: datetime, champion: ChampionState | None) -> RuleResult:
+    if champion is None:
+        return _not_applicable("newer_images", "There is no champion whose images could be newer.")
+    passed = as_of > champion.as_of
+    relation = "newer than" if passed else "not newer than"
+    sentence = (
+        f"The images are as of {as_of:%Y-%m-%d %H:%M:%S} UTC, {relation} the champion's ({champion.as_of:%Y-%m-%d %H:%M:%S})."
+    )
+    return _rule("newer_images", passed, sentence)
+
+
+def _backfill(run_kind: RunKind, config: RetrainingConfig) -> RuleResult:
+    if run_kind != "backfill":
+        return _not_applicable("backfill_may_promote", "This run is no backfill.")
+    if config.promote_backfill:
+        return _rule("backfill_may_promote", True, "This backfill may promote: promote_backfill is on.")
+    return _rule("backfill_may_promote", False, "A backfill leaves the champion alone: promote_backfill is off.")
+
+
+def _not_made_up(made_up: bool, champion: ChampionState | None) -> RuleResult:
+    rule = "no_made_up_data_over_real"
+    if not made_up:
+        return _rule(rule, True, "The images are not made up.")
+    if champion is None:
+        return _not_applicable(rule, "The images are made up; there is no champion of real images.")
+    if champion.made_up:
+        return _rule(rule, True, "The images are made up, and so were the champion's.")
+    return _rule(rule, False, f"The images are made up, and champion {champion.version} was trained on real ones.")
+
+
+def _looks(looks: int, config: RetrainingConfig) -> RuleResult:
+    """Does not reject: what a worn set needs is new images, and refusing every model until then would help nobody."""
+    passed = looks <= config.max_looks
+    sentence = f"Gate decisions against this validation set, this one included: {looks} of {config.max_looks}."
+    if not passed:
+        sentence = (
+            f"The validation set is worn: this is decision {looks} against it, {config.max_looks} were foreseen. By now a model "
+            "may win by luck; add new images."
+        )
+    return RuleResult(
+        rule="max_looks", passed=passed, applies=False, figure=float(looks), threshold=float(config.max_looks), sentence=sentence
+    )

@@ -1,0 +1,294 @@
+"""What a version is, for people: the model card, rendered from the run's documents.
+
+What no document knows (intended use, reference standard) only people can write. It comes from a template file with a
+`## Heading` for each of `WRITTEN_BY_PEOPLE`, and is shown as missing where it is: a card must not look complete when it is
+not. The same documents and template give the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bcc_ops.artifacts import (
+    PARTITIONS,
+    ClassWeightsDocument,
+    Comparison,
+    Estimate,
+    EvaluationDocument,
+    GateDocument,
+    ModelDocument,
+    ModelEvaluation,
+    SnapshotDocument,
+    TrainingDocument,
+    ValidationDocument,
+)
+from bcc_ops.exceptions import ConfigError
+
+WRITTEN_BY_PEOPLE = ("Intended use", "Out of scope", "Reference standard", "Patients and devices", "Contact")
+
+MISSING = "**Missing.** Nobody has written this yet; see `BCC_MODEL_CARD_TEMPLATE`."
+
+
+@dataclass(frozen=True)
+class CardSources:
+    """The documents that a card is rendered from, all of one run."""
+
+    model: ModelDocument
+    snapshot: SnapshotDocument
+    validation: ValidationDocument
+    class_weights: ClassWeightsDocument
+    training: TrainingDocument
+    evaluation: EvaluationDocument
+    gate: GateDocument
+
+
+def read_template(path: str) -> str:
+    """The text of the template file; "" where none is configured.
+
+    Raises:
+        ConfigError: a file is configured and cannot be read.
+    """
+    if not path:
+        return ""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"BCC_MODEL_CARD_TEMPLATE: {path} cannot be read as text: {error}") from None
+
+
+def template_sections(template: str) -> dict[str, str]:
+    """What people wrote: heading of `WRITTEN_BY_PEOPLE` -> text. Other headings are left alone."""
+    parts = re.split(r"^##\s+(.+?)\s*$", template, flags=re.MULTILINE)
+    written = {heading.lower(): text.strip() for heading, text in zip(parts[1::2], parts[2::2])}
+    return {heading: written[heading.lower()] for heading in WRITTEN_BY_PEOPLE if written.get(heading.lower())}
+
+
+def render_model_card(sources: CardSources, template: str) -> str:
+    """The model card as Markdown.
+
+    Args:
+        sources: the run's documents.
+        template: the text of the template file, "" for none.
+    """
+    model = sources.model
+    written = template_sections(template)
+    made_up = "> **The images are made up: no figure below says anything about any patient.**\n\n" if model.made_up else ""
+    blocks = [
+        f"# Breast-ultrasound classifier {model.version}",
+        f"{made_up}Classifies a breast-ultrasound image as {_enumerate(model.classes)}. Research software, not a medical device.",
+        *(f"## {heading}\n\n{written.get(heading, MISSING)}" for heading in WRITTEN_BY_PEOPLE),
+        f"## Use of the file\n\n{_usage(model)}",
+        f"## Images\n\n{_flow(sources)}",
+        f"## Split\n\n{_split(sources.class_weights)}",
+        f"## Training\n\n{_training(sources.training)}",
+        f"## Figures on the validation images\n\n{_figures(sources.evaluation)}",
+        f"## Calibration and operating point\n\n{_calibration(sources.evaluation)}",
+        f"## Against the champion before it\n\n{_comparison(sources.evaluation.comparison, sources.evaluation.positive_class)}",
+        f"## Images from elsewhere\n\n{_external(sources.evaluation)}",
+        f"## The gate's decision\n\n{_gate(sources.gate)}",
+        f"## Known limits\n\n{_limits(sources)}",
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
+
+
+def _estimate(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return f"not available: {estimate.reason}"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def _usage(model: ModelDocument) -> str:
+    side = model.image_size
+    threshold = model.operating_point.threshold
+    return _table(
+        ("", ""),
+        [
+            ("input", f"RGB, {side} x {side} pixels, raw values 0 to 255, as a batch of shape (n, {side}, {side}, 3)"),
+            ("preprocessing", model.preprocessing),
+            ("output", f"probabilities of {', '.join(model.classes)}, in this order"),
+            (f"{model.positive_class} from", "not available" if threshold is None else f"{threshold:.4f}"),
+            ("temperature", "not available" if model.temperature is None else f"{model.temperature:.3f}"),
+            ("sha256", f"`{model.model.sha256}`"),
+            ("run", f"`{model.run}`"),
+        ],
+    )
+
+
+def _flow(sources: CardSources) -> str:
+    snapshot, validation, weights = sources.snapshot, sources.validation, sources.class_weights
+    refused = Counter(image.reason for image in validation.refused)
+    left_out = Counter(image.reason for image in weights.left_out)
+    conflicts = sum(len(group.keys) for group in validation.conflicts)
+    rows: list[tuple[object, object]] = [
+        (
+            f"images under `{snapshot.prefix}` as of {snapshot.as_of:%Y-%m-%d %H:%M:%S} UTC ({snapshot.as_of_source})",
+            snapshot.total,
+        ),
+        *((f"– refused: {reason}", count) for reason, count in sorted(refused.items())),
+        ("– one lesion under two labels", conflicts),
+        ("= usable", sum(validation.usable.values())),
+        *((f"– left out: {reason}", count) for reason, count in sorted(left_out.items())),
+        *((f"= {part}", sum(weights.counts[part].values())) for part in PARTITIONS),
+    ]
+    flow = _table(("images", "count"), rows)
+    per_class = _table(
+        ("class", *PARTITIONS, "weight"),
+        [
+            (name, *(weights.counts[part].get(name, 0) for part in PARTITIONS), f"{weights.weights[name]:.3f}")
+            for name in weights.classes
+        ],
+    )
+    return f"{flow}\n\n{per_class}\n\n{len(validation.groups)} groups of near copies; snapshot digest `{snapshot.digest[:16]}`."
+
+
+def _split(weights: ClassWeightsDocument) -> str:
+    earlier = f"`{weights.previous_run}`" if weights.previous_run else "no earlier run"
+    return (
+        f"By {weights.split_unit}: images of one are never on two sides. Validation {weights.validation_fraction:.0%} of the "
+        f"images, tuning {weights.tuning_fraction:.0%} of the train part, salt `{weights.salt}`. "
+        f"{weights.carried_forward} images keep the side that they had in {earlier}. "
+        f"Validation set `{weights.validation_digest[:16]}`."
+    )
+
+
+def _training(training: TrainingDocument) -> str:
+    determinism = "on" if training.deterministic else "off"
+    return _table(
+        ("", ""),
+        [
+            ("architecture", f"{training.architecture}, {training.parameters:,} parameters, preset {training.preset}"),
+            ("initial weights", training.warm_started_from or training.weights),
+            ("epochs", f"{training.epochs_run} of {training.epochs_planned}, the best: {training.best_epoch}"),
+            ("seed", f"{training.seed}; determinism {determinism}; {training.determinism_note or 'no reservation'}"),
+            ("precision", "mixed, 16 bit" if training.mixed_precision else "32 bit"),
+            ("versions", ", ".join(f"{name} {version}" for name, version in sorted(training.versions.items()))),
+            ("devices", ", ".join(training.devices)),
+            ("time", f"{training.seconds:.0f} s, {training.images_per_second:.1f} images/s"),
+        ],
+    )
+
+
+def _summary(model: ModelEvaluation) -> list[tuple[str, str]]:
+    return [
+        ("balanced accuracy", _estimate(model.balanced_accuracy)),
+        ("accuracy", _estimate(model.accuracy)),
+        ("macro AUC", _estimate(model.macro_auc)),
+        ("macro F1", _estimate(model.macro_f1)),
+        ("loss", _estimate(model.loss)),
+    ]
+
+
+def _figures(evaluation: EvaluationDocument) -> str:
+    model = evaluation.challenger
+    figures = ("sensitivity", "specificity", "precision", "f1", "auc")
+    per_class = [
+        (name, figures_of.support, *(_estimate(getattr(figures_of, figure)) for figure in figures))
+        for name, figures_of in model.per_class.items()
+    ]
+    confusion = [(name, *row) for name, row in zip(evaluation.classes, model.confusion_matrix)]
+    blocks = [
+        f"{model.images} images in {model.groups} groups. In brackets 95 % intervals: {evaluation.bootstrap_resamples} bootstrap "
+        f"resamples by {evaluation.bootstrap_unit}, seed {evaluation.bootstrap_seed}.",
+        _table(("figure", "value"), _summary(model)),
+        _table(("class", "images", *figures), per_class),
+        _table(("true \\ predicted", *evaluation.classes), confusion),
+    ]
+    if evaluation.slices:
+        slices = [
+            (part.by, part.value, part.images, _estimate(part.balanced_accuracy), _estimate(part.positive_sensitivity))
+            for part in evaluation.slices
+        ]
+        blocks.append(_table(("by", "slice", "images", "balanced accuracy", f"{evaluation.positive_class} sensitivity"), slices))
+    else:
+        blocks.append(f"Slices: {evaluation.slices_unavailable}.")
+    return "\n\n".join(blocks)
+
+
+def _calibration(evaluation: EvaluationDocument) -> str:
+    point, calibration = evaluation.challenger.operating_point, evaluation.challenger.calibration
+    return _table(
+        ("", ""),
+        [
+            ("threshold chosen on", f"{point.chosen_on}; wanted sensitivity {point.wanted_sensitivity:.2f}"),
+            (f"{evaluation.positive_class} sensitivity there", _estimate(point.sensitivity)),
+            (f"{evaluation.positive_class} specificity there", _estimate(point.specificity)),
+            ("expected calibration error", _estimate(calibration.ece)),
+            ("after temperature scaling", _estimate(calibration.ece_scaled)),
+            ("Brier score", _estimate(calibration.brier)),
+        ],
+    )
+
+
+def _comparison(comparison: Comparison | None, positive_class: str) -> str:
+    if comparison is None:
+        return "There was no champion."
+    if comparison.problem or comparison.challenger is None or comparison.champion is None:
+        return f"Champion {comparison.champion_version} could not be compared: {comparison.problem}."
+    left_out = "; ".join(f"{count} left out: {reason}" for reason, count in comparison.left_out.items()) or "none left out"
+    pairs = zip(_summary(comparison.challenger), _summary(comparison.champion))
+    rows = [(name, own, other) for (name, own), (_, other) in pairs]
+    points = [model.operating_point.sensitivity for model in (comparison.challenger, comparison.champion)]
+    rows.append((f"{positive_class} sensitivity", _estimate(points[0]), _estimate(points[1])))
+    differences = [(name.replace("_", " "), _estimate(difference)) for name, difference in comparison.differences.items()]
+    return "\n\n".join(
+        [
+            f"Both on the same {comparison.champion.images} images ({left_out}).",
+            _table(("figure", "this version", comparison.champion_version), rows),
+            _table(("difference, paired", "this version minus the champion"), differences),
+        ]
+    )
+
+
+def _external(evaluation: EvaluationDocument) -> str:
+    if evaluation.external is None:
+        return evaluation.external_note or "None were configured."
+    note = f"{evaluation.external_note}\n\n" if evaluation.external_note else ""
+    return f"{note}{_table(('figure', 'value'), _summary(evaluation.external))}"
+
+
+def _gate(gate: GateDocument) -> str:
+    holds = {True: "yes", False: "no"}
+    rows = [(rule.rule, holds[rule.passed] if rule.applies else "–", rule.sentence) for rule in gate.rules]
+    return f"{gate.verdict.replace('_', ' ')}. {' '.join(gate.reasons)}\n\n{_table(('rule', 'holds', 'why'), rows)}"
+
+
+def _limits(sources: CardSources) -> str:
+    evaluation, weights, snapshot = sources.evaluation, sources.class_weights, sources.snapshot
+    limits = []
+    if weights.split_unit != "patient":
+        limits.append(
+            "Patients are not known: images of one patient that are no near copies may lie on both sides, "
+            "which flatters the figures."
+        )
+    if evaluation.external is None:
+        limits.append("Not evaluated on images from another site or device.")
+    if snapshot.as_of_source != "versions":
+        limits.append("The bucket keeps no versions: the snapshot is what could still be seen of that moment.")
+    if sources.gate.looks > 1:
+        limits.append(f"The validation set had served {sources.gate.looks - 1} gate decisions before this one.")
+    wide = evaluation.challenger.operating_point.sensitivity
+    if wide.low is not None and wide.high is not None and wide.high - wide.low > 0.1:
+        limits.append(
+            f"The interval of the {evaluation.positive_class} sensitivity is {wide.high - wide.low:.2f} wide: "
+            f"{evaluation.challenger.per_class[evaluation.positive_class].support} such images are few."
+        )
+    limits += [f"{warning}" for warning in sources.validation.warnings]
+    limits.append("An image that is no breast ultrasound gets an answer too; nothing here tells it apart.")
+    return "\n".join(f"- {limit}" for limit in limits)

@@ -1,0 +1,153 @@
+"""Bring a model into use: upload, smoke test, pointer; in an order in which a crash at any point harms nothing.
+
+A version's files are written once and the pointer last. Whatever is cut short leaves the old champion in force, and
+doing it again goes on from where it stopped.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from bcc_ops.artifacts import ChampionDocument, EvaluationDocument, GateDocument, ModelDocument, PromotionDocument
+from bcc_ops.exceptions import ArtifactError, NothingNew, PromotionLost
+from bcc_ops.promotion.registry import ModelRegistry, Pointer
+
+SmokeTest = Callable[[Path], None]
+"""Takes the downloaded file and raises ModelError where it must not come into use."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a version is made of: the model file's content, and the documents beside it."""
+
+    document: ModelDocument
+    model: bytes
+    evaluation: EvaluationDocument
+    model_card: str
+
+
+def upload_challenger(
+    registry: ModelRegistry, upload: Upload, gate: GateDocument, smoke_test: SmokeTest, *, by: str, reason: str, now: datetime
+) -> PromotionDocument:
+    """Upload an approved challenger and let the pointer name it.
+
+    Args:
+        registry: where versions and pointer lie.
+        upload: the version.
+        gate: the decision; its `champion_etag` is the pointer that the models were compared under.
+        smoke_test: run on the file as it was uploaded.
+        by: who approved.
+        reason: why.
+        now: aware.
+
+    Raises:
+        ArtifactError: the gate did not approve.
+        ModelError: the smoke test failed; the version is never whole and never in use.
+        PromotionLost: another run moved the champion first.
+    """
+    if gate.verdict == "rejected":
+        raise ArtifactError("the gate rejected this model: it is not uploaded")
+    document = upload.document
+    before = registry.champion()
+    if before and before.champion and before.champion.version == document.version:
+        return _promotion(before.champion, document, by)
+    if (before.etag if before else None) != gate.champion_etag:
+        held_by = before.champion.version if before and before.champion else "nobody"
+        raise PromotionLost(
+            f"version {document.version} was not promoted: the gate compared it with champion {gate.champion_version or 'none'}, "
+            f"but the champion is {held_by} by now. Clear evaluate_model to compare it with that one"
+        )
+    registry.write_once(document.version, "model.h5", upload.model, metadata=_metadata(document), tags=_tags(document))
+    _test_uploaded(registry, document, smoke_test)
+    registry.write_once(document.version, "evaluation.json", upload.evaluation.to_json())
+    registry.write_once(document.version, "model_card.md", upload.model_card.encode())
+    registry.write_once(document.version, "model.json", document.to_json())
+    return _promotion(registry.move(document, before, by=by, reason=reason, at=now), document, by)
+
+
+def set_champion(
+    registry: ModelRegistry,
+    version: str,
+    smoke_test: Callable[[ModelDocument, Path], None],
+    *,
+    by: str,
+    reason: str,
+    now: datetime,
+) -> ChampionDocument:
+    """Let the pointer name a version that a person chose: a roll-back, or a promotion by hand.
+
+    A damaged pointer is replaced: this is the way out of it.
+
+    Args:
+        registry: where versions and pointer lie.
+        version: of a whole version.
+        smoke_test: run on the version's file.
+        by: who chose.
+        reason: why.
+        now: aware.
+
+    Raises:
+        ModelError: there is no such version, it is not whole, or it fails the smoke test.
+        NothingNew: it is the champion already.
+        PromotionLost: the champion was moved in the meantime.
+    """
+    before = registry.read_pointer()
+    document = registry.model(version)
+    if _names(before, document):
+        raise NothingNew(f"version {version} is the champion already")
+    _test_uploaded(registry, document, lambda path: smoke_test(document, path))
+    return registry.move(document, before, by=by, reason=reason, at=now)
+
+
+def _names(pointer: Pointer | None, document: ModelDocument) -> bool:
+    champion = pointer.champion if pointer else None
+    return champion is not None and (champion.version, champion.sha256) == (document.version, document.model.sha256)
+
+
+def _test_uploaded(registry: ModelRegistry, document: ModelDocument, smoke_test: SmokeTest) -> None:
+    with tempfile.TemporaryDirectory(prefix="bcc-smoke-test-") as folder:
+        smoke_test(registry.fetch(document.version, document.model.sha256, Path(folder) / "model.h5"))
+
+
+def _promotion(champion: ChampionDocument, document: ModelDocument, by: str) -> PromotionDocument:
+    return PromotionDocument(
+        version=document.version,
+        model=document.model,
+        promoted=True,
+        reason=champion.reason,
+        previous_champion=champion.history[0].version if champion.history else None,
+        approved_by=by,
+        at=champion.at,
+    )
+
+
+def lost(document: ModelDocument, gate: GateDocument, error: PromotionLost, *, by: str, now: datetime) -> PromotionDocument:
+    """What is written of an approved challenger that another run beat to the pointer."""
+    return PromotionDocument(
+        version=document.version,
+        model=document.model,
+        promoted=False,
+        reason=str(error),
+        previous_champion=gate.champion_version,
+        approved_by=by,
+        at=now,
+    )
+
+
+def _metadata(document: ModelDocument) -> dict[str, str]:
+    return {
+        "version": document.version,
+        "run": document.run.rsplit("/", 1)[-1],
+        "as-of": document.as_of.isoformat(),
+        "classes": quote(",".join(document.classes), safe=","),
+        "image-size": str(document.image_size),
+    }
+
+
+def _tags(document: ModelDocument) -> dict[str, str]:
+    return {"version": document.version, "as_of": document.as_of.isoformat(), "made_up": str(document.made_up).lower()}

@@ -1,0 +1,192 @@
+"""A run's documents in, a version in use out: builds what `promote` uploads, and what its smoke test asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bcc_ops.artifacts import (
+    ClassWeightsDocument,
+    EvaluationDocument,
+    GateDocument,
+    ModelDocument,
+    PromotionDocument,
+    Reference,
+    SnapshotDocument,
+    TrainingDocument,
+    ValidationDocument,
+)
+from bcc_ops.exceptions import ArtifactError, ObjectChanged, ObjectNotFound, PromotionLost
+from bcc_ops.promotion.model_card import CardSources, read_template, render_model_card
+from bcc_ops.promotion.promote import Upload, lost, upload_challenger
+from bcc_ops.promotion.registry import ModelRegistry, version_name
+from bcc_ops.promotion.smoke_test import Sample, run_smoke_test
+from bcc_ops.run_paths import RunPaths
+from bcc_ops.storage import ObjectStore
+from bcc_ops.tables import ImageRow, read_predictions, read_rows
+
+if TYPE_CHECKING:
+    from bcc_ops.dataset.sync import LocalImage
+
+SMOKE_TEST_IMAGES = 6
+
+Fetch = Callable[[list[ImageRow]], "Sequence[LocalImage]"]
+"""Brings images of the bucket to this machine."""
+
+
+@dataclass(frozen=True)
+class RunDocumentsForUpload:
+    """The run's documents that a version is made from."""
+
+    snapshot: SnapshotDocument
+    validation: ValidationDocument
+    class_weights: ClassWeightsDocument
+    training: TrainingDocument
+    evaluation: EvaluationDocument
+    gate: GateDocument
+
+
+def upload_run(
+    registry: ModelRegistry,
+    paths: RunPaths,
+    documents: RunDocumentsForUpload,
+    *,
+    template: str,
+    fetch: Fetch,
+    by: str,
+    now: datetime,
+) -> PromotionDocument:
+    """Make a version of a run's challenger and bring it into use.
+
+    Args:
+        registry: where versions lie.
+        paths: of the run.
+        documents: of the run.
+        template: path of the model card's template file; "" for none.
+        fetch: brings the smoke test's images here.
+        by: who approved.
+        now: aware.
+
+    Raises:
+        PromotionLost: another run was first; `promotion.json` says so.
+        ModelError, ArtifactError, ConfigError: as `upload_challenger` and `read_template` say.
+    """
+    text = read_template(template)
+    document = model_document(registry, paths, documents, text)
+    evaluation, gate = documents.evaluation, documents.gate
+    sources = CardSources(
+        model=document,
+        snapshot=documents.snapshot,
+        validation=documents.validation,
+        class_weights=documents.class_weights,
+        training=documents.training,
+        evaluation=evaluation,
+        gate=gate,
+    )
+    model = registry.store.get_referenced(documents.training.model)
+    upload = Upload(document, model, evaluation, render_model_card(sources, text))
+
+    def smoke_test(path: Path) -> None:
+        run_smoke_test(path, smoke_test_samples(registry.store, documents, fetch), len(document.classes))
+
+    try:
+        return upload_challenger(registry, upload, gate, smoke_test, by=by, reason=" ".join(gate.reasons), now=now)
+    except PromotionLost as error:
+        registry.store.save(paths.document("promotion.json"), lost(document, gate, error, by=by, now=now))
+        raise
+
+
+def model_document(registry: ModelRegistry, paths: RunPaths, documents: RunDocumentsForUpload, template: str) -> ModelDocument:
+    """The version's `model.json`.
+
+    Raises:
+        ArtifactError: the run has no split.
+    """
+    training, evaluation, snapshot = documents.training, documents.evaluation, documents.snapshot
+    if documents.class_weights.split is None:
+        raise ArtifactError("class_weights.json names no split.parquet: a version must say what it was trained on")
+    own = Reference.of("s3://-/evaluation.json", evaluation.to_json()).sha256
+    card = Reference.of("s3://-/template", template.encode()).sha256
+    version = version_name(snapshot.as_of, training.model.sha256, own, card)
+    store = registry.store
+    return ModelDocument(
+        version=version,
+        classes=training.classes,
+        positive_class=snapshot.positive_class,
+        image_size=training.image_size,
+        preprocessing=training.preprocessing,
+        architecture=training.architecture,
+        operating_point=evaluation.challenger.operating_point,
+        temperature=evaluation.challenger.calibration.temperature,
+        made_up=evaluation.made_up,
+        as_of=snapshot.as_of,
+        run=paths.folder_name,
+        snapshot_digest=snapshot.digest,
+        split=documents.class_weights.split,
+        model=Reference(uri=store.uri(registry.key(version, "model.h5")), sha256=training.model.sha256),
+        evaluation=Reference(uri=store.uri(registry.key(version, "evaluation.json")), sha256=own),
+    )
+
+
+def smoke_test_samples(store: ObjectStore, documents: RunDocumentsForUpload, fetch: Fetch) -> list[Sample]:
+    """A few validation images of the run, spread over its classes, with the challenger's answers about them.
+
+    Raises:
+        ArtifactError: the evaluation names no predictions, or the snapshot does not list the images.
+    """
+    return samples_of(store, documents.evaluation, documents.snapshot.images, fetch)
+
+
+def samples_of(store: ObjectStore, evaluation: EvaluationDocument, images: Reference, fetch: Fetch) -> list[Sample]:
+    """As `smoke_test_samples`, from an evaluation and the reference to its images.parquet."""
+    if evaluation.predictions is None:
+        raise ArtifactError("evaluation.json names no predictions.parquet: the smoke test has nothing to compare with")
+    table = read_predictions(store.get_referenced(evaluation.predictions))
+    chosen = spread(len(table["key"]), SMOKE_TEST_IMAGES)
+    expected = {table["key"][i]: tuple(table[f"challenger_{name}"][i] for name in evaluation.classes) for i in chosen}
+    rows = [row for row in read_rows(ImageRow, store.get_referenced(images)) if row.key in expected]
+    return [Sample(image.key, image.path, expected[image.key]) for image in fetch(rows)]
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of the numbers below `count`, evenly spread."""
+    return sorted({(2 * i + 1) * count // (2 * wanted) for i in range(wanted)}) if count else []
+
+
+def smoke_test_version(
+    registry: ModelRegistry, document: ModelDocument, path: Path, fetch: Fetch, say: Callable[[str], None]
+) -> None:
+    """Smoke-test a version that was uploaded earlier, with its own run's images as far as they are still there.
+
+    Where its run's documents or images are gone, the file must still load and answer with probabilities.
+
+    Args:
+        registry: where it lies.
+        document: the version's `model.json`.
+        path: its file, downloaded.
+        fetch: brings images here.
+        say: takes a sentence for the log.
+
+    Raises:
+        ModelError: it fails.
+    """
+    store = registry.store
+    run = store.key_of(document.split).rsplit("/", 1)[0]
+    try:
+        evaluation = store.load(EvaluationDocument, document.evaluation)
+        snapshot = store.load_key(SnapshotDocument, f"{run}/snapshot.json")
+        samples = samples_of(store, evaluation, snapshot.images, fetch)
+    except (ArtifactError, ObjectNotFound, ObjectChanged) as error:
+        say(f"The images that this version was tested with cannot be had ({error}); it only has to load and to answer.")
+        samples = [_gray_image(path.with_name("gray.png"))]
+    run_smoke_test(path, samples, len(document.classes))
+
+
+def _gray_image(path: Path) -> Sample:
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(path)
+    return Sample("a gray image", path, None)
