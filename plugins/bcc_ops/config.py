@@ -39,6 +39,10 @@ NOTEBOOK: dict[str, Any] = {
     "zoom": 0.2,
     "brightness": 0.2,
     "contrast": 0.0,
+    "gamma": 0.0,
+    "stretch": 0.0,
+    "shift": 0.0,
+    "blur": 0.0,
     "test_time_flip": False,
 }
 """The notebook's recipe. Where it is silent (the optimizer's rate, the dropout's), Keras' own defaults and examples."""
@@ -127,6 +131,9 @@ class RetrainingConfig(BaseModel):
     )
     weights: str = _knob("imagenet", "Initial weights", "imagenet, none, a file on the worker, or an s3:// address.", _MODEL)
     warm_start: bool = _knob(False, "Start from the champion", "Begin with the champion's weights where they fit.", _MODEL)
+    frozen_part: float = _knob(
+        0.3, "Frozen part", "Part of a pretrained backbone's layers, from the input on, that is not trained.", _MODEL, ge=0, le=1
+    )
     image_size: int = _knob(256, "Image size (px)", "Side of the square that the network sees.", _MODEL, ge=32, le=1024)
     batch_size: int = _knob(16, "Batch size", "Images a step.", _FIT, ge=1, le=512)
     epochs: int = _knob(16, "Epochs", "Passes over the train part, at most.", _FIT, ge=1, le=500)
@@ -155,6 +162,14 @@ class RetrainingConfig(BaseModel):
         0.15, "Random brightness", "At most this part of the full range, either way.", _AUGMENTATION, ge=0, le=1
     )
     contrast: float = _knob(0.15, "Random contrast", "At most this factor less or more.", _AUGMENTATION, ge=0, lt=1)
+    gamma: float = _knob(
+        0.3, "Random gamma", "Exponent on the brightness: at most this factor more or less.", _AUGMENTATION, ge=0, le=2
+    )
+    stretch: float = _knob(0.2, "Random stretch", "At most this factor wider or higher.", _AUGMENTATION, ge=0, lt=1)
+    shift: float = _knob(0.1, "Random shift", "At most this part of the side, in any direction.", _AUGMENTATION, ge=0, le=0.5)
+    blur: float = _knob(
+        1.0, "Random blur (px)", "Half of the images are softened, at most with this sigma.", _AUGMENTATION, ge=0, le=10
+    )
 
     # Evaluation
     test_time_flip: bool = _knob(
