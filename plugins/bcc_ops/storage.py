@@ -193,6 +193,26 @@ class ObjectStore:
             answer = self.client.get_object(Bucket=self.bucket, Key=key, **version)
             return answer["Body"].read(), answer["ETag"].strip('"')
 
+    def stream(self, key: str, version_id: str | None = None, if_etag: str | None = None) -> Iterator[bytes]:
+        """The content of an object in pieces of at most 1 MiB, its checksum verified where the store holds one.
+
+        Raises:
+            PreconditionFailed: the object has another ETag than `if_etag`.
+        """
+        extra: dict[str, Any] = {"VersionId": version_id} if version_id else {}
+        if if_etag is not None:
+            extra["IfMatch"] = f'"{if_etag}"'
+        with _telling(f"reading {self.uri(key)}"):
+            answer = self.client.get_object(Bucket=self.bucket, Key=key, ChecksumMode="ENABLED", **extra)
+            yield from answer["Body"].iter_chunks(1 << 20)
+
+    def etag_is_md5(self, key: str, version_id: str | None = None) -> bool:
+        """Whether the ETag of an object that was written in one part is its MD5: not if encrypted with KMS or own keys."""
+        version = {"VersionId": version_id} if version_id else {}
+        with _telling(f"looking at {self.uri(key)}"):
+            answer = self.client.head_object(Bucket=self.bucket, Key=key, **version)  # type: ignore[arg-type]
+        return answer.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in answer
+
     def put(
         self,
         key: str,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
 
-from bcc_ops.artifacts import ConfigDocument, Reference, RunKind
+from bcc_ops.artifacts import ConfigDocument, Reference, RunKind, SnapshotDocument
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.exceptions import BccError, NothingNew
 from bcc_ops.run_paths import RunPaths
@@ -24,6 +24,9 @@ from bcc_ops.storage import ObjectStore
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from bcc_ops.dataset.cache import ImageCache
+    from bcc_ops.dataset.sync import Counts, LocalImage
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +97,26 @@ class BccOperator(BaseOperator):
     def store(self) -> ObjectStore:
         """The configured bucket."""
         return open_store(self.settings)
+
+    def local_images(
+        self, snapshot: Mapping[str, str], *, reread: bool = False, counts: Counts | None = None
+    ) -> list[LocalImage]:
+        """The files of the snapshot's images, in its order; what is missing on this worker is fetched.
+
+        `reread` and `counts` as in `sync_images`.
+        """
+        from bcc_ops.dataset.snapshot import read_images
+        from bcc_ops.dataset.sync import sync_images
+
+        document = self.store.load(SnapshotDocument, snapshot)
+        return sync_images(self.store, read_images(self.store, document), self.image_cache, reread=reread, counts=counts)
+
+    @cached_property
+    def image_cache(self) -> ImageCache:
+        """This worker's cache. As long as this is held, no image of the run is evicted."""
+        from bcc_ops.dataset.cache import ImageCache
+
+        return ImageCache(self.settings.cache_dir, round(self.settings.cache_budget_gb * 1e9))
 
     def run_documents(self, snapshot: Mapping[str, str]) -> RunDocuments:
         """The run that a reference to a `snapshot.json` belongs to."""

@@ -1,0 +1,255 @@
+"""Has something new arrived, and is the upload over? The one answer for a waiting sensor and its trigger alike.
+
+A listing is worth a run when it is none of those known to hold nothing new, and has stayed the same for long enough.
+How long it has is read off the listing itself (when its newest image was written) and off the earlier looks at it
+(which notice removals too), so that a look after a restart knows what the looks before it knew.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any, Literal
+
+from bcc_ops.artifacts import SnapshotChange, SnapshotDocument
+from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.dataset.snapshot import ImageRules, Listing, PreviousSnapshot, list_images, moment_of
+from bcc_ops.exceptions import ConfigError, NothingNew, StorageError
+from bcc_ops.run_index import find_run
+from bcc_ops.storage import ObjectStore
+
+log = logging.getLogger(__name__)
+
+FAILURES = 8
+"""Failed looks in a row after which the store's error is told."""
+LONGEST_PAUSE = 600.0
+"""Seconds between two looks at a store that fails, at most."""
+
+SHORTEST_PAUSE = 0.5
+"""Seconds between two looks, at least, where the interval is no shorter."""
+
+_MOMENTS = ("deadline", "unchanged_since", "not_before")
+
+Finding = Literal["wait", "settled"]
+
+
+@dataclass
+class ArrivalWatch:
+    """What a waiting run knows. All of it is plain data: `to_dict` and `from_dict` carry it between processes.
+
+    Args:
+        deadline: until when it waits (aware).
+        settle_seconds: for how long the listing must stay the same.
+        poke_interval: seconds between two looks.
+        patient: whether a listing with nothing new is waited on. A run that an event started is not: another run has
+            taken up what the event announced.
+        known: digests of listings that are no reason to run -> why not, as the end of a sentence.
+        digest, unchanged_since: the last look's, and since when it is known to be so.
+        failures, not_before: failed looks in a row, and when to look again.
+    """
+
+    deadline: datetime
+    settle_seconds: float
+    poke_interval: float
+    patient: bool = True
+    known: dict[str, str] = field(default_factory=dict)
+    digest: str | None = None
+    unchanged_since: datetime | None = None
+    failures: int = 0
+    not_before: datetime | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ArrivalWatch:
+        """What `to_dict` gave."""
+        moments = {name: datetime.fromisoformat(values[name]) for name in _MOMENTS if values.get(name)}
+        return cls(**{**values, **moments})
+
+    def look(self, listing: Listing, now: datetime) -> Finding:
+        """Take a listing into account.
+
+        Returns:
+            "settled" where it is new and stayed the same for long enough, else "wait".
+
+        Raises:
+            NothingNew: waiting is over; the message says what there was.
+        """
+        self.failures, self.not_before = 0, None
+        digest = listing.digest
+        if digest != self.digest:
+            seen_before = self.digest is not None
+            self.digest = digest
+            # On the first look, what tells since when it is so is the newest image; later, that it was not so before.
+            self.unchanged_since = now if seen_before else min(now, listing.newest) if listing.newest else now
+        return self._conclude(listing, now)
+
+    def _conclude(self, listing: Listing, now: datetime) -> Finding:
+        assert self.digest is not None and self.unchanged_since is not None
+        reason = self.known.get(self.digest)
+        if reason is None and not listing.images:
+            reason = "there is no image at all"
+        if reason is not None:
+            if not self.patient:
+                raise NothingNew(f"Nothing to train on: {reason}.")
+            if now >= self.deadline:
+                raise NothingNew(f"Nothing to train on until {self.deadline:%Y-%m-%d %H:%M} UTC: {reason}.")
+            return "wait"
+        if now - self.unchanged_since >= timedelta(seconds=self.settle_seconds):
+            return "settled"
+        if now >= self.deadline:
+            raise NothingNew(
+                f"Images were still arriving at {self.deadline:%Y-%m-%d %H:%M} UTC, the end of the waiting time; "
+                "the next run takes them up."
+            )
+        return "wait"
+
+    def dismiss(self, reason: str) -> None:
+        """The last listing is no reason to run; `reason` as the end of a sentence."""
+        assert self.digest is not None
+        self.known[self.digest] = reason
+
+    def failed(self, error: StorageError, now: datetime) -> None:
+        """Take a failed look into account, or raise `error` where looking again has no hope left."""
+        self.failures += 1
+        if not error.retryable or self.failures >= FAILURES or now >= self.deadline:
+            raise error
+        self.not_before = now + timedelta(seconds=min(self.poke_interval * 2**self.failures, LONGEST_PAUSE))
+
+    def pause(self, now: datetime) -> float:
+        """Seconds until the next look: the interval, less where a settling or the deadline comes first."""
+        if self.not_before is not None:
+            return max(0.0, (self.not_before - now).total_seconds())
+        ends = [self.deadline]
+        if self.unchanged_since is not None and self.digest not in self.known:
+            ends.append(self.unchanged_since + timedelta(seconds=self.settle_seconds))
+        left = [(end - now).total_seconds() for end in ends if end > now]
+        return min([self.poke_interval, *(max(seconds, SHORTEST_PAUSE) for seconds in left)])
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a run goes by: as of when it looks, and what was seen then."""
+
+    as_of: datetime
+    images: int
+    digest: str
+    change: SnapshotChange | None
+    sentence: str
+
+    def to_xcom(self) -> dict[str, Any]:
+        """As JSON values."""
+        change = self.change.model_dump(mode="json") if self.change else None
+        return {**asdict(self), "as_of": self.as_of.isoformat(), "change": change}
+
+
+class Lookout:
+    """Looks at the images for a run, by the rules of its kind.
+
+    Args:
+        store: the bucket.
+        settings: where images and runs lie in it.
+        config: the run's knobs.
+    """
+
+    def __init__(self, store: ObjectStore, settings: Settings, config: RetrainingConfig) -> None:
+        self.store = store
+        self.settings = settings
+        self.config = config
+        self.rules = ImageRules.of(settings, config)
+
+    def saved(self, run_id: str) -> Sighting | None:
+        """What the run saw when it took its snapshot, if it has one: a run that is done again keeps to it."""
+        paths = find_run(self.store, self.settings.artifacts_prefix, run_id)
+        document = self.store.find(SnapshotDocument, paths.document("snapshot.json")) if paths else None
+        if document is None:
+            return None
+        sentence = f"The run's own snapshot as of {document.as_of:%Y-%m-%d %H:%M:%S} UTC: {document.total} images."
+        return Sighting(document.as_of, document.total, document.digest, document.change, sentence)
+
+    def on_request(self, as_of: datetime | None) -> Sighting:
+        """A person asked: the images of that moment (None for now), whether new or not.
+
+        Raises:
+            ConfigError: the moment lies in the future.
+        """
+        now = datetime.now(timezone.utc)
+        if as_of is not None and as_of > now:
+            raise ConfigError(f"as_of: {as_of:%Y-%m-%d %H:%M:%S} UTC lies in the future; leave it empty for now")
+        listing = list_images(self.store, self.rules, as_of)
+        moment = moment_of(as_of or now, listing.newest)
+        return self._sighting(listing, moment, self._previous(moment))
+
+    def for_backfill(self, logical_date: datetime) -> Sighting:
+        """The images as of the backfill's date.
+
+        Raises:
+            NothingNew: they are those of the last assessed run before, or there are none.
+        """
+        moment = moment_of(logical_date, None)
+        listing = list_images(self.store, self.rules, moment)
+        previous = self._previous(moment)
+        if not listing.images:
+            raise NothingNew(f"Nothing to train on: there was no image as of {moment:%Y-%m-%d %H:%M:%S} UTC.")
+        if listing.digest == previous.digest:
+            raise NothingNew(f"Nothing to train on: {_as_before(previous)}.")
+        return self._sighting(listing, moment, previous)
+
+    def begin(self, *, patient: bool, poke_interval: float) -> ArrivalWatch:
+        """Begin to wait: for a nightly run (patient) or one that an event started."""
+        now = datetime.now(timezone.utc)
+        previous = self._previous(now)
+        return ArrivalWatch(
+            deadline=now + timedelta(minutes=self.config.wait_for_images_minutes),
+            settle_seconds=self.config.settle_seconds,
+            poke_interval=poke_interval,
+            patient=patient,
+            known={previous.digest: _as_before(previous)} if previous.digest else {},
+        )
+
+    def advance(self, watch: ArrivalWatch) -> Sighting | None:
+        """Look once. What is new, settled and enough is returned; None means to wait on, as `watch` says.
+
+        Raises:
+            NothingNew: waiting is over.
+            StorageError: S3 failed, and looking again has no hope left.
+        """
+        now = datetime.now(timezone.utc)
+        if watch.not_before is not None and now < watch.not_before:
+            return None
+        try:
+            listing = list_images(self.store, self.rules)
+            if watch.look(listing, now) == "wait":
+                return None
+            moment = moment_of(now, listing.newest)
+            sighting = self._sighting(listing, moment, self._previous(moment))
+        except StorageError as error:
+            log.warning("%s (failed look %d)", error, watch.failures + 1)
+            watch.failed(error, now)
+            return None
+        news = sighting.change.total if sighting.change else sighting.images
+        if news < self.config.min_new_images:
+            watch.dismiss(f"{news} images are new, changed or gone, and {self.config.min_new_images} are needed")
+            watch.look(listing, now)
+            return None
+        return sighting
+
+    def _previous(self, moment: datetime) -> PreviousSnapshot:
+        return PreviousSnapshot.before(self.store, self.settings.artifacts_prefix, moment)
+
+    def _sighting(self, listing: Listing, moment: datetime, previous: PreviousSnapshot) -> Sighting:
+        change = previous.change_to(listing)
+        if change is None or previous.paths is None:
+            since = "no run was assessed before"
+        else:
+            since = f"{change.added} added, {change.changed} changed, {change.removed} removed since {previous.paths.folder_name}"
+        sentence = f"{len(listing.images)} images as of {moment:%Y-%m-%d %H:%M:%S} UTC; {since}."
+        return Sighting(moment, len(listing.images), listing.digest, change, sentence)
+
+
+def _as_before(previous: PreviousSnapshot) -> str:
+    assert previous.paths is not None and previous.document is not None
+    return f"the {previous.document.total} images are those of the last assessed run, {previous.paths.folder_name}"

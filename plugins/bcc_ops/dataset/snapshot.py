@@ -1,0 +1,343 @@
+"""A listing of the images' prefix, as of a moment: which images there are, and what changed between two moments.
+
+A key is an image when its first folder under the prefix is a configured class and its name is an image's; every other
+key is counted with its reason. On a bucket that keeps versions a past moment is exact; on any other it is what
+`LastModified` can tell: the objects that are there now and were written by then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from fnmatch import translate
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from bcc_ops.artifacts import ConfigDocument, IgnoredKeys, Reference, RunKind, SnapshotChange, SnapshotDocument, digest_of
+from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.exceptions import NoImages
+from bcc_ops.run_index import find_run, last_assessed
+from bcc_ops.run_paths import RunPaths
+from bcc_ops.storage import ObjectStore
+
+if TYPE_CHECKING:
+    from bcc_ops.tables import ImageRow
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp")
+EXAMPLES = 5
+"""How many keys of a kind a document names."""
+
+NO_VERSION = ("", "null")
+"""Version ids that do not tell one content from another: no versions, or an object from before they were kept."""
+
+
+class ImageRules(NamedTuple):
+    """Which keys are images, and of which class.
+
+    `prefix` without a slash at its end, `classes` as configured (folders must match exactly), `ignored_names` as
+    shell patterns of file names, whatever their case.
+    """
+
+    prefix: str
+    classes: tuple[str, ...]
+    ignored_names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, settings: Settings, config: RetrainingConfig) -> ImageRules:
+        """The rules of a run."""
+        return cls(settings.images_prefix, settings.classes, config.ignored_names)
+
+
+class Listing(NamedTuple):
+    """What lay under the prefix.
+
+    `images` are sorted by key. `newest` is the latest moment at which an image was written (or removed, on a bucket
+    that keeps versions); None where there was never any.
+    """
+
+    images: list[ImageRow]
+    ignored: tuple[IgnoredKeys, ...]
+    versioned: bool
+    newest: datetime | None
+
+    @property
+    def digest(self) -> str:
+        """sha256 over (key, etag or version, label), sorted by key."""
+        return digest_of_images(self.images)
+
+
+class ListingBuilder:
+    """Takes the store's listing entry by entry, in any order, and keeps only what a snapshot needs.
+
+    The same builder serves the synchronous listing and the trigger's, so that both see the same images.
+
+    Args:
+        rules: which keys are images.
+        versioned: whether the entries are versions and delete markers.
+        as_of: the moment; None for what is there now.
+    """
+
+    def __init__(self, rules: ImageRules, versioned: bool, as_of: datetime | None = None) -> None:
+        self._root = f"{rules.prefix}/"
+        self._classes = {name: name for name in rules.classes}
+        self._ignored_name = re.compile("|".join(translate(name.lower()) for name in rules.ignored_names) or r"(?!)")
+        self._versioned = versioned
+        self._as_of = as_of
+        self._newest: datetime | None = None
+        self._seen: dict[str, tuple[datetime, bool, bool, int, str, str]] = {}
+        self._ignored: dict[str, list[Any]] = {}
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Take one entry as boto3 gives it: Key, Size, ETag, LastModified, and VersionId, IsLatest, DeleteMarker."""
+        moment = entry["LastModified"].astimezone(timezone.utc)
+        if self._as_of is not None and moment > self._as_of:
+            return
+        key = entry["Key"]
+        latest = entry.get("IsLatest", True)
+        deleted = entry.get("DeleteMarker", False)
+        if self._as_of is None and not latest:
+            return
+        known = self._seen.get(key)
+        # Moments are whole seconds: within one, the latest version is certain, and of the others an image that was
+        # there is taken before its removal. Versions of a key come newest first, so the first of equals stays.
+        if known is None or (moment, latest, not deleted) > known[:3]:
+            size, etag, version = entry.get("Size", 0), entry.get("ETag", "").strip('"'), entry.get("VersionId") or ""
+            self._seen[key] = (moment, latest, not deleted, size, etag, version if self._versioned else "")
+
+    def add_page(self, page: Mapping[str, Any]) -> None:
+        """Take one page of either listing as boto3 gives it."""
+        for entry in (*page.get("Contents", ()), *page.get("Versions", ())):
+            self.add(entry)
+        for entry in page.get("DeleteMarkers", ()):
+            self.add({**entry, "DeleteMarker": True})
+
+    def build(self) -> Listing:
+        """The listing of everything that was added."""
+        from bcc_ops.tables import ImageRow
+
+        images: list[ImageRow] = []
+        newest: datetime | None = None
+        for key in sorted(self._seen):
+            moment, _, present, size, etag, version = self._seen[key]
+            label, reason = self._judge(key, size if present else 1)
+            if label is None:
+                if present:
+                    self._ignore(key, reason)
+                continue
+            newest = moment if newest is None or moment > newest else newest
+            if present:
+                images.append(ImageRow(key, label, size, etag, version, moment))
+        ignored = tuple(
+            IgnoredKeys(reason=reason, count=count, examples=tuple(examples))
+            for reason, (count, examples) in sorted(self._ignored.items())
+        )
+        return Listing(images, ignored, self._versioned, newest)
+
+    def _judge(self, key: str, size: int) -> tuple[str | None, str]:  # noqa: PLR0911 (a return a reason)
+        folder, slash, name = key[len(self._root) :].partition("/")
+        if key.endswith("/"):
+            return None, "folder marker"
+        if not slash:
+            return None, "in no class folder"
+        label = self._classes.get(folder)
+        if label is None:
+            return None, "folder of no configured class"
+        if "/." in key and any(segment in (".", "..") for segment in name.split("/")):
+            return None, "'.' or '..' in its path"
+        name = name.rpartition("/")[2].lower()
+        if not name.endswith(EXTENSIONS):
+            return None, "not a .png, .jpg, .jpeg or .bmp"
+        if self._ignored_name.match(name):
+            return None, "name to ignore (masks)"
+        if size == 0:
+            return None, "empty"
+        return label, ""
+
+    def _ignore(self, key: str, reason: str) -> None:
+        counted = self._ignored.setdefault(reason, [0, []])
+        counted[0] += 1
+        if len(counted[1]) < EXAMPLES:
+            counted[1].append(key)
+
+
+def list_images(store: ObjectStore, rules: ImageRules, as_of: datetime | None = None) -> Listing:
+    """List the images as of a moment.
+
+    Args:
+        store: the bucket.
+        rules: which keys are images.
+        as_of: aware; None for now.
+
+    Raises:
+        StorageError: the store did not let itself be listed.
+    """
+    versioned = store.is_versioned()
+    builder = ListingBuilder(rules, versioned, as_of)
+    for entry in (store.list_versions if versioned else store.list_objects)(f"{rules.prefix}/"):
+        builder.add(entry)
+    return builder.build()
+
+
+def identity(image: ImageRow) -> str:
+    """What tells one content of a key from another: its version, or its ETag where there is none."""
+    return image.etag if image.version_id in NO_VERSION else image.version_id
+
+
+def digest_of_images(images: Iterable[ImageRow]) -> str:
+    """sha256 over (key, etag or version, label) of images that are sorted by key."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(f"{image.key}\0{identity(image)}\0{image.label}\n".encode())
+    return digest.hexdigest()
+
+
+def compare(before: Iterable[ImageRow], now: Iterable[ImageRow]) -> SnapshotChange:
+    """What differs between two snapshots: keys that came, keys that went, and keys with another content."""
+    gone = {image.key: identity(image) for image in before}
+    counts: dict[Literal["added", "changed", "removed"], int] = {"added": 0, "changed": 0, "removed": 0}
+    examples: dict[Literal["added", "changed", "removed"], list[str]] = {"added": [], "changed": [], "removed": []}
+
+    def count(kind: Literal["added", "changed", "removed"], key: str) -> None:
+        counts[kind] += 1
+        if len(examples[kind]) < EXAMPLES:
+            examples[kind].append(key)
+
+    for image in now:
+        was = gone.pop(image.key, None)
+        if was is None:
+            count("added", image.key)
+        elif was != identity(image):
+            count("changed", image.key)
+    for key in sorted(gone):
+        count("removed", key)
+    return SnapshotChange(
+        added=counts["added"],
+        changed=counts["changed"],
+        removed=counts["removed"],
+        examples={kind: tuple(keys) for kind, keys in examples.items()},
+    )
+
+
+def moment_of(now: datetime, newest: datetime | None) -> datetime:
+    """The as_of of a listing that was made `now`: whole seconds, and late enough to hold all that it saw.
+
+    The store's clock may be ahead of this machine's: an image must not fall out of the run that it started.
+    """
+    latest = now if newest is None else max(now, newest)
+    return latest.replace(microsecond=0) + (timedelta(seconds=1) if latest.microsecond else timedelta())
+
+
+@dataclass(frozen=True)
+class PreviousSnapshot:
+    """The snapshot of the last assessed run before a moment, if there is such a run."""
+
+    store: ObjectStore
+    paths: RunPaths | None
+    document: SnapshotDocument | None
+
+    @classmethod
+    def before(cls, store: ObjectStore, artifacts_prefix: str, moment: datetime) -> PreviousSnapshot:
+        """Find the last assessed run with an as_of earlier than `moment`."""
+        paths = last_assessed(store, artifacts_prefix, moment)
+        return cls(store, paths, store.load_key(SnapshotDocument, paths.document("snapshot.json")) if paths else None)
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of its images; None where there is none."""
+        return self.document.digest if self.document else None
+
+    @cached_property
+    def images(self) -> list[ImageRow]:
+        """Its images; read on first use, since most nights need only the digest."""
+        return read_images(self.store, self.document) if self.document else []
+
+    def change_to(self, listing: Listing) -> SnapshotChange | None:
+        """What differs in `listing`; None where there is no previous snapshot."""
+        return compare(self.images, listing.images) if self.document else None
+
+
+def write_images(images: Iterable[ImageRow]) -> bytes:
+    """images.parquet."""
+    from bcc_ops.tables import ImageRow, write_rows
+
+    return write_rows(ImageRow, images)
+
+
+def read_images(store: ObjectStore, document: SnapshotDocument) -> list[ImageRow]:
+    """The rows of a snapshot's images.parquet."""
+    from bcc_ops.tables import ImageRow, read_rows
+
+    return read_rows(ImageRow, store.get_referenced(document.images))
+
+
+def take_snapshot(
+    store: ObjectStore,
+    settings: Settings,
+    config: RetrainingConfig,
+    as_of: datetime,
+    *,
+    run_id: str,
+    run_kind: RunKind,
+) -> Reference:
+    """Write a run's config.json, images.parquet and snapshot.json and return the reference to the last.
+
+    A run that has a snapshot keeps to it, whatever `as_of` says; its config.json says the knobs it is run with now.
+
+    Raises:
+        NoImages: there are none; the message counts what is there instead.
+    """
+    paths = find_run(store, settings.artifacts_prefix, run_id)
+    saved = store.find(SnapshotDocument, paths.document("snapshot.json")) if paths else None
+    if paths is None or saved is None:
+        paths = RunPaths.of(settings.artifacts_prefix, as_of, run_id)
+    store.save(paths.document("config.json"), describe_config(config, run_id, run_kind))
+    if saved is not None:
+        return Reference.of(store.uri(paths.document("snapshot.json")), store.get(paths.document("snapshot.json")))
+    listing = list_images(store, ImageRules.of(settings, config), paths.as_of)
+    if not listing.images:
+        raise NoImages(_what_is_there_instead(store, settings, listing, paths.as_of))
+    previous = PreviousSnapshot.before(store, settings.artifacts_prefix, paths.as_of)
+    counts = dict.fromkeys(settings.classes, 0)
+    for image in listing.images:
+        counts[image.label] += 1
+    document = SnapshotDocument(
+        bucket=store.bucket,
+        prefix=settings.images_prefix,
+        as_of=paths.as_of,
+        run_id=run_id,
+        run_kind=run_kind,
+        versioned=listing.versioned,
+        as_of_source="versions" if listing.versioned else "last_modified",
+        classes=settings.classes,
+        positive_class=settings.positive_class,
+        counts=counts,
+        digest=listing.digest,
+        previous_run=previous.paths.folder_name if previous.paths else None,
+        change=previous.change_to(listing),
+        ignored=listing.ignored,
+        images=store.put_referenced(paths.document("images.parquet"), write_images(listing.images)),
+    )
+    return store.save(paths.document("snapshot.json"), document)
+
+
+def describe_config(config: RetrainingConfig, run_id: str, run_kind: RunKind) -> ConfigDocument:
+    """The run's config.json. A knob counts as given where its value is not the one that the preset brings."""
+    ordinary = RetrainingConfig.resolve({"preset": config.preset})
+    given = {knob: value for knob, value in config if value != getattr(ordinary, knob)}
+    return ConfigDocument(
+        run_id=run_id,
+        run_kind=run_kind,
+        config=config.model_dump(mode="json"),
+        origins=RetrainingConfig.origins({**given, "preset": config.preset}),
+        digest=digest_of(config.training_knobs()),
+    )
+
+
+def _what_is_there_instead(store: ObjectStore, settings: Settings, listing: Listing, as_of: datetime) -> str:
+    place = store.uri(f"{settings.images_prefix}/")
+    wanted = ", ".join(f"{place}{name}/" for name in settings.classes)
+    others = ", ".join(f"{ignored.count} {ignored.reason}" for ignored in listing.ignored) or "nothing at all"
+    return f"no image as of {as_of:%Y-%m-%d %H:%M:%S} UTC in {wanted} (there: {others})"

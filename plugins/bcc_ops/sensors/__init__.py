@@ -1,0 +1,1 @@
+"""Airflow sensors, and the events that start a run."""

@@ -1,0 +1,94 @@
+"""Decides as of which moment a run looks at the images, and whether there is anything new to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
+
+from bcc_ops import exceptions
+from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.arrivals import ArrivalWatch, Lookout
+from bcc_ops.operators.base import BccOperator, airflow_errors, logical_moment, run_kind
+from bcc_ops.triggers.new_images import NewImagesTrigger
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+TRIGGERER_LATENESS = timedelta(minutes=15)
+"""How long after the end of the waiting time the triggerer may answer before the task fails."""
+
+
+class NewImagesSensor(BccOperator, BaseSensorOperator):
+    """Wait for new images, by the rules of the run's kind.
+
+    A nightly run waits until the images differ from those of the last assessed run and have settled, and is skipped
+    where that does not happen in `wait_for_images_minutes`. A run that an event started waits only for them to settle.
+    A manual run takes the images as of its `as_of` or now, a backfill those as of its logical date; neither waits.
+
+    Pushes what it saw: `{as_of, images, digest, change, sentence}`.
+
+    Args:
+        deferrable: wait in the triggerer, without a worker; otherwise by poking.
+        poke_interval: seconds between two looks.
+    """
+
+    def __init__(self, *, deferrable: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.deferrable = deferrable
+
+    def work(self, context: Context) -> Any:
+        """Look, and wait where the run's kind does."""
+        kind = run_kind(context)
+        sighting = self._lookout(context).saved(context["run_id"])
+        if sighting is None and kind == "manual":
+            sighting = self._lookout(context).on_request(self._config(context).as_of)
+        elif sighting is None and kind == "backfill":
+            sighting = self._lookout(context).for_backfill(logical_moment(context))
+        if sighting is not None:
+            self.log.info(sighting.sentence)
+            return sighting.to_xcom()
+        self._watch = self._lookout(context).begin(patient=kind == "nightly", poke_interval=self.poke_interval)
+        if self.deferrable:
+            return self._look_or_defer(context, self._watch)
+        return BaseSensorOperator.execute(self, context)
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Look once."""
+        sighting = self._lookout(context).advance(self._watch)
+        return PokeReturnValue(sighting is not None, sighting and sighting.to_xcom())
+
+    def resume(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Take up from the trigger: look for oneself, since the trigger tells no more than that it is worth it."""
+        with airflow_errors():
+            if "error" in event:
+                raise getattr(exceptions, event["error"], exceptions.StorageError)(event["message"])
+            return self._look_or_defer(context, ArrivalWatch.from_dict(event["watch"]))
+
+    def _look_or_defer(self, context: Context, watch: ArrivalWatch) -> Any:
+        lookout = self._lookout(context)
+        sighting = lookout.advance(watch)
+        if sighting is not None:
+            self.log.info(sighting.sentence)
+            return sighting.to_xcom()
+        left = max(watch.deadline - datetime.now(timezone.utc), timedelta())
+        self.log.info("Waiting in the triggerer until %s", f"{watch.deadline:%Y-%m-%d %H:%M:%S} UTC at the latest")
+        return self.defer(
+            trigger=NewImagesTrigger(
+                aws_conn_id=self.settings.aws_conn_id,
+                bucket=self.settings.bucket,
+                rules=[list(part) if isinstance(part, tuple) else part for part in lookout.rules],
+                versioned=self.store.is_versioned(),
+                watch=watch.to_dict(),
+            ),
+            method_name="resume",
+            timeout=left + TRIGGERER_LATENESS,
+        )
+
+    def _config(self, context: Context) -> RetrainingConfig:
+        return RetrainingConfig.resolve(context["params"])
+
+    def _lookout(self, context: Context) -> Lookout:
+        return Lookout(self.store, self.settings, self._config(context))

@@ -1,0 +1,1 @@
+"""Airflow triggers: what waits in the triggerer, without a worker."""

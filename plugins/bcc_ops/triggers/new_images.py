@@ -1,0 +1,88 @@
+"""Waits in the triggerer until a listing of the images is worth a look by a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime, timezone
+from typing import Any
+
+from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from bcc_ops.dataset.arrivals import ArrivalWatch
+from bcc_ops.dataset.snapshot import ImageRules, Listing, ListingBuilder
+from bcc_ops.exceptions import BccError, NothingNew, StorageError
+from bcc_ops.storage import translate
+
+
+class NewImagesTrigger(BaseTrigger):
+    """List the images now and then; fire when they are new and settled, when waiting is over, or when S3 fails for good.
+
+    Args:
+        aws_conn_id: the connection to S3.
+        bucket: the bucket.
+        rules: `ImageRules` as a list: prefix, classes, names to ignore.
+        versioned: whether the bucket keeps versions.
+        watch: an `ArrivalWatch` as a dict. All that the trigger knows is in here, so that a restart loses nothing.
+    """
+
+    def __init__(self, *, aws_conn_id: str, bucket: str, rules: list[Any], versioned: bool, watch: dict[str, Any]) -> None:
+        super().__init__()
+        self.aws_conn_id = aws_conn_id
+        self.bucket = bucket
+        self.rules = rules
+        self.versioned = versioned
+        self.watch = watch
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """The class and what makes another that goes on where this one is."""
+        return (
+            "bcc_ops.triggers.new_images.NewImagesTrigger",
+            {
+                "aws_conn_id": self.aws_conn_id,
+                "bucket": self.bucket,
+                "rules": self.rules,
+                "versioned": self.versioned,
+                "watch": self.watch,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Yield one event: `{"watch": …}` for the worker to look for itself, with `"error"` where S3 failed for good."""
+        watch = ArrivalWatch.from_dict(self.watch)
+        while True:
+            await asyncio.sleep(watch.pause(datetime.now(timezone.utc)))
+            try:
+                try:
+                    listing = await self._list()
+                except StorageError as error:
+                    self.log.warning("%s (failed look %d)", error, watch.failures + 1)
+                    watch.failed(error, datetime.now(timezone.utc))
+                    continue
+                if watch.look(listing, datetime.now(timezone.utc)) == "settled":
+                    break
+            except NothingNew:
+                break  # the worker looks once more and says so
+            except BccError as error:
+                yield TriggerEvent({"watch": watch.to_dict(), "error": type(error).__name__, "message": str(error)})
+                return
+            finally:
+                self.watch = watch.to_dict()
+            self.log.info("%d images, digest %.12s: waiting", len(listing.images), listing.digest)
+        yield TriggerEvent({"watch": watch.to_dict()})
+
+    async def _list(self) -> Listing:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        rules = ImageRules(self.rules[0], tuple(self.rules[1]), tuple(self.rules[2]))
+        builder = ListingBuilder(rules, self.versioned)
+        try:
+            async with await S3Hook(aws_conn_id=self.aws_conn_id).get_async_conn() as client:
+                pages = client.get_paginator("list_object_versions" if self.versioned else "list_objects_v2")
+                async for page in pages.paginate(Bucket=self.bucket, Prefix=f"{rules.prefix}/"):
+                    builder.add_page(page)
+        except (BotoCoreError, ClientError) as error:
+            raise translate(error, f"listing s3://{self.bucket}/{rules.prefix}/") from error
+        # Sorting and digesting a million keys takes seconds, which would hold up every other trigger.
+        return await asyncio.to_thread(builder.build)
