@@ -1,0 +1,535 @@
+"""A run's documents as one HTML page.
+
+Nothing but rendering: documents in, text out; the same documents give the same page. Whatever comes from a document is
+escaped, the page loads nothing from anywhere else, and its script and style are named by hash in the policy that it is
+served with.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bcc_ops.artifacts import ChampionDocument, Estimate, EvaluationDocument, ModelDocument, ModelEvaluation
+from bcc_ops.report.line_chart import LineChart, line_chart
+from bcc_ops.report.progress import RunProgress
+from bcc_ops.report.run_history import RunSummary
+from bcc_ops.report.run_record import FILES, RunRecord
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_SCRIPT = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+_STYLE = (_TEMPLATES / "page.css").read_text(encoding="utf-8")
+
+MOST_ROWS = 200
+"""Rows of a list on a page; the document has them all."""
+
+REFRESH_SECONDS = 10
+
+
+def _source(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+_OWN_ONLY = f"default-src 'none'; img-src 'self' data:; style-src {_source(_STYLE)}; script-src {_source(_SCRIPT)}"
+CONTENT_SECURITY_POLICY = f"{_OWN_ONLY}; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+"""What a page may load and run: this module's script and style, by hash, and pictures of its own origin."""
+
+_IN_FILE_POLICY = f"{_OWN_ONLY}; base-uri 'none'; form-action 'none'"
+"""The same for the stand-alone file; a policy in the page cannot say who may frame it."""
+
+
+def decimals(value: float, signed: bool = False) -> str:
+    """A share or a loss, with three decimals; `signed` gives a difference its sign, with a true minus."""
+    return f"{value:+.3f}".replace("-", "−") if signed else f"{value:.3f}".replace("-", "−")
+
+
+def plain_number(value: float) -> str:
+    """A number of unknown kind: whole numbers whole, others with three significant decimals."""
+    return f"{value:,.0f}".replace(",", " ") if value == int(value) and abs(value) >= 2 else f"{value:.3f}".replace("-", "−")
+
+
+def thousands(value: float) -> str:
+    """A count, its thousands apart by a narrow space."""
+    return f"{value:,.0f}".replace(",", "\u202f")
+
+
+def size_of(count: int) -> str:
+    """Bytes, in a unit that people read."""
+    power = min(int(math.log(count, 1000)), 3) if count else 0
+    return f"{count / 1000**power:.{1 if power else 0}f} {('B', 'kB', 'MB', 'GB')[power]}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `41 s`, `8 min 18 s` or `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def moment(when: datetime | None) -> str:
+    """A moment in UTC, to the minute."""
+    return when.astimezone(timezone.utc).strftime("%-d %b %Y, %H:%M UTC") if when else "an unknown moment"
+
+
+def kind_of_run(kind: str) -> str:
+    """A run's kind in words."""
+    return {"nightly": "nightly run", "event": "run upon an event", "manual": "run by hand", "backfill": "backfill"}.get(
+        kind, kind
+    )
+
+
+def place(value: float, start: float, end: float) -> float:
+    """Where a value lies between two ends, from 0 to 100; what lies outside sits at the end."""
+    return round(100 * min(1.0, max(0.0, (value - start) / (end - start))), 2)
+
+
+_FILTERS = {
+    "decimals": decimals,
+    "plain_number": plain_number,
+    "thousands": thousands,
+    "bytes": size_of,
+    "duration": duration,
+    "moment": moment,
+    "kind": kind_of_run,
+    "place": place,
+}
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(_FILTERS)
+    environment.globals.update(script=Markup(_SCRIPT), style=Markup(_STYLE), policy=_IN_FILE_POLICY)  # noqa: S704
+    return environment
+
+
+_ENVIRONMENT = _environment()
+
+
+def _render(template: str, *, stand_alone: bool = False, refresh: int | None = None, **context: Any) -> str:
+    return _ENVIRONMENT.get_template(template).render(stand_alone=stand_alone, refresh=refresh, **context)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The first lines of a report."""
+
+    tone: str
+    mark: str
+    title: str
+    consequence: str
+
+
+def verdict_of(run: RunRecord, progress: RunProgress | None = None) -> Verdict | None:
+    """What became of the challenger, in two sentences; None before the gate has spoken."""
+    gate, promotion = run.gate, run.promotion
+    if gate is None:
+        return None
+    if gate.verdict == "rejected":
+        stays = f"Champion {gate.champion_version} stays in use." if gate.champion_version else "There is still no champion."
+        return Verdict("bad", "✗", "Rejected", f"The challenger was not uploaded. {stays}")
+    title = "Approved" if gate.verdict == "approved" else "Approved, with no champion to compare with"
+    if promotion is None:
+        return _not_uploaded(title, progress)
+    if promotion.promoted:
+        consequence = f"In use as version {promotion.version}, approved by {promotion.approved_by}."
+    else:
+        consequence = f"Uploaded as version {promotion.version}; the champion stays: {promotion.reason}"
+    return Verdict("good", "✓", title, consequence)
+
+
+def _not_uploaded(title: str, progress: RunProgress | None) -> Verdict:
+    states = {task.task_id: task.state for task in progress.tasks} if progress else {}
+    if states.get("approve_model") == "awaiting_input":
+        return Verdict("", "?", "Approved by the gate, waiting for a person", "Nothing is uploaded before somebody answers.")
+    if progress and not progress.is_over:
+        return Verdict("good", "✓", title, "It is not uploaded yet.")
+    if states.get("upload_model") == "skipped":
+        return Verdict("", "–", "Approved by the gate, turned down by a person", "The challenger was not uploaded.")
+    return Verdict("", "?", title, "There is no promotion.json: the challenger was not uploaded, or not by this run.")
+
+
+def render_report(
+    run: RunRecord,
+    *,
+    run_id: str,
+    folder: str | None = None,
+    plots: Mapping[str, str],
+    files: Mapping[str, tuple[str, int | None]],
+    progress: RunProgress | None = None,
+    model_card: str | None = None,
+    stand_alone: bool = False,
+) -> str:
+    """The page of one run.
+
+    Args:
+        run: its documents; a part whose document is missing says so instead.
+        run_id: Airflow's.
+        folder: where the documents lie, for people.
+        plots: name in `run_paths.PLOTS` -> address of the picture, of this origin or `data:`. Others are left out.
+        files: name in `FILES` -> (address, size in bytes if known). Others are left out.
+        progress: of the run, where Airflow can be asked; None in the stand-alone file.
+        model_card: Markdown, of the version that the run was uploaded as.
+        stand_alone: put the policy into the page, for a file that no server adds headers to.
+    """
+    going_on = progress is not None and not progress.is_over
+    descriptions = describe_plots(run)
+
+    def plots_there(*names: str) -> bool:
+        return any(name in plots for name in names)
+
+    def plots_of(*names: str) -> Markup:
+        drawn = [_Plot(name, plots[name], *descriptions[name]) for name in names if name in plots]
+        return Markup(_ENVIRONMENT.get_template("plots.html.jinja").render(plots=drawn)) if drawn else Markup()  # noqa: S704
+
+    when = run.snapshot.as_of if run.snapshot else run.gate.as_of if run.gate else None
+    return _render(
+        "report.html.jinja",
+        stand_alone=stand_alone,
+        refresh=REFRESH_SECONDS if going_on else None,
+        run=run,
+        run_id=run_id,
+        folder=folder,
+        when=when,
+        progress=_with_link(progress),
+        live=live_charts(run) if going_on and run.epochs and not run.training else None,
+        epochs_planned=run.config.config.get("epochs") if run.config else None,
+        verdict=verdict_of(run, progress),
+        tiles=_tiles(run.evaluation) if run.evaluation else (),
+        compared=_compared(run.evaluation) if run.evaluation else (),
+        reach=_reach(run.evaluation),
+        plots_there=plots_there,
+        plots_of=plots_of,
+        files=[_File(name, *files[name], FILES[name][0]) for name in FILES if name in files],
+        model_card=_markdown(model_card) if model_card else None,
+        most=MOST_ROWS,
+        contents=_contents(run, plots_there, files, model_card),
+    )
+
+
+def render_message(heading: str, sentences: Sequence[str], refresh: int | None = None) -> str:
+    """A page that only says something: an unknown run, a store that does not answer."""
+    return _render("message.html.jinja", refresh=refresh, heading=heading, sentences=sentences)
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run in the list, and the address of its report where it has one."""
+
+    summary: RunSummary
+    href: str | None
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """A version in the list: its document, or why there is none."""
+
+    name: str
+    document: ModelDocument | None
+    problem: str | None
+
+
+def render_models(
+    *,
+    champion: ChampionDocument | None,
+    champion_uri: str | None,
+    runs: Sequence[RunRow],
+    versions: Sequence[VersionRow],
+    versions_more: int,
+    positive_class: str,
+    older: str | None,
+    paged: bool,
+    set_champion_href: str,
+    problems: Sequence[str] = (),
+) -> str:
+    """The page about all runs and versions.
+
+    Args:
+        champion: the pointer, None where there is none yet.
+        champion_uri: address of its `.h5`.
+        runs: newest first.
+        versions: newest first.
+        versions_more: how many versions are not listed.
+        positive_class: whose sensitivity is shown.
+        older: address of the page with older runs.
+        paged: whether this is such a page itself.
+        set_champion_href: the UI's page of the DAG that moves the champion.
+        problems: what could not be read, a sentence each.
+    """
+    assessed = [row.summary for row in reversed(runs) if row.summary.verdict]
+    return _render(
+        "models.html.jinja",
+        champion=champion,
+        champion_uri=champion_uri,
+        runs=runs,
+        trend=_trend(assessed, positive_class) if len(assessed) > 1 else None,
+        versions=versions,
+        versions_more=versions_more,
+        positive_class=positive_class,
+        older=older,
+        paged=paged,
+        set_champion_href=set_champion_href,
+        problems=problems,
+    )
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    href: str
+    size: int | None
+    what: str
+
+
+@dataclass(frozen=True)
+class _Plot:
+    name: str
+    source: str
+    alt: str
+    caption: str
+
+    @property
+    def wide(self) -> bool:
+        return self.name in {"history", "trend", "confusion_matrix", "augmentations", "missed_cancers", "false_alarms"}
+
+    @property
+    def photo(self) -> bool:
+        return self.name in {"augmentations", "missed_cancers", "false_alarms"}
+
+
+def ui_run_path(dag_id: str, run_id: str) -> str:
+    """Path of a run in Airflow's UI, below its base address."""
+    return f"/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+
+
+@dataclass(frozen=True)
+class _LinkedProgress:
+    """A progress, with the address of the task to look at."""
+
+    progress: RunProgress
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.progress, name)
+
+    @property
+    def culprit_href(self) -> str:
+        return f"{ui_run_path(self.progress.dag_id, self.progress.run_id)}/tasks/{quote(self.progress.culprit or '', safe='')}"
+
+
+def _with_link(progress: RunProgress | None) -> _LinkedProgress | None:
+    return _LinkedProgress(progress) if progress else None
+
+
+def _contents(run: RunRecord, plots_there: Any, files: Mapping[str, Any], model_card: str | None) -> list[tuple[str, str]]:
+    wanted = [
+        (run.gate is not None, "verdict", "Verdict"),
+        (run.evaluation is not None, "comparison", "Champion"),
+        (run.gate is not None, "gate", "Rules"),
+        (run.evaluation is not None, "classes", "Classes"),
+        (run.evaluation is not None and plots_there("missed_cancers", "false_alarms"), "mistakes", "Mistakes"),
+        (run.training is not None or plots_there("history", "trend", "augmentations"), "training", "Training"),
+        (True, "data", "Images"),
+        (bool(model_card), "card", "Model card"),
+        (run.config is not None, "knobs", "Knobs"),
+        (bool(set(files) & set(FILES)), "files", "Downloads"),
+    ]
+    return [(anchor, name) for there, anchor, name in wanted if there]
+
+
+def _tiles(document: EvaluationDocument) -> list[tuple[str, Estimate, Estimate | None]]:
+    model, positive = document.challenger, document.positive_class
+    differences = document.comparison.differences if document.comparison else {}
+    return [
+        ("Balanced accuracy", model.balanced_accuracy, differences.get("balanced_accuracy")),
+        ("Macro AUC", model.macro_auc, differences.get("macro_auc")),
+        (f"{positive.capitalize()} sensitivity", model.operating_point.sensitivity, differences.get(f"{positive}_sensitivity")),
+        (f"{positive.capitalize()} specificity", model.operating_point.specificity, differences.get(f"{positive}_specificity")),
+    ]
+
+
+@dataclass(frozen=True)
+class _ComparedRow:
+    name: str
+    challenger: Estimate
+    champion: Estimate
+    difference: Estimate | None
+    tone: str
+
+
+def _compared(document: EvaluationDocument) -> list[_ComparedRow]:
+    comparison = document.comparison
+    if comparison is None or comparison.challenger is None or comparison.champion is None:
+        return []
+    positive = document.positive_class
+
+    def figures(model: ModelEvaluation) -> dict[str, Estimate]:
+        return {
+            "balanced_accuracy": model.balanced_accuracy,
+            "macro_auc": model.macro_auc,
+            f"{positive}_sensitivity": model.operating_point.sensitivity,
+            f"{positive}_specificity": model.operating_point.specificity,
+            "accuracy": model.accuracy,
+            "macro_f1": model.macro_f1,
+            "loss": model.loss,
+        }
+
+    ours, theirs = figures(comparison.challenger), figures(comparison.champion)
+    return [
+        _ComparedRow(
+            name.replace("_", " ").replace("auc", "AUC").replace("f1", "F1"),
+            ours[name],
+            theirs[name],
+            difference := comparison.differences.get(name),
+            _tone(name, difference),
+        )
+        for name in ours
+    ]
+
+
+def _tone(name: str, difference: Estimate | None) -> str:
+    """ "better" or "worse" where the whole interval says so; a loss is better where it is lower."""
+    if difference is None or difference.low is None or difference.high is None:
+        return ""
+    low, high = (difference.low, difference.high) if name != "loss" else (-difference.high, -difference.low)
+    return "better" if low > 0 else "worse" if high < 0 else ""
+
+
+def _reach(document: EvaluationDocument | None) -> float:
+    """Half the width of the axis that the differences are drawn on."""
+    found = document.comparison.differences.values() if document and document.comparison else ()
+    ends = [abs(end) for estimate in found for end in (estimate.low, estimate.high) if end is not None]
+    return max(ends, default=0.05) * 1.1 or 0.05
+
+
+def live_charts(run: RunRecord) -> tuple[LineChart, LineChart]:
+    """Accuracy and loss of the epochs so far."""
+    labels = [str(row.epoch) for row in run.epochs]
+    accuracy = [("train", [row.accuracy for row in run.epochs]), ("tuning", [row.tuning_accuracy for row in run.epochs])]
+    loss = [("train", [row.loss for row in run.epochs]), ("tuning", [row.tuning_loss for row in run.epochs])]
+    return line_chart("Accuracy by epoch", labels, accuracy), line_chart("Loss by epoch", labels, loss)
+
+
+def _trend(runs: Sequence[RunSummary], positive_class: str) -> LineChart:
+    def values(estimates: Iterable[Estimate | None]) -> list[tuple[float, float | None, float | None] | None]:
+        return [None if e is None or e.value is None else (e.value, e.low, e.high) for e in estimates]
+
+    return line_chart(
+        f"Balanced accuracy, macro AUC and {positive_class} sensitivity of {len(runs)} runs",
+        [run.as_of.strftime("%-d %b") for run in runs],
+        [
+            ("balanced accuracy", values(run.balanced_accuracy for run in runs)),
+            (f"{positive_class} sensitivity", values(run.positive_sensitivity for run in runs)),
+            ("macro AUC", values(run.macro_auc for run in runs)),
+        ],
+    )
+
+
+def _markdown(text: str) -> Markup:
+    """Markdown as HTML; HTML in it is shown as text, and addresses with a scheme that runs script are dropped."""
+    from markdown_it import MarkdownIt
+
+    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(text))  # noqa: S704
+
+
+def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
+    """For each plot, what it shows in this run (for who cannot see it) and its caption."""
+    evaluation, training, weights, validation = run.evaluation, run.training, run.class_weights, run.validation
+    positive = evaluation.positive_class if evaluation else "positive class"
+    best = f" The best epoch was {training.best_epoch} of {training.epochs_run}." if training else ""
+    last = run.epochs[-1] if run.epochs else None
+    ended = (
+        f" It ended at a tuning accuracy of {last.tuning_accuracy:.3f} and a tuning loss of {last.tuning_loss:.3f}."
+        if last
+        else ""
+    )
+    counts = (
+        "; ".join(f"{part}: {', '.join(f'{name} {n}' for name, n in by.items())}" for part, by in weights.counts.items())
+        if weights
+        else ""
+    )
+    findings = validation.drift if validation else ()
+    warned, tested = sum(finding.warning for finding in findings), len(findings)
+    error = _spoken(evaluation.challenger.calibration.ece) if evaluation else "unknown"
+    areas = ", ".join(f"{name} {_spoken(one.auc)}" for name, one in evaluation.challenger.per_class.items()) if evaluation else ""
+    return {
+        "history": (
+            f"Accuracy and loss by epoch, of the train and the tuning part.{best}{ended}",
+            "Train and tuning part by epoch. The upright line marks the epoch whose weights were kept.",
+        ),
+        "class_counts": (
+            f"Bars of the images by class and partition. {counts}.",
+            "Images by class and partition, and each class' weight in training.",
+        ),
+        "confusion_matrix": (
+            f"Confusion matrices, rows true and columns predicted. {_confusions(evaluation)}",
+            "Rows are the truth, columns the answer: counts, and shares of each row.",
+        ),
+        "roc": (
+            f"ROC curves. AUC by class: {areas}.",
+            f"Each class against the rest, with 95 % bands. The star is the operating point of {positive}.",
+        ),
+        "precision_recall": (
+            "Precision-recall curves, each class against the rest.",
+            "Each class against the rest, with 95 % bands. The short bar at the right edge is what guessing would reach.",
+        ),
+        "reliability": (
+            f"Reliability diagram. Expected calibration error: {error}.",
+            "How often the answer is right, by how sure the model is. On the diagonal it is as sure as it is right.",
+        ),
+        "difference": (
+            _differences(evaluation),
+            "Challenger less champion, paired on the same images. Where the whole interval lies on one side, it is named.",
+        ),
+        "trend": (
+            "Balanced accuracy, macro AUC and sensitivity over the assessed runs, with their verdicts.",
+            "The key figures of this and earlier runs, each on its own validation images.",
+        ),
+        "augmentations": (
+            "A few training images and randomly altered versions of each.",
+            "What training sees: each row an image as it is, then as augmentation alters it.",
+        ),
+        "drift": (
+            f"Distances between new and earlier images; {warned} of {tested} comparisons warn of drift.",
+            "Two-sample tests of the new images against the earlier ones, a class and quantity each.",
+        ),
+        "missed_cancers": (
+            f"Thumbnails of {positive} images that the challenger did not call {positive}, with their probabilities.",
+            f"Images that are {positive} and were not called so, the most confident mistakes first.",
+        ),
+        "false_alarms": (
+            f"Thumbnails of images that the challenger wrongly called {positive}, with their probabilities.",
+            f"Images that were called {positive} and are not, the most confident mistakes first.",
+        ),
+    }
+
+
+def _spoken(estimate: Estimate) -> str:
+    return "not available" if estimate.value is None else f"{estimate.value:.3f}"
+
+
+def _confusions(document: EvaluationDocument | None) -> str:
+    if document is None:
+        return ""
+    rows = zip(document.classes, document.challenger.confusion_matrix)
+    right = [f"{row[index]} of {sum(row)} {name}" for index, (name, row) in enumerate(rows)]
+    return f"The challenger is right on {', '.join(right)} images."
+
+
+def _differences(document: EvaluationDocument | None) -> str:
+    found = document.comparison.differences if document and document.comparison else {}
+    spoken = [f"{name.replace('_', ' ')} {estimate.value:+.3f}" for name, estimate in found.items() if estimate.value is not None]
+    return f"Differences to the champion: {', '.join(spoken) or 'none to be had'}."

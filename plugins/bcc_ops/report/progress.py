@@ -1,0 +1,128 @@
+"""How far a run is, as its page tells it: from the states of its tasks, wherever they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+PIPELINE = (
+    "wait_for_new_images",
+    "snapshot_dataset",
+    "download_images",
+    "validate_images",
+    "compute_class_weights",
+    "train_model",
+    "evaluate_model",
+    "gate_model",
+    "approve_model",
+    "upload_model",
+    "publish_plots",
+)
+"""The tasks in the order that a page shows them; any other comes after these."""
+
+_OVER = {"success", "failed"}
+_FAILED = {"failed", "upstream_failed"}
+_LOOKS = {
+    "success": ("done", "✓", ""),
+    "failed": ("failed", "✗", "failed"),
+    "upstream_failed": ("waiting", "–", "not reached"),
+    "skipped": ("skipped", "–", "skipped"),
+    "removed": ("skipped", "–", "removed"),
+    "running": ("now", "▸", "running"),
+    "restarting": ("now", "▸", "starts again"),
+    "deferred": ("now", "▸", "waiting"),
+    "awaiting_input": ("now", "▸", "waits for an answer"),
+    "up_for_retry": ("now", "↻", "will be tried again"),
+    "up_for_reschedule": ("now", "▸", "waiting"),
+    "queued": ("now", "▸", "queued"),
+    "scheduled": ("now", "▸", "scheduled"),
+}
+
+
+@dataclass(frozen=True)
+class TaskProgress:
+    """One task of a run; `state` in Airflow's words, None where it has none yet."""
+
+    task_id: str
+    state: str | None
+    started: datetime | None = None
+    ended: datetime | None = None
+
+    @property
+    def tone(self) -> str:
+        """How the page shows it: done, now, failed, skipped or waiting."""
+        return _LOOKS.get(self.state or "", ("waiting", "", ""))[0]
+
+    @property
+    def mark(self) -> str:
+        """A sign for its state, so that colour alone tells nothing."""
+        return _LOOKS.get(self.state or "", ("waiting", "·", ""))[1]
+
+    @property
+    def word(self) -> str:
+        """Its state in a word, "" where the sign says it all."""
+        return _LOOKS.get(self.state or "", ("", "", "not started"))[2]
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """A run and its tasks, in the pipeline's order."""
+
+    dag_id: str
+    run_id: str
+    state: str
+    tasks: tuple[TaskProgress, ...]
+
+    @classmethod
+    def of(cls, dag_id: str, run_id: str, state: str, tasks: Iterable[TaskProgress]) -> RunProgress:
+        """Put the tasks into the pipeline's order."""
+        order = {name: place for place, name in enumerate(PIPELINE)}
+        return cls(dag_id, run_id, state, tuple(sorted(tasks, key=lambda task: (order.get(task.task_id, 99), task.task_id))))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen by itself."""
+        return self.state in _OVER
+
+    @property
+    def culprit(self) -> str | None:
+        """The task to look at where the run failed: the first that failed itself."""
+        return next((task.task_id for task in self.tasks if task.state == "failed"), None)
+
+    @property
+    def nothing_new(self) -> bool:
+        """Whether the run ended at its first task because no image is new."""
+        return self.is_over and any(task.task_id == PIPELINE[0] and task.state == "skipped" for task in self.tasks)
+
+    @property
+    def needs_a_look(self) -> bool:
+        """Whether a run that is over has something to say that its documents do not."""
+        return self.is_over and (self.nothing_new or self.culprit is not None or self.state == "failed")
+
+    @property
+    def headline(self) -> str:
+        """Where the run is, in one line."""
+        if self.nothing_new:
+            return "Skipped: nothing new"
+        if self.culprit:
+            return f"{self.culprit} failed"
+        if self.is_over:
+            return "Failed" if self.state in _FAILED else "Done"
+        now = [task for task in self.tasks if task.tone == "now"]
+        if any(task.state == "awaiting_input" for task in now):
+            return "Waiting for a person's approval"
+        busy = [task for task in now if task.state == "running"] or now
+        return f"Running: {', '.join(task.task_id for task in busy)}" if busy else f"The run is {self.state}"
+
+    @property
+    def detail(self) -> str:
+        """What to do about it, "" where there is nothing to do."""
+        if self.nothing_new:
+            return "No image is new, changed or gone since the last assessed run, so there was nothing to train."
+        if self.culprit:
+            going_on = "" if self.is_over else " The run goes on with what does not depend on it."
+            return f"Its log says why. What the run left until then is below.{going_on}"
+        if any(task.state == "awaiting_input" for task in self.tasks):
+            return "The gate approved the model. The task approve_model takes the answer, under Required Actions."
+        return "" if not self.is_over else "No task of its own failed; the run's graph shows what ended it."

@@ -1,0 +1,483 @@
+"""A run's documents, made by hand for the report's tests: a rejected or approved challenger against a champion."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import numpy as np
+
+from bcc_ops.artifacts import (
+    Calibration,
+    ChampionDocument,
+    ChampionMove,
+    ClassEvaluation,
+    ClassWeightsDocument,
+    Comparison,
+    ConfigDocument,
+    Document,
+    DriftFinding,
+    EpochRow,
+    Estimate,
+    EvaluationDocument,
+    GateDocument,
+    IgnoredKeys,
+    ImageGroup,
+    LeftOutImage,
+    ModelDocument,
+    ModelEvaluation,
+    OperatingPoint,
+    PromotionDocument,
+    Reference,
+    RefusedImage,
+    ReliabilityBin,
+    RuleResult,
+    SliceEvaluation,
+    SnapshotChange,
+    SnapshotDocument,
+    TrainingDocument,
+    ValidationDocument,
+)
+from bcc_ops.config import RetrainingConfig
+from bcc_ops.run_paths import RunPaths
+from bcc_ops.tables import write_predictions
+
+AS_OF = datetime(2026, 11, 22, 2, 0, tzinfo=timezone.utc)
+RUN_ID = "scheduled__2026-11-22T02:00:00+00:00"
+CLASSES = ("benign", "malignant", "normal")
+PATHS = RunPaths.of("artifacts", AS_OF, RUN_ID)
+
+
+def reference(name: str) -> Reference:
+    return Reference(uri=f"s3://bucket/{PATHS.document(name)}", sha256=hashlib.sha256(name.encode()).hexdigest())
+
+
+def around(value: float, half: float = 0.05) -> Estimate:
+    return Estimate(value=value, low=value - half, high=min(1.0, value + half))
+
+
+def config_document(run_id: str = RUN_ID, **given: Any) -> ConfigDocument:
+    config = RetrainingConfig.resolve(given)
+    return ConfigDocument(
+        run_id=run_id,
+        run_kind="nightly",
+        config=config.model_dump(mode="json"),
+        origins=RetrainingConfig.origins(given),
+        digest="c" * 64,
+    )
+
+
+def snapshot_document(**changes: Any) -> SnapshotDocument:
+    fields: dict[str, Any] = {
+        "bucket": "bucket",
+        "prefix": "images",
+        "as_of": AS_OF,
+        "run_id": RUN_ID,
+        "run_kind": "nightly",
+        "versioned": True,
+        "as_of_source": "versions",
+        "classes": CLASSES,
+        "positive_class": "malignant",
+        "counts": {"benign": 347, "malignant": 168, "normal": 108},
+        "digest": "d" * 64,
+        "previous_run": "20261121T020000Z__scheduled__2026-11-21T02-00-00-00-00-1a2b3c4d",
+        "change": SnapshotChange(
+            added=12,
+            changed=1,
+            removed=0,
+            examples={"added": ("images/benign/benign (348).png",), "changed": ("images/normal/normal (3).png",), "removed": ()},
+        ),
+        "ignored": (IgnoredKeys(reason="matches *_mask*", count=623, examples=("images/benign/benign (1)_mask.png",)),),
+        "images": reference("images.parquet"),
+    }
+    return SnapshotDocument(**{**fields, **changes})
+
+
+def validation_document(**changes: Any) -> ValidationDocument:
+    fields: dict[str, Any] = {
+        "snapshot_digest": "d" * 64,
+        "checked": 623,
+        "usable": {"benign": 343, "malignant": 166, "normal": 108},
+        "made_up": 0,
+        "converted": {"RGBA": 17, "L": 4},
+        "refused": (
+            RefusedImage(key="images/benign/benign (12).png", reason="damaged", detail="image file is truncated"),
+            RefusedImage(key="images/benign/benign (99).png", reason="too small", detail="41 x 38 px, smallest side 64"),
+        ),
+        "groups": (
+            ImageGroup(
+                group="g1",
+                keys=("images/benign/benign (4).png", "images/benign/benign (5).png"),
+                labels=("benign",),
+                how=("pixels",),
+            ),
+        ),
+        "conflicts": (
+            ImageGroup(
+                group="g2",
+                keys=("images/benign/benign (7).png", "images/malignant/malignant (8).png"),
+                labels=("benign", "malignant"),
+                how=("bytes",),
+            ),
+        ),
+        "thresholds": {"min_side": 64, "hash_distance": 8},
+        "drift": (
+            drift("all", "brightness", 0.11, 0.31, False),
+            drift("benign", "brightness", 0.14, 0.21, False),
+            drift("malignant", "contrast", 0.46, 0.0004, True),
+            drift("normal", "width", 0.2, 0.09, False),
+        ),
+        "warnings": ("malignant: the contrast of the new images differs from the earlier ones",),
+        "contents": reference("contents.parquet"),
+    }
+    return ValidationDocument(**{**fields, **changes})
+
+
+def drift(label: str, quantity: str, statistic: float, p_value: float, warning: bool) -> DriftFinding:
+    return DriftFinding(
+        label=label,
+        quantity=quantity,
+        statistic=statistic,
+        p_value=p_value,
+        images_before=611,
+        images_new=12,
+        warning=warning,
+        sentence=f"{label}: the {quantity} of 12 new images {'differs from' if warning else 'is like'} that of 611 earlier ones",
+    )
+
+
+def class_weights_document(**changes: Any) -> ClassWeightsDocument:
+    fields: dict[str, Any] = {
+        "classes": CLASSES,
+        "counts": {
+            "train": {"benign": 233, "malignant": 113, "normal": 73},
+            "tuning": {"benign": 41, "malignant": 20, "normal": 13},
+            "validation": {"benign": 69, "malignant": 33, "normal": 22},
+        },
+        "weights": {"benign": 0.6, "malignant": 1.236, "normal": 1.913},
+        "split_unit": "near-copy group",
+        "validation_fraction": 0.2,
+        "tuning_fraction": 0.15,
+        "salt": "",
+        "carried_forward": 605,
+        "previous_run": "20261121T020000Z__x",
+        "left_out": (LeftOutImage(key="images/normal/normal (9).png", reason="near copy of images on both sides"),),
+        "validation_digest": "v" * 64,
+        "split": reference("split.parquet"),
+    }
+    return ClassWeightsDocument(**{**fields, **changes})
+
+
+def epochs(count: int = 12) -> tuple[EpochRow, ...]:
+    def row(epoch: int) -> EpochRow:
+        gain = 1 - 0.78**epoch
+        return EpochRow(
+            epoch=epoch,
+            loss=1.1 - 0.75 * gain,
+            accuracy=0.5 + 0.45 * gain,
+            tuning_loss=1.05 - 0.55 * gain + 0.004 * max(0, epoch - 8) ** 2,
+            tuning_accuracy=0.52 + 0.34 * gain - 0.004 * max(0, epoch - 8),
+            tuning_balanced_accuracy=0.48 + 0.36 * gain - 0.003 * max(0, epoch - 8),
+            learning_rate=0.0005 * (1 - epoch / 20),
+            seconds=41.5,
+            images_per_second=10.1,
+        )
+
+    return tuple(row(epoch) for epoch in range(1, count + 1))
+
+
+def history_csv(rows: tuple[EpochRow, ...]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(EpochRow.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in rows)
+    return text.getvalue().encode()
+
+
+def training_document(**changes: Any) -> TrainingDocument:
+    fields: dict[str, Any] = {
+        "preset": "transfer",
+        "architecture": "efficientnet_lite0",
+        "weights": "imagenet",
+        "warm_started_from": None,
+        "classes": CLASSES,
+        "image_size": 256,
+        "preprocessing": "raw 0-255 RGB, 256 x 256, antialiased bilinear",
+        "parameters": 3_417_035,
+        "seed": 20261122,
+        "deterministic": True,
+        "determinism_note": None,
+        "mixed_precision": False,
+        "xla": "off",
+        "versions": {"python": "3.11.2", "tensorflow": "2.21.0", "keras": "3.13.1"},
+        "devices": ("CPU: 2 cores",),
+        "host": "worker-1",
+        "images": {"train": 419, "tuning": 74, "validation": 124},
+        "epochs_planned": 16,
+        "epochs_run": 12,
+        "best_epoch": 8,
+        "stopped_early": True,
+        "resumed_after_epochs": (5,),
+        "seconds": 498.0,
+        "seconds_per_epoch": 41.5,
+        "images_per_second": 10.1,
+        "peak_memory_mb": 2210.0,
+        "snapshot_digest": "d" * 64,
+        "config_digest": "c" * 64,
+        "made_up": False,
+        "history": reference("history.csv"),
+        "model": reference("model.h5"),
+    }
+    return TrainingDocument(**{**fields, **changes})
+
+
+def predictions(images: int = 124, seed: int = 7, sharpness: float = 2.2) -> dict[str, list[Any]]:
+    """Columns of predictions.parquet, drawn so that the model is right most of the time."""
+    random = np.random.default_rng(seed)
+    truth = random.choice(3, size=images, p=[0.56, 0.27, 0.17])
+    columns: dict[str, list[Any]] = {
+        "key": [f"images/{CLASSES[label]}/{CLASSES[label]} ({index}).png" for index, label in enumerate(truth)],
+        "label": [CLASSES[label] for label in truth],
+        "group": [f"g{index // 2 if index < 20 else index}" for index in range(images)],
+    }
+    for model, strength in (("challenger", sharpness), ("champion", sharpness - 0.5)):
+        logits = random.normal(size=(images, 3))
+        logits[np.arange(images), truth] += strength
+        probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        for column, name in enumerate(CLASSES):
+            columns[f"{model}_{name}"] = [float(value) for value in probabilities[:, column]]
+    return columns
+
+
+def predictions_parquet(columns: dict[str, list[Any]]) -> bytes:
+    models = {model: {name: columns[f"{model}_{name}"] for name in CLASSES} for model in ("challenger", "champion")}
+    return write_predictions(columns["key"], columns["label"], columns["group"], models)
+
+
+def model_evaluation(columns: dict[str, list[Any]], model: str = "challenger", shift: float = 0.0) -> ModelEvaluation:
+    probabilities = np.array([columns[f"{model}_{name}"] for name in CLASSES]).T
+    truth = np.array([CLASSES.index(label) for label in columns["label"]])
+    answer = probabilities.argmax(axis=1)
+    matrix = np.zeros((3, 3), dtype=int)
+    np.add.at(matrix, (truth, answer), 1)
+    per_class = {
+        name: ClassEvaluation(
+            support=int(matrix[index].sum()),
+            sensitivity=around(matrix[index, index] / matrix[index].sum()),
+            specificity=around(0.9 + shift),
+            precision=around(matrix[index, index] / max(1, matrix[:, index].sum())),
+            f1=around(0.8 + shift),
+            auc=around(0.93 + shift, 0.03),
+        )
+        for index, name in enumerate(CLASSES)
+    }
+    confidence = probabilities.max(axis=1)
+    order = np.array_split(np.argsort(confidence), 8)
+    bins = tuple(
+        ReliabilityBin(
+            images=len(part), confidence=float(confidence[part].mean()), accuracy=float((answer == truth)[part].mean())
+        )
+        for part in order
+    )
+    balanced = float(np.mean([figures.sensitivity.value for figures in per_class.values()]))
+    return ModelEvaluation(
+        images=len(truth),
+        groups=len(set(columns["group"])),
+        loss=around(0.52 - shift, 0.08),
+        accuracy=around(float((answer == truth).mean())),
+        balanced_accuracy=around(balanced),
+        macro_f1=around(0.81 + shift),
+        macro_auc=around(0.93 + shift, 0.03),
+        per_class=per_class,
+        operating_point=OperatingPoint(
+            threshold=0.31,
+            wanted_sensitivity=0.9,
+            chosen_on="the tuning part",
+            sensitivity=around(0.88 + shift),
+            specificity=around(0.83 + shift),
+        ),
+        calibration=Calibration(
+            ece=around(0.07, 0.02), brier=around(0.31, 0.04), temperature=1.2, ece_scaled=around(0.05, 0.02), bins=bins
+        ),
+        confusion_matrix=tuple(tuple(int(n) for n in row) for row in matrix),
+    )
+
+
+def evaluation_document(columns: dict[str, list[Any]] | None = None, champion: bool = True, **changes: Any) -> EvaluationDocument:
+    columns = columns or predictions()
+    challenger = model_evaluation(columns)
+    comparison = Comparison(
+        champion_version="20261115T020000Z-3f9c2a1b",
+        champion_as_of=AS_OF - timedelta(days=7),
+        champion_made_up=False,
+        left_out={"in the champion's train partition": 4},
+        challenger=challenger,
+        champion=model_evaluation(columns, "champion", -0.03),
+        differences={
+            "balanced_accuracy": Estimate(value=0.031, low=-0.012, high=0.079),
+            "macro_auc": Estimate(value=0.024, low=0.004, high=0.047),
+            "accuracy": Estimate(value=0.028, low=-0.02, high=0.071),
+            "malignant_sensitivity": Estimate(value=-0.061, low=-0.118, high=-0.009),
+            "macro_f1": Estimate.missing("a class has no image among those compared"),
+        },
+        problem=None,
+    )
+    fields: dict[str, Any] = {
+        "classes": CLASSES,
+        "positive_class": "malignant",
+        "as_of": AS_OF,
+        "made_up": False,
+        "validation_digest": "v" * 64,
+        "challenger": challenger,
+        "comparison": comparison if champion else None,
+        "slices": (
+            SliceEvaluation(
+                by="site", value="A", images=80, balanced_accuracy=around(0.82), positive_sensitivity=around(0.86, 0.09)
+            ),
+            SliceEvaluation(
+                by="site",
+                value="B",
+                images=44,
+                balanced_accuracy=around(0.71),
+                positive_sensitivity=Estimate.missing("no such image"),
+            ),
+        ),
+        "slices_unavailable": None,
+        "external": None,
+        "external_note": None,
+        "bootstrap_resamples": 2000,
+        "bootstrap_seed": 20261122,
+        "bootstrap_unit": "near-copy group",
+        "model": reference("model.h5"),
+        "predictions": reference("predictions.parquet"),
+    }
+    return EvaluationDocument(**{**fields, **changes})
+
+
+def gate_document(verdict: str = "rejected", **changes: Any) -> GateDocument:
+    rejected = verdict == "rejected"
+    fields: dict[str, Any] = {
+        "verdict": verdict,
+        "reasons": (
+            ("Malignant sensitivity fell by 0.061, with confidence more than the margin of 0.05.",)
+            if rejected
+            else ("Every rule holds.", "Balanced accuracy rose by 0.031.")
+        ),
+        "rules": (
+            rule("min_balanced_accuracy", True, 0.79, 0.7, "Balanced accuracy is 0.790, at least 0.700 is asked for."),
+            rule("min_macro_auc", True, 0.93, 0.85, "Macro AUC is 0.930, at least 0.850 is asked for."),
+            rule(
+                "sensitivity_margin",
+                not rejected,
+                -0.118,
+                -0.05,
+                "Malignant sensitivity may lie 0.118 below the champion's; 0.050 is allowed.",
+            ),
+            RuleResult(
+                rule="max_looks",
+                passed=True,
+                applies=False,
+                figure=4,
+                threshold=30,
+                sentence="The validation set was looked at 4 times; from 30 on it counts as worn.",
+            ),
+        ),
+        "as_of": AS_OF,
+        "made_up": False,
+        "champion_version": "20261115T020000Z-3f9c2a1b",
+        "champion_etag": "e" * 32,
+        "validation_digest": "v" * 64,
+        "looks": 4,
+        "evaluation": reference("evaluation.json"),
+    }
+    return GateDocument(**{**fields, **changes})
+
+
+def rule(name: str, passed: bool, figure: float, threshold: float, sentence: str) -> RuleResult:
+    return RuleResult(rule=name, passed=passed, applies=True, figure=figure, threshold=threshold, sentence=sentence)
+
+
+def promotion_document(**changes: Any) -> PromotionDocument:
+    fields: dict[str, Any] = {
+        "version": "20261122T020000Z-9a8b7c6d",
+        "model": reference("model.h5"),
+        "promoted": True,
+        "reason": "the gate approved it",
+        "previous_champion": "20261115T020000Z-3f9c2a1b",
+        "approved_by": "the gate",
+        "at": AS_OF + timedelta(minutes=31),
+    }
+    return PromotionDocument(**{**fields, **changes})
+
+
+def model_document(version: str = "20261115T020000Z-3f9c2a1b", **changes: Any) -> ModelDocument:
+    fields: dict[str, Any] = {
+        "version": version,
+        "classes": CLASSES,
+        "positive_class": "malignant",
+        "image_size": 256,
+        "preprocessing": "raw 0-255 RGB",
+        "architecture": "efficientnet_lite0",
+        "operating_point": model_evaluation(predictions()).operating_point,
+        "temperature": 1.2,
+        "made_up": False,
+        "as_of": AS_OF - timedelta(days=7),
+        "run": "20261115T020000Z__scheduled__x",
+        "snapshot_digest": "d" * 64,
+        "split": reference("split.parquet"),
+        "model": reference("model.h5"),
+        "evaluation": reference("evaluation.json"),
+    }
+    return ModelDocument(**{**fields, **changes})
+
+
+def champion_document(**changes: Any) -> ChampionDocument:
+    fields: dict[str, Any] = {
+        "version": "20261115T020000Z-3f9c2a1b",
+        "sha256": "a" * 64,
+        "as_of": AS_OF - timedelta(days=7),
+        "made_up": False,
+        "run": "20261115T020000Z__scheduled__x",
+        "at": AS_OF - timedelta(days=7) + timedelta(minutes=40),
+        "by": "the gate",
+        "reason": "approved",
+        "history": (
+            ChampionMove(
+                version="20261101T020000Z-11112222",
+                sha256="b" * 64,
+                as_of=AS_OF - timedelta(days=21),
+                made_up=False,
+                run="20261101T020000Z__scheduled__x",
+                at=AS_OF - timedelta(days=21),
+                by="ada",
+                reason="first model",
+            ),
+        ),
+    }
+    return ChampionDocument(**{**fields, **changes})
+
+
+def whole_run(verdict: str = "rejected", champion: bool = True, images: int = 124, **changes: Any) -> dict[str, bytes]:
+    """Every document of a run, by file name, as it lies in the bucket. `changes` replace documents; None removes one."""
+    columns = predictions(images)
+    documents: dict[str, Document | bytes | None] = {
+        "config.json": config_document(epochs=20),
+        "snapshot.json": snapshot_document(),
+        "validation.json": validation_document(),
+        "class_weights.json": class_weights_document(),
+        "training.json": training_document(),
+        "history.csv": history_csv(epochs()),
+        "evaluation.json": evaluation_document(columns, champion),
+        "predictions.parquet": predictions_parquet(columns),
+        "gate.json": gate_document(verdict),
+        "promotion.json": None if verdict == "rejected" else promotion_document(),
+    }
+    documents.update({name.replace("__", "."): document for name, document in changes.items()})
+    return {
+        name: document.to_json() if isinstance(document, Document) else document
+        for name, document in documents.items()
+        if document is not None
+    }
