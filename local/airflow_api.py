@@ -67,10 +67,11 @@ class AirflowApi:
 
     def ensure_pool(self, name: str, slots: int) -> None:
         """Make a pool, or give it this many slots."""
-        if name in {pool["name"] for pool in self.call("GET", "/pools", params={"limit": 100})["pools"]}:
-            self.call("PATCH", f"/pools/{quote(name)}", params={"update_mask": "slots"}, json={"pool": name, "slots": slots})
+        pool = {"slots": slots, "include_deferred": False, "description": "Tasks that need the accelerator."}
+        if name in {known["name"] for known in self.call("GET", "/pools", params={"limit": 100})["pools"]}:
+            self.call("PATCH", f"/pools/{quote(name)}", json={"pool": name, **pool})
         else:
-            self.call("POST", "/pools", json={"name": name, "slots": slots})
+            self.call("POST", "/pools", json={"name": name, **pool})
 
     def dag(self, dag_id: str) -> dict[str, Any] | None:
         """What Airflow knows of a DAG; None before it was parsed."""

@@ -12,7 +12,7 @@ What it keeps under `home`:
     processes.json, lock, logs/      who runs, and what each component said
     s3/                              the S3 server's data
     cache/                           images on this worker (BCC_CACHE_DIR)
-    <bucket>/airflow/                Airflow's home for this bucket: metadata database (SQLite), task logs
+    airflow/<bucket>/                Airflow's home for this bucket: metadata database (SQLite), task logs
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -68,11 +69,12 @@ class LocalStack:
     Args:
         home: the folder that holds everything; one stack a folder at a time.
         bucket: made, with versions, where the S3 server is the stack's own.
-        connection: `AIRFLOW_CONN_AWS_DEFAULT` of an S3 to use instead of an own server; its bucket must be there.
+        own_s3: False uses the S3 that the environment's `AIRFLOW_CONN_*` names; its bucket must be there.
         variables: `BCC_*` settings and others that the components get, over what this process has.
         ui_port: where the UI listens; None for any free one.
         dags, plugins: Airflow's folders.
         gpu_slots: of the gpu pool.
+        wait: False comes back as soon as the store is up and Airflow is starting; `wait_until_ready` does the rest.
         say: takes a line for people.
     """
 
@@ -81,24 +83,27 @@ class LocalStack:
         home: Path,
         *,
         bucket: str = "breast-images",
-        connection: str | None = None,
+        own_s3: bool = True,
         variables: Mapping[str, str] | None = None,
         ui_port: int | None = None,
         dags: Path = REPOSITORY / "dags",
         plugins: Path = REPOSITORY / "plugins",
         gpu_slots: int = 1,
+        wait: bool = True,
         say: Callable[[str], None] = print,
     ) -> None:
         self.home = home.resolve()
         self.bucket = bucket
-        self.connection = connection
+        self.own_s3 = own_s3
         self.dags = dags
         self.plugins = plugins
         self.gpu_slots = gpu_slots
+        self.wait = wait
         self.say = say
         self._variables = dict(variables or {})
         self._ui_port = ui_port
         self._s3_port = 0
+        self._started = 0.0
         self.supervisor: Supervisor
 
     # What it is made of ----------------------------------------------------------------------------------------------
@@ -137,7 +142,7 @@ class LocalStack:
     @property
     def airflow_home(self) -> Path:
         """Airflow's home: the metadata database and the tasks' logs."""
-        return self.home / self.bucket / "airflow"
+        return self.home / "airflow" / self.bucket
 
     @cached_property
     def api(self) -> AirflowApi:
@@ -158,8 +163,9 @@ class LocalStack:
     @cached_property
     def store(self) -> ObjectStore:
         """The bucket that the pipeline works on."""
-        if self.connection is None:
+        if self.own_s3:
             return ObjectStore(self.s3.client(), self.bucket)
+        os.environ["AIRFLOW_HOME"] = str(self.airflow_home)  # importing Airflow makes one
         from bcc_ops.operators.base import open_store  # the connection's meaning is Airflow's to say
 
         return open_store(self.settings)
@@ -171,7 +177,7 @@ class LocalStack:
         An Airflow or AWS configuration of the user's own must not reach in: only connections and variables do.
         """
         home = self.airflow_home
-        own = {name: value for name, value in os.environ.items() if not _is_foreign(name, own_s3=self.connection is None)}
+        own = {name: value for name, value in os.environ.items() if not _is_foreign(name, own_s3=self.own_s3)}
         database = f"sqlite:///{home / 'airflow.db'}?timeout=60"  # seconds; four components write to one file
         return {
             **own,
@@ -206,10 +212,20 @@ class LocalStack:
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
             "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-            "AIRFLOW_CONN_AWS_DEFAULT": self.connection or self.s3.airflow_connection,
             "BCC_CACHE_DIR": str(self.home / "cache"),
             **self._variables,
             "BCC_BUCKET": self.bucket,
+            **(self._own_connection() if self.own_s3 else {}),
+        }
+
+    def _own_connection(self) -> dict[str, str]:
+        connection_id = self._variables.get("BCC_AWS_CONN_ID") or "aws_default"
+        return {
+            f"AIRFLOW_CONN_{connection_id.upper()}": self.s3.airflow_connection,
+            # a profile or an endpoint in the user's own files would reach into botocore all the same
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
         }
 
     # Start and end ---------------------------------------------------------------------------------------------------
@@ -228,6 +244,8 @@ class LocalStack:
             self._s3_port = s3_server.free_ports(1)[0]
             self.start_store()
             self._start_airflow()
+            if self.wait:
+                self.wait_until_ready()
         except BaseException:
             self.stop()
             raise
@@ -242,7 +260,7 @@ class LocalStack:
 
     def start_store(self) -> None:
         """Start the own S3 server and make the bucket, or make sure that the configured one answers."""
-        if self.connection is None:
+        if self.own_s3:
             keys = self.secrets
             log = self.supervisor.log_path("s3")
 
@@ -270,10 +288,18 @@ class LocalStack:
         self._migrate()
         for name, arguments in _COMPONENTS.items():
             self.supervisor.start(name, [sys.executable, "-m", "airflow", *arguments], self.environment)
-        started = time.time()
+        self._started = time.time()
+
+    def wait_until_ready(self) -> None:
+        """Wait until Airflow is healthy and has read the DAGs anew, and see to the gpu pool.
+
+        Raises:
+            StackError: it takes more than four minutes, or a DAG cannot be imported.
+            ProcessError: a component does not stay up.
+        """
         self._await("Airflow", self._unhealthy)
         self.api.ensure_pool(self.settings.gpu_pool, self.gpu_slots)
-        self._await("the DAGs", lambda: self._unparsed(started))
+        self._await("the DAGs", lambda: self._unparsed(self._started))
 
     def _migrate(self) -> None:
         """Make the metadata database, or bring it to this version of Airflow; nothing where that was done."""
@@ -310,8 +336,6 @@ class LocalStack:
         return ", ".join(f"{name}: {state}" for name, state in health.items() if state != "healthy")
 
     def _unparsed(self, since: float) -> str:
-        from datetime import datetime
-
         if errors := self.api.import_errors():
             raise StackError(f"a DAG cannot be imported: {'; '.join(errors)}")
         dags = self.api.call("GET", "/dags", params={"limit": 100})["dags"]

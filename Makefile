@@ -1,0 +1,56 @@
+# The commands of this project. `make` alone lists them. None needs root.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PYTHON VENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check e2e e2e-celery bench stop clean s3 env lock
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: ## make the environment (.venv) from the locked requirements
+	@$(PYTHON) local/set_up.py
+
+run: setup ## run the pipeline here: IMAGES=folder ONCE=1 PRESET=transfer|notebook KNOBS="epochs=8 ..." PORT=8080
+	@$(BIN)/python -m local run
+
+test: setup ## the tests, without the end-to-end ones
+	@$(BIN)/python -m pytest -m "not e2e" $(PYTEST)
+
+check: setup ## format, lint, types, contracts, compose file, Dockerfile
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@if command -v docker-compose >/dev/null; then \
+	  echo 'docker-compose config -q'; docker-compose --env-file deploy/example.env config -q; \
+	else echo 'docker-compose.yaml is not checked: there is no docker-compose (Debian: apt install docker-compose)'; fi
+	$(BIN)/hadolint Dockerfile
+
+e2e: setup ## the real stack, end to end, on some 90 images
+	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_first_run.py $(PYTEST)
+
+e2e-celery: setup ## the compose file's services as processes: needs PostgreSQL and Redis
+	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_celery.py $(PYTEST)
+
+bench: setup ## what is measured, into docs/benchmarks.md
+	@$(BIN)/python -m benchmarks
+
+stop: ## end a `make run` that is up, or what a killed one left
+	@test -x $(BIN)/python && $(BIN)/python -m local stop
+
+s3: setup ## the S3 server alone, on what earlier runs left in it
+	@$(BIN)/python -m local s3
+
+clean: ## remove the environment and everything that runs left (.local)
+	@if test -x $(BIN)/python; then $(BIN)/python -m local stop; fi
+	rm -rf .venv .local .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+env: setup ## write .env with random secrets for docker compose; never overwrites one
+	@$(BIN)/python deploy/make_env.py
+
+lock: setup ## compile requirements*.in to the locked requirements*.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes requirements.in -o requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes requirements-dev.in -o requirements-dev.txt

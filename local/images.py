@@ -1,0 +1,161 @@
+"""A folder of labelled images, brought into the bucket: only what is missing there or differs."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from bcc_ops.storage import ObjectStore
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+_CONTENT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".bmp": "image/bmp"}
+_LONGEST_KEY = 1024
+_SAY_EVERY = 5.0
+
+
+class FolderError(ValueError):
+    """The folder cannot be what was meant. One line that names it and the way out."""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """What lies in a folder with a folder a class.
+
+    `files` are paths below `root`, sorted; `left_out` counts what is not brought into the bucket, by reason.
+    """
+
+    root: Path
+    files: tuple[Path, ...]
+    left_out: dict[str, int]
+
+    def counts(self, ignored: Sequence[str] = ()) -> dict[str, int]:
+        """Class -> images whose names match none of the patterns `ignored`."""
+        wanted = (file for file in self.files if not any(fnmatch(file.name.lower(), pattern.lower()) for pattern in ignored))
+        return dict(sorted(Counter(file.parts[0] for file in wanted).items()))
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What an upload did. `elsewhere` counts images in the bucket that are not in the folder."""
+
+    sent: int
+    sent_bytes: int
+    kept: int
+    elsewhere: int
+    seconds: float
+
+
+def read_folder(root: Path, classes: Sequence[str]) -> ImageFolder:
+    """See what lies in a folder of labelled images.
+
+    Args:
+        root: holds a folder a class, matched regardless of case, as the pipeline does.
+        classes: the configured classes.
+
+    Raises:
+        FolderError: there is no such folder, no class in it, or no image in any class.
+    """
+    if not root.exists():
+        raise FolderError(f"IMAGES={root}: there is no such folder")
+    if not root.is_dir():
+        raise FolderError(f"IMAGES={root} is a file; name the folder that holds a folder a class ({', '.join(classes)})")
+    try:
+        entries = sorted(root.iterdir())
+    except OSError as error:
+        raise FolderError(f"IMAGES={root} cannot be read: {error.strerror}") from None
+    known = {name.casefold() for name in classes}
+    labelled = [entry for entry in entries if entry.is_dir() and entry.name.casefold() in known]
+    left_out: Counter[str] = Counter()
+    for entry in entries:
+        if entry not in labelled and not entry.name.startswith("."):
+            left_out["folder that is no class" if entry.is_dir() else "file outside of a class"] += 1
+    if not labelled:
+        raise FolderError(_no_class(root, entries, classes))
+    files: list[Path] = []
+    for path in (path for folder in labelled for path in _walk(folder)):
+        reason = _unusable(path, path.relative_to(root))
+        if reason:
+            left_out[reason] += 1
+        else:
+            files.append(path.relative_to(root))
+    if not files:
+        folders = ", ".join(folder.name for folder in labelled)
+        raise FolderError(f"IMAGES={root}: no image ({' '.join(IMAGE_SUFFIXES)}) in {folders}")
+    return ImageFolder(root, tuple(sorted(files)), dict(left_out))
+
+
+def _no_class(root: Path, entries: Sequence[Path], classes: Sequence[str]) -> str:
+    wanted = ", ".join(classes)
+    if root.name.casefold() in {name.casefold() for name in classes}:
+        return f"IMAGES={root} is itself the folder of a class; name the one above it: IMAGES={root.parent}"
+    folders = [entry.name for entry in entries if entry.is_dir()][:5]
+    inner = next((entry for entry in entries if entry.is_dir() and any((entry / name).is_dir() for name in classes)), None)
+    if inner is not None:
+        return f"IMAGES={root} holds no folder named {wanted}, but {inner.name}/ does: IMAGES={inner}"
+    found = f"it holds the folders {', '.join(folders)}" if folders else "it holds no folder"
+    return f"IMAGES={root}: no folder of a class ({wanted}); {found}. Other classes: BCC_CLASSES and BCC_POSITIVE_CLASS"
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below; links to folders are not followed: one may lead back up."""
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            yield from _walk(entry)
+        elif not entry.is_dir():
+            yield entry
+
+
+def _unusable(path: Path, relative: Path) -> str:
+    """Why a file cannot be an object in the bucket; "" where it can."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        return "file that is no image by its name"
+    try:
+        name = relative.as_posix().encode()
+    except UnicodeEncodeError:
+        return "name that is no UTF-8"
+    if len(name) > _LONGEST_KEY - 100 or any(byte < 32 for byte in name):
+        return "name that S3 does not take (too long, or control characters)"
+    return "" if path.is_file() else "broken link or special file"
+
+
+def upload(store: ObjectStore, prefix: str, folder: ImageFolder, say: Callable[[str], None] = print, threads: int = 8) -> Upload:
+    """Bring what is missing, or differs in size or content, under `<prefix>/<class>/…`.
+
+    Content is compared by MD5 with the ETag, which is that for an object written in one piece, as all are here.
+
+    Raises:
+        StorageError: the store refused; what was sent until then is whole, and a second call goes on from there.
+    """
+    started = time.monotonic()
+    there = {entry["Key"]: (entry["Size"], entry["ETag"].strip('"')) for entry in store.list_objects(f"{prefix}/")}
+    keys = {f"{prefix}/{file.as_posix()}": folder.root / file for file in folder.files}
+
+    def send(item: tuple[str, Path]) -> int:
+        key, path = item
+        content = path.read_bytes()
+        if key in there and there[key] == (len(content), hashlib.md5(content, usedforsecurity=False).hexdigest()):
+            return 0
+        store.put(key, content, content_type=_CONTENT_TYPES[path.suffix.lower()])
+        return len(content) or 1
+
+    sent = sent_bytes = 0
+    last_said = started
+    with ThreadPoolExecutor(threads, thread_name_prefix="upload") as pool:
+        try:
+            for done, size in enumerate(pool.map(send, keys.items()), start=1):
+                sent += size > 0
+                sent_bytes += size
+                if time.monotonic() - last_said > _SAY_EVERY:
+                    last_said = time.monotonic()
+                    say(f"  {done} of {len(keys)} files, {sent_bytes / 1e6:.0f} MB sent")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    images_elsewhere = sum(key not in keys and key.lower().endswith(IMAGE_SUFFIXES) for key in there)
+    return Upload(sent, sent_bytes, len(keys) - sent, images_elsewhere, time.monotonic() - started)

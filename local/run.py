@@ -1,0 +1,329 @@
+"""`make run`: the stack up, the images in its bucket, one run of the pipeline, its progress, its verdict."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.dataset.made_up import MADE_UP_CLASSES, write_images
+from bcc_ops.exceptions import BccError, ConfigError
+from local.airflow_api import AirflowError
+from local.images import FolderError, ImageFolder, read_folder, upload
+from local.processes import ProcessError
+from local.s3_server import ServerError
+from local.stack import DAG_ID, USER, VIEWER, LocalStack, StackError, require_free_port
+from local.watch import RunWatcher, describe_failure, describe_verdict, fetch_run
+
+MADE_UP_PER_CLASS = 120
+MADE_UP_KNOBS: dict[str, Any] = {"image_size": 128, "epochs": 8, "bootstrap_resamples": 500}
+"""What a run on made-up images is given, unless it is asked for something else: a verdict within minutes."""
+
+UI_PORT = 8080
+_RUN_WITHIN = 24 * 3600.0
+_RUN_ID_TIME = "%Y-%m-%dT%H:%M:%S"
+
+
+class WrongUse(ValueError):
+    """What was asked for cannot be. One line; exit status 2."""
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What `make run` is asked for. `images` is None for made-up ones, `port` for 8080 or the next free one."""
+
+    home: Path
+    images: Path | None = None
+    once: bool = False
+    port: int | None = None
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+    own_s3: bool = True
+
+    @property
+    def made_up(self) -> bool:
+        """Whether the images are the generator's: none were named, and the bucket is no one else's."""
+        return self.images is None and self.own_s3
+
+    @property
+    def bucket(self) -> str:
+        """Made-up images lie in a bucket of their own: no real model may ever be trained on them."""
+        return f"made-up-{self.settings.bucket}" if self.made_up else self.settings.bucket
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> RunRequest:
+        """Read IMAGES, ONCE, PRESET, KNOBS, PORT and LOCAL (the folder `.local`), and the `BCC_*` settings.
+
+        Raises:
+            WrongUse, ConfigError: a value that cannot be.
+        """
+        settings = Settings.from_environment(environment)
+        images, port = environment.get("IMAGES", "").strip(), environment.get("PORT", "").strip()
+        if port and not (port.isdecimal() and 1024 <= int(port) <= 65535):
+            raise WrongUse(f"PORT={port} is no port that may be taken here: 1024 to 65535")
+        return cls(
+            home=Path(environment.get("LOCAL") or ".local").absolute(),
+            images=Path(images).expanduser().absolute() if images else None,
+            once=_is_yes("ONCE", environment.get("ONCE", "")),
+            port=int(port) if port else None,
+            knobs=read_knobs(environment.get("PRESET", ""), environment.get("KNOBS", "")),
+            settings=settings,
+            own_s3=f"AIRFLOW_CONN_{settings.aws_conn_id.upper()}" not in environment,
+        )
+
+
+def read_knobs(preset: str, text: str) -> dict[str, Any]:
+    """The knobs in `epochs=8 patient_pattern='(\\d+)'`, each of its own type.
+
+    Raises:
+        WrongUse: no such knob, or no `name=value`.
+        ConfigError: out of bounds; the message names the knob and its bounds.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise WrongUse(f"KNOBS={text}: {error}") from None
+    given: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise WrongUse(f'KNOBS: {word!r} is no name=value, as in KNOBS="epochs=8 image_size=224"')
+        given[name] = value
+    if preset:
+        given["preset"] = preset
+    resolved = RetrainingConfig.resolve(given).model_dump(mode="json")
+    return {name: resolved[name] for name in given}
+
+
+def _is_yes(name: str, value: str) -> bool:
+    if value.strip().lower() in ("", "0", "no", "false"):
+        return False
+    if value.strip().lower() in ("1", "yes", "true"):
+        return True
+    raise WrongUse(f"{name}={value}: 1 or 0")
+
+
+def say(line: str) -> None:
+    """Print a line at once, with the time."""
+    print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
+
+
+class _Signals:
+    """SIGINT and SIGTERM end the run once; while everything is being stopped, more of them change nothing."""
+
+    def __init__(self) -> None:
+        self._armed = True
+
+    def disarm(self) -> None:
+        """From here on, everything is being stopped."""
+        self._armed = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        if self._armed:
+            self._armed = False
+            raise Interrupted(number)
+        say("Everything is being stopped; a few seconds more.")
+
+
+@contextmanager
+def _signals() -> Iterator[_Signals]:
+    signals = _Signals()
+    # set and not inherited: a shell starts what it puts into the background with SIGINT ignored
+    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(request: RunRequest) -> int:
+    """Do what was asked for and return the exit status: whether the run succeeded."""
+    folder = None if request.made_up or request.images is None else _read_images(request, request.images)
+    if request.made_up and not set(request.settings.classes) <= set(MADE_UP_CLASSES):
+        raise WrongUse(f"made-up images exist for {', '.join(MADE_UP_CLASSES)} only: name a folder, IMAGES=…")
+    variables = {name: value for name, value in os.environ.items() if name.startswith("BCC_")}
+    stack = LocalStack(
+        request.home,
+        bucket=request.bucket,
+        own_s3=request.own_s3,
+        variables=variables,
+        ui_port=_choose_port(request.port),
+        wait=False,
+        say=say,
+    )
+    status: int | None = None
+    with _signals() as signals:
+        try:
+            say(f"Starting Airflow and {'an S3 server' if request.own_s3 else 'looking into the bucket'} …")
+            with stack:
+                try:
+                    _bring_images(request, stack, folder)
+                    stack.wait_until_ready()
+                    say(f"The UI is up: {stack.address}  (login: {USER} / {stack.passwords[USER]})")
+                    status = _one_run(request, stack)
+                    if not request.once:
+                        _stay_up(stack)
+                finally:
+                    signals.disarm()
+                    _pause(stack)
+                    say("Stopping …")
+        except Interrupted as interruption:
+            say("Stopped; nothing is lost, and `make run` goes on from here.")
+            return 128 + interruption.number if status is None else status
+    return 0 if status is None else status
+
+
+def _read_images(request: RunRequest, images: Path) -> ImageFolder:
+    folder = read_folder(images, request.settings.classes)
+    ignored = RetrainingConfig.resolve(request.knobs).ignored_names
+    counts = folder.counts(ignored)
+    masks = len(folder.files) - sum(counts.values())
+    say(
+        f"{images}: {', '.join(f'{count} {label}' for label, count in counts.items())}"
+        + (f"; {masks} files like {', '.join(ignored)} go along and are not trained on" if masks else "")
+    )
+    for reason, count in folder.left_out.items():
+        say(f"  left out: {count} x {reason}")
+    return folder
+
+
+def _choose_port(port: int | None) -> int:
+    if port is not None:
+        require_free_port(port)
+        return port
+    for candidate in range(UI_PORT, UI_PORT + 50):
+        with suppress(StackError):
+            require_free_port(candidate)
+            if candidate != UI_PORT:
+                say(f"Port {UI_PORT} is taken, so the UI is on {candidate}.")
+            return candidate
+    raise StackError(f"no port from {UI_PORT} to {UI_PORT + 49} is free: name one, PORT=… make run")
+
+
+def _bring_images(request: RunRequest, stack: LocalStack, folder: ImageFolder | None) -> None:
+    if request.made_up:
+        say(
+            f"No IMAGES given: {MADE_UP_PER_CLASS} made-up images of each class, in a bucket of their own. "
+            "No figure of this run says anything about real ones."
+        )
+        root = request.home / "made_up_images"
+        write_images(root, MADE_UP_PER_CLASS, classes=request.settings.classes)
+        folder = read_folder(root, request.settings.classes)
+    if folder is None:
+        return
+    done = upload(stack.store, stack.settings.images_prefix, folder, say)
+    where = stack.store.uri(stack.settings.images_prefix)
+    sent = f"{done.sent} files ({done.sent_bytes / 1e6:.0f} MB) in {done.seconds:.0f} s" if done.sent else "nothing"
+    say(f"Uploaded {sent} to {where}; {done.kept} were there already.")
+    if done.elsewhere:
+        say(f"  {done.elsewhere} images are there that this folder does not have; they count too.")
+
+
+def _one_run(request: RunRequest, stack: LocalStack) -> int:
+    conf = {**(MADE_UP_KNOBS if request.made_up else {}), **request.knobs}
+    run_id = _take_up(stack, conf)
+    if run_id is None:
+        run_id = stack.api.trigger(DAG_ID, conf, run_id=f"local__{datetime.now(timezone.utc).strftime(_RUN_ID_TIME)}")
+        given = ", ".join(f"{name}={value}" for name, value in conf.items()) or "all by default"
+        say(f"Run {run_id}; knobs: {given}")
+    # after the trigger: a run of a paused DAG only queues, so that it is there before a missed night's is made up for
+    stack.api.set_paused(DAG_ID, False)
+    prefixes = stack.settings
+    watcher = RunWatcher(stack.api, DAG_ID, run_id, store=stack.store, artifacts_prefix=prefixes.artifacts_prefix, say=say)
+
+    def watch() -> None:
+        stack.supervisor.check()
+        watcher()
+
+    began = time.monotonic()
+    ended = stack.api.wait_for_run(DAG_ID, run_id, _RUN_WITHIN, watch)
+    watcher()
+    say(f"The run ended after {(time.monotonic() - began) / 60:.1f} minutes: {ended['state']}")
+    paths = watcher.paths
+    if paths is not None:
+        if stack.store.head(paths.document("gate.json")):
+            for line in describe_verdict(stack.store, paths, prefixes.models_prefix):
+                say(line)
+        copy = fetch_run(stack.store, paths, request.home / "runs")
+        say(f"Model, plots, report and documents: {copy}")
+        say(f"  in the bucket: {stack.store.uri(paths.folder)}/")
+    if ended["state"] != "success":
+        for line in describe_failure(stack.api, DAG_ID, run_id, stack.airflow_home / "logs"):
+            say(line)
+    say(f"In the UI: {stack.address}/dags/{DAG_ID}/runs/{run_id}")
+    return 0 if ended["state"] == "success" else 1
+
+
+def _take_up(stack: LocalStack, conf: Mapping[str, Any]) -> str | None:
+    """The run that an earlier start left unfinished, if it was asked for the same; another one is given up."""
+    for left in stack.api.runs(DAG_ID, state=["queued", "running"]):
+        run_id = str(left["dag_run_id"])
+        if not run_id.startswith("local__"):
+            continue
+        if dict(left["conf"] or {}) == dict(conf):
+            say(f"Taking up {run_id}, which was under way when the last start ended.")
+            return run_id
+        stack.api.call("PATCH", f"/dags/{DAG_ID}/dagRuns/{run_id}", json={"state": "failed"})
+        say(f"{run_id} was under way with other knobs when the last start ended; it is given up.")
+    return None
+
+
+def _stay_up(stack: LocalStack) -> None:
+    """Keep everything up until a signal; tell of runs that end meanwhile (nightly ones, or those started in the UI)."""
+    say(f"It stays up until Ctrl-C. {VIEWER} / {stack.passwords[VIEWER]} is a login that may only look.")
+    told = {run["dag_run_id"]: run["state"] for run in stack.api.runs(DAG_ID)}
+    while True:
+        time.sleep(5)
+        stack.supervisor.check()
+        with suppress(AirflowError):  # the API server may be starting again
+            for other in reversed(stack.api.runs(DAG_ID)):
+                run_id, state = other["dag_run_id"], other["state"]
+                if told.get(run_id) != state:
+                    told[run_id] = state
+                    say(f"{run_id}: {state}")
+
+
+def _pause(stack: LocalStack) -> None:
+    """Let the next start's run queue before the scheduler makes up for missed nights."""
+    with suppress(AirflowError):
+        stack.api.set_paused(DAG_ID, True)
+
+
+def main(command: Callable[[], int], name: str) -> int:
+    """Run a command; what may go wrong is told in one line, with exit status 1, and wrong use with 2."""
+    try:
+        return command()
+    except (WrongUse, FolderError, ConfigError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except (StackError, ProcessError, ServerError, AirflowError, BccError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = ": the disk is full; make room, or `make clean`" if full else f": {error.strerror}"
+        print(f"{name}: {error.filename or 'writing'}{hint}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, Interrupted):
+        return 130

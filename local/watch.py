@@ -1,0 +1,182 @@
+"""What a run is doing, told line by line: tasks as they start and end, epochs as they are trained, the verdict."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bcc_ops.artifacts import EpochRow, EvaluationDocument, GateDocument, PromotionDocument, ValidationDocument
+from bcc_ops.exceptions import ObjectNotFound, StorageError
+from bcc_ops.run_index import find_run
+from bcc_ops.run_paths import RunPaths
+from bcc_ops.storage import ObjectStore
+from local.airflow_api import AirflowApi
+
+SENSOR = "wait_for_new_images"
+_ENDED_WELL = {"success": "done", "skipped": "skipped"}
+
+
+class RunWatcher:
+    """Follows one run. Call it between two looks at the run's state.
+
+    Args:
+        api, dag_id, run_id: the run.
+        store, artifacts_prefix: where its documents lie.
+        say: takes a line for people.
+    """
+
+    def __init__(
+        self, api: AirflowApi, dag_id: str, run_id: str, *, store: ObjectStore, artifacts_prefix: str, say: Callable[[str], None]
+    ) -> None:
+        self._api, self._dag_id, self._run_id = api, dag_id, run_id
+        self._store, self._prefix, self._say = store, artifacts_prefix, say
+        self._told: dict[str, tuple[str | None, int]] = {}
+        self._epochs_told = 0
+        self._paths: RunPaths | None = None
+        self._next_look = 0.0
+
+    def __call__(self) -> None:
+        """Tell what is new since the last call."""
+        tasks = self._api.tasks(self._dag_id, self._run_id)
+        for name, task in sorted(tasks.items(), key=lambda item: item[1]["end_date"] or item[1]["start_date"] or "~"):
+            news = (task["state"], task["try_number"])
+            if self._told.get(name) != news:
+                self._told[name] = news
+                if line := describe_task(task):
+                    self._say(f"  {line}")
+        if any(task["state"] == "running" and name == "train_model" for name, task in tasks.items()):
+            self._tell_epochs()
+        if not any(state == "running" for state, _ in self._told.values()):
+            self._give_way()
+
+    @property
+    def paths(self) -> RunPaths | None:
+        """Where the run's documents lie; None before its snapshot."""
+        if self._paths is None:
+            self._paths = find_run(self._store, self._prefix, self._run_id)
+        return self._paths
+
+    def _tell_epochs(self) -> None:
+        if time.monotonic() < self._next_look or self.paths is None:
+            return
+        self._next_look = time.monotonic() + 3
+        for row in epochs_so_far(self._store, self.paths)[self._epochs_told :]:
+            self._epochs_told = row.epoch
+            self._say(f"    {describe_epoch(row)}")
+
+    def _give_way(self) -> None:
+        """Let a nightly run that only waits for images make room: one run at a time is active, and a person waits for this one.
+
+        Airflow makes up for the last missed night as soon as the DAG may run, and such a run may wait for hours.
+        """
+        if self._api.run(self._dag_id, self._run_id)["state"] != "queued":
+            return
+        for other in self._api.runs(self._dag_id, state=["running"]):
+            waiting = self._api.tasks(self._dag_id, other["dag_run_id"])[SENSOR]["state"]
+            if waiting not in ("success", "skipped", "failed"):
+                self._api.set_task_state(self._dag_id, other["dag_run_id"], SENSOR, "skipped")
+                self._say(f"  {other['dag_run_id']} was only waiting for new images, and gives way to this run")
+
+
+def epochs_so_far(store: ObjectStore, paths: RunPaths) -> list[EpochRow]:
+    """The rows of a run's history.csv; none before its first epoch."""
+    try:
+        content = store.get(paths.document("history.csv"))
+    except (ObjectNotFound, StorageError):
+        return []
+    return [EpochRow.model_validate(row) for row in csv.DictReader(io.StringIO(content.decode()))]
+
+
+def describe_task(task: dict[str, Any]) -> str:
+    """A line about a task instance whose state is new; "" for states that tell nothing."""
+    name, state, tries = task["task_id"], task["state"], task["try_number"]
+    again = f", try {tries}" if tries > 1 else ""
+    if state == "running":
+        return f"{name} …{again}"
+    if state in _ENDED_WELL:
+        took = f" in {task['duration']:.0f} s" if task["duration"] and state == "success" else ""
+        return f"{name} {_ENDED_WELL[state]}{took}{again}"
+    if state in ("failed", "up_for_retry"):
+        return f"{name} failed" + (" and is tried again" if state == "up_for_retry" else "") + again
+    return {"deferred": f"{name} waits", "awaiting_input": f"{name} waits for an answer in the UI"}.get(state, "")
+
+
+def describe_epoch(row: EpochRow) -> str:
+    """A line about an epoch."""
+    return (
+        f"epoch {row.epoch}: loss {row.loss:.3f}, tuning loss {row.tuning_loss:.3f}, "
+        f"tuning balanced accuracy {row.tuning_balanced_accuracy:.3f} ({row.seconds:.0f} s, {row.images_per_second:.0f} images/s)"
+    )
+
+
+def describe_verdict(store: ObjectStore, paths: RunPaths, models_prefix: str) -> list[str]:
+    """The verdict, its reasons and the key figures of an assessed run, as lines; the made-up ones say so first."""
+    gate = store.load_key(GateDocument, paths.document("gate.json"))
+    evaluation = store.load_key(EvaluationDocument, paths.document("evaluation.json"))
+    promotion = store.find(PromotionDocument, paths.document("promotion.json"))
+    figures = evaluation.challenger
+    point = figures.operating_point
+    lines = ["The images are made up: no figure here says anything about real ones."] if gate.made_up else []
+    lines += [f"Verdict: {gate.verdict.replace('_', ' ')}", *(f"  - {reason}" for reason in gate.reasons)]
+    lines.append(
+        f"On {figures.images} validation images: balanced accuracy {_figure(figures.balanced_accuracy)}, "
+        f"macro AUC {_figure(figures.macro_auc)}, {evaluation.positive_class} sensitivity {_figure(point.sensitivity)} "
+        f"at specificity {_figure(point.specificity)}"
+    )
+    if promotion is not None:
+        lines.append(f"Version {promotion.version}: {promotion.reason}")
+        lines.append(f"  {store.uri(f'{models_prefix}/{promotion.version}/model.h5')}")
+    return lines
+
+
+def _figure(estimate: Any) -> str:
+    if estimate.value is None:
+        return f"not available ({estimate.reason})"
+    interval = "" if estimate.low is None else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return f"{estimate.value:.3f}{interval}"
+
+
+def describe_failure(api: AirflowApi, dag_id: str, run_id: str, logs: Path) -> list[str]:
+    """A line for each task that failed: what it said last, and where its log lies."""
+    lines = []
+    for name, task in api.tasks(dag_id, run_id).items():
+        if task["state"] != "failed":
+            continue
+        lines.append(f"{name} failed: {last_error(api.task_log(dag_id, run_id, name, task['try_number']))}")
+        lines.append(f"  its log: {logs / f'dag_id={dag_id}' / f'run_id={run_id}' / f'task_id={name}'}")
+    return lines or [f"the run {run_id} failed without a failed task"]
+
+
+def last_error(events: list[dict[str, Any]]) -> str:
+    """The exception that a task's log ends with, in one line."""
+    for event in reversed(events):
+        if details := event.get("error_detail"):
+            return str(details[-1].get("exc_value") or details[-1].get("exc_type")).splitlines()[0]
+    errors = [str(event["event"]) for event in events if event.get("level") in ("error", "critical")]
+    return errors[-1].splitlines()[0] if errors else "its log names no error"
+
+
+def count_made_up(store: ObjectStore, paths: RunPaths) -> int:
+    """How many of a run's images are made up; 0 before validation."""
+    validation = store.find(ValidationDocument, paths.document("validation.json"))
+    return validation.made_up if validation else 0
+
+
+def fetch_run(store: ObjectStore, paths: RunPaths, folder: Path) -> Path:
+    """Copy a run's documents, model and plots to `folder/<run's folder>`, to be looked at when the server is down."""
+    target = folder / paths.folder_name
+    for entry in store.list_objects(f"{paths.folder}/"):
+        file = target / entry["Key"][len(paths.folder) + 1 :]
+        if ".." in file.parts:  # a key may be anything; a path must stay below the folder
+            continue
+        if file.exists() and file.stat().st_size == entry["Size"] and file.stat().st_mtime >= entry["LastModified"].timestamp():
+            continue
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f"{file.name}.partial")
+        partial.write_bytes(store.get(entry["Key"]))
+        partial.replace(file)
+    return target
