@@ -1,0 +1,166 @@
+"""Where a training that is not done yet survives: one file, in this worker's cache and in the bucket.
+
+It is named by the snapshot's and the knobs' digests, so that a retry finds it on whatever worker it lands, and another
+run about the same images with the same knobs goes on from it too.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bcc_ops.artifacts import EpochRow
+from bcc_ops.exceptions import StorageError
+from bcc_ops.storage import ObjectStore
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What training had reached at the end of an epoch.
+
+    Attributes:
+        variables: of the model and then the optimizer, in their order: weights, moments, averages, random states.
+        best: the trained model's weights at the best epoch so far.
+        rows: the epochs so far.
+        best_epoch: counted from 1.
+        resumed_after: for each earlier resumption, how many epochs were done by then.
+        seconds: spent so far, over all attempts.
+    """
+
+    variables: tuple[np.ndarray, ...]
+    best: tuple[np.ndarray, ...]
+    rows: tuple[EpochRow, ...]
+    best_epoch: int
+    resumed_after: tuple[int, ...]
+    seconds: float
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs are done."""
+        return len(self.rows)
+
+    def to_bytes(self) -> bytes:
+        """The checkpoint as an `.npz` file."""
+        meta = {
+            "format": _FORMAT,
+            "rows": [row.model_dump(mode="json") for row in self.rows],
+            "best_epoch": self.best_epoch,
+            "resumed_after": self.resumed_after,
+            "seconds": self.seconds,
+        }
+        arrays = {f"variable{position}": array for position, array in enumerate(self.variables)}
+        arrays |= {f"best{position}": array for position, array in enumerate(self.best)}
+        file = io.BytesIO()
+        np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Checkpoint:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            ValueError: it is damaged or of another format.
+        """
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                meta = json.loads(arrays["meta"].tobytes())
+                if meta["format"] != _FORMAT:
+                    raise ValueError(f"format {meta['format']}, not {_FORMAT}")
+                return cls(
+                    _numbered(arrays, "variable"),
+                    _numbered(arrays, "best"),
+                    tuple(EpochRow.model_validate(row) for row in meta["rows"]),
+                    int(meta["best_epoch"]),
+                    tuple(meta["resumed_after"]),
+                    float(meta["seconds"]),
+                )
+        except (OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from None
+
+    def fits(self, variables: Sequence[Any], best: Sequence[Any]) -> bool:
+        """Whether it holds an array for each of these variables, of its shape."""
+        return [array.shape for array in self.variables] == [tuple(v.shape) for v in variables] and (
+            [array.shape for array in self.best] == [tuple(v.shape) for v in best]
+        )
+
+
+def _numbered(arrays: Any, name: str) -> tuple[np.ndarray, ...]:
+    count = sum(entry.startswith(name) for entry in arrays.files)
+    return tuple(arrays[f"{name}{position}"] for position in range(count))
+
+
+class CheckpointFolder:
+    """The one checkpoint of a training, in the cache and, where a store is given, in the bucket.
+
+    Args:
+        cache_dir: this worker's cache.
+        folder: the training's folder, below the cache and in the bucket (`run_paths.checkpoint_folder`).
+        store: the bucket; None keeps the checkpoint on this machine alone.
+    """
+
+    def __init__(self, cache_dir: Path, folder: str, store: ObjectStore | None) -> None:
+        self.path = cache_dir / folder / "checkpoint.npz"
+        self.folder = folder
+        self.store = store
+
+    @property
+    def key(self) -> str:
+        """The checkpoint's key in the bucket."""
+        return f"{self.folder}/checkpoint.npz"
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint in the place of the one before.
+
+        A bucket that does not take it is no reason to lose a training that goes well: that is a warning.
+        """
+        content = checkpoint.to_bytes()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.path.parent, suffix=".part", delete=False) as file:
+            file.write(content)
+        Path(file.name).replace(self.path)
+        if self.store is not None:
+            try:
+                self.store.put(self.key, content)
+            except StorageError as error:
+                log.warning("the checkpoint of epoch %d lies on this worker only: %s", checkpoint.epochs, error)
+
+    def load(self) -> Checkpoint | None:
+        """The checkpoint with the most epochs; None where there is none. A damaged one is ignored with a warning."""
+        found = []
+        for origin, read in ((str(self.path), self._read_cache), (f"the bucket's {self.key}", self._read_bucket)):
+            content = read()
+            if content is None:
+                continue
+            try:
+                found.append(Checkpoint.from_bytes(content))
+            except ValueError as error:
+                log.warning("the checkpoint in %s is ignored: it is damaged or of another kind (%s)", origin, error)
+        return max(found, key=lambda checkpoint: checkpoint.epochs, default=None)
+
+    def _read_cache(self) -> bytes | None:
+        return self.path.read_bytes() if self.path.exists() else None
+
+    def _read_bucket(self) -> bytes | None:
+        if self.store is None or self.store.head(self.key) is None:
+            return None
+        return self.store.get(self.key)
+
+    def clear(self) -> None:
+        """Remove it: the training is done."""
+        for path in self.path.parent.glob("*"):
+            path.unlink(missing_ok=True)
+        if self.store is not None:
+            self.store.delete_folder(self.folder)

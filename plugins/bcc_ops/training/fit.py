@@ -1,0 +1,243 @@
+"""Train a classifier: images in, the best epoch's model and the record of its training out.
+
+The tuning part picks the best epoch and ends training early, on its unweighted loss; the validation part is never seen
+here. After each epoch all that training consists of lies in a checkpoint. What an epoch does is a function of that and of
+(seed, epoch), so a training that was taken up again ends with the figures of one that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from bcc_ops.artifacts import EpochRow
+from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.input_pipeline import Augmentation, Pixels, plain_batches, training_batches
+from bcc_ops.exceptions import DivergedError, TrainingInterrupted
+from bcc_ops.training.checkpoints import Checkpoint, CheckpointFolder
+from bcc_ops.training.devices import Devices, telling_out_of_memory
+
+log = logging.getLogger(__name__)
+
+_EXPLODED = 10.0
+_EMA_MOMENTUM = 0.98
+_TUNING_BATCH = 32
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What came of a training.
+
+    Attributes:
+        weights: of the classifier at the best epoch, in the order of `classifier.weights`.
+        rows: a row an epoch.
+        best_epoch: counted from 1.
+        stopped_early: whether patience ended it.
+        resumed_after: for each resumption, how many epochs were done by then.
+        seconds: spent on epochs, over all attempts.
+    """
+
+    weights: tuple[np.ndarray, ...]
+    rows: tuple[EpochRow, ...]
+    best_epoch: int
+    stopped_early: bool
+    resumed_after: tuple[int, ...]
+    seconds: float
+
+
+def train(
+    classifier: keras.Model,
+    pixels: Pixels,
+    tuning: Pixels,
+    *,
+    class_weights: Mapping[str, float],
+    config: RetrainingConfig,
+    devices: Devices,
+    checkpoints: CheckpointFolder,
+    stop: threading.Event,
+    on_epoch: Callable[[Sequence[EpochRow]], None],
+) -> TrainingRecord:
+    """Train until the epochs are done or patience ends.
+
+    Args:
+        classifier: the network, built under `devices.strategy`; afterwards it has the last epoch's weights.
+        pixels, tuning: the train and the tuning part.
+        class_weights: class -> weight of its images in the loss.
+        config: the run's knobs.
+        devices: as `prepare_devices` gave them.
+        checkpoints: where to go on from, and where each epoch is kept.
+        stop: training stops within a batch once this is set.
+        on_epoch: called with all rows so far, after each epoch.
+
+    Raises:
+        DivergedError: the loss became NaN or exploded.
+        TrainingInterrupted: `stop` was set; the checkpoint is kept.
+        OutOfMemory: a batch does not fit into the device's memory.
+    """
+    with devices.strategy.scope():
+        optimizer = _compile(classifier, config, devices, steps_per_epoch=math.ceil(len(pixels) / config.batch_size))
+    weights = {position: class_weights[name] for position, name in enumerate(pixels.classes)}
+    state = [*classifier.variables, *optimizer.variables]
+    reached = _resume(checkpoints, state, classifier)
+    rows, best, best_epoch = list(reached.rows), reached.best, reached.best_epoch
+    resumed_after = (*reached.resumed_after, len(rows)) if rows else ()
+    seconds = reached.seconds
+    watch = _Watch(stop, limit=_EXPLODED * math.log(len(pixels.classes)))
+    augmentation = Augmentation.of(config)
+
+    while len(rows) < config.epochs and not _patience_ended(rows, best_epoch, config):
+        epoch, began, rate = len(rows) + 1, time.monotonic(), float(optimizer.learning_rate)
+        batches = training_batches(pixels, augmentation, config.batch_size, config.seed, epoch)
+        with telling_out_of_memory(config.batch_size):
+            logs = classifier.fit(batches, epochs=1, verbose=0, shuffle=False, class_weight=weights, callbacks=[watch]).history
+        trained = time.monotonic() - began
+        averaged, raw = _averaged_weights(classifier, optimizer, config)
+        loss, accuracy, balanced = tuning_figures(predict(classifier, tuning), tuning.labels)
+        row = EpochRow(
+            epoch=epoch,
+            loss=logs["loss"][-1],
+            accuracy=logs["accuracy"][-1],
+            tuning_loss=loss,
+            tuning_accuracy=accuracy,
+            tuning_balanced_accuracy=balanced,
+            learning_rate=max(rate, float(optimizer.learning_rate)),
+            seconds=time.monotonic() - began,
+            images_per_second=len(pixels) / trained,
+        )
+        rows.append(row)
+        seconds += row.seconds
+        if row.tuning_loss <= min(earlier.tuning_loss for earlier in rows):
+            best, best_epoch = averaged, epoch
+        _assign(classifier.trainable_variables, raw)
+        checkpoints.save(Checkpoint(_values(state), best, tuple(rows), best_epoch, resumed_after, seconds))
+        on_epoch(rows)
+        log.info("%s", describe_epoch(row, config.epochs, best_epoch))
+    return TrainingRecord(best, tuple(rows), best_epoch, len(rows) < config.epochs, resumed_after, seconds)
+
+
+def _compile(classifier: keras.Model, config: RetrainingConfig, devices: Devices, steps_per_epoch: int) -> keras.Optimizer:
+    rate: Any = config.learning_rate
+    warmup = config.warmup_epochs * steps_per_epoch
+    if config.cosine_decay:
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0 if warmup else config.learning_rate,
+            decay_steps=max(1, (config.epochs - config.warmup_epochs) * steps_per_epoch),
+            warmup_target=config.learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    elif warmup:
+        rate = keras.optimizers.schedules.PolynomialDecay(config.learning_rate / warmup, warmup, config.learning_rate)
+    optimizer = keras.optimizers.AdamW(
+        rate, weight_decay=config.weight_decay, use_ema=config.ema, ema_momentum=_EMA_MOMENTUM, ema_overwrite_frequency=None
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    classifier.compile(
+        optimizer,
+        keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
+        metrics=["accuracy"],
+        jit_compile=devices.jit_compile,
+    )
+    optimizer.build(classifier.trainable_variables)
+    return classifier.optimizer
+
+
+def _resume(checkpoints: CheckpointFolder, state: Sequence[Any], classifier: keras.Model) -> Checkpoint:
+    """What an earlier attempt reached, put into the model and the optimizer; else the start."""
+    found = checkpoints.load()
+    start = Checkpoint((), (), (), 0, (), 0.0)
+    if found is None:
+        return start
+    if not found.fits(state, classifier.weights):
+        log.warning("the checkpoint after epoch %d is ignored: it is of a network of another shape", found.epochs)
+        return start
+    _assign(state, found.variables)
+    log.info("going on after epoch %d, from a checkpoint", found.epochs)
+    return found
+
+
+def _patience_ended(rows: Sequence[EpochRow], best_epoch: int, config: RetrainingConfig) -> bool:
+    patience = config.early_stopping_patience
+    return bool(rows) and patience > 0 and len(rows) - best_epoch >= patience
+
+
+def _values(variables: Sequence[Any]) -> tuple[np.ndarray, ...]:
+    return tuple(np.array(variable) for variable in variables)
+
+
+def _assign(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
+    for variable, value in zip(variables, values):
+        variable.assign(value)
+
+
+def _averaged_weights(
+    classifier: keras.Model, optimizer: keras.Optimizer, config: RetrainingConfig
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Put the weights' moving average into the model: all weights then, and the trainable ones as training left them."""
+    raw = _values(classifier.trainable_variables)
+    if config.ema:
+        optimizer.finalize_variable_values(classifier.trainable_variables)
+    return tuple(classifier.get_weights()), raw
+
+
+def predict(classifier: keras.Model, pixels: Pixels) -> np.ndarray:
+    """Probabilities for every image, float32 (n, classes)."""
+    return np.concatenate([classifier.predict_on_batch(batch) for batch in plain_batches(pixels, _TUNING_BATCH)])
+
+
+def tuning_figures(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
+    """Mean cross-entropy (unweighted), accuracy and balanced accuracy (over the classes that occur).
+
+    Args:
+        probabilities: (n, classes).
+        labels: (n,): indices of the true classes.
+    """
+    loss = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-7)).mean()
+    right = probabilities.argmax(axis=1) == labels
+    return float(loss), float(right.mean()), float(np.mean([right[labels == name].mean() for name in np.unique(labels)]))
+
+
+def describe_epoch(row: EpochRow, epochs: int, best_epoch: int) -> str:
+    """An epoch in one line."""
+    left = (epochs - row.epoch) * row.seconds
+    return (
+        f"epoch {row.epoch}/{epochs}: loss {row.loss:.3f}, accuracy {row.accuracy:.3f}; tuning loss {row.tuning_loss:.3f}, "
+        f"accuracy {row.tuning_accuracy:.3f}, balanced {row.tuning_balanced_accuracy:.3f}; best epoch {best_epoch}; "
+        f"{row.images_per_second:.0f} images/s, {row.seconds:.0f} s, at most {left / 60:.0f} min to go"
+    )
+
+
+def history_csv(rows: Sequence[EpochRow]) -> bytes:
+    """history.csv: a header, and a row an epoch."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(EpochRow.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in rows)
+    return text.getvalue().encode()
+
+
+class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
+    """After each batch: was it stopped from outside, did it diverge?"""
+
+    def __init__(self, stop: threading.Event, limit: float) -> None:
+        super().__init__()
+        self._stop = stop
+        self._limit = limit
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if self._stop.is_set():
+            raise TrainingInterrupted("training was stopped from outside; its checkpoint is kept, and a retry goes on from there")
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise DivergedError(f"the loss became {loss} in batch {batch + 1}: try a lower learning_rate")
+        if loss > self._limit:
+            raise DivergedError(f"the loss exploded to {loss:.1f} in batch {batch + 1}: try a lower learning_rate")

