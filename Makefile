@@ -25,7 +25,8 @@ check: setup ## format, lint, types, contracts, compose file, Dockerfile
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@if command -v docker-compose >/dev/null; then \
-	  echo 'docker-compose config -q'; docker-compose --env-file deploy/example.env config -q; \
+	  scratch=$$(mktemp -d) && $(BIN)/python -m local.make_env $$scratch >/dev/null && \
+	  docker-compose --env-file $$scratch/.env config -q && rm -r $$scratch && echo 'docker-compose config -q: good'; \
 	else echo 'docker-compose.yaml is not checked: there is no docker-compose (Debian: apt install docker-compose)'; fi
 	$(BIN)/hadolint Dockerfile
 
@@ -49,7 +50,7 @@ clean: ## remove the environment and everything that runs left (.local)
 	rm -rf .venv .local .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 env: setup ## write .env with random secrets for docker compose; never overwrites one
-	@$(BIN)/python deploy/make_env.py
+	@$(BIN)/python -m local.make_env
 
 lock: setup ## compile requirements*.in to the locked requirements*.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes requirements.in -o requirements.txt
