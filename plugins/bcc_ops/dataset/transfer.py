@@ -34,6 +34,8 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 _NAMED_OTHERWISE = re.compile(r"//|^/|/$|(?:^|/)\.{1,2}(?:/|$)|[\x00-\x1f\x7f]")
 _CREDENTIALS_LAST = timedelta(minutes=5)
 _FIRST_PAUSE = 0.2
+_FAST_FAILURES = 64
+_LONGEST_SILENCE = 20.0
 
 
 class _NotAsPromised(Exception):
@@ -52,6 +54,7 @@ class Transfer:
         self.store = store
         self.attempts = attempts
         self._fast = _obstore_for(store)
+        self._fast_failures = 0
         self._etags_are_md5 = True
         self._asking = threading.Lock()
 
@@ -64,13 +67,21 @@ class Transfer:
             StorageError: it refused.
             OSError: the file cannot be written.
         """
+        if self._suits_obstore(image):
+            try:
+                digest = self._write(image, self._by_obstore(image), target)
+            except (_NotAsPromised, StorageUnavailable) as error:
+                log.debug("%s: %s", image.key, error)
+                self._count_fast_failure()
+            else:
+                self._fast_failures = 0
+                return digest
         problem: Exception | None = None
         for attempt in range(self.attempts):
             if attempt:
                 time.sleep(_FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1))  # noqa: S311 (spreads the retries)
-            use_fast = attempt == 0 and self._suits_obstore(image)
             try:
-                return self._write(image, self._by_obstore(image) if use_fast else self._by_boto3(image), target)
+                return self._write(image, self._by_boto3(image), target)
             except (_NotAsPromised, StorageUnavailable) as error:
                 problem = error
             except (ObjectNotFound, PreconditionFailed):
@@ -79,6 +90,13 @@ class Transfer:
                     "start a new run, which takes a fresh one"
                 ) from None
         raise StorageUnavailable(f"{self.store.uri(image.key)}: given up after {self.attempts} attempts: {problem}")
+
+    def _count_fast_failure(self) -> None:
+        """Where obstore never succeeds (another region, a signature that it cannot make), stop paying for it."""
+        self._fast_failures += 1
+        if self._fast_failures >= _FAST_FAILURES and self._fast is not None:
+            self._fast = None
+            log.warning("%d downloads in a row failed with obstore: the rest goes through boto3", self._fast_failures)
 
     def _suits_obstore(self, image: ImageRow) -> bool:
         if self._fast is None or _NAMED_OTHERWISE.search(image.key):
@@ -151,11 +169,12 @@ def _obstore_for(store: ObjectStore) -> Any:
         expiry = datetime.now(timezone.utc) + _CREDENTIALS_LAST
         return {"access_key_id": now.access_key, "secret_access_key": now.secret_key, "token": now.token, "expires_at": expiry}
 
+    silence = timedelta(seconds=min(config.read_timeout, _LONGEST_SILENCE))
     return S3Store(
         store.bucket,
         endpoint=endpoint,
         region=client.meta.region_name,
         credential_provider=frozen,
-        client_options={"allow_http": True, "connect_timeout": "10s", "read_timeout": "20s", "timeout": "1h"},
-        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=60)},
+        client_options={"allow_http": True, "connect_timeout": silence, "read_timeout": silence, "timeout": "1h"},
+        retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=60)},
     )
