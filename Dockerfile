@@ -32,7 +32,7 @@ USER 50000
 # there and whole is checked now and not in the first night.
 RUN python /opt/airflow/deploy/check_image.py
 
-HEALTHCHECK --interval=60s --timeout=50s --start-period=120s --retries=3 CMD ["/opt/airflow/deploy/healthcheck.sh"]
+HEALTHCHECK --interval=30s --timeout=30s --start-period=120s --retries=3 CMD ["/opt/airflow/deploy/healthcheck.sh"]
 
 FROM base AS gpu
 # TensorFlow's CUDA libraries, as wheels; the driver is the host's, passed in by the NVIDIA container toolkit.
