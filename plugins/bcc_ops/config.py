@@ -211,7 +211,12 @@ class RetrainingConfig(BaseModel):
         le=1,
     )
     sensitivity_margin: float = _knob(
-        0.05, "Malignant sensitivity margin", "The difference to the champion must lie above minus this.", _GATE, ge=0, le=1
+        0.12,
+        "Malignant sensitivity margin",
+        "At the operating points: the difference to the champion must lie above minus this, with confidence.",
+        _GATE,
+        ge=0,
+        le=1,
     )
     min_compared_images: int = _knob(
         60, "Images to compare on", "Fewer validation images that the champion has not seen fail the comparison.", _GATE, ge=1

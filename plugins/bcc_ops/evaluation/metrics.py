@@ -34,6 +34,7 @@ SMALLEST_PROBABILITY = 1e-7
 
 _LEVEL = (0.025, 0.975)
 _Z = 1.959963984540054
+_NO_BETTER = 1e-6
 _CHUNK = 4_000_000
 """Weights held at a time: 32 MB."""
 
@@ -187,7 +188,7 @@ def choose_threshold(scores: Scores, positive: int, wanted_sensitivity: float, c
 def fit_temperature(scores: Scores) -> float | None:
     """The temperature with the least log loss on these images; None where they do not settle it.
 
-    They do not where the least loss lies at an end of `TEMPERATURES`: without a single error, say, the surest is best.
+    They do not where an end of `TEMPERATURES` is as good: without a single error, say, the surest is best.
     """
     from scipy.optimize import minimize_scalar
 
@@ -199,8 +200,8 @@ def fit_temperature(scores: Scores) -> float | None:
         scaled = scale_temperature(scores.probabilities, math.exp(log_temperature))
         return float(log_loss(Scores(scores.labels, scaled, scores.groups)).mean())
 
-    best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4}).x
-    return None if min(best - low, high - best) < 0.01 else float(math.exp(best))
+    best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
+    return float(math.exp(best.x)) if best.fun < min(loss(low), loss(high)) - _NO_BETTER else None
 
 
 # Resamples ------------------------------------------------------------------------------------------------------------
