@@ -278,6 +278,23 @@ class ClassWeightsDocument(Document):
     split: Reference | None
 
 
+# python -m bcc_ops check --json ------------------------------------------------------------------------------------------
+
+
+class CheckDocument(Document):
+    """What a labelled folder is worth, without a run: its validation and its split."""
+
+    classes: tuple[str, ...]
+    ignored: tuple[IgnoredKeys, ...]
+    validation: ValidationDocument
+    class_weights: ClassWeightsDocument | None
+    """Null where there is no split."""
+    partitions: dict[str, Partition]
+    """Path below the folder -> partition."""
+    split_problem: str | None
+    """Why there is no split; null where there is one."""
+
+
 # training.json -------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,73 @@
+"""Contact sheets: the images behind a finding side by side, for a person to judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont
+
+from bcc_ops.dataset.decoding import decode_rgb
+
+if TYPE_CHECKING:
+    from bcc_ops.dataset.validation import Validation
+
+PAIRS_NEAREST = 30
+PAIRS_A_SHEET = 5
+_CELL = (420, 340)
+_CAPTION = 18
+
+
+def draw_contact_sheets(validation: Validation, paths: Mapping[str, Path], folder: Path) -> list[Path]:
+    """Draw a sheet for every conflict, and sheets of the pairs that were accepted or rejected most narrowly.
+
+    Args:
+        validation: what was found.
+        paths: key -> file.
+        folder: where the PNG files go; made where it is not there.
+
+    Returns:
+        The files written: `conflict-01.png`, …, `nearest-01.png`, …
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for number, group in enumerate(validation.document.conflicts, start=1):
+        rows = [[(key, paths[key]) for key in group.keys[start : start + 3]] for start in range(0, len(group.keys), 3)]
+        written.append(draw_sheet([(f"{' / '.join(group.labels)}", row) for row in rows], folder / f"conflict-{number:02}.png"))
+    key_of: dict[str, str] = {}
+    for row in validation.contents:
+        key_of.setdefault(row.sha256, row.key)
+    lines = []
+    for pair in validation.near_copies.nearest(PAIRS_NEAREST):
+        keys = [key_of[sha256] for sha256 in (pair.one, pair.other)]
+        verdict = "accepted" if pair.accepted else "rejected"
+        lines.append((f"{verdict}, {pair.said}", [(key, paths[key]) for key in keys]))
+    for start in range(0, len(lines), PAIRS_A_SHEET):
+        path = folder / f"nearest-{start // PAIRS_A_SHEET + 1:02}.png"
+        written.append(draw_sheet(lines[start : start + PAIRS_A_SHEET], path))
+    return written
+
+
+def draw_sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Path]]]], path: Path) -> Path:
+    """Draw rows of images under captions.
+
+    Args:
+        rows: a caption, and the images below it as (name, file).
+        path: the PNG to write.
+    """
+    width, height = _CELL
+    columns = max(len(images) for _, images in rows)
+    sheet = Image.new("RGB", (columns * width, len(rows) * (height + 2 * _CAPTION)), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(13)
+    for line, (caption, images) in enumerate(rows):
+        top = line * (height + 2 * _CAPTION)
+        draw.text((4, top + 2), caption, "black", font)
+        for column, (name, file) in enumerate(images):
+            picture = Image.fromarray(decode_rgb(file))
+            draw.text((column * width + 4, top + _CAPTION), f"{name} ({picture.width} x {picture.height})", "black", font)
+            picture.thumbnail((width - 6, height - 4))
+            sheet.paste(picture, (column * width + 3, top + 2 * _CAPTION))
+    sheet.save(path)
+    return path
