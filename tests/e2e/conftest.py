@@ -1,0 +1,154 @@
+"""One real stack for the end-to-end tests: Airflow's components, an S3 server, and about ninety images.
+
+make e2e
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from bcc_ops.dataset.made_up import write_images
+from bcc_ops.run_paths import RunPaths
+from local.airflow_api import AirflowApi
+from local.images import read_folder, upload
+from local.stack import DAG_ID, LocalStack
+from local.watch import RunWatcher
+from tests.conftest import REAL_IMAGES
+
+CLASSES = ("benign", "malignant", "normal")
+PER_CLASS = 30
+TINY = {
+    "architecture": "cnn",
+    "weights": "none",
+    "image_size": 64,
+    "epochs": 2,
+    "bootstrap_resamples": 200,
+    "min_balanced_accuracy": 0,
+    "min_macro_auc": 0,
+    "min_malignant_sensitivity": 0,
+    "max_refused_fraction": 0.2,
+}
+"""Knobs of a training that takes seconds and that the gate, with its floors down, approves."""
+
+
+@dataclass
+class FinishedRun:
+    """A run that has ended, and what was seen on the way."""
+
+    run_id: str
+    run: dict[str, Any]
+    tasks: dict[str, dict[str, Any]]
+    paths: RunPaths
+    triggered: float
+    mapped_tensorflow: dict[str, set[int]] = field(default_factory=dict)
+    """Component -> process ids of it, tasks aside, that had TensorFlow mapped at some moment."""
+    tasks_mapped_tensorflow: set[int] = field(default_factory=set)
+    peak_bytes: int = 0
+    """Most resident memory of all the stack's processes together; shared pages are counted once a process."""
+
+    @property
+    def wall_seconds(self) -> float:
+        """From the trigger to the run's end."""
+        return datetime.fromisoformat(self.run["end_date"]).timestamp() - self.triggered
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with thirty images a class: real ones with their masks where they are there, else made-up ones."""
+    folder = tmp_path_factory.mktemp("images")
+    if not REAL_IMAGES.is_dir():
+        write_images(folder, PER_CLASS)
+        return folder
+    for label in CLASSES:
+        (folder / label).mkdir()
+        chosen = sorted(path for path in (REAL_IMAGES / label).glob("*.png") if "_mask" not in path.name)
+        # spread over the folder, since neighbours are often near copies of one another
+        for image in chosen[:: len(chosen) // PER_CLASS][:PER_CLASS]:
+            for file in (image, *image.parent.glob(f"{image.stem.replace('[', '[[]')}_mask*.png")):
+                shutil.copy(file, folder / label)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterator[LocalStack]:
+    """The running stack with the images in its bucket; the DAG is on."""
+    with LocalStack(tmp_path_factory.mktemp("stack"), bucket="e2e-images") as running:
+        upload(running.store, running.settings.images_prefix, read_folder(images, CLASSES))
+        yield running
+
+
+@pytest.fixture(scope="session")
+def run_pipeline(stack: LocalStack) -> Callable[..., FinishedRun]:
+    """Run the pipeline by hand with the given knobs and wait for its end: `run_pipeline({"epochs": 2})`."""
+
+    def run(knobs: dict[str, Any], within: float = 1200) -> FinishedRun:
+        api: AirflowApi = stack.api
+        triggered = time.time()
+        run_id = api.trigger(DAG_ID, knobs)
+        api.set_paused(DAG_ID, False)
+        prefix = stack.settings.artifacts_prefix
+        watcher = RunWatcher(api, DAG_ID, run_id, store=stack.store, artifacts_prefix=prefix, say=print)
+        finished = FinishedRun(run_id, {}, {}, RunPaths(prefix, ""), triggered)
+
+        def watch() -> None:
+            stack.supervisor.check()
+            watcher()
+            look_at_processes(stack, finished)
+
+        finished.run = api.wait_for_run(DAG_ID, run_id, within, watch)
+        finished.tasks = api.tasks(DAG_ID, run_id)
+        assert watcher.paths is not None, "the run left no folder in the bucket"
+        finished.paths = watcher.paths
+        return finished
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def first_run(run_pipeline: Callable[..., FinishedRun]) -> FinishedRun:
+    """The first run ever, with a tiny training."""
+    return run_pipeline(TINY)
+
+
+def look_at_processes(stack: LocalStack, finished: FinishedRun) -> None:
+    """Note which processes have TensorFlow mapped, and how much memory all of them hold."""
+    resident = 0
+    for name in stack.supervisor.names():
+        members = stack.supervisor.processes(name)
+        tasks = task_processes(stack.supervisor.pid("scheduler"), members) if name == "scheduler" else set()
+        for process in members:
+            try:
+                resident += process.memory_info().rss
+                if not _maps_tensorflow(process.pid):
+                    continue
+            except (psutil.Error, OSError):
+                continue  # it has ended meanwhile
+            if process.pid in tasks:
+                finished.tasks_mapped_tensorflow.add(process.pid)
+            else:
+                finished.mapped_tensorflow.setdefault(name, set()).add(process.pid)
+    finished.peak_bytes = max(finished.peak_bytes, resident)
+
+
+def task_processes(scheduler: int, members: Sequence[psutil.Process]) -> set[int]:
+    """The processes of tasks: whatever the LocalExecutor's workers, which are the scheduler's children, have forked."""
+    parents = {}
+    for process in members:
+        try:
+            parents[process.pid] = process.ppid()
+        except psutil.Error:
+            continue
+    return {pid for pid, parent in parents.items() if pid != scheduler and parent != scheduler}
+
+
+def _maps_tensorflow(pid: int) -> bool:
+    return "tensorflow" in Path(f"/proc/{pid}/maps").read_text()

@@ -1,0 +1,228 @@
+"""The first run on the real stack: images in, a judged model out, every document where it belongs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bcc_ops.artifacts import (
+    PARTITIONS,
+    ChampionDocument,
+    ClassWeightsDocument,
+    ConfigDocument,
+    Document,
+    EpochRow,
+    EvaluationDocument,
+    GateDocument,
+    ModelDocument,
+    PromotionDocument,
+    Reference,
+    SnapshotDocument,
+    TrainingDocument,
+    ValidationDocument,
+)
+from bcc_ops.run_paths import PLOTS, champion_pointer, model_file
+from bcc_ops.tables import ImageRow, SplitRow, read_predictions, read_rows
+from local.stack import DAG_ID, LocalStack
+from tests.conftest import REAL_IMAGES
+from tests.e2e.conftest import CLASSES, PER_CLASS, TINY, FinishedRun
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+
+DOCUMENTS: dict[str, type[Document]] = {
+    "config.json": ConfigDocument,
+    "snapshot.json": SnapshotDocument,
+    "validation.json": ValidationDocument,
+    "class_weights.json": ClassWeightsDocument,
+    "training.json": TrainingDocument,
+    "evaluation.json": EvaluationDocument,
+    "gate.json": GateDocument,
+    "promotion.json": PromotionDocument,
+}
+RETURNS = {
+    "snapshot_dataset": "snapshot.json",
+    "validate_images": "validation.json",
+    "compute_class_weights": "class_weights.json",
+    "train_model": "training.json",
+    "evaluate_model": "evaluation.json",
+    "gate_model": "gate.json",
+    "upload_model": "promotion.json",
+    "publish_plots": "report.html",
+}
+"""Task -> the document whose reference it returns."""
+
+_PREDICT = """
+import json, sys
+import keras, numpy as np
+sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+from bcc_ops.dataset.decoding import decode_rgb, resize_square
+model = keras.models.load_model(sys.argv[1], compile=False, safe_mode=True)
+side = model.input_shape[1]
+images = np.stack([resize_square(decode_rgb(Path(path)), side) for path in json.loads(sys.argv[2])])
+print(json.dumps(np.asarray(model.predict(images.astype("float32"), verbose=0), dtype=float).tolist()))
+"""
+
+
+def test_every_task_that_had_to_run_succeeded(first_run: FinishedRun) -> None:
+    states = {name: task["state"] for name, task in first_run.tasks.items()}
+    assert first_run.run["state"] == "success", states
+    assert states.pop("approve_model") == "skipped"
+    assert set(states.values()) == {"success"}, states
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_documents_lie_in_the_bucket_whole(stack: LocalStack, first_run: FinishedRun, name: str) -> None:
+    stack.store.load_key(DOCUMENTS[name], first_run.paths.document(name))
+
+
+@pytest.mark.parametrize("task", RETURNS)
+def test_each_task_returns_the_reference_to_its_document(stack: LocalStack, first_run: FinishedRun, task: str) -> None:
+    returned = stack.api.xcom(DAG_ID, first_run.run_id, task)
+    assert set(returned) == {"uri", "sha256"}
+    assert returned["uri"] == stack.store.uri(first_run.paths.document(RETURNS[task]))
+    stack.store.get_referenced(Reference.model_validate(returned))
+
+
+def test_the_runs_folder_holds_what_the_design_lists(stack: LocalStack, first_run: FinishedRun) -> None:
+    folder = first_run.paths.folder
+    names = {entry["Key"][len(folder) + 1 :] for entry in stack.store.list_objects(f"{folder}/")}
+    tables = {"images.parquet", "split.parquet", "history.csv", "predictions.parquet", "model.h5", "report.html"}
+    assert {*DOCUMENTS, *tables} <= names
+    plots = {name for name in names if name.startswith("plots/")}
+    assert {f"plots/{name}.png" for name in ("history", "class_counts", "confusion_matrix")} <= plots
+    assert plots <= {f"plots/{name}.png" for name in PLOTS}
+    for name in plots:
+        with Image.open(io.BytesIO(stack.store.get(f"{folder}/{name}"))) as plot:
+            assert min(plot.size) >= 200
+            plot.verify()
+
+
+def test_no_mask_is_among_the_trained_images(stack: LocalStack, first_run: FinishedRun, images: Path) -> None:
+    masks = list(images.glob("*/*_mask*"))
+    keys = {row.key for row in read_rows(ImageRow, stack.store.get(first_run.paths.document("images.parquet")))}
+    split = read_rows(SplitRow, stack.store.get(first_run.paths.document("split.parquet")))
+    snapshot = stack.store.load_key(SnapshotDocument, first_run.paths.document("snapshot.json"))
+    assert snapshot.counts == dict.fromkeys(CLASSES, PER_CLASS)
+    assert len(keys) == len(CLASSES) * PER_CLASS and not [key for key in keys if "_mask" in key]
+    assert {row.key for row in split} <= keys
+    assert {row.partition for row in split} == set(PARTITIONS)
+    ignored_masks = [ignored.count for ignored in snapshot.ignored if "mask" in "".join(ignored.examples)]
+    assert sum(ignored_masks) == len(masks)
+    assert masks or not REAL_IMAGES.is_dir()
+
+
+def test_history_has_a_row_an_epoch(stack: LocalStack, first_run: FinishedRun) -> None:
+    rows = csv.DictReader(io.StringIO(stack.store.get(first_run.paths.document("history.csv")).decode()))
+    epochs = [EpochRow.model_validate(row).epoch for row in rows]
+    training = stack.store.load_key(TrainingDocument, first_run.paths.document("training.json"))
+    assert epochs == list(range(1, training.epochs_run + 1)) == [1, 2]
+
+
+def test_the_model_loads_elsewhere_and_answers_as_it_was_evaluated(
+    stack: LocalStack, first_run: FinishedRun, images: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.h5"
+    file.write_bytes(stack.store.get(first_run.paths.document("model.h5")))
+    predictions = read_predictions(stack.store.get(first_run.paths.document("predictions.parquet")))
+    keys = predictions["key"][:5]
+    paths = [str(images / Path(key).relative_to(stack.settings.images_prefix)) for key in keys]
+    plugins = str(Path(__file__).resolve().parents[2] / "plugins")
+    done = subprocess.run(
+        [sys.executable, "-c", _PREDICT, str(file), json.dumps(paths), plugins], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answered = json.loads(done.stdout.splitlines()[-1])
+    for row, probabilities in enumerate(answered):
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+        evaluated = [predictions[f"challenger_{label}"][row] for label in CLASSES]
+        assert probabilities == pytest.approx(evaluated, abs=1e-4)
+
+
+def test_the_verdict_is_reached_and_acted_upon(stack: LocalStack, first_run: FinishedRun) -> None:
+    gate = stack.store.load_key(GateDocument, first_run.paths.document("gate.json"))
+    assert gate.verdict == "approved_without_champion"
+    assert gate.reasons and all(rule.sentence for rule in gate.rules)
+    promotion = stack.store.load_key(PromotionDocument, first_run.paths.document("promotion.json"))
+    champion = stack.store.load_key(ChampionDocument, champion_pointer(stack.settings.models_prefix))
+    assert promotion.promoted and champion.version == promotion.version
+    assert champion.sha256 == promotion.model.sha256
+    for name in ("model.h5", "model.json", "model_card.md", "evaluation.json"):
+        assert stack.store.head(model_file(stack.settings.models_prefix, champion.version, name)), name
+    model = stack.store.load_key(ModelDocument, model_file(stack.settings.models_prefix, champion.version, "model.json"))
+    assert model.classes == CLASSES
+
+
+def test_made_up_images_are_said_to_be_made_up(stack: LocalStack, first_run: FinishedRun) -> None:
+    gate = stack.store.load_key(GateDocument, first_run.paths.document("gate.json"))
+    assert gate.made_up is not REAL_IMAGES.is_dir()
+
+
+def test_knobs_reach_the_run(stack: LocalStack, first_run: FinishedRun) -> None:
+    config = stack.store.load_key(ConfigDocument, first_run.paths.document("config.json"))
+    assert {name: config.config[name] for name in TINY} == TINY
+    assert {config.origins[name] for name in TINY} == {"given"}
+
+
+def test_only_tasks_load_tensorflow(first_run: FinishedRun) -> None:
+    assert first_run.tasks_mapped_tensorflow, "no task was seen with TensorFlow: the look at the processes sees nothing"
+    assert first_run.mapped_tensorflow == {}
+
+
+def test_nothing_listens_beyond_loopback(stack: LocalStack, first_run: FinishedRun) -> None:
+    assert sorted(_listening(stack)) and {address for address, _ in _listening(stack)} <= {"127.0.0.1", "::1"}
+
+
+def _listening(stack: LocalStack) -> Iterator[tuple[str, int]]:
+    for name in stack.supervisor.names():
+        for process in stack.supervisor.processes(name):
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == "LISTEN":
+                    yield connection.laddr.ip, connection.laddr.port
+
+
+def test_orchestration_takes_less_than_a_minute(stack: LocalStack, first_run: FinishedRun) -> None:
+    """The run's wall time less the time in which some task did its own work; imports of TensorFlow are work."""
+    work = [_work_of(stack, first_run, name) for name, task in first_run.tasks.items() if task["state"] == "success"]
+    worked = _covered(work)
+    overhead = first_run.wall_seconds - worked
+    for (start, end), name in sorted(zip(work, (n for n, t in first_run.tasks.items() if t["state"] == "success"))):
+        print(f"  {name}: {end - start:.1f} s of work")
+    print(f"run {first_run.wall_seconds:.1f} s, work {worked:.1f} s, orchestration overhead {overhead:.1f} s")
+    print(f"most memory that the stack held: {first_run.peak_bytes / 2**30:.2f} GiB")
+    assert overhead < 60
+
+
+def _work_of(stack: LocalStack, finished: FinishedRun, task_id: str) -> tuple[float, float]:
+    """When a task did its own work: between the end of Airflow's preparation and the start of its wrapping up."""
+    task = finished.tasks[task_id]
+    events = [
+        event for event in stack.api.task_log(DAG_ID, finished.run_id, task_id, task["try_number"]) if event.get("timestamp")
+    ]
+    times = [datetime.fromisoformat(event["timestamp"]).timestamp() for event in events]
+    texts = [event["event"] for event in events]
+    start = times[texts.index("::endgroup::")]
+    end = next((time for time, text in zip(times, texts) if text == "::group::Post Execute"), None)
+    return start, end or datetime.fromisoformat(task["end_date"]).timestamp()
+
+
+def _covered(intervals: list[tuple[float, float]]) -> float:
+    """Seconds that lie in at least one interval."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def test_covered_counts_overlaps_once() -> None:
+    assert _covered([(0, 10), (5, 12), (20, 21)]) == 13
