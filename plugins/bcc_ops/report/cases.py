@@ -13,8 +13,8 @@ class WrongCase:
 
     key: str
     label: str
-    predicted: str
-    """The class with the highest probability."""
+    answer: str
+    """What it was taken for: the positive class in a false alarm, else the most probable other class."""
     positive_probability: float
 
 
@@ -48,12 +48,13 @@ def wrong_cases(
     for key, label, probabilities in zip(predictions["key"], predictions["label"], zip(*columns)):
         if None in probabilities:
             continue
-        predicted = max(zip(probabilities, classes), key=lambda pair: pair[0])[1]
-        positive = float(probabilities[classes.index(positive_class)])
-        called = predicted == positive_class if threshold is None else positive >= threshold
+        by_class = dict(zip(classes, probabilities))
+        positive = float(by_class.pop(positive_class))
+        other = max(by_class, key=lambda name: by_class[name])
+        called = positive > by_class[other] if threshold is None else positive >= threshold
         if called != (label == positive_class):
             side: Literal["missed", "false_alarms"] = "false_alarms" if called else "missed"
-            found[side].append(WrongCase(key, label, predicted, positive))
+            found[side].append(WrongCase(key, label, positive_class if called else other, positive))
     return WrongCases(
         missed=tuple(sorted(found["missed"], key=lambda case: (case.positive_probability, case.key))),
         false_alarms=tuple(sorted(found["false_alarms"], key=lambda case: (-case.positive_probability, case.key))),

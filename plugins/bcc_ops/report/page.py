@@ -172,6 +172,7 @@ def render_report(
     files: Mapping[str, tuple[str, int | None]],
     progress: RunProgress | None = None,
     model_card: str | None = None,
+    ui: str = "",
     stand_alone: bool = False,
 ) -> str:
     """The page of one run.
@@ -184,6 +185,7 @@ def render_report(
         files: name in `FILES` -> (address, size in bytes if known). Others are left out.
         progress: of the run, where Airflow can be asked; None in the stand-alone file.
         model_card: Markdown, of the version that the run was uploaded as.
+        ui: path of Airflow's UI, without a slash at its end: "" where it lies at the root.
         stand_alone: put the policy into the page, for a file that no server adds headers to.
     """
     going_on = progress is not None and not progress.is_over
@@ -205,7 +207,9 @@ def render_report(
         run_id=run_id,
         folder=folder,
         when=when,
-        progress=_with_link(progress),
+        progress=progress,
+        culprit_href=f"{ui}{_task_path(progress, progress.culprit)}" if progress and progress.culprit else None,
+        approval_href=f"{ui}{_task_path(progress, 'approve_model')}" if progress else None,
         live=live_charts(run) if going_on and run.epochs and not run.training else None,
         epochs_planned=run.config.config.get("epochs") if run.config else None,
         verdict=verdict_of(run, progress),
@@ -311,27 +315,9 @@ class _Plot:
         return self.name in {"augmentations", "missed_cancers", "false_alarms"}
 
 
-def ui_run_path(dag_id: str, run_id: str) -> str:
-    """Path of a run in Airflow's UI, below its base address."""
-    return f"/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
-
-
-@dataclass(frozen=True)
-class _LinkedProgress:
-    """A progress, with the address of the task to look at."""
-
-    progress: RunProgress
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.progress, name)
-
-    @property
-    def culprit_href(self) -> str:
-        return f"{ui_run_path(self.progress.dag_id, self.progress.run_id)}/tasks/{quote(self.progress.culprit or '', safe='')}"
-
-
-def _with_link(progress: RunProgress | None) -> _LinkedProgress | None:
-    return _LinkedProgress(progress) if progress else None
+def _task_path(progress: RunProgress, task_id: str) -> str:
+    dag_id, run_id = quote(progress.dag_id, safe=""), quote(progress.run_id, safe="")
+    return f"/dags/{dag_id}/runs/{run_id}/tasks/{quote(task_id, safe='')}"
 
 
 def _contents(run: RunRecord, plots_there: Any, files: Mapping[str, Any], model_card: str | None) -> list[tuple[str, str]]:

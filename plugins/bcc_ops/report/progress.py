@@ -91,6 +91,11 @@ class RunProgress:
         return next((task.task_id for task in self.tasks if task.state == "failed"), None)
 
     @property
+    def awaits_answer(self) -> bool:
+        """Whether a person is asked for an approval."""
+        return not self.is_over and any(task.state == "awaiting_input" for task in self.tasks)
+
+    @property
     def nothing_new(self) -> bool:
         """Whether the run ended at its first task because no image is new."""
         return self.is_over and any(task.task_id == PIPELINE[0] and task.state == "skipped" for task in self.tasks)
@@ -110,7 +115,7 @@ class RunProgress:
         if self.is_over:
             return "Failed" if self.state in _FAILED else "Done"
         now = [task for task in self.tasks if task.tone == "now"]
-        if any(task.state == "awaiting_input" for task in now):
+        if self.awaits_answer:
             return "Waiting for a person's approval"
         busy = [task for task in now if task.state == "running"] or now
         return f"Running: {', '.join(task.task_id for task in busy)}" if busy else f"The run is {self.state}"
@@ -123,6 +128,6 @@ class RunProgress:
         if self.culprit:
             going_on = "" if self.is_over else " The run goes on with what does not depend on it."
             return f"Its log says why. What the run left until then is below.{going_on}"
-        if any(task.state == "awaiting_input" for task in self.tasks):
+        if self.awaits_answer:
             return "The gate approved the model. The task approve_model takes the answer, under Required Actions."
         return "" if not self.is_over else "No task of its own failed; the run's graph shows what ended it."

@@ -84,8 +84,8 @@ def read_record(read: Callable[[str], bytes | None]) -> RunRecord:
     unreadable: dict[str, str] = {}
 
     def find(kind: type[Document], name: str) -> Document | None:
-        content = read(name)
         try:
+            content = read(name)
             return None if content is None else parse_document(kind, content, name)
         except ArtifactError as error:
             unreadable[name] = str(error)
@@ -109,6 +109,10 @@ _KINDS: Mapping[str, type[Document]] = {
     "gate": GateDocument,
     "promotion": PromotionDocument,
 }
+
+
+RUN_DOCUMENTS = (*(f"{name}.json" for name in _KINDS), "history.csv")
+"""The files that `read_record` asks for."""
 
 
 def parse_history(content: bytes) -> tuple[EpochRow, ...]:

@@ -1,0 +1,91 @@
+"""The plots that show images: wrong cases with where the network looked, and what augmentation does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bcc_ops.dataset.decoding import decode_rgb, resize_square
+from bcc_ops.report.cases import WrongCase, WrongCases
+
+MOST_CASES = 12
+AUGMENTED_VERSIONS = 6
+THUMBNAIL_SIDE = 224
+
+Pixels = npt.NDArray[np.uint8]
+
+Explain = Callable[[Sequence[Path], Sequence[int]], npt.NDArray[np.float32]]
+"""Image files and a class index each -> heat maps (n, h, w) in [0, 1]."""
+
+
+def shown_cases(cases: WrongCases) -> list[WrongCase]:
+    """The cases that the galleries have room for: the worst of each kind."""
+    return [*cases.missed[:MOST_CASES], *cases.false_alarms[:MOST_CASES]]
+
+
+def draw_galleries(
+    cases: WrongCases,
+    paths: Mapping[str, Path],
+    *,
+    classes: Sequence[str],
+    positive_class: str,
+    explain: Explain | None,
+    why_not: str,
+    made_up: bool,
+) -> dict[str, bytes]:
+    """Draw the wrong cases of each kind that there are.
+
+    Args:
+        cases: all of the run's.
+        paths: key -> file, of those that `shown_cases` names; a case whose file is missing is left out.
+        classes: in the model's order.
+        positive_class: whose probability is written under each image.
+        explain: gives the heat maps; None where they are not to be had.
+        why_not: the reason then, a sentence.
+        made_up: whether the images are.
+
+    Returns:
+        "missed_cancers" and "false_alarms", where there are any -> PNG.
+    """
+    from bcc_ops.report import figures
+
+    decided = "by the highest probability" if cases.threshold is None else f"from a probability of {cases.threshold:.2f} on"
+    note = "Right of each image: what speaks for the answer that was given (Grad-CAM), brighter is more." if explain else why_not
+    plots = {}
+    for name, title, every in (
+        ("missed_cancers", f"Not called {positive_class}, and it is", cases.missed),
+        ("false_alarms", f"Called {positive_class}, and it is not", cases.false_alarms),
+    ):
+        chosen = [case for case in every[:MOST_CASES] if case.key in paths]
+        if not chosen:
+            continue
+        thumbnails = np.stack([resize_square(decode_rgb(paths[case.key]), THUMBNAIL_SIDE) for case in chosen])
+        answers = [classes.index(case.answer) for case in chosen]
+        heats = explain([paths[case.key] for case in chosen], answers) if explain else [None] * len(chosen)
+        entries = [figures.GalleryEntry(*entry) for entry in zip(chosen, thumbnails, heats)]
+        heading = f"{title}: {len(chosen)} of {len(every)}, {positive_class} {decided}"
+        plots[name] = figures.to_png(figures.gallery_figure(entries, heading, positive_class, note), made_up=made_up)
+    return plots
+
+
+def draw_augmentations(
+    images: Sequence[tuple[str, Path]], augment: Callable[[Pixels, np.random.Generator], Pixels], *, seed: int, made_up: bool
+) -> bytes:
+    """Draw a few training images as they are and as augmentation alters them.
+
+    Args:
+        images: class and file of each.
+        augment: one random version of an image, uint8 (side, side, 3).
+        seed: of the versions.
+        made_up: whether the images are.
+    """
+    from bcc_ops.report import figures
+
+    random = np.random.default_rng(seed)
+    originals = [resize_square(decode_rgb(path), THUMBNAIL_SIDE) for _, path in images]
+    variants = [[augment(original, random) for _ in range(AUGMENTED_VERSIONS)] for original in originals]
+    labels = [label for label, _ in images]
+    return figures.to_png(figures.augmentations_figure(originals, variants, labels), made_up=made_up)

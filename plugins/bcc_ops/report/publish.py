@@ -1,0 +1,183 @@
+"""Draw a run's plots and its stand-alone report into the run's folder."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bcc_ops.artifacts import Reference
+from bcc_ops.config import RetrainingConfig
+from bcc_ops.exceptions import ArtifactError, ModelError, ObjectChanged, ObjectNotFound
+from bcc_ops.report.cases import wrong_cases
+from bcc_ops.report.galleries import Explain, draw_augmentations, draw_galleries, shown_cases
+from bcc_ops.report.page import render_report
+from bcc_ops.report.plots import draw_plots
+from bcc_ops.report.run_history import RunSummary, summarise_run
+from bcc_ops.report.run_record import FILES, RunRecord, read_record
+from bcc_ops.run_index import list_runs
+from bcc_ops.run_paths import RunPaths
+from bcc_ops.storage import ObjectStore
+from bcc_ops.tables import SplitRow, read_predictions, read_rows
+
+FetchFiles = Callable[[Iterable[str]], Mapping[str, Path]]
+"""Keys of the snapshot's images -> their files on this worker."""
+
+RUNS_IN_TREND = 30
+
+
+def publish_report(
+    store: ObjectStore,
+    paths: RunPaths,
+    run_id: str,
+    references: Mapping[str, Mapping[str, str] | None],
+    *,
+    fetch: FetchFiles,
+    say: Callable[..., None],
+) -> Reference:
+    """Write `plots/*.png` and `report.html`, with what the run has; what it has not is left out and said.
+
+    Args:
+        store: the bucket.
+        paths: of the run.
+        run_id: Airflow's.
+        references: file name -> the reference that was handed in, None where a task handed none.
+        fetch: brings image files here.
+        say: takes a line for the log, as `logging.Logger.info` does.
+
+    Returns:
+        The reference to report.html.
+    """
+    run = read_referenced(store, paths, references)
+    for name, why in run.unreadable.items():
+        say("%s cannot be read and is left out: %s", name, why)
+    predictions = _predictions(store, run)
+    plots = draw_plots(run, predictions, earlier_runs(store, paths))
+    plots.update(_pictures(store, run, predictions, fetch, say))
+    for name, png in plots.items():
+        store.put_referenced(paths.plot(name), png, "image/png")
+    say("%d plots: %s", len(plots), ", ".join(sorted(plots)))
+    page = render_report(
+        run,
+        run_id=run_id,
+        folder=store.uri(paths.folder),
+        plots={name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in plots.items()},
+        files=_siblings(store, paths),
+        stand_alone=True,
+    )
+    return store.put_referenced(paths.document("report.html"), page.encode(), "text/html; charset=utf-8")
+
+
+def read_referenced(store: ObjectStore, paths: RunPaths, references: Mapping[str, Mapping[str, str] | None]) -> RunRecord:
+    """The run's documents: those that were referred to exactly as referred to, and those that no reference is handed for."""
+
+    def read(name: str) -> bytes | None:
+        reference = references.get(name)
+        if reference is not None:
+            return store.get_referenced(Reference.model_validate(dict(reference)))
+        head = store.head(paths.document(name)) if name not in references else None
+        return store.get(head.key) if head else None
+
+    return read_record(read)
+
+
+def earlier_runs(store: ObjectStore, paths: RunPaths) -> list[RunSummary]:
+    """The assessed runs up to and with this one, oldest first, the newest 30."""
+
+    def read(key: str) -> bytes | None:
+        return store.get(key) if store.head(key) else None
+
+    found: list[RunSummary] = []
+    for one in reversed(list_runs(store, paths.artifacts_prefix)):
+        if one.folder_name <= paths.folder_name and store.head(one.document("gate.json")):
+            found.append(summarise_run(one, read))
+        if len(found) == RUNS_IN_TREND:
+            break
+    return found[::-1]
+
+
+def _predictions(store: ObjectStore, run: RunRecord) -> Mapping[str, Sequence[Any]] | None:
+    if run.evaluation is None or run.evaluation.predictions is None:
+        return None
+    return read_predictions(store.get_referenced(run.evaluation.predictions))
+
+
+def _pictures(
+    store: ObjectStore,
+    run: RunRecord,
+    predictions: Mapping[str, Sequence[Any]] | None,
+    fetch: FetchFiles,
+    say: Callable[..., None],
+) -> dict[str, bytes]:
+    """The plots that show images. Without a wrong case nothing here imports TensorFlow, which takes many seconds."""
+    evaluation = run.evaluation
+    if evaluation is None or predictions is None:
+        return {}
+    threshold = evaluation.challenger.operating_point.threshold
+    cases = wrong_cases(predictions, evaluation.classes, evaluation.positive_class, threshold)
+    say("missed: %d, false alarms: %d", len(cases.missed), len(cases.false_alarms))
+    shown = shown_cases(cases)
+    if not shown:
+        return {}
+    samples = _samples(store, run)
+    try:
+        files = fetch({*(case.key for case in shown), *samples.values()})
+    except ObjectChanged as error:
+        say("no pictures: %s", error)
+        return {}
+    explain, why_not = _explainer(store, evaluation.model)
+    if why_not:
+        say("%s", why_not)
+    plots = draw_galleries(
+        cases,
+        files,
+        classes=evaluation.classes,
+        positive_class=evaluation.positive_class,
+        explain=explain,
+        why_not=why_not,
+        made_up=run.made_up,
+    )
+    if run.config is not None and samples:
+        from bcc_ops.dataset.input_pipeline import Augmentation
+
+        config = RetrainingConfig.model_validate(run.config.config)
+        images = [(label, files[key]) for label, key in samples.items()]
+        plots["augmentations"] = draw_augmentations(images, Augmentation.of(config), seed=config.seed, made_up=run.made_up)
+    return plots
+
+
+def _explainer(store: ObjectStore, model: Reference | None) -> tuple[Explain | None, str]:
+    """Grad-CAM on the challenger, or None and why it cannot be had."""
+    if model is None:
+        return None, "No Grad-CAM: the evaluation names no model."
+    from bcc_ops.evaluation.grad_cam import GradCam
+    from bcc_ops.evaluation.predict import load_classifier
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="bcc-report-") as folder:
+            path = Path(folder) / "model.h5"
+            path.write_bytes(store.get_referenced(model))
+            return GradCam(load_classifier(path)), ""
+    except (ModelError, ArtifactError, ObjectNotFound) as error:
+        return None, f"No Grad-CAM: {error}"
+
+
+def _samples(store: ObjectStore, run: RunRecord) -> dict[str, str]:
+    """A train image a class: class -> key."""
+    if run.class_weights is None or run.class_weights.split is None:
+        return {}
+    rows = read_rows(SplitRow, store.get_referenced(run.class_weights.split))
+    first: dict[str, str] = {}
+    for row in sorted(rows, key=lambda row: row.sha256):
+        if row.partition == "train":
+            first.setdefault(row.label, row.key)
+    return {label: first[label] for label in run.class_weights.classes if label in first}
+
+
+def _siblings(store: ObjectStore, paths: RunPaths) -> dict[str, tuple[str, int | None]]:
+    """The files beside the stand-alone report."""
+    prefix = f"{paths.folder}/"
+    sizes = {entry["Key"][len(prefix) :]: entry["Size"] for entry in store.list_objects(prefix)}
+    return {name: (name, sizes[name]) for name in FILES if name in sizes and name != "report.html"}

@@ -1,0 +1,305 @@
+"""The FastAPI app behind the *Model report* tab and the *Breast models* page.
+
+Every route asks `auth.guard` first. Pages are made in threads of their own and within a deadline, so that a store that
+is slow or away delays nothing else of the API server and is told in a page. Only files of a run's own folder are served,
+by name from a fixed list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Annotated, TypeVar
+from urllib.parse import quote
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bcc_ops.artifacts import ChampionDocument, ModelDocument, parse_document
+from bcc_ops.config import Settings
+from bcc_ops.exceptions import ArtifactError, BccError, StorageUnavailable
+from bcc_ops.report.page import CONTENT_SECURITY_POLICY, RunRow, VersionRow, render_message, render_models, render_report
+from bcc_ops.report.progress import RunProgress
+from bcc_ops.report.run_history import RunSummary, summarise_run
+from bcc_ops.report.run_record import FILES, RUN_DOCUMENTS, read_record
+from bcc_ops.run_index import find_run, list_runs
+from bcc_ops.run_paths import PLOTS, RunPaths, champion_pointer, model_file
+from bcc_ops.storage import ObjectStore
+from bcc_ops.web.airflow_side import ConnectedStore, find_progress
+from bcc_ops.web.auth import DAG_ID, guard
+from bcc_ops.web.reading import ContentCache, FolderReader
+
+log = logging.getLogger(__name__)
+
+URL_PREFIX = "/bcc"
+DEADLINE_SECONDS = 4.5
+CACHE_BYTES = 48 * 2**20
+RUNS_A_PAGE = 25
+MOST_VERSIONS = 30
+
+T = TypeVar("T")
+
+
+class PageError(Exception):
+    """A page that only says why there is no other."""
+
+    def __init__(self, status: int, heading: str, *sentences: str) -> None:
+        super().__init__(heading)
+        self.status, self.heading, self.sentences = status, heading, sentences
+
+
+class SecurityHeaders:
+    """Adds to every answer what keeps it from being sniffed, kept, framed elsewhere, or running what is not ours."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, and mark the answer's first message."""
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Cache-Control"] = "no-store"
+                headers["Referrer-Policy"] = "same-origin"
+            await send(message)
+
+        await self.app(scope, receive, send_marked)
+
+
+class Pages:
+    """What the routes do: read the bucket and render.
+
+    Args:
+        read_settings: gives the place this runs in.
+        open_store: gives its bucket.
+
+    Both are asked in a thread and may raise: a wrong setting is told in a page and does not stop the API server.
+    """
+
+    def __init__(self, read_settings: Callable[[], Settings], open_store: Callable[[], ObjectStore]) -> None:
+        self.read_settings = read_settings
+        self.open_store = open_store
+        self.cache = ContentCache(CACHE_BYTES)
+        self.makers = ThreadPoolExecutor(8, thread_name_prefix="bcc-page")
+        self.fetchers = ThreadPoolExecutor(16, thread_name_prefix="bcc-fetch")
+
+    @property
+    def settings(self) -> Settings:
+        """The place this runs in."""
+        return self.read_settings()
+
+    async def within_deadline(self, work: Callable[[], T]) -> T:
+        """Do `work` in a thread and wait for it as long as a page may take.
+
+        Raises:
+            PageError: it took too long, or the store or a document did not allow it.
+        """
+        waiting = asyncio.get_running_loop().run_in_executor(self.makers, work)
+        try:
+            return await asyncio.wait_for(waiting, DEADLINE_SECONDS)
+        except (asyncio.TimeoutError, StorageUnavailable) as error:
+            log.warning("a page had no answer from the store: %s", error or f"nothing within {DEADLINE_SECONDS} s")
+            sentence = "The object store that holds the runs' documents did not answer in time."
+            raise PageError(
+                503, "The store does not answer", sentence, "The run itself is not touched by this; try again."
+            ) from None
+        except BccError as error:
+            raise PageError(503, "The store cannot be read", str(error)) from None
+        except PageError:
+            raise
+        except Exception as error:  # the last resort of a page: a bug here must not become a bare 500
+            log.exception("a page failed")
+            sentence = f"{type(error).__name__}. The API server's log has the details."
+            raise PageError(500, "This page failed", sentence) from None
+
+    def folder(self, store: ObjectStore, folder: str) -> FolderReader:
+        """The files of a folder, through the shared cache."""
+        return FolderReader(store, folder, self.cache, self.fetchers)
+
+    def run_folder(self, store: ObjectStore, run_id: str) -> tuple[RunPaths, FolderReader]:
+        """The folder of a run.
+
+        Raises:
+            PageError: the run left none.
+        """
+        paths = find_run(store, self.settings.artifacts_prefix, run_id)
+        if paths is None:
+            raise PageError(404, "No such file", "This run has left nothing in the bucket (yet).")
+        return paths, self.folder(store, paths.folder)
+
+    def report(self, progress: RunProgress, ui: str) -> str:
+        """The report of a run, however far it is."""
+        store = self.open_store()
+        paths = find_run(store, self.settings.artifacts_prefix, progress.run_id)
+        if paths is None:
+            return render_report(
+                read_record(lambda _: None), run_id=progress.run_id, plots={}, files={}, progress=progress, ui=ui
+            )
+        folder = self.folder(store, paths.folder)
+        run = read_record(folder.reader(RUN_DOCUMENTS))
+        card = self._model_card(store, run.promotion.version) if run.promotion else None
+        return render_report(
+            run,
+            run_id=progress.run_id,
+            folder=store.uri(paths.folder),
+            plots={name: f"plots/{name}.png" for name in PLOTS if f"plots/{name}.png" in folder.files},
+            files={name: (f"files/{name}", folder.files[name].size) for name in FILES if name in folder.files},
+            progress=progress,
+            model_card=card,
+            ui=ui,
+        )
+
+    def _model_card(self, store: ObjectStore, version: str) -> str | None:
+        content = self.folder(store, f"{self.settings.models_prefix}/{version}").read("model_card.md")
+        return content.decode("utf-8", errors="replace") if content else None
+
+    def plot(self, run_id: str, name: str) -> bytes:
+        """A plot of a run, by its file name.
+
+        Raises:
+            PageError: there is none of that name.
+        """
+        content = None
+        if name.removesuffix(".png") in PLOTS and name.endswith(".png"):
+            content = self.run_folder(self.open_store(), run_id)[1].read(f"plots/{name}")
+        if content is None:
+            raise PageError(404, "No such plot", "This run has no plot of that name.")
+        return content
+
+    def download(self, run_id: str, name: str) -> tuple[int, Iterator[bytes]]:
+        """Size and content of a file of a run, in pieces.
+
+        Raises:
+            PageError: there is none of that name.
+        """
+        if name not in FILES:
+            raise PageError(404, "No such file", "Only the files that a report lists can be downloaded.")
+        store = self.open_store()
+        listed = self.run_folder(store, run_id)[1].files.get(name)
+        if listed is None:
+            raise PageError(404, "No such file", f"This run has no {name}.")
+        pieces = store.stream(listed.key, if_etag=listed.etag)
+        first = next(pieces, b"")
+        return listed.size, _again(first, pieces)
+
+    def models(self, before: str | None, ui: str) -> str:
+        """The page about all runs and versions; `before` is a run's folder, and only older ones are listed."""
+        store, settings = self.open_store(), self.settings
+        folders = [paths for paths in list_runs(store, settings.artifacts_prefix) if before is None or paths.folder_name < before]
+        shown = folders[: -RUNS_A_PAGE - 1 : -1]
+        summaries = self.fetchers.map(lambda paths: self._summary(store, paths), shown)
+        names = sorted(folder.rstrip("/").rsplit("/", 1)[-1] for folder in store.list_folders(f"{settings.models_prefix}/"))[::-1]
+        versions = self.fetchers.map(lambda name: self._version(store, name), names[:MOST_VERSIONS])
+        problems: list[str] = []
+        champion: ChampionDocument | None = None
+        try:
+            champion = store.find(ChampionDocument, champion_pointer(settings.models_prefix))
+        except ArtifactError as error:
+            problems.append(str(error))
+        return render_models(
+            champion=champion,
+            champion_uri=store.uri(model_file(settings.models_prefix, champion.version, "model.h5")) if champion else None,
+            runs=[RunRow(summary, _report_path(summary.run_id)) for summary in summaries],
+            versions=list(versions),
+            versions_more=max(0, len(names) - MOST_VERSIONS),
+            positive_class=settings.positive_class,
+            older=f"models?before={quote(shown[-1].folder_name)}" if len(folders) > len(shown) else None,
+            paged=before is not None,
+            set_champion_href=f"{ui}/dags/bcc_set_champion",
+            problems=problems,
+        )
+
+    def _summary(self, store: ObjectStore, paths: RunPaths) -> RunSummary:
+        folder = self.folder(store, paths.folder)
+        return summarise_run(paths, lambda key: folder.read(key.rsplit("/", 1)[-1]))
+
+    def _version(self, store: ObjectStore, name: str) -> VersionRow:
+        try:
+            content = self.folder(store, f"{self.settings.models_prefix}/{name}").read("model.json")
+            if content is None:
+                return VersionRow(name, None, "no model.json: its upload was not finished")
+            return VersionRow(name, parse_document(ModelDocument, content, f"{name}/model.json"), None)
+        except ArtifactError as error:
+            return VersionRow(name, None, str(error))
+
+
+def _again(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def _report_path(run_id: str | None) -> str | None:
+    return f"runs/{DAG_ID}/{quote(run_id, safe='')}/report" if run_id else None
+
+
+def _known_run(dag_id: str, run_id: str) -> RunProgress:
+    """The run that a path names.
+
+    Raises:
+        PageError: another DAG, or no such run.
+    """
+    if dag_id != DAG_ID:
+        raise PageError(404, "No model report", f"Only runs of {DAG_ID} have one.")
+    progress = find_progress(dag_id, run_id)
+    if progress is None:
+        raise PageError(404, "No such run", f"Airflow knows no run of {DAG_ID} with this id.")
+    return progress
+
+
+KnownRun = Annotated[RunProgress, Depends(_known_run)]
+
+
+def _ui(request: Request) -> str:
+    """Path of Airflow's UI: where this app is mounted, less its own prefix."""
+    return str(request.scope.get("root_path", "")).removesuffix(URL_PREFIX)
+
+
+def create_app(settings: Settings | None = None, open_store: Callable[[], ObjectStore] | None = None) -> FastAPI:
+    """The app, to be mounted under `URL_PREFIX`.
+
+    Args:
+        settings: read from the environment where None is given.
+        open_store: the configured connection's where None is given.
+    """
+    read_settings = cache(Settings.from_environment if settings is None else lambda: settings)
+    pages = Pages(read_settings, open_store or ConnectedStore(read_settings))
+    app = FastAPI(title="Breast models", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[guard()])
+    app.add_middleware(SecurityHeaders)
+
+    @app.exception_handler(PageError)
+    async def _say(request: Request, error: PageError) -> HTMLResponse:
+        return HTMLResponse(render_message(error.heading, error.sentences), error.status)
+
+    @app.get("/models", response_class=HTMLResponse)
+    async def models(request: Request, before: str | None = None) -> HTMLResponse:
+        """All runs and versions."""
+        ui = _ui(request)
+        return HTMLResponse(await pages.within_deadline(lambda: pages.models(before, ui)))
+
+    @app.get("/runs/{dag_id}/{run_id}/report", response_class=HTMLResponse)
+    async def report(request: Request, run: KnownRun) -> HTMLResponse:
+        """One run."""
+        ui = _ui(request)
+        return HTMLResponse(await pages.within_deadline(lambda: pages.report(run, ui)))
+
+    @app.get("/runs/{dag_id}/{run_id}/plots/{name}")
+    async def plot(run: KnownRun, name: str) -> Response:
+        """One plot of a run."""
+        return Response(await pages.within_deadline(lambda: pages.plot(run.run_id, name)), media_type="image/png")
+
+    @app.get("/runs/{dag_id}/{run_id}/files/{name}")
+    async def download(run: KnownRun, name: str) -> StreamingResponse:
+        """One file of a run, never opened in the browser."""
+        size, pieces = await pages.within_deadline(lambda: pages.download(run.run_id, name))
+        headers = {"Content-Disposition": f'attachment; filename="{name}"', "Content-Length": str(size)}
+        return StreamingResponse(pieces, media_type=FILES[name][1], headers=headers)
+
+    return app

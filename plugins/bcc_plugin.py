@@ -1,0 +1,57 @@
+"""Register the pipeline's pages, links and tab with Airflow. Nothing else happens here.
+
+The loader runs this file in every process. What only the API server asks for is a property, so that no other process
+imports it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from airflow.configuration import conf
+from airflow.plugins_manager import AirflowPlugin
+
+BASE_PATH = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
+
+
+class BccPlugin(AirflowPlugin):
+    """The *Model report* tab, the *Breast models* page and the links to them."""
+
+    name = "bcc"
+
+    external_views = [  # noqa: RUF012 - Airflow's own declaration
+        {
+            "name": "Model report",
+            "href": f"{BASE_PATH}/bcc/runs/{{DAG_ID}}/{{RUN_ID}}/report",
+            "destination": "dag_run",
+            "url_route": "model-report",
+        },
+        {
+            "name": "Breast models",
+            "href": f"{BASE_PATH}/bcc/models",
+            "destination": "nav",
+            "category": "browse",
+            "url_route": "breast-models",
+        },
+    ]
+
+    @property
+    def fastapi_apps(self) -> list[Any]:
+        """The app behind the pages."""
+        from bcc_ops.web.app import URL_PREFIX, create_app
+
+        return [{"app": create_app(), "url_prefix": URL_PREFIX, "name": "Breast models"}]
+
+    @property
+    def operator_extra_links(self) -> list[Any]:
+        """The link to the report, on the tasks whose outcome it shows."""
+        from bcc_ops.links.model_report import ModelReportLink
+        from bcc_ops.operators.evaluate_model import EvaluateModelOperator
+        from bcc_ops.operators.gate_model import GateModelOperator
+        from bcc_ops.operators.publish_plots import PublishPlotsOperator
+
+        class Link(ModelReportLink):
+            operators = [EvaluateModelOperator, GateModelOperator, PublishPlotsOperator]  # noqa: RUF012
+
+        return [Link()]
