@@ -34,7 +34,7 @@ def prepare(store: ObjectStore, create: bool, patience: float = PATIENCE) -> str
     deadline = time.monotonic() + patience
     while True:
         try:
-            store.check()
+            versioned = store.is_versioned()
         except StorageUnavailable:
             if time.monotonic() > deadline:
                 raise
@@ -47,7 +47,7 @@ def prepare(store: ObjectStore, create: bool, patience: float = PATIENCE) -> str
             store.client.put_bucket_versioning(Bucket=store.bucket, VersioningConfiguration={"Status": "Enabled"})
             return f"made the bucket {store.bucket}, with versions"
         else:
-            versions = "keeps versions" if store.is_versioned() else "keeps no versions: a past as_of will not be exact"
+            versions = "keeps versions" if versioned else "keeps no versions: a past as_of will not be exact"
             return f"the bucket {store.bucket} is there and {versions}"
 
 

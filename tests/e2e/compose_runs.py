@@ -1,0 +1,82 @@
+"""What the tests of the compose file's services share: tiny runs, images for them, and what may never be torn."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bcc_ops.artifacts import (
+    ClassWeightsDocument,
+    ConfigDocument,
+    Document,
+    EvaluationDocument,
+    GateDocument,
+    PromotionDocument,
+    Reference,
+    SnapshotDocument,
+    TrainingDocument,
+    ValidationDocument,
+)
+from bcc_ops.dataset.made_up import write_images
+from bcc_ops.run_index import find_run
+from bcc_ops.run_paths import RunPaths
+from bcc_ops.storage import ObjectStore
+from local.compose_stack import ComposeStack
+
+DAG_ID = "bcc_retraining"
+ARTIFACTS = "artifacts"
+
+TINY: dict[str, Any] = {
+    "architecture": "cnn",
+    "weights": "none",
+    "image_size": 64,
+    "batch_size": 8,
+    "epochs": 2,
+    "settle_seconds": 0,
+    "test_time_flip": False,
+    "bootstrap_resamples": 100,
+    "min_compared_images": 1,
+    "min_balanced_accuracy": 0.0,
+    "min_macro_auc": 0.0,
+    "min_malignant_sensitivity": 0.0,
+    "balanced_accuracy_margin": 1.0,
+    "sensitivity_margin": 1.0,
+}
+"""Knobs of a run that takes seconds and passes the gate: what is tested here is not the model."""
+
+DOCUMENTS: dict[str, type[Document]] = {
+    "config.json": ConfigDocument,
+    "snapshot.json": SnapshotDocument,
+    "validation.json": ValidationDocument,
+    "class_weights.json": ClassWeightsDocument,
+    "training.json": TrainingDocument,
+    "evaluation.json": EvaluationDocument,
+    "gate.json": GateDocument,
+    "promotion.json": PromotionDocument,
+}
+
+
+def upload_made_up_images(store: ObjectStore, per_class: int, seed: int) -> None:
+    """Draw images and put them where the pipeline looks for them."""
+    with tempfile.TemporaryDirectory() as folder:
+        for file in write_images(Path(folder), per_class, seed=seed):
+            store.put_file(f"images/{file.parent.name}/{file.name}", file, "image/png")
+
+
+def whole_documents(stack: ComposeStack, run_id: str) -> dict[str, Any]:
+    """Every document of a run, each read as what it is, and each reference in it followed to the bytes that it promises.
+
+    Raises:
+        AssertionError: the run has no folder, or not every document of a promoted run.
+        ArtifactError: a document is torn, or a reference leads to something else.
+    """
+    paths = find_run(stack.store, ARTIFACTS, run_id)
+    assert isinstance(paths, RunPaths), f"{run_id} left no folder"
+    documents = {name: stack.store.find(kind, paths.document(name)) for name, kind in DOCUMENTS.items()}
+    assert not [name for name, document in documents.items() if document is None]
+    for document in documents.values():
+        for field in type(document).model_fields:  # type: ignore[union-attr]
+            if isinstance(reference := getattr(document, field), Reference):
+                stack.store.get_referenced(reference)
+    return documents

@@ -1,0 +1,115 @@
+"""The compose file's services as processes: PostgreSQL, Redis, S3, Airflow with two Celery workers, and a run through them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local.compose_stack import AIRFLOW_SERVICES, REPOSITORY, ComposeStack
+from tests.e2e.compose_runs import DAG_ID, TINY, upload_made_up_images, whole_documents
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+SECOND = "second_retraining"
+"""A second pipeline on the same workers: one DAG has one active run, so that two trainings at once take two DAGs."""
+GPU_TASKS = ("train_model", "evaluate_model")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeStack]:
+    folder = tmp_path_factory.mktemp("compose")
+    second = folder / f"{SECOND}.py"
+    second.write_text((REPOSITORY / "dags" / f"{DAG_ID}.py").read_text().replace(f'"{DAG_ID}"', f'"{SECOND}"'))
+    with ComposeStack(folder / "stack", extra_dags=[second]) as stack:
+        upload_made_up_images(stack.store, per_class=16, seed=1)
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def runs(stack: ComposeStack) -> dict[str, dict[str, Any]]:
+    """The tasks of two runs that were started together; the second was only waited for until its training was done."""
+    for dag_id in (DAG_ID, SECOND):
+        stack.api.set_paused(dag_id, False)
+    first = stack.api.trigger(DAG_ID, TINY, run_id="first")
+    second = stack.api.trigger(SECOND, {**TINY, "seed": 2}, run_id="second")
+    assert stack.api.wait_for_run(DAG_ID, first, within=1200)["state"] == "success"
+    stack.await_("the second training", lambda: stack.api.tasks(SECOND, second)["train_model"]["state"] == "success", within=600)
+    return {"first": stack.api.tasks(DAG_ID, first), "second": stack.api.tasks(SECOND, second)}
+
+
+def interval(task: dict[str, Any]) -> tuple[datetime, datetime]:
+    return datetime.fromisoformat(task["start_date"]), datetime.fromisoformat(task["end_date"])
+
+
+def test_training_and_evaluation_ran_on_the_gpu_worker_and_all_else_on_the_other(runs: dict[str, dict[str, Any]]) -> None:
+    ran = {name: task for name, task in runs["first"].items() if task["state"] == "success"}
+    assert {"snapshot_dataset", "upload_model", "publish_plots", *GPU_TASKS} <= set(ran)
+    on_gpu = {name for name, task in ran.items() if task["hostname"] == "worker-gpu.compose"}
+    assert on_gpu == set(GPU_TASKS)
+    assert {task["hostname"] for name, task in ran.items() if name not in on_gpu} <= {"worker.compose", "triggerer.compose"}
+    assert {task["pool"] for name, task in ran.items() if name in on_gpu} == {"gpu"}
+
+
+def test_second_training_waited_for_the_one_gpu_slot(runs: dict[str, dict[str, Any]]) -> None:
+    ready = interval(runs["second"]["compute_class_weights"])[1]
+    _, first_ended = interval(runs["first"]["train_model"])
+    assert ready < first_ended, "the second training was not even ready while the first one ran"
+    held = [interval(run[name]) for run in runs.values() for name in GPU_TASKS if run[name]["end_date"]]
+    assert len(held) >= 3
+    for one, other in itertools.combinations(sorted(held), 2):
+        assert one[1] <= other[0], f"two tasks held the one slot: {one} and {other}"
+
+
+def test_each_worker_fetched_the_images_into_a_cache_of_its_own(stack: ComposeStack, runs: dict[str, dict[str, Any]]) -> None:
+    def images(volume: str) -> set[Path]:
+        folder = stack.volume(volume)
+        return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 1000}
+
+    common = images("cache") & images("cache-gpu")
+    assert len(common) >= 40, "48 images, less a tolerance for what a cache keeps beside them"
+    assert stack.volume("cache").resolve() != stack.volume("cache-gpu").resolve()
+
+
+def test_documents_of_the_run_are_whole(stack: ComposeStack, runs: dict[str, dict[str, Any]]) -> None:
+    documents = whole_documents(stack, "first")
+    assert documents["training.json"].host
+    assert documents["promotion.json"].promoted
+
+
+@pytest.mark.parametrize("service", AIRFLOW_SERVICES)
+def test_health_check_of_a_service_at_work_passes(stack: ComposeStack, service: str) -> None:
+    answer = stack.check_health(service)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_health_checks_of_what_is_not_there_fail(stack: ComposeStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setitem(stack.services["worker"]["environment"], "CELERY_NODE", "nobody")
+        assert stack.check_health("worker").returncode != 0
+    with stack.down("scheduler"):
+        assert stack.check_health("scheduler").returncode != 0
+
+
+def test_init_can_be_run_again(stack: ComposeStack) -> None:
+    said = stack.init()
+    assert "keeps versions" in said
+    (pool,) = [pool for pool in stack.api.call("GET", "/pools")["pools"] if pool["name"] == "gpu"]
+    assert pool["slots"] == 1
+
+
+def test_only_loopback_is_listened_on(stack: ComposeStack) -> None:
+    import psutil
+
+    listening = {
+        (name, connection.laddr.ip)
+        for name in stack.supervisor.names()
+        for process in stack.supervisor.processes(name)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert {address for _, address in listening} <= {"127.0.0.1", "::1"}, listening

@@ -1,0 +1,186 @@
+"""deploy/iam-policy.json allows what a whole run asks of S3, and nothing that no run asks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+from local.s3_server import S3Server
+from tests.e2e.compose_runs import TINY, upload_made_up_images
+from tests.integration.faulty_proxy import FaultyProxy
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+POLICY = json.loads((REPOSITORY / "deploy" / "iam-policy.json").read_text())
+BUCKET = "breast-images"
+
+RUN = """
+import json, sys
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag(sys.argv[1])
+assert not bag.import_errors, bag.import_errors
+run = bag.dags["bcc_retraining"].test(run_conf=json.loads(sys.argv[2]))
+print("state:", run.state)
+sys.exit(run.state != "success")
+"""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one request asks for, in the words of a policy."""
+
+    action: str
+    resource: str
+    prefix: str | None = None
+
+
+def calls_of(method: str, target: str, headers: dict[str, str]) -> list[Call]:
+    """The permissions that S3 asks for a request (Amazon S3 API reference, "Permissions" of each operation)."""
+    url = urlsplit(target)
+    bucket, _, key = unquote(url.path).lstrip("/").partition("/")
+    query = parse_qs(url.query, keep_blank_values=True)
+    arn = f"arn:aws:s3:::{bucket}"
+    prefix = query.get("prefix", [None])[0]
+    if not key:
+        if method == "GET" and "versioning" in query:
+            return [Call("s3:GetBucketVersioning", arn)]
+        if method == "GET" and "versions" in query:
+            return [Call("s3:ListBucketVersions", arn, prefix)]
+        if (method == "GET" and "list-type" in query) or method == "HEAD":
+            return [Call("s3:ListBucket", arn, prefix)]
+        raise AssertionError(f"no permission is known for {method} {target}")
+    resource = f"{arn}/{key}"
+    if method in ("GET", "HEAD"):
+        return [Call("s3:GetObjectVersion" if "versionId" in query else "s3:GetObject", resource)]
+    if method == "PUT":
+        tagged = "x-amz-tagging" in headers
+        return [Call("s3:PutObject", resource), *([Call("s3:PutObjectTagging", resource)] if tagged else [])]
+    if method == "DELETE":
+        return [Call("s3:DeleteObjectVersion" if "versionId" in query else "s3:DeleteObject", resource)]
+    raise AssertionError(f"no permission is known for {method} {target}")
+
+
+def allows(statement: dict[str, Any], call: Call) -> bool:
+    """Whether a statement of the policy allows a call; of conditions, it knows `StringLikeIfExists` on the prefix."""
+    actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
+    if call.action not in actions or not fnmatchcase(call.resource, statement["Resource"]):
+        return False
+    condition = statement.get("Condition")
+    if condition is None:
+        return True
+    assert list(condition) == ["StringLikeIfExists"] and list(condition["StringLikeIfExists"]) == ["s3:prefix"]
+    patterns = condition["StringLikeIfExists"]["s3:prefix"]
+    return call.prefix is None or any(fnmatchcase(call.prefix, pattern) for pattern in patterns)
+
+
+class RecordingProxy(FaultyProxy):
+    """Passes everything on and writes down what was asked."""
+
+    def __init__(self, behind: S3Server) -> None:
+        super().__init__(behind, plan=lambda path, number: None)
+        self.calls: set[Call] = set()
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        headers = {name.lower(): value for name, value in handler.headers.items()}
+        self.calls.update(calls_of(handler.command, handler.path, headers))
+        super().answer(handler)
+
+
+@contextmanager
+def recording(behind: S3Server) -> Iterator[RecordingProxy]:
+    proxy = RecordingProxy(behind)
+    thread = threading.Thread(target=proxy.server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        proxy.server.shutdown()
+        thread.join()
+        proxy.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def calls(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> set[Call]:
+    """What two runs asked for: the first without a champion, the second with one and with new images."""
+    from bcc_ops.storage import ObjectStore
+
+    folder = tmp_path_factory.mktemp("policy")
+    store = ObjectStore(s3_server.client(), BUCKET)
+    store.client.create_bucket(Bucket=BUCKET)
+    store.client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+    with recording(s3_server) as proxy:
+        recorded = S3Server(proxy.endpoint, s3_server.access_key, s3_server.secret_key, 0)
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "BCC_", "AWS_"))},
+            "PYTHONPATH": str(REPOSITORY / "plugins"),
+            "AIRFLOW_HOME": str(folder),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "false",
+            "AIRFLOW_CONN_AWS_DEFAULT": recorded.airflow_connection,
+            "BCC_BUCKET": BUCKET,
+            "BCC_CACHE_DIR": str(folder / "cache"),
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+        }
+        subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], env=environment, check=True, capture_output=True)
+        for seed in (1, 2):
+            upload_made_up_images(store, per_class=12, seed=seed)
+            run = subprocess.run(
+                [sys.executable, "-c", RUN, str(REPOSITORY / "dags"), json.dumps(TINY)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    assert store.head("models/champion.json"), "the runs did not even promote"
+    return proxy.calls
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_policy_allows_every_call_of_a_run(calls: set[Call]) -> None:
+    refused = {call for call in calls if not any(allows(statement, call) for statement in POLICY["Statement"])}
+    assert refused == set()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_policy_allows_no_action_that_no_run_needs(calls: set[Call]) -> None:
+    for statement in POLICY["Statement"]:
+        actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
+        for action in actions:
+            alone = {**statement, "Action": [action]}
+            assert any(allows(alone, call) for call in calls), f"{statement['Sid']}: nothing asks for {action}"
+
+
+def test_policy_holds_no_wildcard_action() -> None:
+    assert all(statement["Effect"] == "Allow" for statement in POLICY["Statement"])
+    assert "*" not in json.dumps([statement["Action"] for statement in POLICY["Statement"]])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call("s3:PutObject", f"arn:aws:s3:::{BUCKET}/images/benign/a.png"),
+        Call("s3:DeleteObject", f"arn:aws:s3:::{BUCKET}/models/champion.json"),
+        Call("s3:DeleteObject", f"arn:aws:s3:::{BUCKET}/artifacts/runs/20261122T020000Z__a/gate.json"),
+        Call("s3:DeleteObjectVersion", f"arn:aws:s3:::{BUCKET}/artifacts/checkpoints/a/checkpoint.npz"),
+        Call("s3:GetObject", "arn:aws:s3:::another-bucket/images/benign/a.png"),
+        Call("s3:ListBucket", f"arn:aws:s3:::{BUCKET}", "payroll/"),
+    ],
+)
+def test_policy_refuses_what_a_run_must_never_do(call: Call) -> None:
+    assert not any(allows(statement, call) for statement in POLICY["Statement"])
