@@ -10,9 +10,10 @@ bcc.gate.<rule>         gauge    the figure that a rule of the gate looked at
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
+from typing import Any
 
 from airflow.sdk.observability import stats
 
@@ -33,9 +34,15 @@ def stage(name: str) -> Iterator[None]:
         stats.timing(f"bcc.stage.{name}", (monotonic() - begin) * 1000)
 
 
-def new_images(count: int) -> None:
-    """Report how many images differ from the last assessed run's."""
-    stats.gauge("bcc.new_images", count)
+def new_images(sighting: Mapping[str, Any]) -> None:
+    """Report how many images differ from the last assessed run's: all of them where there was none.
+
+    Args:
+        sighting: the sensor's XCom, with `images` and `change`.
+    """
+    change = sighting["change"]
+    differing = sighting["images"] if change is None else sum(change[kind] for kind in ("added", "changed", "removed"))
+    stats.gauge("bcc.new_images", differing)
 
 
 def verdict(gate: GateDocument) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
 
+from bcc_ops import metrics
 from bcc_ops.artifacts import ConfigDocument, Reference, RunKind, SnapshotDocument
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.exceptions import BccError, NothingNew
@@ -81,7 +82,7 @@ class BccOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Do the task's work, with the project's errors turned into Airflow's."""
-        with airflow_errors():
+        with airflow_errors(), metrics.stage(self.task_id):
             return self.work(context)
 
     def work(self, context: Context) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.branch import BranchMixIn
 
+from bcc_ops import metrics
 from bcc_ops.artifacts import EvaluationDocument, GateDocument, Reference
 from bcc_ops.operators.base import BccOperator, run_kind
 from bcc_ops.promotion.champion import champion_state
@@ -66,6 +67,7 @@ class GateModelOperator(BccOperator, BranchMixIn):
             reference=Reference.model_validate(self.evaluation),
         )
         reference = self.store.save(run.paths.document("gate.json"), gate)
+        metrics.verdict(gate)
         self.log.info("%s: %s", gate.verdict, " ".join(gate.reasons))
         # Skipping ends a task by an exception, and what `execute` would return never becomes its XCom.
         context["ti"].xcom_push(key="return_value", value=reference.to_xcom())

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from bcc_ops import metrics
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.snapshot import take_snapshot
 from bcc_ops.operators.base import BccOperator, run_kind
@@ -39,5 +40,6 @@ class SnapshotDatasetOperator(BccOperator):
             run_id=context["run_id"],
             run_kind=run_kind(context),
         )
+        metrics.new_images(self.sighting)
         self.log.info("snapshot %s", reference.uri)
         return reference.to_xcom()
