@@ -197,20 +197,21 @@ def as_section(table: list[list[str]], gates: list[str], nights: int, config: Re
     header = ["the challenger is truly", "balanced accuracy", "malignant sensitivity", *gates]
     rows = [header, ["---"] * len(header), *table]
     lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    malignant = round(VALIDATION_IMAGES * SHARES[1])
+    malignant, tuned = (round(count * SHARES[1]) for count in (VALIDATION_IMAGES, TUNING_IMAGES))
+    margins = f"-{config.balanced_accuracy_margin} for balanced accuracy and above -{config.sensitivity_margin}"
     return f"""## What the gate approves
 
 `python -m benchmarks.gate_simulation --nights {nights} --write` ({seconds:.0f} s): {nights} nights for each truth, with
-{VALIDATION_IMAGES} validation images ({malignant} of them malignant) and operating points chosen on {TUNING_IMAGES} tuning images. The first two
-columns are the truth, at the champion's threshold; the others say how many of the nights each gate approves:
+{VALIDATION_IMAGES} validation images ({malignant} of them malignant), and operating points chosen on {TUNING_IMAGES} images.
+The first two columns are the truth, at the champion's threshold; the others say on how many of the nights a gate approves:
 
 {lines}
 
-The comparison asks that the lower end of the paired 95 % interval lies above -{config.balanced_accuracy_margin} for balanced
-accuracy and above -{config.sensitivity_margin} for malignant sensitivity at the operating points. On so few images an equal challenger is mostly
-refused, and a better one often: that is the price for hardly ever letting a worse one in, and an equal one is not missed. What
-makes the gate let better ones through is more validation images. Most of the noise is the operating point's, which is chosen on
-{round(TUNING_IMAGES * SHARES[1])} malignant images: it moves the sensitivity of two equal models apart by 0.10 (standard deviation)."""
+The comparison asks that the lower end of the paired 95 % interval lies above {margins}
+for malignant sensitivity at the operating points. On so few images an equal challenger is mostly refused, and a better one
+often: that is the price for hardly ever letting a worse one in, and an equal one is not missed. What makes the gate let
+better ones through is more validation images. Most of the noise is the operating point's, which is chosen on {tuned} malignant
+images: it moves the sensitivity of two equal models apart by 0.10 (standard deviation)."""
 
 
 if __name__ == "__main__":
