@@ -195,15 +195,15 @@ def efficientnet_lite0_weights(cache_dir: Path) -> dict[str, np.ndarray]:
     converted = cache_dir / "weights" / f"efficientnet_lite0-{PACKAGE_SHA256[:8]}.npz"
     if converted.exists():
         try:
-            with np.load(converted, allow_pickle=False) as arrays:
+            with converted.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
             log.warning("%s is damaged (%s); it is made anew", converted, error)
     weights = to_keras_layout(read_state_dict(_packaged_file()))
     converted.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=converted.parent, suffix=".part", delete=False) as file:
-        np.savez(file, **weights)  # type: ignore[arg-type]
-    Path(file.name).replace(converted)
+    with tempfile.NamedTemporaryFile(dir=converted.parent, suffix=".part", delete=False) as part:
+        np.savez(part, **weights)  # type: ignore[arg-type]
+    Path(part.name).replace(converted)
     return weights
 
 

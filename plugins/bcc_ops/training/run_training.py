@@ -6,7 +6,6 @@ import logging
 import platform
 import tempfile
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,9 +203,13 @@ def save_model(classifier: keras.Model, weights: Sequence[np.ndarray], test_time
     """
     classifier.set_weights(list(weights))
     model = with_mirror_image(classifier) if test_time_flip else classifier
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*HDF5.*")  # Keras calls the format legacy; it is what users asked for
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)  # Keras warns that the format is legacy; it is the one that this project promises
+    try:
         model.save(path, include_optimizer=False)
+    finally:
+        absl.setLevel(level)
     return path
 
 

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.input_pipeline import (
+    Augmentation,
+    Pixels,
+    decode_images,
+    plain_batches,
+    read_as_notebook,
+    training_batches,
+)
+from bcc_ops.dataset.sync import LocalImage
+from bcc_ops.exceptions import ImageRefused
+
+CLASSES = ("benign", "malignant", "normal")
+
+
+def _pixels(count: int, side: int = 8) -> Pixels:
+    """Image n is n everywhere, of class n modulo 3."""
+    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, side, side, 3)).copy()
+    return Pixels(images, np.arange(count) % 3, CLASSES)
+
+
+def _numbers(pixels: Pixels, epoch: int, seed: int = 1, batch_size: int = 4) -> list[int]:
+    batches = training_batches(pixels, Augmentation(), batch_size, seed, epoch)
+    return [int(image[0, 0, 0]) for images, _ in batches.as_numpy_iterator() for image in images]
+
+
+def _gradient(side: int = 9) -> np.ndarray:
+    """Red rises to the right, green downwards."""
+    image = np.zeros((side, side, 3), np.uint8)
+    image[:, :, 0] = 10 * np.arange(side)
+    image[:, :, 1] = 10 * np.arange(side)[:, None]
+    return image
+
+
+class _Draws:
+    """A generator whose uniform draws are given: turn, near, wide, right, down, light, strength, bend, soft."""
+
+    def __init__(self, mirrored: bool = False, upside_down: bool = False, **draws: float) -> None:
+        self.draws, self.coins = draws, np.where([mirrored, upside_down], 0.1, 0.9)
+
+    def uniform(self, low: float, high: float, count: int) -> np.ndarray:
+        names = ["turn", "near", "wide", "right", "down"] if count == 5 else ["light", "strength", "bend", "soft"]
+        return np.array([self.draws.get(name, 0.0) for name in names])
+
+    def random(self, count: int) -> np.ndarray:
+        return self.coins
+
+
+def test_an_epoch_has_every_image_once_with_its_label() -> None:
+    pixels = _pixels(10)
+    seen = []
+    for images, labels in training_batches(pixels, Augmentation(), 4, 1, 1).as_numpy_iterator():
+        assert images.dtype == np.float32
+        assert images.shape[1:] == (8, 8, 3)
+        for image, label in zip(images, labels):
+            seen.append(int(image[0, 0, 0]))
+            np.testing.assert_array_equal(label, np.eye(3)[int(image[0, 0, 0]) % 3])
+
+    assert sorted(seen) == list(range(10))
+
+
+def test_an_epochs_order_depends_on_seed_and_epoch_alone() -> None:
+    pixels = _pixels(40)
+
+    assert _numbers(pixels, epoch=3) == _numbers(pixels, epoch=3)
+    assert _numbers(pixels, epoch=3) != _numbers(pixels, epoch=4)
+    assert _numbers(pixels, epoch=3) != _numbers(pixels, epoch=3, seed=2)
+
+
+def test_an_images_augmentation_does_not_depend_on_the_batch_it_is_in() -> None:
+    pixels = Pixels(np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8), np.arange(12) % 3, CLASSES)
+    augmentation = Augmentation.of(RetrainingConfig())
+
+    def epoch(batch_size: int) -> np.ndarray:
+        batches = training_batches(pixels, augmentation, batch_size, seed=5, epoch=2)
+        return np.concatenate([images for images, _ in batches.as_numpy_iterator()])
+
+    np.testing.assert_array_equal(epoch(3), epoch(5))
+
+
+def test_without_augmentation_an_image_stays_as_it_is() -> None:
+    np.testing.assert_array_equal(Augmentation()(_gradient(), np.random.default_rng(0)), _gradient())
+
+
+@pytest.mark.parametrize(
+    ("flip", "mirrors", "turns_over"),
+    [
+        ("none", False, False),
+        ("horizontal", True, False),
+        ("vertical", False, True),
+        ("horizontal_and_vertical", True, True),
+    ],
+)
+def test_flips_go_in_the_directions_asked_for(flip: str, mirrors: bool, turns_over: bool) -> None:
+    flipped = Augmentation(flip=flip)(_gradient(), _Draws(mirrored=True, upside_down=True))
+    expected = _gradient()[:, ::-1] if mirrors else _gradient()
+    expected = expected[::-1] if turns_over else expected
+
+    np.testing.assert_array_equal(flipped, expected)
+
+
+def test_a_quarter_of_a_turn_turns_the_image_by_ninety_degrees() -> None:
+    turned = Augmentation(rotation=0.25)(_gradient(), _Draws(turn=1.0))
+
+    np.testing.assert_array_equal(turned, np.rot90(_gradient()))
+
+
+def test_zoom_scales_about_the_centre() -> None:
+    # Half as near: a step in the result is 1.5 steps in the image, and the centre stays.
+    zoomed = Augmentation(zoom=0.5)(_gradient(9), _Draws(near=1.0))
+
+    assert zoomed[4, 4, 0] == 40
+    assert (int(zoomed[4, 6, 0]) - 40, int(zoomed[6, 4, 1]) - 40) == (30, 30)
+
+
+def test_stretch_changes_width_against_height() -> None:
+    # sqrt(4) = 2: two steps to the right for one, half a step down for one.
+    stretched = Augmentation(stretch=3.0)(_gradient(9), _Draws(wide=1.0))
+
+    assert int(stretched[4, 5, 0]) - 40 == 20
+    assert int(stretched[6, 4, 1]) - 40 == 10
+
+
+def test_shift_moves_by_a_part_of_the_side_and_reflects_what_comes_into_sight() -> None:
+    shifted = Augmentation(shift=0.25)(_gradient(8), _Draws(right=1.0))
+
+    np.testing.assert_array_equal(shifted[0, :, 0], [20, 30, 40, 50, 60, 70, 70, 60])
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "draws", "expected"),
+    [
+        (Augmentation(brightness=0.2), {"light": 1.0}, [51, 151, 255]),
+        (Augmentation(brightness=0.2), {"light": -1.0}, [0, 49, 204]),
+        (Augmentation(contrast=0.5), {"strength": 1.0}, [0, 86, 255]),
+        (Augmentation(contrast=0.5), {"strength": -1.0}, [64, 114, 191]),
+        (Augmentation(gamma=1.0), {"bend": 1.0}, [0, 39, 255]),
+        (Augmentation(gamma=1.0), {"bend": -1.0}, [0, 160, 255]),
+    ],
+)
+def test_light_changes_as_the_formula_says(augmentation: Augmentation, draws: dict[str, float], expected: list[int]) -> None:
+    # By hand, for 0, 100 and 255: x + 51; x - 51; 127.5 + 1.5 (x - 127.5); 127.5 + 0.5 (x - 127.5);
+    # 255 (x / 255) ** 2; 255 (x / 255) ** 0.5; each cut off at 0 and 255.
+    image = np.zeros((1, 3, 3), np.uint8) + np.array([0, 100, 255], np.uint8)[None, :, None]
+    image = np.repeat(np.repeat(image, 3, axis=0)[:, :3], 1, axis=0)
+
+    np.testing.assert_array_equal(augmentation(image, _Draws(**draws))[0, :, 0], expected)
+
+
+def test_blur_softens_half_of_the_images() -> None:
+    image = np.zeros((9, 9, 3), np.uint8)
+    image[4, 4] = 255
+
+    assert Augmentation(blur=1.0)(image, _Draws(soft=1.0))[4, 4, 0] < 100
+    np.testing.assert_array_equal(Augmentation(blur=1.0)(image, _Draws(soft=-0.5)), image)
+
+
+def test_the_knobs_reach_the_augmentation() -> None:
+    config = RetrainingConfig.resolve({"preset": "notebook", "shift": 0.125})
+
+    assert Augmentation.of(config) == Augmentation(
+        flip="horizontal_and_vertical", rotation=0.2, zoom=0.2, brightness=0.2, shift=0.125
+    )
+
+
+@pytest.fixture
+def folder_of_images(tmp_path: Path) -> list[LocalImage]:
+    found = []
+    for number, label in enumerate(["malignant", "benign", "normal", "benign"]):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (20, 12), (10 * number, 0, 255)).save(path)
+        found.append(LocalImage(f"images/{label}/{number}.png", label, "", path))
+    return found
+
+
+@pytest.mark.parametrize("budget", [10**9, 0])
+def test_images_are_decoded_to_squares_in_memory_or_in_a_file(
+    folder_of_images: list[LocalImage], tmp_path: Path, budget: int
+) -> None:
+    pixels = decode_images(folder_of_images, CLASSES, side=6, scratch=tmp_path / "scratch", budget_bytes=budget)
+
+    assert isinstance(pixels.images, np.memmap) == (budget == 0)
+    assert pixels.images.shape == (4, 6, 6, 3)
+    assert pixels.images[:, 0, 0].tolist() == [[0, 0, 255], [10, 0, 255], [20, 0, 255], [30, 0, 255]]
+    assert pixels.labels.tolist() == [1, 0, 2, 0]
+    np.testing.assert_array_equal(pixels.one_hot[0], [0, 1, 0])
+    assert not list((tmp_path / "scratch").glob("*")), "the file has no name, so that it cannot be left behind"
+
+
+def test_an_image_that_cannot_be_decoded_stops_the_reading(folder_of_images: list[LocalImage], tmp_path: Path) -> None:
+    folder_of_images[2].path.write_bytes(b"no image")
+
+    with pytest.raises(ImageRefused):
+        decode_images(folder_of_images, CLASSES, side=6, scratch=tmp_path, budget_bytes=10**9)
+
+
+def test_the_notebooks_reader_gives_the_same_pixels_by_class(folder_of_images: list[LocalImage], tmp_path: Path) -> None:
+    pixels = read_as_notebook(folder_of_images, CLASSES, side=6, scratch=tmp_path / "scratch", budget_bytes=10**9)
+
+    assert pixels.labels.tolist() == [0, 0, 1, 2]
+    assert pixels.images[:, 3, 3, 0].tolist() == [10, 30, 0, 20]
+    assert not list((tmp_path / "scratch").glob("*"))
+
+
+def test_plain_batches_keep_the_order() -> None:
+    batches = list(plain_batches(_pixels(5), 2).as_numpy_iterator())
+
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert [int(image[0, 0, 0]) for batch in batches for image in batch] == [0, 1, 2, 3, 4]

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from bcc_ops.exceptions import ConfigError, WeightsUnavailable
+from bcc_ops.training import architectures
+from bcc_ops.training.architectures import build_classifier, copy_matching_weights, efficientnet_lite0, with_mirror_image
+from bcc_ops.training.pretrained import efficientnet_lite0_weights
+from bcc_ops.training.run_training import save_model
+
+PHOTOS = {  # two names of ImageNet's classes by their index: 442 bell cote, 698 palace, 985 daisy, 652 military uniform
+    "china.jpg": ("sklearn.datasets", "images/china.jpg", {442, 698}),
+    "flower.jpg": ("sklearn.datasets", "images/flower.jpg", {985}),
+    "grace_hopper.jpg": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", {652}),
+}
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    return dict(efficientnet_lite0_weights(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def imagenet_classifier(imagenet: dict[str, np.ndarray]) -> keras.Model:
+    classifier = build_classifier("efficientnet_lite0", 224, 1000, dropout=0.0, weights=imagenet, frozen_part=1.0)
+    classifier.get_layer("probabilities").set_weights([imagenet["fc/kernel"], imagenet["fc/bias"]])
+    return classifier
+
+
+@pytest.mark.parametrize("photo", PHOTOS)
+def test_the_pretrained_network_knows_what_is_on_public_photos(imagenet_classifier: keras.Model, photo: str) -> None:
+    package, path, expected = PHOTOS[photo]
+    with Image.open(str(resources.files(package) / path)) as image:
+        pixels = np.asarray(image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC), np.float32)
+
+    answer = imagenet_classifier.predict_on_batch(pixels[None])[0]
+
+    assert expected & set(answer.argsort()[-5:].tolist())
+
+
+def test_folding_batch_normalisation_leaves_the_function_as_it_is(imagenet: dict[str, np.ndarray]) -> None:
+    folded, plain = efficientnet_lite0(64, imagenet), efficientnet_lite0(64, None)
+    for layer in plain.layers:
+        names = (
+            {"kernel": "kernel"} if "conv" in layer.name else {n: n for n in ("gamma", "beta", "moving_mean", "moving_variance")}
+        )
+        if layer.weights:
+            layer.set_weights([imagenet[f"{layer.name}/{name}"] for name in names])
+    pixels = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+
+    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.layers)
+    np.testing.assert_allclose(folded.predict_on_batch(pixels), plain.predict_on_batch(pixels), rtol=1e-3, atol=1e-4)
+
+
+def test_weights_of_another_network_are_refused(imagenet: dict[str, np.ndarray]) -> None:
+    without_head = {name: array for name, array in imagenet.items() if not name.startswith("conv_head")}
+
+    with pytest.raises(WeightsUnavailable, match="conv_head/kernel"):
+        efficientnet_lite0(64, without_head)
+    with pytest.raises(WeightsUnavailable, match="shape"):
+        efficientnet_lite0(64, imagenet | {"conv_stem/kernel": np.zeros((3, 3, 1, 32), np.float32)})
+
+
+@pytest.mark.parametrize(("part", "trained"), [(0.0, 49), (0.3, 34), (1.0, 0)])
+def test_the_frozen_part_is_counted_from_the_input_on(imagenet: dict[str, np.ndarray], part: float, trained: int) -> None:
+    classifier = build_classifier("efficientnet_lite0", 64, 3, dropout=0.0, weights=imagenet, frozen_part=part)
+
+    backbone = [layer.trainable for layer in classifier.get_layer("efficientnet_lite0").layers if layer.weights]
+
+    assert backbone == [False] * (49 - trained) + [True] * trained
+    assert classifier.get_layer("probabilities").trainable
+
+
+def test_the_notebooks_network_takes_raw_pixels() -> None:
+    classifier = build_classifier("cnn", 64, 3, dropout=0.5, weights=None, frozen_part=0.0)
+
+    kinds = [type(layer).__name__ for layer in classifier.layers]
+
+    assert kinds[:2] == ["InputLayer", "Rescaling"]
+    assert kinds.count("Conv2D") == kinds.count("MaxPooling2D") == 4
+    assert kinds[-3:] == ["Dense", "Dropout", "Dense"]
+    assert classifier.output_shape == (None, 3)
+
+
+def test_an_unknown_architecture_is_told_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"resnet5000.*cnn, efficientnet_lite0.*MobileNetV2"):
+        build_classifier("resnet5000", 64, 3, dropout=0.0, weights=None, frozen_part=0.0)
+
+
+@pytest.mark.parametrize("module", ["mobilenet_v2", "resnet", "densenet", "vgg16", "efficientnet_v2"])
+def test_a_stock_layer_does_what_an_applications_own_preprocessing_does(module: str) -> None:
+    preprocess = importlib.import_module(f"keras.applications.{module}").preprocess_input
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype(np.float32)
+
+    layer = architectures._as_layer(importlib.import_module(f"keras.src.applications.{module}").preprocess_input)
+
+    np.testing.assert_allclose(np.asarray(layer(pixels)), preprocess(pixels.copy()), rtol=1e-4, atol=1e-3)
+    assert type(layer).__module__.startswith("keras.")
+
+
+def test_weights_that_cannot_be_fetched_are_told_with_the_way_out(tmp_path: Path) -> None:
+    damaged = tmp_path / "weights.h5"
+    damaged.write_bytes(b"nothing")
+
+    with pytest.raises(WeightsUnavailable, match=r"MobileNetV2.*weights file on the worker"):
+        build_classifier("mobilenet_v2", 64, 3, dropout=0.0, weights=damaged, frozen_part=0.0)
+
+
+def test_an_applications_batch_normalisation_is_frozen_when_it_is_pretrained(tmp_path: Path) -> None:
+    weights = tmp_path / "mobilenet.weights.h5"
+    keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(64, 64, 3)).save_weights(weights)
+
+    classifier = build_classifier("MobileNet_V2", 64, 3, dropout=0.0, weights=weights, frozen_part=0.5)
+
+    layers = [layer for layer in classifier.get_layer("mobilenetv2_1.00_64").layers if layer.weights]
+    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert norms
+    assert not any(layer.trainable for layer in norms)
+    assert [layer.trainable for layer in layers if layer not in norms][-1]
+    assert not layers[0].trainable
+
+
+def _classifier(imagenet: dict[str, np.ndarray], seed: int = 3) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    return build_classifier("efficientnet_lite0", 64, 3, dropout=0.3, weights=imagenet, frozen_part=0.3)
+
+
+def test_the_mirror_image_is_averaged_in_exactly(imagenet: dict[str, np.ndarray]) -> None:
+    classifier = _classifier(imagenet)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.float32)
+    plain, mirrored = classifier.predict_on_batch(pixels), classifier.predict_on_batch(pixels[:, :, ::-1].copy())
+
+    answer = with_mirror_image(classifier).predict_on_batch(pixels)
+
+    assert np.abs(plain - mirrored).max() > 1e-3, "else this shows nothing"
+    np.testing.assert_allclose(answer, (plain + mirrored) / 2, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("test_time_flip", [False, True])
+def test_the_saved_file_answers_alike_in_a_process_of_its_own(
+    imagenet: dict[str, np.ndarray], tmp_path: Path, test_time_flip: bool
+) -> None:
+    classifier = _classifier(imagenet)
+    classifier.compile("adam", "categorical_crossentropy")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
+    model = with_mirror_image(classifier) if test_time_flip else classifier
+    expected = model.predict_on_batch(pixels)
+    np.save(tmp_path / "pixels.npy", pixels)
+
+    path = save_model(classifier, classifier.get_weights(), test_time_flip, tmp_path / "model.h5")
+
+    script = (
+        "import sys, json, keras, numpy as np\n"
+        "model = keras.models.load_model(sys.argv[1], compile=False, safe_mode=True)\n"
+        "print(json.dumps(model.predict_on_batch(np.load(sys.argv[2])).tolist()))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", script, str(path), str(tmp_path / "pixels.npy")], capture_output=True, text=True, check=True
+    )
+    np.testing.assert_allclose(json.loads(answer.stdout.splitlines()[-1]), expected, atol=1e-6)
+    with h5py.File(path) as file:
+        assert "optimizer_weights" not in file
+        assert "training_config" not in file.attrs
+        saved = set(_class_names(json.loads(file.attrs["model_config"])["config"]["layers"]))
+    stock = {name for name in saved if hasattr(keras.layers, name)}
+    assert saved - stock <= {"Functional"}
+    assert "Lambda" not in saved
+    assert not any(name.startswith("Random") for name in saved)
+
+
+def _class_names(layers: list[dict[str, object]]) -> list[str]:
+    names = []
+    for layer in layers:
+        names.append(str(layer["class_name"]))
+        names += _class_names(layer["config"].get("layers", []))  # type: ignore[attr-defined]
+    return names
+
+
+def test_matching_layers_are_taken_over_and_others_left(imagenet: dict[str, np.ndarray]) -> None:
+    champion = with_mirror_image(_classifier(imagenet, seed=1))
+    keras.utils.set_random_seed(2)
+    target = build_classifier("efficientnet_lite0", 96, 4, dropout=0.3, weights=imagenet, frozen_part=0.3)
+    head = target.get_layer("probabilities").get_weights()
+    stem = champion.get_layer("classifier").get_layer("efficientnet_lite0").get_layer("conv_stem")
+    stem.set_weights([np.full((3, 3, 3, 32), 0.5), np.zeros(32)])
+
+    copied = copy_matching_weights(champion, target)
+
+    assert copied == 49, "every layer of the backbone fits at another image size; the head of four classes does not"
+    np.testing.assert_array_equal(target.get_layer("probabilities").get_weights()[0], head[0])
+    taken = target.get_layer("efficientnet_lite0").get_layer("conv_stem").get_weights()[0]
+    np.testing.assert_array_equal(taken, np.full((3, 3, 3, 32), 0.5))

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bcc_ops.artifacts import EpochRow
+from bcc_ops.exceptions import StorageUnavailable
+from bcc_ops.storage import ObjectStore
+from bcc_ops.training.checkpoints import Checkpoint, CheckpointFolder
+
+FOLDER = "artifacts/checkpoints/abc-def"
+
+
+def _row(epoch: int) -> EpochRow:
+    return EpochRow(
+        epoch=epoch,
+        loss=1.0 / epoch,
+        accuracy=0.5,
+        tuning_loss=0.1 + 0.2,
+        tuning_accuracy=0.5,
+        tuning_balanced_accuracy=0.4,
+        learning_rate=0.001,
+        seconds=2.5,
+        images_per_second=30.0,
+    )
+
+
+def _checkpoint(epochs: int) -> Checkpoint:
+    variables = (np.full((2, 3), epochs, np.float32), np.array(epochs, np.int64), np.array([1, 2], np.uint32))
+    best = (np.arange(3, dtype=np.float32),)
+    return Checkpoint(variables, best, tuple(_row(epoch + 1) for epoch in range(epochs)), 1, (1,), 12.5)
+
+
+def test_a_checkpoint_comes_back_bit_by_bit(tmp_path: Path, store: ObjectStore) -> None:
+    folder = CheckpointFolder(tmp_path, FOLDER, store)
+    folder.save(_checkpoint(2))
+
+    found = folder.load()
+
+    assert found is not None
+    assert (found.epochs, found.rows, found.best_epoch, found.resumed_after, found.seconds) == (
+        2,
+        _checkpoint(2).rows,
+        1,
+        (1,),
+        12.5,
+    )
+    for one, other in zip(found.variables + found.best, _checkpoint(2).variables + _checkpoint(2).best):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def test_another_worker_finds_it_in_the_bucket(tmp_path: Path, store: ObjectStore) -> None:
+    CheckpointFolder(tmp_path / "one", FOLDER, store).save(_checkpoint(3))
+
+    found = CheckpointFolder(tmp_path / "other", FOLDER, store).load()
+
+    assert found is not None
+    assert found.epochs == 3
+
+
+def test_the_farther_of_cache_and_bucket_counts(tmp_path: Path, store: ObjectStore) -> None:
+    stale = CheckpointFolder(tmp_path / "stale", FOLDER, store)
+    stale.save(_checkpoint(1))
+    CheckpointFolder(tmp_path / "other", FOLDER, store).save(_checkpoint(4))
+
+    found = stale.load()
+
+    assert found is not None
+    assert found.epochs == 4
+
+
+def test_without_one_there_is_none(tmp_path: Path, store: ObjectStore) -> None:
+    assert CheckpointFolder(tmp_path, FOLDER, store).load() is None
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a bit flipped", "no archive", "empty"])
+def test_a_damaged_one_is_ignored_with_a_warning_and_the_other_copy_used(
+    tmp_path: Path, store: ObjectStore, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    folder = CheckpointFolder(tmp_path, FOLDER, store)
+    folder.save(_checkpoint(2))
+    content = bytearray(folder.path.read_bytes())
+    if damage == "a bit flipped":
+        content[content.index(np.float32(2).tobytes() * 6)] ^= 1
+    damaged = {"cut short": bytes(content[:-200]), "no archive": b"x" * 500, "empty": b""}.get(damage, bytes(content))
+    folder.path.write_bytes(damaged)
+
+    found = folder.load()
+
+    assert found is not None
+    assert found.variables[0][0, 0] == 2
+    assert "ignored" in caplog.text
+    assert str(folder.path) in caplog.text
+
+
+def test_it_tells_whether_it_is_of_a_network_of_this_shape() -> None:
+    checkpoint = _checkpoint(1)
+
+    assert checkpoint.fits([np.zeros((2, 3)), np.zeros(()), np.zeros(2)], [np.zeros(3)])
+    assert not checkpoint.fits([np.zeros((3, 2)), np.zeros(()), np.zeros(2)], [np.zeros(3)])
+    assert not checkpoint.fits([np.zeros((2, 3)), np.zeros(())], [np.zeros(3)])
+    assert not checkpoint.fits([np.zeros((2, 3)), np.zeros(()), np.zeros(2)], [np.zeros(4)])
+
+
+def test_a_bucket_that_fails_costs_a_warning_and_no_training(
+    tmp_path: Path, store: ObjectStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> str:
+        raise StorageUnavailable("writing: no answer")
+
+    monkeypatch.setattr(store, "put", refuse)
+    folder = CheckpointFolder(tmp_path, FOLDER, store)
+
+    folder.save(_checkpoint(2))
+
+    assert "this worker only" in caplog.text
+    assert folder.path.exists()
+
+
+def test_a_done_training_leaves_nothing_behind(tmp_path: Path, store: ObjectStore) -> None:
+    folder = CheckpointFolder(tmp_path, FOLDER, store)
+    folder.save(_checkpoint(2))
+    other = CheckpointFolder(tmp_path, "artifacts/checkpoints/other", store)
+    other.save(_checkpoint(1))
+
+    folder.clear()
+
+    assert folder.load() is None
+    assert list(store.list_objects(f"{FOLDER}/")) == []
+    assert other.load() is not None
