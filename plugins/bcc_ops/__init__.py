@@ -22,8 +22,14 @@ training/       architectures   build_model(config)
 evaluation/     predict         model + images -> probabilities
                 metrics         probabilities -> figures, with confidence intervals
                 evaluate        challenger and champion on the same images -> EvaluationDocument
+                run_evaluation  a run's documents -> what evaluate needs, and back
 promotion/      gate            challenger, champion, thresholds -> GateDocument with reasons
+                looks           how often a validation set has been decided on
+                approval        the question that a person is asked
                 registry        versions and the champion pointer
+                champion        the model in use, loaded if it may be
+                promote         upload, smoke test, pointer: in an order that a crash does not harm
+                run_upload      a run's documents -> the version that promote uploads
                 smoke_test      the uploaded file, in a process of its own
                 model_card      what a version is, for people
 report/         figures         documents -> matplotlib figures

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcc_ops.artifacts import ClassWeightsDocument, SnapshotDocument, TrainingDocument, ValidationDocument
 from bcc_ops.operators.base import BccOperator
-from bcc_ops.operators.fetching import image_fetcher
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -36,6 +36,7 @@ class EvaluateModelOperator(BccOperator):
 
     def work(self, context: Context) -> dict[str, str]:
         """Load what was trained and what is in use, evaluate, write."""
+        from bcc_ops.dataset.sync import sync_images
         from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
         from bcc_ops.promotion.champion import load_champion
         from bcc_ops.promotion.registry import ModelRegistry
@@ -48,7 +49,7 @@ class EvaluateModelOperator(BccOperator):
             class_weights=self.store.load(ClassWeightsDocument, self.class_weights),
             training=self.store.load(TrainingDocument, self.training),
             images={image.key: image.path for image in self.local_images(self.snapshot)},
-            fetch=image_fetcher(self.store, self.settings),
+            fetch=partial(sync_images, self.store, cache=self.image_cache),
         )
         with tempfile.TemporaryDirectory(prefix="bcc-evaluate-") as folder:
             champion = load_champion(ModelRegistry(self.store, self.settings.models_prefix), Path(folder))

@@ -10,10 +10,6 @@ from airflow.sdk.bases.branch import BranchMixIn
 from bcc_ops import metrics
 from bcc_ops.artifacts import EvaluationDocument, GateDocument, Reference
 from bcc_ops.operators.base import BccOperator, run_kind
-from bcc_ops.promotion.champion import champion_state
-from bcc_ops.promotion.gate import decide
-from bcc_ops.promotion.looks import count_looks
-from bcc_ops.promotion.registry import ModelRegistry
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -54,6 +50,11 @@ class GateModelOperator(BccOperator, BranchMixIn):
 
     def work(self, context: Context) -> None:
         """Decide, write, say why, branch."""
+        from bcc_ops.promotion.champion import champion_state
+        from bcc_ops.promotion.gate import decide
+        from bcc_ops.promotion.looks import count_looks
+        from bcc_ops.promotion.registry import ModelRegistry
+
         run = self.run_documents(self.snapshot)
         evaluation = self.store.load(EvaluationDocument, self.evaluation)
         registry = ModelRegistry(self.store, self.settings.models_prefix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,6 @@ from bcc_ops.config import Settings
 from bcc_ops.exceptions import ConfigError
 from bcc_ops.operators.assets import announce, champion_asset
 from bcc_ops.operators.base import BccOperator
-from bcc_ops.operators.fetching import image_fetcher
-from bcc_ops.promotion.promote import set_champion
-from bcc_ops.promotion.registry import ModelRegistry
-from bcc_ops.promotion.run_upload import smoke_test_version
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -40,11 +37,16 @@ class SetChampionOperator(BccOperator):
 
     def work(self, context: Context) -> dict[str, str | None]:
         """Check the form, test the file, move the pointer, announce."""
+        from bcc_ops.dataset.sync import sync_images
+        from bcc_ops.promotion.promote import set_champion
+        from bcc_ops.promotion.registry import ModelRegistry
+        from bcc_ops.promotion.run_upload import smoke_test_version
+
         version, reason = self.version.strip(), self.reason.strip()
         if not version or not reason:
             raise ConfigError("version and reason are both needed; `python -m bcc_ops models` lists the versions")
         registry = ModelRegistry(self.store, self.settings.models_prefix)
-        fetch = image_fetcher(self.store, self.settings)
+        fetch = partial(sync_images, self.store, cache=self.image_cache)
 
         def smoke_test(document: ModelDocument, path: Path) -> None:
             smoke_test_version(registry, document, path, fetch, self.log.info)

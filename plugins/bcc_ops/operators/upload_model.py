@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bcc_ops.artifacts import (
@@ -17,9 +18,6 @@ from bcc_ops.artifacts import (
 from bcc_ops.config import Settings
 from bcc_ops.operators.assets import announce, champion_asset
 from bcc_ops.operators.base import BccOperator
-from bcc_ops.operators.fetching import image_fetcher
-from bcc_ops.promotion.registry import ModelRegistry
-from bcc_ops.promotion.run_upload import RunDocumentsForUpload, upload_run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -47,6 +45,10 @@ class UploadModelOperator(BccOperator):
 
     def work(self, context: Context) -> dict[str, str]:
         """Upload, promote, announce."""
+        from bcc_ops.dataset.sync import sync_images
+        from bcc_ops.promotion.registry import ModelRegistry
+        from bcc_ops.promotion.run_upload import RunDocumentsForUpload, upload_run
+
         run = self.run_documents(self.snapshot)
         documents = RunDocumentsForUpload(
             snapshot=self.store.load(SnapshotDocument, self.snapshot),
@@ -62,7 +64,7 @@ class UploadModelOperator(BccOperator):
             run.paths,
             documents,
             template=self.settings.model_card_template,
-            fetch=image_fetcher(self.store, self.settings),
+            fetch=partial(sync_images, self.store, cache=self.image_cache),
             by=approver(self.approval),
             now=datetime.now(timezone.utc),
         )
