@@ -96,14 +96,27 @@ class RetrainingConfig(BaseModel):
         0.05, "Refused at most", "The run fails where a larger part of the images is refused.", _CHECKS, ge=0, le=1
     )
     hash_distance: int = _knob(
-        8, "Near-copy hash distance", "Perceptual hashes (64 bit) this close are compared on their pixels.", _CHECKS, ge=0, le=16
+        7,
+        "Near-copy hash distance",
+        "Images whose perceptual hashes (64 bit) are this close are compared on their pixels.",
+        _CHECKS,
+        ge=0,
+        le=11,
     )
     copy_similarity: float = _knob(
-        0.9,
+        0.5,
         "Near-copy likeness",
-        "Correlation of the aligned pixels from which two images are near copies.",
+        "Correlation of the aligned texture from which two images are near copies.",
         _CHECKS,
-        ge=0.5,
+        ge=0.3,
+        le=1,
+    )
+    hash_copy_similarity: float = _knob(
+        0.25,
+        "Near-copy likeness by hash",
+        "The same for images whose hashes are close: two signs together need less of each.",
+        _CHECKS,
+        ge=0.1,
         le=1,
     )
 

@@ -40,9 +40,9 @@ def draw_contact_sheets(validation: Validation, paths: Mapping[str, Path], folde
         key_of.setdefault(row.sha256, row.key)
     lines = []
     for pair in validation.near_copies.nearest(PAIRS_NEAREST):
-        keys = [key_of[sha256] for sha256 in (pair.one, pair.other)]
         verdict = "accepted" if pair.accepted else "rejected"
-        lines.append((f"{verdict}, {pair.said}", [(key, paths[key]) for key in keys]))
+        said = f"{verdict}: likeness {pair.likeness.similarity:.2f} (needed {pair.needed:.2f}), hash distance {pair.bits}"
+        lines.append((said, [(key_of[sha256], paths[key_of[sha256]]) for sha256 in pair.pair]))
     for start in range(0, len(lines), PAIRS_A_SHEET):
         path = folder / f"nearest-{start // PAIRS_A_SHEET + 1:02}.png"
         written.append(draw_sheet(lines[start : start + PAIRS_A_SHEET], path))

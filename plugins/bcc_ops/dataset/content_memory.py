@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bcc_ops.dataset.duplicates import DESCRIPTOR_BYTES, METHOD, Fingerprint, Likeness, Pair
+from bcc_ops.dataset.duplicates import Pair
+from bcc_ops.dataset.fingerprints import DESCRIPTOR_BYTES, METHOD, Fingerprint
+from bcc_ops.dataset.likeness import Likeness
 from bcc_ops.exceptions import CacheError
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ CREATE TABLE IF NOT EXISTS facts (
     mean REAL, contrast REAL, made_up INTEGER, pixels TEXT, hash BLOB, points BLOB, descriptors BLOB,
     PRIMARY KEY (sha256, min_side, max_pixels)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS likeness (
-    one TEXT, other TEXT, similarity REAL, overlap REAL, shifted INTEGER, PRIMARY KEY (one, other)) WITHOUT ROWID;
+    one TEXT, other TEXT, similarity REAL, overlap REAL, PRIMARY KEY (one, other)) WITHOUT ROWID;
 """
 _FACTS = ("reason", "detail", "width", "height", "mode", "mean", "contrast")
 _ROWS_A_COMMIT = 500
@@ -122,18 +124,18 @@ class ContentMemory:
 
     def recall_likeness(self, pairs: Iterable[Pair]) -> dict[Pair, Likeness]:
         """How alike these pairs were found to be; pairs that were never compared are absent."""
-        query = "SELECT similarity, overlap, shifted FROM likeness WHERE one = ? AND other = ?"
+        query = "SELECT similarity, overlap FROM likeness WHERE one = ? AND other = ?"
         known = {}
         for pair in pairs:
             row = self._db.execute(query, pair).fetchone()
             if row:
-                known[pair] = Likeness(row[0], row[1], bool(row[2]))
+                known[pair] = Likeness(*row)
         return known
 
     def remember_likeness(self, learned: Mapping[Pair, Likeness]) -> None:
         """Keep how alike pairs are."""
-        rows = [(*pair, like.similarity, like.overlap, like.shifted) for pair, like in learned.items()]
-        self._write("INSERT OR REPLACE INTO likeness VALUES (?,?,?,?,?)", rows)
+        rows = [(*pair, *like) for pair, like in learned.items()]
+        self._write("INSERT OR REPLACE INTO likeness VALUES (?,?,?,?)", rows)
 
     def _write(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
         try:
@@ -169,6 +171,6 @@ def _fingerprint(columns: tuple[object, ...]) -> Fingerprint | None:
     return Fingerprint(
         pixels=pixels,
         hash=hash_,
-        points=np.frombuffer(points, np.float32).reshape(-1, 2),
+        points=np.frombuffer(points, np.float32).reshape(-1, 3),
         descriptors=np.frombuffer(descriptors, np.uint8).reshape(-1, DESCRIPTOR_BYTES),
     )

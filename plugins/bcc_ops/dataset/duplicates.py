@@ -1,97 +1,132 @@
-"""Near copies: images of one scan, found by exact pixels, by perceptual hash and by comparing pixels.
+"""Near copies: images of one scan, brought into groups.
 
-Candidates come from an index over the hashes; what is only alike in outline (all scans of one machine are) is told from
-a copy by correlating the aligned, band-passed pixels.
+Exact copies share their bytes or their pixels. Candidates for the others come from two indexes: one of perceptual
+hashes, which finds what is alike as a whole, and one of local features, which finds what was cropped, shifted or scaled.
+Both work by sorting and by tables and never compare all with all. Every candidate is then confirmed on its pixels
+(`likeness`), since a chain of false pairs would tie strangers together.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import cv2
 import faiss
-import imagehash
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from bcc_ops.dataset.decoding import decode_rgb
+from bcc_ops.dataset.fingerprints import HASH_BYTES, LEVEL_RATIO, Fingerprint, Gray, to_gray
+from bcc_ops.dataset.likeness import Likeness, compare, hamming
 
 if TYPE_CHECKING:
     from bcc_ops.config import RetrainingConfig
 
 log = logging.getLogger(__name__)
 
-METHOD = 1
-"""Goes up whenever decoding, fingerprints or the comparison of pixels change: what was learned otherwise is forgotten."""
-
 Pair = tuple[str, str]
 """Two sha256, the smaller first."""
 
-_HASH_BYTES = 8
-DESCRIPTOR_BYTES = 32
+LEAST_OVERLAP = 0.25
+"""Images that share less of their area than this are no copies of one another, however alike that part is."""
 
+_HASH_BLOCKS = 4
+_ALIKE_AT_MOST = 20
+"""So many contents with one hash, or features with one key, are compared with one another; the rest only with their
+neighbours in the order of their digests. A blank image or a logo in every scan would else be compared with all others."""
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """What is kept of an image to find its near copies.
-
-    Attributes:
-        pixels: sha256 over shape and pixels.
-        hash: 64-bit perceptual hash, 8 bytes.
-        points: float32 (n, 2), x and y of the local features, in pixels.
-        descriptors: uint8 (n, 32), theirs.
-    """
-
-    pixels: str
-    hash: bytes
-    points: np.ndarray
-    descriptors: np.ndarray
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """How alike two images are where they overlap. `similarity` from -1 to 1, `overlap` as a part of the smaller one."""
-
-    similarity: float
-    overlap: float
-    shifted: bool
+_KEY_BYTES = 3
+_KEYS = 10
+_FEATURE_BITS = 40
+_CELL = 24.0
+_LEAST_VOTES = 6
+_KEPT_IN_MEMORY = 256
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From where on two images are near copies."""
+    """From where on two images are near copies.
+
+    Attributes:
+        hash_distance: perceptual hashes that differ in at most so many of 64 bits make a candidate.
+        copy_similarity: the likeness from which a candidate is a near copy.
+        hash_copy_similarity: the same for candidates by hash: two signs together need less of each.
+    """
 
     hash_distance: int
     copy_similarity: float
+    hash_copy_similarity: float
 
     @classmethod
     def of(cls, config: RetrainingConfig) -> Thresholds:
         """The run's."""
-        return cls(config.hash_distance, config.copy_similarity)
+        return cls(config.hash_distance, config.copy_similarity, config.hash_copy_similarity)
 
     def described(self) -> dict[str, float]:
         """For validation.json."""
-        return {"hash_distance": self.hash_distance, "copy_similarity": self.copy_similarity}
+        return {
+            "hash_distance": self.hash_distance,
+            "copy_similarity": self.copy_similarity,
+            "hash_copy_similarity": self.hash_copy_similarity,
+            "least_overlap": LEAST_OVERLAP,
+        }
+
+
+@dataclass(frozen=True)
+class ComparedPair:
+    """A candidate and what its pixels said.
+
+    Attributes:
+        pair: the two contents.
+        bits: distance of their hashes, 0 to 64.
+        likeness: of their pixels.
+        needed: the similarity from which they count as near copies.
+        by_hash: whether the hash made them candidates (else the local features alone did).
+    """
+
+    pair: Pair
+    bits: int
+    likeness: Likeness
+    needed: float
+    by_hash: bool
+
+    @property
+    def accepted(self) -> bool:
+        """Whether they are near copies."""
+        return self.likeness.similarity >= self.needed and self.likeness.overlap >= LEAST_OVERLAP
+
+    @property
+    def margin(self) -> float:
+        """How far the similarity lies from the threshold, either way."""
+        return abs(self.likeness.similarity - self.needed)
 
 
 @dataclass(frozen=True)
 class NearCopies:
-    """The outcome: content -> group, group -> how its members were found, and every pair that was compared."""
+    """The outcome.
+
+    Attributes:
+        group_of: content -> group; a content without a copy is its own group.
+        how: group -> how its members were found alike: "pixels", "perceptual", "shifted".
+        compared: every candidate, sorted by its contents.
+    """
 
     group_of: dict[str, str]
     how: dict[str, tuple[str, ...]]
-    compared: dict[Pair, Likeness]
-    accepted: frozenset[Pair]
+    compared: tuple[ComparedPair, ...]
+
+    def nearest(self, count: int) -> list[ComparedPair]:
+        """The pairs that were accepted or rejected most narrowly."""
+        return sorted(self.compared, key=lambda pair: (pair.margin, pair.pair))[:count]
 
 
 class PairMemory(Protocol):
@@ -102,13 +137,6 @@ class PairMemory(Protocol):
 
     def remember_likeness(self, learned: Mapping[Pair, Likeness]) -> None:
         """Keep it."""
-
-
-def fingerprint(rgb: np.ndarray) -> Fingerprint:
-    """Fingerprint of an image, uint8 (height, width, 3)."""
-    digest = hashlib.sha256(str(rgb.shape).encode() + np.ascontiguousarray(rgb).tobytes()).hexdigest()
-    bits = imagehash.phash(Image.fromarray(rgb)).hash
-    return Fingerprint(digest, np.packbits(bits).tobytes(), np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8))
 
 
 def find_near_copies(
@@ -128,66 +156,153 @@ def find_near_copies(
         by_pixels[marks[sha256].pixels].append(sha256)
     for same in by_pixels.values():
         links.update({(same[0], other): "pixels" for other in same[1:]})
-    distinct = [same[0] for same in by_pixels.values()]
 
-    close = hash_neighbours([marks[sha256].hash for sha256 in distinct], thresholds.hash_distance)
-    candidates = {_pair(distinct[one], distinct[other]): distance for one, other, distance in close}
-    compared = memory.recall_likeness(candidates)
-    missing = [pair for pair in candidates if pair not in compared]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        learned = dict(zip(missing, pool.map(lambda pair: compare(*(decode_rgb(paths[one]) for one in pair)), missing)))
-    memory.remember_likeness(learned)
-    compared |= learned
-    accepted = {pair for pair, like in compared.items() if like.similarity >= 0.2}
-    links.update(dict.fromkeys(accepted, "perceptual"))
+    contents = [same[0] for same in by_pixels.values()]
+    by_hash = {
+        (contents[one], contents[other]): bits
+        for one, other, bits in hash_neighbours([marks[sha256].hash for sha256 in contents], thresholds.hash_distance)
+    }
+    by_features = [(contents[one], contents[other]) for one, other in feature_neighbours([marks[sha256] for sha256 in contents])]
+    likeness = _likeness_of(sorted({*by_hash, *by_features}), marks, paths, memory)
+    compared = tuple(
+        ComparedPair(
+            pair,
+            bits=by_hash.get(pair, _hash_distance(marks, pair)),
+            likeness=alike,
+            needed=thresholds.hash_copy_similarity if pair in by_hash else thresholds.copy_similarity,
+            by_hash=pair in by_hash,
+        )
+        for pair, alike in likeness.items()
+    )
+    links.update({one.pair: "perceptual" if one.by_hash else "shifted" for one in compared if one.accepted})
     group_of, how = _components(sorted(marks), links)
-    return NearCopies(group_of, how, compared, frozenset(accepted))
+    log.info("%d candidates for near copies, %d accepted", len(compared), sum(one.accepted for one in compared))
+    return NearCopies(group_of, how, compared)
 
 
 def hash_neighbours(hashes: Sequence[bytes], distance: int) -> list[tuple[int, int, int]]:
-    """Pairs of hashes that differ in at most `distance` bits: (index, larger index, bits)."""
+    """Pairs of hashes that differ in at most `distance` bits, as (index, larger index, bits), sorted.
+
+    Exact up to 11 bits: four 16-bit tables are probed with all keys that differ in one bit (or two), and of 7 (or 11)
+    differing bits no more than one (or two) can lie in each. Equal hashes are indexed once; see `_ALIKE_AT_MOST`.
+    """
     if not hashes:
         return []
-    table = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, _HASH_BYTES)
-    index = faiss.IndexBinaryFlat(8 * _HASH_BYTES)
-    index.add(table)
-    limits, bits, found = index.range_search(table, distance + 1)
-    own = np.repeat(np.arange(len(table)), np.diff(limits.astype(np.int64)))
+    table = np.frombuffer(b"".join(hashes), np.uint64)
+    values, place = np.unique(table, return_inverse=True)
+    keys = values.view(np.uint8).reshape(-1, HASH_BYTES)
+    index = faiss.IndexBinaryMultiHash(8 * HASH_BYTES, _HASH_BLOCKS, 8 * HASH_BYTES // _HASH_BLOCKS)
+    index.nflip = distance // _HASH_BLOCKS
+    index.add(keys)
+    limits, bits, found = index.range_search(keys, distance + 1)
+    own = np.repeat(np.arange(len(keys)), np.diff(limits.astype(np.int64)))
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for position, value in enumerate(place.tolist()):
+        members[value].append(position)
+
+    pairs: set[tuple[int, int, int]] = set()
+    for same in members.values():
+        for start, one in enumerate(same):
+            pairs.update((one, other, 0) for other in same[start + 1 : start + _ALIKE_AT_MOST])
     later = found > own
-    return list(zip(own[later].tolist(), found[later].tolist(), bits[later].astype(int).tolist()))
+    for one, other, differing in zip(own[later].tolist(), found[later].tolist(), bits[later].tolist()):
+        for left in members[one][:_ALIKE_AT_MOST]:
+            pairs.update((min(left, right), max(left, right), int(differing)) for right in members[other][:_ALIKE_AT_MOST])
+    return sorted(pairs)
 
 
-def compare(one: np.ndarray, other: np.ndarray) -> Likeness:
-    """Correlate two images, uint8 (height, width, 3), after bringing them to one size and the best shift."""
-    size = (256, 256)
-    first, second = (
-        _texture(cv2.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)) for rgb in (one, other)
-    )
-    peak = np.fft.irfft2(np.fft.rfft2(first) * np.conj(np.fft.rfft2(second))).max()
-    energy = float(np.sqrt((first**2).sum() * (second**2).sum()))
-    return Likeness(float(peak) / energy if energy else 0.0, 1.0, False)
+def feature_neighbours(marks: Sequence[Fingerprint]) -> list[tuple[int, int]]:
+    """Pairs of images whose local features agree in shift and scale, as (index, larger index), sorted.
+
+    Descriptors that share 24 bits at one of ten places and differ in at most 40 of 256 are matches (locality-sensitive
+    hashing by bands, as for MinHash); matches vote for a scale and a shift of one image against the other. A pair
+    depends on its two images alone, but for features that hundreds of images have in common, which tell nothing.
+    """
+    descriptors = np.concatenate([np.zeros((0, 32), np.uint8), *(mark.descriptors for mark in marks)])
+    points = np.concatenate([np.zeros((0, 3), np.float32), *(mark.points for mark in marks)])
+    owner = np.repeat(np.arange(len(marks)), [len(mark.points) for mark in marks])
+    one, other = _matching_features(descriptors, owner)
+    if not len(one):
+        return []
+
+    factor = points[one, 2] / points[other, 2]
+    level = np.rint(np.log(factor) / np.log(LEVEL_RATIO)).astype(np.int64)
+    shift = points[one, :2] - factor[:, None] * points[other, :2]
+    pairs, place, matches = np.unique(owner[one] * len(marks) + owner[other], return_inverse=True, return_counts=True)
+    enough = matches[place] >= _LEAST_VOTES
+    place, level, shift = place[enough], level[enough], shift[enough]
+    agreed: set[int] = set()
+    for offset in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)):  # a shift on a cell's edge lies inside in another grid
+        cell = np.floor(shift / _CELL + offset).astype(np.int64)
+        votes = np.unique(np.column_stack([place, level, cell]), axis=0, return_counts=True)
+        agreed.update(votes[0][votes[1] >= _LEAST_VOTES, 0].tolist())
+    return sorted(divmod(int(pairs[number]), len(marks)) for number in agreed)
 
 
-def _texture(gray: np.ndarray) -> np.ndarray:
-    gray = gray.astype(np.float32)
-    high = gray - cv2.GaussianBlur(gray, (0, 0), 4)
-    local = np.sqrt(cv2.GaussianBlur(high * high, (0, 0), 8))
-    return np.asarray(np.clip(high / (local + 2), -3, 3))
+def _matching_features(
+    descriptors: npt.NDArray[np.uint8], owner: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Features of different images that match: two arrays of indexes, the first feature of the earlier image."""
+    count = len(descriptors)
+    positions = np.arange(count)
+    matches = np.zeros(0, np.int64)
+    for key in range(_KEYS):
+        columns = descriptors[:, key * _KEY_BYTES : (key + 1) * _KEY_BYTES].astype(np.int64)
+        keys = columns @ (1 << (8 * np.arange(_KEY_BYTES)))
+        order = np.argsort(keys, kind="stable")
+        first = np.flatnonzero(np.diff(keys[order], prepend=-1))
+        size = np.diff(first, append=count)
+        end = np.repeat(np.where(size <= _ALIKE_AT_MOST, first + size, 0), size)
+        found = [matches]
+        for lag in range(1, _ALIKE_AT_MOST):
+            inside = np.flatnonzero(positions + lag < end)
+            if not len(inside):
+                break
+            one, other = order[inside], order[inside + lag]
+            apart = owner[one] != owner[other]
+            one, other = one[apart], other[apart]
+            near = hamming(descriptors[one], descriptors[other]) <= _FEATURE_BITS
+            one, other = one[near], other[near]
+            found.append(np.minimum(one, other) * count + np.maximum(one, other))
+        matches = np.unique(np.concatenate(found))
+    return matches // max(count, 1), matches % max(count, 1)
 
 
-def _pair(one: str, other: str) -> Pair:
-    return (one, other) if one < other else (other, one)
+def _likeness_of(
+    pairs: Sequence[Pair], marks: Mapping[str, Fingerprint], paths: Mapping[str, Path], memory: PairMemory
+) -> dict[Pair, Likeness]:
+    known = memory.recall_likeness(pairs)
+    missing = [pair for pair in pairs if pair not in known]
+
+    @lru_cache(maxsize=_KEPT_IN_MEMORY)
+    def gray_of(sha256: str) -> Gray:
+        return to_gray(decode_rgb(paths[sha256]))
+
+    def likeness(pair: Pair) -> Likeness:
+        one, other = pair
+        return compare((marks[one], gray_of(one)), (marks[other], gray_of(other)))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        learned = dict(zip(missing, pool.map(likeness, missing)))
+    memory.remember_likeness(learned)
+    return {pair: known.get(pair) or learned[pair] for pair in pairs}
+
+
+def _hash_distance(marks: Mapping[str, Fingerprint], pair: Pair) -> int:
+    one, other = (int.from_bytes(marks[sha256].hash, "big") for sha256 in pair)
+    return (one ^ other).bit_count()
 
 
 def _components(contents: Sequence[str], links: Mapping[Pair, str]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Groups by their links; `contents` are sorted, and a group is named by its smallest."""
     place = {sha256: position for position, sha256 in enumerate(contents)}
     ends = np.array([[place[one], place[other]] for one, other in links], np.int64).reshape(-1, 2)
     graph = coo_matrix((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(len(contents), len(contents)))
     _, component = connected_components(graph, directed=False)
     name: dict[int, str] = {}
-    for sha256, number in zip(contents, component):  # contents are sorted: a group is named by its smallest digest
-        name.setdefault(int(number), sha256)
-    group_of = {sha256: name[int(number)] for sha256, number in zip(contents, component)}
+    for sha256, number in zip(contents, component.tolist()):
+        name.setdefault(number, sha256)
+    group_of = {sha256: name[number] for sha256, number in zip(contents, component.tolist())}
     how: defaultdict[str, set[str]] = defaultdict(set)
     for (one, _), way in links.items():
         how[group_of[one]].add(way)

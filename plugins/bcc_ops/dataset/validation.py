@@ -19,7 +19,8 @@ from bcc_ops.artifacts import ImageGroup, RefusedImage, ValidationDocument
 from bcc_ops.dataset.content_memory import ContentFacts, ContentMemory
 from bcc_ops.dataset.decoding import decode_image
 from bcc_ops.dataset.drift import compare_distributions
-from bcc_ops.dataset.duplicates import NearCopies, Thresholds, find_near_copies, fingerprint
+from bcc_ops.dataset.duplicates import NearCopies, Thresholds, find_near_copies
+from bcc_ops.dataset.fingerprints import fingerprint, to_gray
 from bcc_ops.dataset.made_up import is_made_up
 from bcc_ops.exceptions import ImageRefused, NoImages, TooManyRefused
 from bcc_ops.tables import ContentRow
@@ -155,7 +156,7 @@ def inspect_file(path: Path, min_side: int, max_pixels: int) -> ContentFacts:
     except ImageRefused as refusal:
         return ContentFacts(reason=refusal.reason, detail=refusal.detail)
     height, width = image.rgb.shape[:2]
-    gray = image.rgb.mean(axis=2)
+    gray = to_gray(image.rgb)
     return ContentFacts(
         width=width,
         height=height,
@@ -163,7 +164,7 @@ def inspect_file(path: Path, min_side: int, max_pixels: int) -> ContentFacts:
         mean=float(gray.mean()),
         contrast=float(gray.std()),
         made_up=is_made_up(image.info),
-        fingerprint=fingerprint(image.rgb),
+        fingerprint=fingerprint(image.rgb, gray),
     )
 
 
