@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from bcc_ops.artifacts import (
     ClassWeightsDocument,
@@ -55,6 +56,14 @@ DOCUMENTS: dict[str, type[Document]] = {
     "gate.json": GateDocument,
     "promotion.json": PromotionDocument,
 }
+
+
+def unpause(stack: ComposeStack, dag_id: str) -> None:
+    """Let a DAG run, without the run that makes up for the last night: a DAG has one active run, and that one would wait."""
+    stack.api.set_paused(dag_id, False)
+    stack.await_("the nightly run", lambda: bool(stack.api.runs(dag_id)))
+    (nightly,) = stack.api.runs(dag_id)
+    stack.api.call("PATCH", f"/dags/{dag_id}/dagRuns/{quote(nightly['dag_run_id'], safe='')}", json={"state": "failed"})
 
 
 def upload_made_up_images(store: ObjectStore, per_class: int, seed: int) -> None:

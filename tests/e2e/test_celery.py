@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from local.compose_stack import AIRFLOW_SERVICES, REPOSITORY, ComposeStack
-from tests.e2e.compose_runs import DAG_ID, TINY, upload_made_up_images, whole_documents
+from tests.e2e.compose_runs import DAG_ID, TINY, unpause, upload_made_up_images, whole_documents
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -34,7 +34,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeStack]:
 def runs(stack: ComposeStack) -> dict[str, dict[str, Any]]:
     """The tasks of two runs that were started together; the second was only waited for until its training was done."""
     for dag_id in (DAG_ID, SECOND):
-        stack.api.set_paused(dag_id, False)
+        unpause(stack, dag_id)
     first = stack.api.trigger(DAG_ID, TINY, run_id="first")
     second = stack.api.trigger(SECOND, {**TINY, "seed": 2}, run_id="second")
     assert stack.api.wait_for_run(DAG_ID, first, within=1200)["state"] == "success"
