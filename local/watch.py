@@ -16,7 +16,7 @@ from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
 from local.airflow_api import AirflowApi
 
-SENSOR = "wait_for_new_images"
+SENSOR, TRAINING = "wait_for_new_images", "train_model"
 _ENDED_WELL = {"success": "done", "skipped": "skipped"}
 
 
@@ -42,14 +42,14 @@ class RunWatcher:
     def __call__(self) -> None:
         """Tell what is new since the last call."""
         tasks = self._api.tasks(self._dag_id, self._run_id)
+        if self._told.get(TRAINING, ("", 0))[0] == "running":
+            self._tell_epochs(last=tasks[TRAINING]["state"] != "running")
         for name, task in sorted(tasks.items(), key=lambda item: item[1]["end_date"] or item[1]["start_date"] or "~"):
             news = (task["state"], task["try_number"])
             if self._told.get(name) != news:
                 self._told[name] = news
                 if line := describe_task(task):
                     self._say(f"  {line}")
-        if any(task["state"] == "running" and name == "train_model" for name, task in tasks.items()):
-            self._tell_epochs()
         if not any(state == "running" for state, _ in self._told.values()):
             self._give_way()
 
@@ -60,8 +60,8 @@ class RunWatcher:
             self._paths = find_run(self._store, self._prefix, self._run_id)
         return self._paths
 
-    def _tell_epochs(self) -> None:
-        if time.monotonic() < self._next_look or self.paths is None:
+    def _tell_epochs(self, last: bool) -> None:
+        if (time.monotonic() < self._next_look and not last) or self.paths is None:
             return
         self._next_look = time.monotonic() + 3
         for row in epochs_so_far(self._store, self.paths)[self._epochs_told :]:

@@ -1,0 +1,163 @@
+"""What is said of a run while it goes on, and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from bcc_ops.run_paths import RunPaths
+from bcc_ops.storage import ObjectStore
+from local.airflow_api import AirflowApi
+from local.watch import RunWatcher, describe_task, epochs_so_far, fetch_run, last_error
+
+HEADER = "epoch,loss,accuracy,tuning_loss,tuning_accuracy,tuning_balanced_accuracy,learning_rate,seconds,images_per_second\n"
+ROWS = [f"{epoch},1.0,0.5,0.9,0.5,0.{epoch},0.001,2.0,30.0\n" for epoch in (1, 2, 3)]
+PATHS = RunPaths("artifacts", "20261122T020000Z__mine")
+
+
+class FakeAirflow:
+    """Answers as Airflow would; the runs' states are the test's to set."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, dict[str, str | None]] = {"mine": {}}
+        self.run_states = {"mine": "running"}
+        self.marked: list[tuple[str, str, str]] = []
+
+    def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
+        return {name: _task(name, state) for name, state in self.states[run_id].items()}
+
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        return {"dag_run_id": run_id, "state": self.run_states[run_id]}
+
+    def runs(self, dag_id: str, **filters: Any) -> list[dict[str, Any]]:
+        return [self.run(dag_id, run_id) for run_id, state in self.run_states.items() if state in filters["state"]]
+
+    def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
+        self.marked.append((run_id, task_id, state))
+
+
+def _task(name: str, state: str | None, tries: int = 1) -> dict[str, Any]:
+    return {"task_id": name, "state": state, "try_number": tries, "duration": 4.2, "start_date": "2026", "end_date": None}
+
+
+@pytest.fixture
+def airflow() -> FakeAirflow:
+    return FakeAirflow()
+
+
+@pytest.fixture
+def watch(airflow: FakeAirflow, store: ObjectStore) -> tuple[RunWatcher, list[str]]:
+    lines: list[str] = []
+    api = cast(AirflowApi, airflow)
+    return RunWatcher(api, "dag", "mine", store=store, artifacts_prefix="artifacts", say=lines.append), lines
+
+
+def test_each_change_is_told_once(airflow: FakeAirflow, watch: tuple[RunWatcher, list[str]]) -> None:
+    watcher, lines = watch
+    for state in (None, "scheduled", "queued", "running", "running", "success", "success"):
+        airflow.states["mine"]["validate_images"] = state
+        watcher()
+    assert lines == ["  validate_images …", "  validate_images done in 4 s"]
+
+
+def test_epochs_are_told_as_they_end_and_the_last_before_the_task_is_done(
+    airflow: FakeAirflow, watch: tuple[RunWatcher, list[str]], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher, lines = watch
+    store.put(PATHS.document("snapshot.json"), b"{}")
+    airflow.states["mine"]["train_model"] = "running"
+    watcher()
+    watcher()  # no history yet
+    store.put(PATHS.document("history.csv"), (HEADER + "".join(ROWS[:2])).encode())
+    monkeypatch.setattr("local.watch.time.monotonic", lambda: 1e9)
+    watcher()
+    store.put(PATHS.document("history.csv"), (HEADER + "".join(ROWS)).encode())
+    airflow.states["mine"]["train_model"] = "success"
+    watcher()
+    watcher()
+    told = [line.split(":")[0].strip() for line in lines]
+    assert told == ["train_model …", "epoch 1", "epoch 2", "epoch 3", "train_model done in 4 s"]
+
+
+def test_a_nightly_run_that_only_waits_gives_way(airflow: FakeAirflow, watch: tuple[RunWatcher, list[str]]) -> None:
+    watcher, lines = watch
+    airflow.run_states = {"mine": "queued", "scheduled__x": "running"}
+    airflow.states["scheduled__x"] = {"wait_for_new_images": "deferred"}
+    watcher()
+    assert airflow.marked == [("scheduled__x", "wait_for_new_images", "skipped")]
+    assert "scheduled__x was only waiting" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("mine", "sensor"), [("queued", "success"), ("queued", "skipped"), ("running", "deferred")], ids=["works", "over", "no-need"]
+)
+def test_a_nightly_run_that_works_or_is_in_nobodys_way_is_left_alone(
+    airflow: FakeAirflow, watch: tuple[RunWatcher, list[str]], mine: str, sensor: str
+) -> None:
+    airflow.run_states = {"mine": mine, "scheduled__x": "running"}
+    airflow.states["scheduled__x"] = {"wait_for_new_images": sensor}
+    watch[0]()
+    assert airflow.marked == []
+
+
+@pytest.mark.parametrize(
+    ("state", "tries", "line"),
+    [
+        ("failed", 3, "train_model failed, try 3"),
+        ("up_for_retry", 1, "train_model failed and is tried again"),
+        ("skipped", 1, "train_model skipped"),
+        ("awaiting_input", 1, "train_model waits for an answer in the UI"),
+        ("queued", 1, ""),
+    ],
+)
+def test_a_task_is_described_by_its_state(state: str, tries: int, line: str) -> None:
+    assert describe_task(_task("train_model", state, tries)) == line
+
+
+def test_the_last_exception_of_a_log_is_told_in_one_line() -> None:
+    events = [
+        {"event": "trying", "level": "info"},
+        {
+            "event": "Task failed",
+            "level": "error",
+            "error_detail": [{"exc_type": "DataError", "exc_value": "no image\nin any class"}],
+        },
+        {"event": "bye", "level": "info"},
+    ]
+    assert last_error(events) == "no image"
+    assert last_error([{"event": "killed", "level": "critical"}]) == "killed"
+    assert last_error([{"event": "fine", "level": "info"}]) == "its log names no error"
+
+
+def test_a_runs_folder_is_copied_and_only_what_is_new_again(store: ObjectStore, tmp_path: Any) -> None:
+    store.put(PATHS.document("gate.json"), b"{}")
+    store.put(PATHS.plot("history"), b"png")
+    store.put("artifacts/runs/20261122T020000Z__mine-too/gate.json", b"another run's")
+    folder = fetch_run(store, PATHS, tmp_path / "runs")
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == {
+        f"runs/{PATHS.folder_name}/gate.json",
+        f"runs/{PATHS.folder_name}/plots/history.png",
+    }
+    gets: list[str] = []
+    get: Callable[[str], bytes] = store.get
+    store.get = lambda key, version_id=None: gets.append(key) or get(key)  # type: ignore[method-assign, assignment, func-returns-value]
+    store.put(PATHS.document("gate.json"), b"{ }")
+    fetch_run(store, PATHS, tmp_path / "runs")
+    assert gets == [PATHS.document("gate.json")]
+    assert (folder / "gate.json").read_bytes() == b"{ }"
+
+
+def test_a_key_that_leads_out_of_the_folder_is_not_followed(
+    store: ObjectStore, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SeaweedFS refuses such a key; another store may not."""
+    listed = [{"Key": f"{PATHS.folder}/../../escaped", "Size": 2, "LastModified": None}]
+    monkeypatch.setattr(store, "list_objects", lambda prefix: listed)
+    fetch_run(store, PATHS, tmp_path / "runs")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_history_that_is_not_there_is_no_epoch(store: ObjectStore) -> None:
+    assert epochs_so_far(store, PATHS) == []
