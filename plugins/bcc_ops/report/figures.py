@@ -527,6 +527,10 @@ def drift_figure(findings: Sequence[DriftFinding]) -> Figure:
     return figure
 
 
+# Ultrasound is read on dark screens: plots that show images are dark, whatever the page is.
+_NIGHT, _NIGHT_INK, _NIGHT_QUIET = "#16181b", "#e6e9ed", "#a3acb8"
+
+
 @_styled
 def augmentations_figure(originals: Sequence[Pixels], variants: Sequence[Sequence[Pixels]], labels: Sequence[str]) -> Figure:
     """Images as they are and as training may see them.
@@ -537,21 +541,21 @@ def augmentations_figure(originals: Sequence[Pixels], variants: Sequence[Sequenc
         labels: the class of each image.
     """
     columns = 1 + len(variants[0])
-    figure = _figure(1.55 * columns, 1.62 * len(originals) + 0.55)
+    figure = _figure(1.3 * columns, 1.36 * len(originals) + 0.4)
+    figure.set_facecolor(_NIGHT)
     grid = figure.subplots(len(originals), columns, squeeze=False)
     for row, (original, seen, label) in enumerate(zip(originals, variants, labels)):
-        for column, (axes, pixels) in enumerate(zip(grid[row], [original, *seen])):
+        for axes, pixels in zip(grid[row], [original, *seen]):
             _picture(axes, pixels)
-            if column == 0:
-                axes.set_ylabel(label, color=INK, fontsize=9)
-        if row == 0:
-            grid[0][0].set_title("original", fontsize=9)
-            grid[0][1].set_title("as training may see it", fontsize=9)
+        grid[row][0].set_ylabel(label, color=_NIGHT_INK, fontsize=9)
+    for axes, title in zip(grid[0], ("as it is", "as training may see it")):
+        axes.set_title(title, fontsize=9, fontweight="normal", color=_NIGHT_QUIET)
     return figure
 
 
 def _picture(axes: Axes, pixels: npt.NDArray[Any]) -> None:
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+    axes.imshow(pixels)
+    axes.set_facecolor(_NIGHT)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)
@@ -569,39 +573,43 @@ class GalleryEntry:
 
 @_styled
 def gallery_figure(entries: Sequence[GalleryEntry], title: str, positive_class: str, footnote: str) -> Figure:
-    """Wrong cases: each image, beside it where the network looked, and the probabilities.
+    """Wrong cases: each image, beside it what speaks for the answer that was given, and the probabilities.
 
     Args:
         entries: at least one; twelve are plenty.
         title: over the whole figure.
-        positive_class: whose probability is written under each.
+        positive_class: whose probability is written over each.
         footnote: what the overlay means, or why there is none.
     """
     overlays = any(entry.heat is not None for entry in entries)
-    across = min(3 if overlays else 5, len(entries))
-    down = -(-len(entries) // across)
-    figure = _figure(across * (3.15 if overlays else 1.9), down * 2.15 + 0.75)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-    figure.supxlabel(footnote, x=0.01, ha="left", fontsize=8, color=QUIET)
-    cells = figure.subfigures(down, across, squeeze=False).ravel()
-    for cell, entry in zip(cells, entries):
-        axes = np.atleast_1d(cell.subplots(1, 2 if overlays else 1))
-        _picture(axes[0], entry.thumbnail)
+    cells_across, axes_across = (3, 2) if overlays else (6, 1)
+    down = -(-len(entries) // cells_across)
+    figure = _figure(9.6, down * 2.0 + 0.75)
+    figure.set_facecolor(_NIGHT)
+    figure.suptitle(title, x=0.008, ha="left", fontsize=10.5, fontweight="bold", color=_NIGHT_INK)
+    figure.supxlabel(footnote, x=0.008, ha="left", fontsize=8, color=_NIGHT_QUIET)
+    grid = figure.subplots(down, cells_across * axes_across, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_visible(False)
+    for place, entry in enumerate(entries):
+        cell = grid[place * axes_across : (place + 1) * axes_across]
+        _picture(cell[0], entry.thumbnail)
+        cell[0].set_visible(True)
         case = entry.case
-        first = f"{_shorten(case.key)}"
-        second = f"is {case.label} · {positive_class} {case.positive_probability:.2f}"
-        axes[0].set_title(f"{first}\n{second}", fontsize=7.5, fontweight="normal", pad=4)
-        if overlays:
-            _picture(axes[1], entry.thumbnail)
-            if entry.heat is None:
-                axes[1].set_visible(False)
-            else:
-                height, width = entry.thumbnail.shape[:2]
-                whole = (-0.5, width - 0.5, height - 0.5, -0.5)
-                axes[1].imshow(entry.heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1, extent=whole, interpolation="bicubic")
+        lines = f"{_shorten(case.key)}\nis {case.label} · {positive_class} {case.positive_probability:.2f}"
+        cell[0].set_title(lines, fontsize=7.5, fontweight="normal", color=_NIGHT_INK, pad=4)
+        if entry.heat is not None:
+            _picture(cell[1], entry.thumbnail)
+            cell[1].set_visible(True)
+            height, width = entry.thumbnail.shape[:2]
+            whole = (-0.5, width - 0.5, height - 0.5, -0.5)
+            cell[1].imshow(entry.heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1, extent=whole, interpolation="bicubic")
+            cell[1].set_title(
+                f"taken for {case.answer}\n", fontsize=7.5, fontweight="normal", color=_NIGHT_QUIET, pad=4, loc="left"
+            )
     return figure
 
 
-def _shorten(key: str, most: int = 30) -> str:
+def _shorten(key: str, most: int = 26) -> str:
     name = key.rsplit("/", 1)[-1]
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640, 220
@@ -40,7 +40,7 @@ Value = float | tuple[float, float | None, float | None] | None
 
 
 def line_chart(title: str, x_labels: Sequence[str], series: Sequence[tuple[str, Sequence[Value]]]) -> LineChart:
-    """Lay a chart out.
+    """Lay a chart out. Series with intervals stand a little beside one another, so that these do not cover each other.
 
     Args:
         title: for people and for assistive technology.
@@ -62,7 +62,7 @@ def line_chart(title: str, x_labels: Sequence[str], series: Sequence[tuple[str, 
     every = -(-len(x_labels) // 8)
     return LineChart(
         title=title,
-        lines=tuple(_line(name, values, x_at, y_at) for name, values in series),
+        lines=tuple(_line(name, values, x_at, y_at, 4.0 * place) for place, (name, values) in enumerate(series)),
         y_ticks=tuple(
             (y_at(low + i * step), f"{low + i * step:.{_decimals(step)}f}") for i in range(round((high - low) / step) + 1)
         ),
@@ -70,7 +70,7 @@ def line_chart(title: str, x_labels: Sequence[str], series: Sequence[tuple[str, 
     )
 
 
-def _line(name: str, values: Sequence[Value], x_at, y_at) -> Line:  # type: ignore[no-untyped-def]
+def _line(name: str, values: Sequence[Value], x_at: Callable[[int], float], y_at: Callable[[float], float], aside: float) -> Line:
     segments: list[list[str]] = [[]]
     marks, whiskers = [], []
     for index, value in enumerate(values):
@@ -78,7 +78,7 @@ def _line(name: str, values: Sequence[Value], x_at, y_at) -> Line:  # type: igno
             segments.append([])
             continue
         middle, low, high = value if isinstance(value, tuple) else (value, None, None)
-        x, y = x_at(index), y_at(middle)
+        x, y = round(x_at(index) + (aside if low is not None else 0.0), 1), y_at(middle)
         segments[-1].append(f"{x},{y}")
         marks.append((x, y))
         if low is not None and high is not None:

@@ -307,12 +307,11 @@ class _Plot:
     caption: str
 
     @property
-    def wide(self) -> bool:
-        return self.name in {"history", "trend", "confusion_matrix", "augmentations", "missed_cancers", "false_alarms"}
-
-    @property
-    def photo(self) -> bool:
-        return self.name in {"augmentations", "missed_cancers", "false_alarms"}
+    def look(self) -> str:
+        """Photos keep their colours in the dark; wide ones take the whole row, middle ones most of it."""
+        kind = "photo" if self.name in {"augmentations", "missed_cancers", "false_alarms"} else "chart"
+        wide = " wide" if kind == "photo" or self.name in {"history", "trend"} else ""
+        return kind + (" wide middle" if self.name in {"difference", "confusion_matrix"} else wide)
 
 
 def _task_path(progress: RunProgress, task_id: str) -> str:

@@ -62,7 +62,7 @@ class TaskProgress:
     @property
     def word(self) -> str:
         """Its state in a word, "" where the sign says it all."""
-        return _LOOKS.get(self.state or "", ("", "", "not started"))[2]
+        return _LOOKS.get(self.state or "", ("", "", ""))[2]
 
 
 @dataclass(frozen=True)
