@@ -35,6 +35,7 @@ TINY = {
     "min_balanced_accuracy": 0,
     "min_macro_auc": 0,
     "min_malignant_sensitivity": 0,
+    "min_malignant_specificity": 0,
     "max_refused_fraction": 0.2,
 }
 """Knobs of a training that takes seconds and that the gate, with its floors down, approves."""
