@@ -6,6 +6,7 @@ method, is thrown away.
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bcc_ops.dataset.duplicates import Pair
+from bcc_ops.dataset.duplicates import Candidates, Pair
 from bcc_ops.dataset.fingerprints import DESCRIPTOR_BYTES, METHOD, Fingerprint
 from bcc_ops.dataset.likeness import Likeness
 from bcc_ops.exceptions import CacheError
@@ -28,9 +29,12 @@ CREATE TABLE IF NOT EXISTS facts (
     PRIMARY KEY (sha256, min_side, max_pixels)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS likeness (
     one TEXT, other TEXT, similarity REAL, overlap REAL, PRIMARY KEY (one, other)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS searches (number INTEGER PRIMARY KEY, search TEXT UNIQUE, found TEXT);
 """
+_FORGET = "DROP TABLE IF EXISTS facts; DROP TABLE IF EXISTS likeness; DROP TABLE IF EXISTS searches;"
 _FACTS = ("reason", "detail", "width", "height", "mode", "mean", "contrast")
 _ROWS_A_COMMIT = 500
+_SEARCHES_KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,7 @@ class ContentMemory:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             if self._db.execute("PRAGMA user_version").fetchone()[0] != METHOD:
-                self._db.executescript(
-                    f"DROP TABLE IF EXISTS facts; DROP TABLE IF EXISTS likeness; PRAGMA user_version={METHOD};"
-                )
+                self._db.executescript(f"{_FORGET} PRAGMA user_version={METHOD};")
             self._db.executescript(_SCHEMA)
         except sqlite3.Error:
             self._db.close()
@@ -121,6 +123,20 @@ class ContentMemory:
                 pending = []
         self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
         return kept
+
+    def recall_candidates(self, search: str) -> Candidates | None:
+        """What this search found, if it is one of the last few."""
+        row = self._db.execute("SELECT found FROM searches WHERE search = ?", (search,)).fetchone()
+        if row is None:
+            return None
+        by_hash, by_features = json.loads(row[0])
+        return Candidates([(one, other, bits) for one, other, bits in by_hash], [(one, other) for one, other in by_features])
+
+    def remember_candidates(self, search: str, found: Candidates) -> None:
+        """Keep what a search found; the oldest ones are forgotten."""
+        self._write("INSERT OR REPLACE INTO searches (search, found) VALUES (?,?)", [(search, json.dumps(found))])
+        outdated = "DELETE FROM searches WHERE number <= (SELECT max(number) FROM searches) - ?"
+        self._write(outdated, [(_SEARCHES_KEPT,)])
 
     def recall_likeness(self, pairs: Iterable[Pair]) -> dict[Pair, Likeness]:
         """How alike these pairs were found to be; pairs that were never compared are absent."""

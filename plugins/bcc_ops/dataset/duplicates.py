@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import faiss
 import numpy as np
@@ -24,6 +24,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from bcc_ops.artifacts import digest_of
 from bcc_ops.dataset.decoding import decode_rgb
 from bcc_ops.dataset.fingerprints import HASH_BYTES, LEVEL_RATIO, Fingerprint, Gray, to_gray
 from bcc_ops.dataset.likeness import Likeness, compare, hamming
@@ -129,8 +130,21 @@ class NearCopies:
         return sorted(self.compared, key=lambda pair: (pair.margin, pair.pair))[:count]
 
 
+class Candidates(NamedTuple):
+    """What the indexes found among a sequence of contents, by position in it."""
+
+    by_hash: list[tuple[int, int, int]]
+    by_features: list[tuple[int, int]]
+
+
 class PairMemory(Protocol):
-    """Where the likeness of pairs is remembered."""
+    """Where candidates, and the likeness of pairs, are remembered."""
+
+    def recall_candidates(self, search: str) -> Candidates | None:
+        """What this search found, if it was made before."""
+
+    def remember_candidates(self, search: str, found: Candidates) -> None:
+        """Keep it."""
 
     def recall_likeness(self, pairs: Iterable[Pair]) -> dict[Pair, Likeness]:
         """What is known of these pairs."""
@@ -158,11 +172,9 @@ def find_near_copies(
         links.update({(same[0], other): "pixels" for other in same[1:]})
 
     contents = [same[0] for same in by_pixels.values()]
-    by_hash = {
-        (contents[one], contents[other]): bits
-        for one, other, bits in hash_neighbours([marks[sha256].hash for sha256 in contents], thresholds.hash_distance)
-    }
-    by_features = [(contents[one], contents[other]) for one, other in feature_neighbours([marks[sha256] for sha256 in contents])]
+    found = _candidates(contents, marks, thresholds.hash_distance, memory)
+    by_hash = {(contents[one], contents[other]): bits for one, other, bits in found.by_hash}
+    by_features = [(contents[one], contents[other]) for one, other in found.by_features]
     likeness = _likeness_of(sorted({*by_hash, *by_features}), marks, paths, memory)
     compared = tuple(
         ComparedPair(
@@ -237,6 +249,17 @@ def feature_neighbours(marks: Sequence[Fingerprint]) -> list[tuple[int, int]]:
         votes = np.unique(np.column_stack([place, level, cell]), axis=0, return_counts=True)
         agreed.update(votes[0][votes[1] >= _LEAST_VOTES, 0].tolist())
     return sorted(divmod(int(pairs[number]), len(marks)) for number in agreed)
+
+
+def _candidates(contents: Sequence[str], marks: Mapping[str, Fingerprint], distance: int, memory: PairMemory) -> Candidates:
+    """Ask both indexes, unless the same contents were searched before."""
+    search = digest_of([distance, contents])
+    found = memory.recall_candidates(search)
+    if found is None:
+        known = [marks[sha256] for sha256 in contents]
+        found = Candidates(hash_neighbours([mark.hash for mark in known], distance), feature_neighbours(known))
+        memory.remember_candidates(search, found)
+    return found
 
 
 def _matching_features(
