@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from pathlib import Path
+
 import pytest
+import yaml
 from airflow.sdk import DAG, BaseOperator
 from airflow.serialization.serialized_objects import DagSerialization
 
@@ -10,6 +14,8 @@ from bcc_ops.config import Settings
 from bcc_ops.exceptions import ConfigError
 from bcc_ops.operators import placement
 from bcc_ops.operators.placement import gpu_placement
+
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def test_one_machine_needs_the_pool_alone() -> None:
@@ -38,3 +44,15 @@ def test_gpu_limit_without_the_kubernetes_client_says_what_to_install(monkeypatc
     monkeypatch.setattr(placement, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="apache-airflow-providers-cncf-kubernetes"):
         gpu_placement(Settings(gpu_limit=1))
+
+
+def test_helm_values_set_what_the_code_reads_and_ask_for_a_gpu() -> None:
+    values = yaml.safe_load((REPOSITORY / "deploy" / "helm-values.yaml").read_text())
+    environment = {variable["name"]: variable["value"] for variable in values["env"]}
+    ours = {name for name in environment if name.startswith("BCC_")}
+    assert ours <= {f"BCC_{name.upper()}" for name in Settings.model_fields}
+    placement = gpu_placement(Settings.from_environment(environment))
+    assert placement["executor_config"]["pod_override"].spec.containers[0].resources.limits == {"nvidia.com/gpu": "1"}
+    assert values["airflowVersion"] == version("apache-airflow")
+    mounted = {mount["mountPath"] for mount in values["volumeMounts"]}
+    assert environment["BCC_CACHE_DIR"] in mounted
