@@ -37,6 +37,7 @@ _STAGES = (  # kernel, stride, expansion, filters, repeats: table 1 of arXiv:190
 )
 _EPSILON = 1e-3
 _CNN_FILTERS = (16, 32, 64, 128)
+_CNN_SMALLEST = 46
 
 
 def build_classifier(
@@ -58,7 +59,7 @@ def build_classifier(
         A model from (n, image_size, image_size, 3) in 0-255 to float32 (n, classes).
 
     Raises:
-        ConfigError: there is no such architecture.
+        ConfigError: there is no such architecture, or the images are too small for it.
         WeightsUnavailable: the weights do not fit or cannot be had.
     """
     pixels = keras.Input((image_size, image_size, 3), name="pixels")
@@ -167,6 +168,8 @@ def _set_weights(layer: keras.Layer, name: str, *arrays: np.ndarray) -> None:
 
 
 def _cnn(pixels: Any, classes: int, dropout: float) -> Any:
+    if pixels.shape[1] < _CNN_SMALLEST:
+        raise ConfigError(f"image_size: cnn needs at least {_CNN_SMALLEST} pixels, or nothing is left after its last pooling")
     x = layers.Rescaling(1 / 255, name="scale")(pixels)
     for block, filters in enumerate(_CNN_FILTERS):
         x = layers.Conv2D(filters, 3, activation="relu", name=f"convolution{block}")(x)

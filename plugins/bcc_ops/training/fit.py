@@ -171,7 +171,7 @@ def _patience_ended(rows: Sequence[EpochRow], best_epoch: int, config: Retrainin
 
 
 def _values(variables: Sequence[Any]) -> tuple[np.ndarray, ...]:
-    return tuple(np.array(variable) for variable in variables)
+    return tuple(variable.numpy() for variable in variables)
 
 
 def _assign(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:

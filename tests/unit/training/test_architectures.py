@@ -202,3 +202,9 @@ def test_matching_layers_are_taken_over_and_others_left(imagenet: dict[str, np.n
     np.testing.assert_array_equal(target.get_layer("probabilities").get_weights()[0], head[0])
     taken = target.get_layer("efficientnet_lite0").get_layer("conv_stem").get_weights()[0]
     np.testing.assert_array_equal(taken, np.full((3, 3, 3, 32), 0.5))
+
+
+def test_images_that_are_too_small_for_the_notebooks_network_are_told() -> None:
+    assert build_classifier("cnn", 46, 3, dropout=0.5, weights=None, frozen_part=0.0).output_shape == (None, 3)
+    with pytest.raises(ConfigError, match="at least 46"):
+        build_classifier("cnn", 45, 3, dropout=0.5, weights=None, frozen_part=0.0)

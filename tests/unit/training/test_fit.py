@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from bcc_ops.artifacts import EpochRow
+from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.input_pipeline import Pixels
+from bcc_ops.exceptions import DivergedError, OutOfMemory, TrainingInterrupted
+from bcc_ops.training.architectures import build_classifier
+from bcc_ops.training.checkpoints import CheckpointFolder
+from bcc_ops.training.devices import prepare_devices
+from bcc_ops.training.fit import TrainingRecord, describe_epoch, history_csv, train, tuning_figures
+
+CLASSES = ("benign", "malignant", "normal")
+SIDE = 46
+KNOBS: dict[str, Any] = {
+    "architecture": "cnn",
+    "weights": "none",
+    "image_size": SIDE,
+    "batch_size": 4,
+    "epochs": 4,
+    "learning_rate": 0.002,
+    "dropout": 0.3,
+    "seed": 7,
+}
+
+
+def _pixels(count: int, seed: int) -> Pixels:
+    """Noise whose brightness tells its class."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    images = rng.integers(0, 100, (count, SIDE, SIDE, 3)) + 70 * labels[:, None, None, None]
+    return Pixels(images.astype(np.uint8), labels, CLASSES)
+
+
+def _train(
+    folder: Path,
+    *,
+    tuning: Pixels | None = None,
+    stop: threading.Event | None = None,
+    on_epoch: Callable[[Sequence[EpochRow]], None] = lambda rows: None,
+    **knobs: Any,
+) -> TrainingRecord:
+    config = RetrainingConfig.resolve({**KNOBS, **knobs})
+    devices = prepare_devices(config.seed, config.deterministic, config.mixed_precision)
+    classifier = build_classifier(
+        config.architecture, SIDE, 3, dropout=config.dropout, weights=None, frozen_part=config.frozen_part
+    )
+    return train(
+        classifier,
+        _pixels(18, seed=0),
+        tuning or _pixels(9, seed=1),
+        class_weights={"benign": 1.0, "malignant": 2.0, "normal": 0.5},
+        config=config,
+        devices=devices,
+        checkpoints=CheckpointFolder(folder, "checkpoints/one", None),
+        stop=stop or threading.Event(),
+        on_epoch=on_epoch,
+    )
+
+
+def _figures(record: TrainingRecord) -> list[tuple[float, ...]]:
+    return [(r.loss, r.accuracy, r.tuning_loss, r.tuning_balanced_accuracy, r.learning_rate) for r in record.rows]
+
+
+def _same_weights(one: TrainingRecord, other: TrainingRecord) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one.weights, other.weights))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainingRecord:
+    return _train(tmp_path_factory.mktemp("undisturbed"))
+
+
+def test_the_same_seed_gives_the_same_figures_and_weights(undisturbed: TrainingRecord, tmp_path: Path) -> None:
+    again = _train(tmp_path)
+
+    assert _figures(again) == _figures(undisturbed)
+    assert _same_weights(again, undisturbed)
+
+
+def test_another_seed_gives_others(undisturbed: TrainingRecord, tmp_path: Path) -> None:
+    assert _figures(_train(tmp_path, seed=8)) != _figures(undisturbed)
+
+
+class _Dies(Exception):
+    pass
+
+
+def test_a_training_that_died_ends_with_the_figures_of_an_undisturbed_one(undisturbed: TrainingRecord, tmp_path: Path) -> None:
+    def die(rows: Sequence[EpochRow]) -> None:
+        if len(rows) in (1, 3):
+            raise _Dies
+
+    for _ in range(2):
+        with pytest.raises(_Dies):
+            _train(tmp_path, on_epoch=die)
+    resumed = _train(tmp_path)
+
+    assert resumed.resumed_after == (1, 3)
+    assert _figures(resumed) == _figures(undisturbed)
+    assert resumed.best_epoch == undisturbed.best_epoch
+    assert _same_weights(resumed, undisturbed)
+
+
+def test_training_stops_within_a_batch_and_keeps_its_checkpoint(undisturbed: TrainingRecord, tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    with pytest.raises(TrainingInterrupted):
+        _train(tmp_path, stop=stop, on_epoch=lambda rows: stop.set() if len(rows) == 2 else None)
+
+    resumed = _train(tmp_path)
+    assert resumed.resumed_after == (2,)
+    assert _figures(resumed) == _figures(undisturbed)
+
+
+def test_a_checkpoint_of_another_network_is_ignored_with_a_warning(
+    undisturbed: TrainingRecord, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def die(rows: Sequence[EpochRow]) -> None:
+        raise _Dies
+
+    with pytest.raises(_Dies):
+        _train(tmp_path, on_epoch=die, ema=False)
+
+    record = _train(tmp_path)
+
+    assert "another shape" in caplog.text
+    assert record.resumed_after == ()
+    assert _figures(record) == _figures(undisturbed)
+
+
+def test_the_best_epoch_is_that_of_the_lowest_tuning_loss(undisturbed: TrainingRecord) -> None:
+    losses = [row.tuning_loss for row in undisturbed.rows]
+
+    assert undisturbed.best_epoch == 1 + losses.index(min(losses))
+    assert not undisturbed.stopped_early
+
+
+def test_patience_ends_training(tmp_path: Path) -> None:
+    # The tuning part's labels contradict the train part's: the more is learned, the worse.
+    mislabelled = _pixels(9, seed=1)
+    mislabelled = Pixels(mislabelled.images, (mislabelled.labels + 1) % 3, CLASSES)
+
+    record = _train(tmp_path, tuning=mislabelled, epochs=12, learning_rate=0.01, early_stopping_patience=2)
+
+    assert record.stopped_early
+    assert len(record.rows) == record.best_epoch + 2
+
+
+def test_the_learning_rate_rises_over_the_warm_up_and_falls_along_a_cosine(undisturbed: TrainingRecord) -> None:
+    # 5 steps an epoch, 1 of 4 epochs of warm-up: then a cosine over 15 steps, of which 5, 10 and 15 are done.
+    def cosine(done: float) -> float:
+        return 0.002 * (1 + math.cos(math.pi * done)) / 2
+
+    # A row names the highest rate of its epoch, which in a falling schedule is that of its first step.
+    assert [row.learning_rate for row in undisturbed.rows] == pytest.approx(
+        [0.002, 0.002, cosine(1 / 3), cosine(2 / 3)], rel=1e-4
+    )
+
+
+def test_a_loss_that_is_no_number_ends_with_no_model(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="learning_rate"):
+        _train(tmp_path, learning_rate=1.0, weight_decay=0.0, warmup_epochs=0, epochs=20)
+
+
+def test_history_grows_with_each_epoch(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    _train(tmp_path, epochs=2, on_epoch=lambda rows: seen.append(len(history_csv(rows).decode().splitlines())))
+
+    assert seen == [2, 3]
+
+
+def test_each_epoch_is_one_line_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="bcc_ops.training.fit"):
+        _train(tmp_path, epochs=2)
+
+    lines = [record.message for record in caplog.records if record.name == "bcc_ops.training.fit"]
+    assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_exhausted_memory_is_one_line_with_a_batch_size_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*args: object, **kwargs: object) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[4,46,46,16]")
+
+    monkeypatch.setattr(keras.Model, "fit", exhausted)
+
+    with pytest.raises(OutOfMemory, match="batch of 4 images.*try batch_size 2"):
+        _train(tmp_path)
+
+
+def test_tuning_figures_are_unweighted() -> None:
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.5, 0.25, 0.25], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
+
+    loss, accuracy, balanced = tuning_figures(probabilities, np.array([0, 0, 1, 2]))
+
+    # -(ln 0.8 + ln 0.5 + ln 0.3 + ln 0.6) / 4; three of four right; classes right by 1, 0 and 1.
+    assert loss == pytest.approx(0.65778, abs=1e-5)
+    assert accuracy == 0.75
+    assert balanced == pytest.approx(2 / 3)
+
+
+def test_an_epochs_line_says_what_a_person_waits_for() -> None:
+    row = EpochRow(
+        epoch=3,
+        loss=0.5,
+        accuracy=0.75,
+        tuning_loss=0.625,
+        tuning_accuracy=0.7,
+        tuning_balanced_accuracy=0.65,
+        learning_rate=0.001,
+        seconds=30.0,
+        images_per_second=40.0,
+    )
+
+    line = describe_epoch(row, epochs=16, best_epoch=2)
+
+    assert line == (
+        "epoch 3/16: loss 0.500, accuracy 0.750; tuning loss 0.625, accuracy 0.700, balanced 0.650; best epoch 2; "
+        "40 images/s, 30 s, at most 6 min to go"
+    )
+    assert history_csv([row]).decode().splitlines() == [
+        "epoch,loss,accuracy,tuning_loss,tuning_accuracy,tuning_balanced_accuracy,learning_rate,seconds,images_per_second",
+        "3,0.5,0.75,0.625,0.7,0.65,0.001,30.0,40.0",
+    ]
