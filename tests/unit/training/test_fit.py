@@ -196,7 +196,7 @@ def test_exhausted_memory_is_one_line_with_a_batch_size_to_try(tmp_path: Path, m
 
     monkeypatch.setattr(keras.Model, "fit", exhausted)
 
-    with pytest.raises(OutOfMemory, match="batch of 4 images.*try batch_size 2"):
+    with pytest.raises(OutOfMemory, match=r"batch of 4 images.*try batch_size 2"):
         _train(tmp_path)
 
 
