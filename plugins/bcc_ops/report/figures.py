@@ -409,7 +409,7 @@ def difference_figure(document: EvaluationDocument, margins: Mapping[str, float]
         axes.plot([estimate.value], [row], marker=marker, ms=7.5, color=colour, mec=PAPER)
         word = "better" if better else "worse" if worse else "no clear difference"
         axes.annotate(
-            f"{estimate.value:+.3f}  {word}",
+            f"{estimate.value:+.3f}  {word}".replace("-", "−"),
             (1.0, row),
             xycoords=("axes fraction", "data"),
             xytext=(6, 0),

@@ -97,7 +97,8 @@ def _nice(low: float, high: float) -> tuple[float, float, float]:
     width = max(high - low, 1e-3)
     power = 10 ** math.floor(math.log10(width / 4))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if width / (factor * power) <= 5)
-    return math.floor(low / step) * step, math.ceil(high / step) * step, step
+    bottom = math.floor(low / step) * step
+    return bottom, max(math.ceil(high / step) * step, bottom + step), step
 
 
 def _decimals(step: float) -> int:

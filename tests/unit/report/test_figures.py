@@ -1,0 +1,161 @@
+"""Figures: what is drawn of which document, and that no state outlives a call. Looks are for eyes."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from bcc_ops.artifacts import Estimate
+from bcc_ops.report import figures
+from bcc_ops.report.cases import WrongCase
+from bcc_ops.report.plots import draw_plots
+from bcc_ops.report.run_history import RunSummary
+from bcc_ops.report.run_record import RunRecord, read_record
+from tests.unit.report import samples
+
+PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
+
+
+def words(figure: object) -> str:
+    from matplotlib.text import Text
+
+    found = figure.findobj(Text)  # type: ignore[attr-defined]
+    return " | ".join(text.get_text() for text in found if text.get_text())
+
+
+def loaded_by(module: str) -> set[str]:
+    """What a fresh interpreter has loaded after an import."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    return set(
+        subprocess.run([sys.executable, "-c", code], cwd=PLUGINS, check=True, capture_output=True, text=True).stdout.split()
+    )
+
+
+def summaries(count: int) -> list[RunSummary]:
+    return [
+        RunSummary(
+            f"f{day}",
+            samples.AS_OF.replace(day=day),
+            verdict="approved" if day % 3 else "rejected",
+            macro_auc=samples.around(0.9),
+        )
+        for day in range(1, count + 1)
+    ]
+
+
+def test_a_whole_run_has_every_plot_that_shows_no_image() -> None:
+    run = read_record(samples.whole_run().get)
+    drawn = draw_plots(run, samples.predictions(), summaries(3))
+    assert set(drawn) == {
+        *("history", "class_counts", "confusion_matrix", "roc", "precision_recall"),
+        *("reliability", "difference", "trend", "drift"),
+    }
+    for png in drawn.values():
+        picture = Image.open(io.BytesIO(png))
+        assert picture.width >= 800
+        assert len(picture.getcolors(2**24) or ()) > 10
+
+
+def test_nothing_is_drawn_of_nothing() -> None:
+    assert draw_plots(RunRecord(), None, []) == {}
+
+
+def test_without_champion_no_difference_is_drawn() -> None:
+    run = read_record(samples.whole_run(champion=False).get)
+    assert "difference" not in draw_plots(run, None, [])
+
+
+def test_the_same_documents_give_the_same_bytes() -> None:
+    def once() -> bytes:
+        return figures.to_png(figures.history_figure(samples.epochs(), 8, (5,)), made_up=True)
+
+    assert once() == once()
+
+
+def test_made_up_plots_carry_a_strip() -> None:
+    plain, marked = (
+        Image.open(io.BytesIO(figures.to_png(figures.history_figure(samples.epochs(), 8), made_up=made_up)))
+        for made_up in (False, True)
+    )
+    assert marked.height == plain.height + 48
+    assert marked.getpixel((5, 5)) == (255, 227, 163)
+    assert "MADE-UP" in words(figures._made_up_strip(9))
+
+
+def test_history_marks_the_best_epoch_and_where_it_resumed() -> None:
+    text = words(figures.history_figure(samples.epochs(), 8, (5,)))
+    assert "best: 8" in text
+    assert "resumed" in text
+    assert "best" not in words(figures.history_figure(samples.epochs(), None))
+
+
+def test_confusion_matrix_gives_counts_and_shares_of_each_row() -> None:
+    evaluation = samples.evaluation_document(champion=False)
+    model = evaluation.challenger.model_copy(update={"confusion_matrix": ((8, 1, 1), (0, 0, 0), (0, 3, 1))})
+    text = words(figures.confusion_figure(evaluation.model_copy(update={"challenger": model})))
+    assert "80%" in text and "75%" in text and "25%" in text
+    assert "malignant\n(0)" in text
+    assert "Champion" not in text
+
+
+def test_confusion_matrix_shows_both_models_on_the_same_images() -> None:
+    assert "Champion" in words(figures.confusion_figure(samples.evaluation_document()))
+
+
+def test_roc_gives_the_documents_figures_and_the_operating_point() -> None:
+    text = words(figures.roc_figure(samples.evaluation_document(), samples.predictions()))
+    assert "malignant  AUC 0.93 (0.90–0.96)" in text
+    assert "from probability 0.31 on" in text
+
+
+def test_roc_leaves_out_a_class_that_has_no_image() -> None:
+    columns = samples.predictions()
+    keep = [index for index, label in enumerate(columns["label"]) if label != "normal"]
+    columns = {name: [values[index] for index in keep] for name, values in columns.items()}
+    assert "normal" not in words(figures.roc_figure(samples.evaluation_document(), columns))
+
+
+def test_difference_names_the_side_that_the_whole_interval_lies_on() -> None:
+    text = words(figures.difference_figure(samples.evaluation_document(), {"balanced_accuracy": 0.05}))
+    assert "+0.024  better" in text
+    assert "−0.061  worse" in text
+    assert "+0.031  no clear difference" in text
+    assert "macro F1" not in text
+
+
+def test_trend_draws_runs_without_figures_too() -> None:
+    runs = [*summaries(2), RunSummary("f9", samples.AS_OF, verdict="rejected", balanced_accuracy=Estimate.missing("no image"))]
+    text = words(figures.trend_figure(runs, "malignant"))
+    assert text.count("✓") - 1 == 2
+    assert text.count("✗") - 1 == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 12])
+def test_gallery_holds_any_number_of_cases_with_and_without_heat(count: int) -> None:
+    grey = np.full((32, 32, 3), 90, np.uint8)
+    for heat in (None, np.ones((4, 4), np.float32)):
+        entries = [figures.GalleryEntry(WrongCase(f"k/{n}.png", "malignant", "benign", 0.1), grey, heat) for n in range(count)]
+        figure = figures.gallery_figure(entries, "Missed", "malignant", "note")
+        assert words(figure).count("is malignant · malignant 0.10") == count
+        assert figures.to_png(figure, made_up=False)
+
+
+def test_drawing_leaves_no_state_behind() -> None:
+    before = dict(matplotlib.rcParams)
+    figures.to_png(figures.drift_figure(samples.validation_document().drift), made_up=True)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_figures_load_neither_pyplot_nor_a_gui() -> None:
+    assert not loaded_by("bcc_ops.report.plots") & {"matplotlib.pyplot", "tkinter", "tensorflow"}
+
+
+def test_pages_load_no_plotting_library() -> None:
+    assert not loaded_by("bcc_ops.report.page") & {"matplotlib", "tensorflow", "pyarrow"}

@@ -1,0 +1,189 @@
+"""The page: what is said first, what is said of what is missing, and what a reader without eyes or colours gets."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from bcc_ops.artifacts import Estimate
+from bcc_ops.report.page import decimals, describe_plots, duration, plain_number, render_report, size_of, verdict_of
+from bcc_ops.report.progress import PIPELINE, RunProgress, TaskProgress
+from bcc_ops.report.run_record import RUN_DOCUMENTS, RunRecord, read_record
+from bcc_ops.run_paths import PLOTS
+from tests.unit.report import samples
+
+
+def record(verdict: str = "rejected", **changes: object) -> RunRecord:
+    return read_record(samples.whole_run(verdict, **changes).get)
+
+
+def progress(state: str, **tasks: str) -> RunProgress:
+    return RunProgress.of("bcc_retraining", samples.RUN_ID, state, [TaskProgress(name, tasks.get(name)) for name in PIPELINE])
+
+
+def render(run: RunRecord, **more: object) -> str:
+    arguments = {"run_id": samples.RUN_ID, "plots": {}, "files": {}, **more}
+    return render_report(run, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("missing", [name for name in RUN_DOCUMENTS if name != "promotion.json"])
+def test_a_missing_document_takes_only_its_own_part_away(missing: str) -> None:
+    page = render(record(**{missing.replace(".", "__"): None}))
+    parts = {"evaluation.json": "Against the champion", "gate.json": "Rejected", "training.json": "efficientnet_lite0,"}
+    for name, words in parts.items():
+        assert (words in page) == (name != missing)
+
+
+def test_a_page_of_nothing_says_so() -> None:
+    assert "This run left no documents" in render(RunRecord())
+
+
+def test_missing_figures_are_told_with_their_reason() -> None:
+    page = render(record())
+    assert 'title="a class has no image among those compared">not available' in page
+
+
+def test_a_comparison_that_failed_is_told() -> None:
+    broken = samples.evaluation_document().comparison
+    assert broken is not None
+    comparison = broken.model_copy(
+        update={"challenger": None, "champion": None, "differences": {}, "problem": "its file is damaged"}
+    )
+    page = render(record(evaluation__json=samples.evaluation_document(comparison=comparison)))
+    assert "could not be compared: its file is damaged" in page
+
+
+def test_no_champion_is_told() -> None:
+    page = render(record("approved_without_champion", evaluation__json=samples.evaluation_document(champion=False)))
+    assert "There was no champion" in page
+    assert "Approved, with no champion to compare with" in page
+
+
+def test_made_up_images_are_told_on_top() -> None:
+    assert "Made-up images" not in render(record())
+    page = render(record(validation__json=samples.validation_document(made_up=3)))
+    assert page.index("Made-up images") < page.index("Rejected")
+
+
+def test_promotion_tells_version_and_approver() -> None:
+    verdict = verdict_of(record("approved", promotion__json=samples.promotion_document(approved_by="ada")))
+    assert verdict is not None
+    assert verdict.consequence == "In use as version 20261122T020000Z-9a8b7c6d, approved by ada."
+
+
+def test_an_upload_that_left_the_champion_alone_says_why() -> None:
+    kept = samples.promotion_document(promoted=False, reason="the champion's images are newer")
+    verdict = verdict_of(record("approved", promotion__json=kept))
+    assert verdict is not None
+    assert "the champion stays: the champion's images are newer" in verdict.consequence
+
+
+def test_verdict_waits_for_a_person_and_tells_a_refusal() -> None:
+    run = record("approved", promotion__json=None)
+    waiting = verdict_of(run, progress("running", approve_model="awaiting_input"))
+    refused = verdict_of(run, progress("success", approve_model="success", upload_model="skipped"))
+    assert waiting is not None and refused is not None
+    assert waiting.title == "Approved by the gate, waiting for a person"
+    assert refused.title == "Approved by the gate, turned down by a person"
+
+
+def test_failed_run_names_the_first_task_that_failed() -> None:
+    run = progress("failed", train_model="failed", evaluate_model="upstream_failed", publish_plots="failed")
+    assert run.culprit == "train_model"
+    assert run.headline == "train_model failed"
+
+
+def test_page_below_a_base_path_links_there() -> None:
+    page = render(RunRecord(), progress=progress("failed", train_model="failed"), ui="/airflow")
+    assert 'data-ui href="/airflow/dags/bcc_retraining/runs/' in page
+
+
+def test_long_lists_are_cut_and_say_so() -> None:
+    refused = [{"key": f"images/benign/{number}.png", "reason": "damaged", "detail": ""} for number in range(5000)]
+    page = render(record(validation__json=samples.validation_document(refused=tuple(refused))))
+    assert page.count("images/benign/1") < 200
+    assert "and 4\u202f800 more, in validation.json" in page
+
+
+class Reader(HTMLParser):
+    """Collects what the accessibility of a page hangs on."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.images: list[dict[str, str | None]] = []
+        self.headings: list[int] = []
+        self.ids: list[str] = []
+        self.anchors: list[str] = []
+        self.sources: list[str] = []
+        self.handlers: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag == "img":
+            self.images.append(found)
+        if re.fullmatch(r"h\d", tag):
+            self.headings.append(int(tag[1]))
+        if found.get("id"):
+            self.ids.append(str(found["id"]))
+        if tag == "a" and str(found.get("href", "")).startswith("#"):
+            self.anchors.append(str(found["href"])[1:])
+        self.sources += [
+            str(found[name]) for name in ("src", "href") if name in found and tag in ("img", "script", "link", "iframe")
+        ]
+        self.handlers += [name for name in found if name.startswith("on") or name == "style"]
+
+
+def test_page_is_whole_for_assistive_technology() -> None:
+    plots = {name: f"plots/{name}.png" for name in PLOTS}
+    reader = Reader(render(record("approved"), plots=plots, files={"gate.json": ("files/gate.json", 10)}, model_card="# Card"))
+    assert {image["src"] for image in reader.images} == set(plots.values())
+    assert all(len(image["alt"] or "") > 30 for image in reader.images)
+    assert reader.headings[0] == 1
+    assert len(reader.ids) == len(set(reader.ids))
+    assert set(reader.anchors) <= set(reader.ids)
+
+
+def test_page_loads_nothing_from_elsewhere_and_has_no_inline_handlers() -> None:
+    reader = Reader(render(record(), plots={"roc": "plots/roc.png"}, stand_alone=True))
+    assert reader.sources == ["plots/roc.png"]
+    assert reader.handlers == []
+
+
+def test_stand_alone_page_carries_its_policy() -> None:
+    policy = '<meta http-equiv="Content-Security-Policy"'
+    assert policy in render(record(), stand_alone=True)
+    assert policy not in render(record())
+
+
+def test_every_plot_has_a_description_with_its_figures() -> None:
+    described = describe_plots(record())
+    assert set(described) == set(PLOTS)
+    assert "malignant 0.930" in described["roc"][0]
+    assert "best epoch was 8 of 12" in described["history"][0]
+    assert "1 of 4 comparisons warn" in described["drift"][0]
+    assert set(describe_plots(RunRecord())) == set(PLOTS)
+
+
+def test_the_same_documents_give_the_same_page() -> None:
+    assert render(record()) == render(record())
+
+
+def test_figures_are_written_as_people_write_them() -> None:
+    assert decimals(-0.0614, True) == "−0.061"
+    assert decimals(0.5) == "0.500"
+    assert plain_number(30.0) == "30"
+    assert plain_number(0.7) == "0.700"
+    assert [size_of(n) for n in (0, 999, 14_500, 3_000_000, 2_100_000_000)] == ["0 B", "999 B", "14.5 kB", "3.0 MB", "2.1 GB"]
+    assert [duration(n) for n in (41.4, 498, 7500)] == ["41 s", "8 min 18 s", "2 h 5 min"]
+
+
+def test_a_loss_that_fell_is_better() -> None:
+    comparison = samples.evaluation_document().comparison
+    assert comparison is not None
+    fell = comparison.model_copy(update={"differences": {"loss": Estimate(value=-0.1, low=-0.2, high=-0.05)}})
+    page = render(record(evaluation__json=samples.evaluation_document(comparison=fell)))
+    assert page.count(">better<") == 1
+    assert ">worse<" not in page
