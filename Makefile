@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHON VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check e2e e2e-celery bench stop clean s3 env lock
+.PHONY: help setup run test check e2e e2e-celery e2e-faults bench stop clean s3 env lock lock-gpu
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,9 @@ e2e: setup ## the real stack, end to end, on some 90 images
 e2e-celery: setup ## the compose file's services as processes: needs PostgreSQL and Redis
 	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_celery.py $(PYTEST)
 
+e2e-faults: setup ## kill parts of the compose file's services in mid-training; some 20 minutes
+	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_faults.py $(PYTEST)
+
 bench: setup ## what is measured, into docs/benchmarks.md
 	@$(BIN)/python -m benchmarks
 
@@ -55,3 +58,6 @@ env: setup ## write .env with random secrets for docker compose; never overwrite
 lock: setup ## compile requirements*.in to the locked requirements*.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes requirements.in -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes requirements-dev.in -o requirements-dev.txt
+
+lock-gpu: setup ## compile deploy/requirements-gpu.in, what the GPU image adds, for the image's Python
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --only-binary :all: --generate-hashes --custom-compile-command "make lock-gpu" deploy/requirements-gpu.in -o deploy/requirements-gpu.txt

@@ -71,7 +71,9 @@ with DAG(
 ):
     wait_for_new_images = NewImagesSensor(task_id="wait_for_new_images", deferrable=True, execution_timeout=timedelta(hours=25))
 
-    snapshot_dataset = SnapshotDatasetOperator(task_id="snapshot_dataset", sighting=wait_for_new_images.output)
+    snapshot_dataset = SnapshotDatasetOperator(
+        task_id="snapshot_dataset", sighting=wait_for_new_images.output, inlets=[images_asset(settings)]
+    )
     snapshot = snapshot_dataset.output
 
     download_images = DownloadImagesOperator(task_id="download_images", snapshot=snapshot, execution_timeout=timedelta(hours=3))

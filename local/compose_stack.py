@@ -263,17 +263,9 @@ class ComposeStack:
         listen = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
         self._start("postgres", [*as_postgres, *server, *listen], environment)
         self.await_("PostgreSQL", lambda: _answers(self.ports["postgres"]))
-        # The image makes the database POSTGRES_DB at its first start. createdb needs no retry once the port answers, but
-        # the server may still say that it is starting up.
-        make = [str(self._postgres_bin / "createdb"), "--host", "127.0.0.1", "--port", str(self.ports["postgres"])]
-        login = {**environment, "PGUSER": given["POSTGRES_USER"], "PGPASSWORD": given["POSTGRES_PASSWORD"]}
-        self.await_(
-            "the database",
-            lambda: (
-                subprocess.run([*make, given["POSTGRES_DB"]], env=login, cwd="/", check=False, capture_output=True).returncode
-                == 0
-            ),
-        )
+        # The image makes the database POSTGRES_DB at its first start. A port that answers may belong to a server that is
+        # still starting up.
+        self.await_("the database", lambda: self.postgres("createdb", given["POSTGRES_DB"]).returncode == 0)
 
     def _start_redis(self) -> None:
         self.volume("redis").mkdir(parents=True)
@@ -322,6 +314,15 @@ class ComposeStack:
         arguments = ["sh", "-c", *words] if kind == "CMD-SHELL" else words
         environment = {**self.environment(service), "AIRFLOW__API__PORT": str(self.ports["api-server"])}
         return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+    def postgres(self, tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run one of PostgreSQL's client programs, logged in."""
+        given = self.services["postgres"]["environment"]
+        address = {"PGHOST": "127.0.0.1", "PGPORT": str(self.ports["postgres"])}
+        login = {"PGUSER": given["POSTGRES_USER"], "PGPASSWORD": given["POSTGRES_PASSWORD"], "PGDATABASE": given["POSTGRES_DB"]}
+        environment = {"PATH": os.environ["PATH"], **address, **login}
+        command = [str(self._postgres_bin / tool), *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     def kill(self, service: str) -> None:
         """Kill a service with all that it started, as the death of its container would; the restart policy follows."""

@@ -102,6 +102,20 @@ def test_init_can_be_run_again(stack: ComposeStack) -> None:
     assert pool["slots"] == 1
 
 
+def test_backup_of_the_database_can_be_restored(stack: ComposeStack, runs: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    dump = str(tmp_path / "airflow.dump")
+    count = ("--tuples-only", "--no-align", "--command", "SELECT count(*) FROM task_instance")
+    for arguments in (
+        ("pg_dump", "--format", "custom", "--file", dump),
+        ("createdb", "restored"),
+        ("pg_restore", "--dbname", "restored", "--no-owner", "--exit-on-error", dump),
+    ):
+        done = stack.postgres(*arguments)
+        assert done.returncode == 0, done.stderr
+    kept, restored = stack.postgres("psql", *count).stdout, stack.postgres("psql", "--dbname", "restored", *count).stdout
+    assert int(restored) >= len(runs["first"]) and abs(int(kept) - int(restored)) <= len(runs["first"])
+
+
 def test_only_loopback_is_listened_on(stack: ComposeStack) -> None:
     import psutil
 

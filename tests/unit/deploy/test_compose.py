@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +164,23 @@ def test_gpu_lock_agrees_with_the_lock() -> None:
     assert added and all(package.startswith("nvidia-") for package in added)
 
 
+@pytest.mark.parametrize("locked", ["requirements.txt", "deploy/requirements-gpu.txt"])
+def test_locks_resolve_to_wheels_for_the_images_python(locked: str, tmp_path: Path) -> None:
+    python = re.search(r"^ARG PYTHON_VERSION=(.+)$", (REPOSITORY / "Dockerfile").read_text(), re.M)
+    assert python
+    platform = ("--python-version", python[1], "--python-platform", "x86_64-manylinux_2_28", "--target", str(tmp_path))
+    wheels = ("--dry-run", "--require-hashes", "--only-binary", ":all:", "--quiet")
+    uv = Path(sys.executable).parent / "uv"
+    answer = subprocess.run(
+        [uv, "pip", "install", *wheels, *platform, "-r", locked], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    if "error sending request" in answer.stderr or "Could not connect" in answer.stderr:
+        pytest.skip("the package index does not answer")
+    assert answer.returncode == 0, answer.stderr
+
+
 def test_dockerfile_has_no_findings() -> None:
-    hadolint = Path(os.sys.executable).parent / "hadolint"  # type: ignore[attr-defined]
+    hadolint = Path(sys.executable).parent / "hadolint"
     answer = subprocess.run([hadolint, REPOSITORY / "Dockerfile"], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout
 

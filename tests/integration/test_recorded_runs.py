@@ -1,4 +1,7 @@
-"""deploy/iam-policy.json allows what a whole run asks of S3, and nothing that no run asks."""
+"""Two whole runs, watched from outside: what they ask of S3, and what they tell of their lineage.
+
+deploy/iam-policy.json must allow all that they ask, and nothing that they do not.
+"""
 
 from __future__ import annotations
 
@@ -111,9 +114,17 @@ def recording(behind: S3Server) -> Iterator[RecordingProxy]:
         proxy.server.server_close()
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What two runs asked of S3, and the events that they sent to OpenLineage."""
+
+    calls: set[Call]
+    lineage: list[dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def calls(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> set[Call]:
-    """What two runs asked for: the first without a champion, the second with one and with new images."""
+def recorded_runs(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """Two runs: the first without a champion, the second with one and with new images."""
     from bcc_ops.storage import ObjectStore
 
     folder = tmp_path_factory.mktemp("policy")
@@ -132,6 +143,9 @@ def calls(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> set[
             "AIRFLOW_CONN_AWS_DEFAULT": recorded.airflow_connection,
             "BCC_BUCKET": BUCKET,
             "BCC_CACHE_DIR": str(folder / "cache"),
+            "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(
+                {"type": "file", "log_file_path": str(folder / "lineage.json"), "append": True}
+            ),
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }
         subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], env=environment, check=True, capture_output=True)
@@ -146,24 +160,39 @@ def calls(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> set[
             )
             assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     assert store.head("models/champion.json"), "the runs did not even promote"
-    return proxy.calls
+    lineage = [json.loads(line) for line in (folder / "lineage.json").read_text().splitlines()]
+    return Recorded(proxy.calls, lineage)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_policy_allows_every_call_of_a_run(calls: set[Call]) -> None:
-    refused = {call for call in calls if not any(allows(statement, call) for statement in POLICY["Statement"])}
+def test_policy_allows_every_call_of_a_run(recorded_runs: Recorded) -> None:
+    refused = {call for call in recorded_runs.calls if not any(allows(statement, call) for statement in POLICY["Statement"])}
     assert refused == set()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_policy_allows_no_action_that_no_run_needs(calls: set[Call]) -> None:
+def test_policy_allows_no_action_that_no_run_needs(recorded_runs: Recorded) -> None:
     for statement in POLICY["Statement"]:
         actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
         for action in actions:
             alone = {**statement, "Action": [action]}
-            assert any(allows(alone, call) for call in calls), f"{statement['Sid']}: nothing asks for {action}"
+            assert any(allows(alone, call) for call in recorded_runs.calls), f"{statement['Sid']}: nothing asks for {action}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_lineage_leads_from_the_images_to_the_champion(recorded_runs: Recorded) -> None:
+    def datasets(side: str) -> dict[str, set[tuple[str, str]]]:
+        found: dict[str, set[tuple[str, str]]] = {}
+        for event in recorded_runs.lineage:
+            if event["eventType"] == "COMPLETE" and event.get(side):
+                found[event["job"]["name"]] = {(dataset["namespace"], dataset["name"]) for dataset in event[side]}
+        return found
+
+    assert datasets("inputs") == {"bcc_retraining.snapshot_dataset": {(f"s3://{BUCKET}", "images")}}
+    assert datasets("outputs") == {"bcc_retraining.upload_model": {(f"s3://{BUCKET}", "models/champion.json")}}
 
 
 def test_policy_holds_no_wildcard_action() -> None:
