@@ -23,7 +23,7 @@ from local.airflow_api import AirflowError
 from local.images import FolderError, ImageFolder, read_folder, upload
 from local.processes import ProcessError
 from local.s3_server import ServerError
-from local.stack import DAG_ID, USER, VIEWER, LocalStack, StackError, require_free_port
+from local.stack import DAG_ID, USER, VIEWER, LocalStack, StackError
 from local.watch import RunWatcher, describe_failure, describe_verdict, fetch_run
 
 MADE_UP_PER_CLASS = 120
@@ -168,7 +168,7 @@ def run(request: RunRequest) -> int:
         bucket=request.bucket,
         own_s3=request.own_s3,
         variables=variables,
-        ui_port=_choose_port(request.port),
+        ui_ports=[request.port] if request.port else range(UI_PORT, UI_PORT + 50),
         wait=False,
         say=say,
     )
@@ -178,6 +178,8 @@ def run(request: RunRequest) -> int:
             say(f"Starting Airflow and {'an S3 server' if request.own_s3 else 'looking into the bucket'} …")
             with stack:
                 try:
+                    if request.port is None and stack.port != UI_PORT:
+                        say(f"Port {UI_PORT} is taken, so the UI will be on {stack.port}.")
                     _bring_images(request, stack, folder)
                     stack.wait_until_ready()
                     say(f"The UI is up: {stack.address}  (login: {USER} / {stack.passwords[USER]})")
@@ -206,19 +208,6 @@ def _read_images(request: RunRequest, images: Path) -> ImageFolder:
     for reason, count in folder.left_out.items():
         say(f"  left out: {count} x {reason}")
     return folder
-
-
-def _choose_port(port: int | None) -> int:
-    if port is not None:
-        require_free_port(port)
-        return port
-    for candidate in range(UI_PORT, UI_PORT + 50):
-        with suppress(StackError):
-            require_free_port(candidate)
-            if candidate != UI_PORT:
-                say(f"Port {UI_PORT} is taken, so the UI is on {candidate}.")
-            return candidate
-    raise StackError(f"no port from {UI_PORT} to {UI_PORT + 49} is free: name one, PORT=… make run")
 
 
 def _bring_images(request: RunRequest, stack: LocalStack, folder: ImageFolder | None) -> None:

@@ -28,8 +28,8 @@ import subprocess
 import sys
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +71,7 @@ class LocalStack:
         bucket: made, with versions, where the S3 server is the stack's own.
         own_s3: False uses the S3 that the environment's `AIRFLOW_CONN_*` names; its bucket must be there.
         variables: `BCC_*` settings and others that the components get, over what this process has.
-        ui_port: where the UI listens; None for any free one.
+        ui_ports: where the UI may listen, the first free one is taken; None for any.
         dags, plugins: Airflow's folders.
         gpu_slots: of the gpu pool.
         wait: False comes back as soon as the store is up and Airflow is starting; `wait_until_ready` does the rest.
@@ -85,7 +85,7 @@ class LocalStack:
         bucket: str = "breast-images",
         own_s3: bool = True,
         variables: Mapping[str, str] | None = None,
-        ui_port: int | None = None,
+        ui_ports: Sequence[int] | None = None,
         dags: Path = REPOSITORY / "dags",
         plugins: Path = REPOSITORY / "plugins",
         gpu_slots: int = 1,
@@ -101,7 +101,9 @@ class LocalStack:
         self.wait = wait
         self.say = say
         self._variables = dict(variables or {})
-        self._ui_port = ui_port
+        self._ui_ports = ui_ports
+        self.port = 0
+        """The UI's port, once it is started."""
         self._s3_port = 0
         self._started = 0.0
         self.supervisor: Supervisor
@@ -128,11 +130,6 @@ class LocalStack:
         return _kept_json(
             self.home / "passwords.json", lambda: {USER: secrets.token_urlsafe(12), VIEWER: secrets.token_urlsafe(12)}
         )
-
-    @cached_property
-    def port(self) -> int:
-        """The UI's port."""
-        return self._ui_port or s3_server.free_ports(1)[0]
 
     @property
     def address(self) -> str:
@@ -240,7 +237,8 @@ class LocalStack:
         require_free_space(self.home)
         self.supervisor = Supervisor(self.home, self.say)
         try:
-            require_free_port(self.port)
+            # only now: what a killed start left may have held the port until a moment ago
+            self.port = s3_server.free_ports(1)[0] if self._ui_ports is None else first_free_port(self._ui_ports)
             self._s3_port = s3_server.free_ports(1)[0]
             self.start_store()
             self._start_airflow()
@@ -362,18 +360,22 @@ def require_free_space(folder: Path, least: int = _LEAST_FREE_BYTES) -> None:
         )
 
 
-def require_free_port(port: int) -> None:
-    """Make sure that nothing listens on this port of loopback.
+def first_free_port(candidates: Sequence[int]) -> int:
+    """The first of these ports of loopback that nothing listens on.
 
     Raises:
-        StackError: something does.
+        StackError: something listens on each.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a closed connection's rest is no user
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise StackError(f"port {port} is taken ({error.strerror}): choose another, PORT={port + 1} make run") from None
+    for port in candidates:
+        with socket.socket() as probe:
+            # as the server itself does: what a closed connection leaves behind is no listener
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    if len(candidates) == 1:
+        raise StackError(f"port {candidates[0]} is taken: choose another, PORT={candidates[0] + 1} make run")
+    raise StackError(f"no port from {candidates[0]} to {candidates[-1]} is free: choose another, PORT=… make run")
 
 
 def _is_foreign(name: str, *, own_s3: bool) -> bool:

@@ -15,7 +15,7 @@ import pytest
 from bcc_ops.exceptions import ConfigError
 from local.run import RunRequest, WrongUse, main, read_knobs, run
 from local.s3_server import S3Server, free_ports
-from local.stack import LocalStack, StackError, require_free_port, require_free_space
+from local.stack import LocalStack, StackError, first_free_port, require_free_space
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -65,7 +65,15 @@ def test_a_port_that_is_taken_is_named_with_the_way_out(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         done = _make_run(tmp_path, PORT=str(port))
     assert done.returncode == 1
-    assert done.stderr == f"make run: port {port} is taken (Address already in use): choose another, PORT={port + 1} make run\n"
+    assert done.stderr == f"make run: port {port} is taken: choose another, PORT={port + 1} make run\n"
+
+
+def test_the_next_free_port_stands_in_where_none_was_asked_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert first_free_port([port, *range(port + 1, port + 20)]) in range(port + 1, port + 20)
+        with pytest.raises(StackError, match=f"port {port} is taken"):
+            first_free_port([port])
 
 
 def test_a_port_that_was_just_in_use_is_free() -> None:
@@ -74,7 +82,7 @@ def test_a_port_that_was_just_in_use_is_free() -> None:
         client = socket.create_connection(("127.0.0.1", port))
         server.accept()[0].close()  # closed by the server's side first: the port lingers in TIME_WAIT
         client.close()
-    require_free_port(port)
+    assert first_free_port([port]) == port
 
 
 @pytest.mark.slow
