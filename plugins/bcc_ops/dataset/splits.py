@@ -4,7 +4,7 @@ A *unit* is what may not be torn apart: a group of near copies, or all images of
 What the last assessed run put on a side stays there, recognised by content, so that neither growth nor renaming nor a
 second upload moves an image. A unit with a known member takes that member's side; one with known members on two sides
 is a bridge: its new images are left out. Only units that are new altogether are drawn, in an order that a salted digest
-of their content fixes, each to the side that brings every class nearest to its share. The answer depends on the set of
+of their content fixes, so that every class comes as near to its share as its units allow. The answer depends on the set of
 images alone, never on the order of a listing.
 """
 
@@ -221,14 +221,22 @@ def _fill(units: Sequence[_Unit], held: Counter[str], wanted: Mapping[str, float
     held = Counter(held)
     left = Counter(name for unit in units for name in unit.counts)
     chosen: set[str] = set()
-    for unit in units:
-        counts = unit.counts
-        missing = any(held[name] == 0 for name in counts)
-        nearer = sum(abs(held[name] + count - wanted[name]) - abs(held[name] - wanted[name]) for name, count in counts.items())
-        if (missing or nearer < 0) and all(left[name] > spare for name in counts):
-            chosen.add(unit.name)
-            held.update(counts)
-            left.subtract(dict.fromkeys(counts, 1))
+
+    def fits(counts: Counter[str]) -> bool:
+        return all(held[name] + count <= wanted[name] + 0.5 for name, count in counts.items())
+
+    def helps(counts: Counter[str]) -> bool:
+        after = sum(abs(held[name] + count - wanted[name]) for name, count in counts.items())
+        before = sum(abs(held[name] - wanted[name]) for name in counts)
+        return after < before or any(held[name] == 0 for name in counts)
+
+    for takes in (fits, helps):  # what fits goes first: a large unit taken early could overshoot where small ones are left
+        for unit in units:
+            counts = unit.counts
+            if unit.name not in chosen and takes(counts) and all(left[name] > spare for name in counts):
+                chosen.add(unit.name)
+                held.update(counts)
+                left.subtract(dict.fromkeys(counts, 1))
     return chosen
 
 
