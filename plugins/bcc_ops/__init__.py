@@ -21,7 +21,9 @@ training/       architectures   build_model(config)
                 fit             fit -> TrainingRecord; checkpoints, resume
 evaluation/     predict         model + images -> probabilities
                 metrics         probabilities -> figures, with confidence intervals
+                lean_keras      Keras without what it imports for others
                 evaluate        challenger and champion on the same images -> EvaluationDocument
+                folder          a labelled folder -> the images to evaluate any model on
                 run_evaluation  a run's documents -> what evaluate needs, and back
 promotion/      gate            challenger, champion, thresholds -> GateDocument with reasons
                 looks           how often a validation set has been decided on

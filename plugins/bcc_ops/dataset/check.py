@@ -47,6 +47,24 @@ def check_folder(
         NoImages: there is no image in it, or no folder at all.
         TooManyRefused: more than `max_refused_fraction` of the images are refused.
     """
+    classes, images, ignored, validation = validate_folder(folder, config, classes=classes, memory_path=memory_path)
+    if sheets is not None:
+        from bcc_ops.dataset.contact_sheets import draw_contact_sheets
+
+        draw_contact_sheets(validation, {image.key: image.path for image in images}, sheets)
+    return _describe(validation, ignored, config, classes)
+
+
+def validate_folder(
+    folder: Path, config: RetrainingConfig, *, classes: Sequence[str] | None = None, memory_path: Path | None = None
+) -> tuple[tuple[str, ...], list[LocalImage], tuple[IgnoredKeys, ...], Validation]:
+    """Validate a folder that holds a folder a class, without splitting it.
+
+    Takes and raises what `check_folder` does.
+
+    Returns:
+        The classes, the images and what was ignored, as listed; and the validation.
+    """
     if not folder.is_dir():
         raise NoImages(f"{folder} is not a folder")
     classes = tuple(classes) if classes else tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
@@ -62,11 +80,7 @@ def check_folder(
             classes=classes,
             previous=None,
         )
-    if sheets is not None:
-        from bcc_ops.dataset.contact_sheets import draw_contact_sheets
-
-        draw_contact_sheets(validation, {image.key: image.path for image in images}, sheets)
-    return _describe(validation, ignored, config, classes)
+    return classes, images, ignored, validation
 
 
 def check_tables(document: CheckDocument) -> list[RenderableType]:

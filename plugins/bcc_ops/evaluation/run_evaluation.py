@@ -71,7 +71,7 @@ def evaluate_run(
         ModelError: the challenger's file is damaged, unsafe, or answers with no probabilities.
         DataError: there is nothing to evaluate on.
     """
-    from bcc_ops.evaluation.predict import load_classifier
+    from bcc_ops.evaluation.lean_keras import load_classifier
 
     split = _rows(store, SplitRow, inputs.class_weights.split, "class_weights.json names no split.parquet")
     contents = _rows(store, ContentRow, inputs.validation.contents, "validation.json names no contents.parquet")

@@ -26,7 +26,7 @@ def load_champion(registry: ModelRegistry, folder: Path) -> ChampionModel | None
         ArtifactError: the pointer is damaged.
         StorageUnavailable: the store did not answer; trying again may mend that, so it is no problem of the champion.
     """
-    from bcc_ops.evaluation.predict import load_classifier
+    from bcc_ops.evaluation.lean_keras import load_classifier
 
     pointer = registry.champion()
     if pointer is None or pointer.champion is None:

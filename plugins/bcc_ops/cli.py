@@ -1,0 +1,369 @@
+"""`python -m bcc_ops check | evaluate | predict | models`: the pipeline's parts on folders and files.
+
+Works without Airflow, and all but `models` without S3. Exit status 0 done, 1 a finding or a failure told in one line,
+2 wrong use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcc_ops.artifacts import Document, Estimate, EvaluationDocument, ModelDocument, parse_document
+from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.exceptions import BccError, ConfigError, DataError, ModelError
+
+if TYPE_CHECKING:
+    from bcc_ops.evaluation.predict import Classifier
+    from bcc_ops.promotion.registry import ModelRegistry
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: without the program's name; None for the process' own.
+
+    Returns:
+        The exit status.
+    """
+    given = parser().parse_args(arguments)
+    try:
+        return int(given.command(given))
+    except BccError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    top = argparse.ArgumentParser(prog="python -m bcc_ops", description="Breast-ultrasound retraining, on folders and files.")
+    commands = top.add_subparsers(title="commands", required=True)
+
+    check = commands.add_parser("check", help="validate and split a labelled folder, as a run would")
+    check.add_argument("folder", type=Path, metavar="DIR", help="a folder with a folder of images a class")
+    _json_file(check, "write the finding as a document")
+    check.add_argument("--sheets", type=Path, metavar="DIR", help="draw contact sheets of doubtful pairs into this folder")
+    _knobs(check)
+    check.set_defaults(command=check_command)
+
+    evaluate = commands.add_parser("evaluate", help="evaluate any model on any labelled folder: an external test")
+    evaluate.add_argument("model", type=Path, metavar="MODEL.h5", help="the model; a model.json beside it says what it answers")
+    evaluate.add_argument("folder", type=Path, metavar="DIR", help="a folder with a folder of images a class")
+    _json_file(evaluate, "write the evaluation as a document")
+    _classes(evaluate)
+    _knobs(evaluate)
+    evaluate.set_defaults(command=evaluate_command)
+
+    predict = commands.add_parser("predict", help="ask a model about images")
+    predict.add_argument("model", type=Path, metavar="MODEL.h5", help="the model; a model.json beside it says what it answers")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    predict.add_argument("--json", action="store_true", help="print a JSON object a line, an image each")
+    _classes(predict)
+    predict.set_defaults(command=predict_command)
+
+    models = commands.add_parser("models", help="list the versions and the champion of the configured bucket (BCC_BUCKET, …)")
+    models.add_argument("--json", action="store_true", help="print one JSON object")
+    models.set_defaults(command=models_command)
+    return top
+
+
+def _json_file(command: argparse.ArgumentParser, purpose: str) -> None:
+    command.add_argument("--json", type=Path, metavar="OUT", help=f"{purpose} (JSON)")
+
+
+def _classes(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--classes", metavar="A,B,C", help="the classes in the order of the model's answers, where no model.json says it"
+    )
+
+
+def _knobs(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KNOB=VALUE", help="a run's knob, such as min_side=32; may be repeated"
+    )
+
+
+def _config(given: argparse.Namespace) -> RetrainingConfig:
+    pairs = [pair.partition("=") for pair in given.set]
+    wrong = [name for name, equals, _ in pairs if not equals]
+    if wrong:
+        raise ConfigError(f"--set {wrong[0]}: KNOB=VALUE is needed")
+    return RetrainingConfig.resolve({name: value for name, _, value in pairs})
+
+
+def _write(path: Path, document: Document) -> None:
+    try:
+        path.write_bytes(document.to_json())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+
+
+# check ----------------------------------------------------------------------------------------------------------------
+
+
+def check_command(given: argparse.Namespace) -> int:
+    """Check a folder; 1 where it cannot be split, so that a script sees it."""
+    from rich.console import Console
+
+    from bcc_ops.dataset.check import check_folder, check_tables
+
+    document = check_folder(given.folder, _config(given), sheets=given.sheets)
+    if given.json:
+        _write(given.json, document)
+    console = Console()
+    for table in check_tables(document):
+        console.print(table)
+    return 1 if document.split_problem else 0
+
+
+# evaluate -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model file with what is known of it. `document` is its model.json; None where there is none."""
+
+    path: Path
+    classes: tuple[str, ...]
+    document: ModelDocument | None
+
+    @property
+    def threshold(self) -> float | None:
+        """The operating point's threshold; None where it is not known."""
+        return self.document.operating_point.threshold if self.document else None
+
+
+def known_model(path: Path, classes: str | None) -> KnownModel:
+    """Find out what a model file answers, from the model.json beside it or from `--classes`.
+
+    Raises:
+        ModelError: there is no such file, or model.json is about another one.
+        ArtifactError: model.json is damaged.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such file")
+    beside = path.with_name("model.json")
+    named = tuple(name.strip() for name in classes.split(",") if name.strip()) if classes else None
+    if not beside.is_file():
+        return KnownModel(path, named or Settings.from_environment().classes, None)
+    document = parse_document(ModelDocument, beside.read_bytes(), str(beside))
+    if hashlib.sha256(path.read_bytes()).hexdigest() != document.model.sha256:
+        raise ModelError(f"{path} is not the file that {beside} is about (sha256 differs); keep both of one version together")
+    if named and named != document.classes:
+        raise ModelError(f"--classes says {', '.join(named)}, but {beside} says {', '.join(document.classes)}")
+    return KnownModel(path, document.classes, document)
+
+
+def _load(model: KnownModel) -> Classifier:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from bcc_ops.evaluation.lean_keras import load_classifier
+
+    classifier = load_classifier(model.path)
+    if classifier.classes_count != len(model.classes):
+        raise ModelError(
+            f"{model.path} answers for {classifier.classes_count} classes, not for {', '.join(model.classes)}; "
+            "say which with --classes"
+        )
+    return classifier
+
+
+def evaluate_command(given: argparse.Namespace) -> int:
+    """Evaluate a model on a labelled folder; images that a run would refuse are refused here too, and counted."""
+    from bcc_ops.evaluation.evaluate import EvaluationPlan, evaluate_folder
+    from bcc_ops.evaluation.folder import usable_images
+    from bcc_ops.evaluation.metrics import Threshold
+
+    config = _config(given)
+    model = known_model(given.model, given.classes)
+    positive = model.document.positive_class if model.document else Settings.from_environment().positive_class
+    if positive not in model.classes:
+        raise ConfigError(f"BCC_POSITIVE_CLASS: {positive} is none of {', '.join(model.classes)}")
+    point = model.document.operating_point if model.document else None
+    reason = None if model.threshold is not None else "no model.json beside the model names a threshold"
+    threshold = Threshold(
+        model.threshold,
+        point.wanted_sensitivity if point else config.wanted_sensitivity,
+        point.chosen_on if point else "nothing",
+        reason,
+    )
+    plan = EvaluationPlan(
+        model.classes, positive, config.wanted_sensitivity, config.bootstrap_resamples, config.seed, "near-copy group"
+    )
+    classifier = _load(model)
+    found = usable_images(given.folder, config, model.classes)
+    document = evaluate_folder(
+        classifier, found.images, plan, made_up=found.validation.made_up > 0, digest=found.digest, threshold=threshold
+    )
+    if given.json:
+        _write(given.json, document)
+    _print_evaluation(document, len(found.validation.refused), sum(len(group.keys) for group in found.validation.conflicts))
+    return 0
+
+
+def _print_evaluation(document: EvaluationDocument, refused: int, conflicts: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    model = document.challenger
+    console = Console()
+    if document.made_up:
+        console.print("The images are made up: these figures say nothing about any patient.")
+    table = Table(title=f"{model.images} images, {refused} refused, {conflicts} left out as near copies under two labels")
+    for column in ("figure", "value", "95 % interval"):
+        table.add_column(column)
+    point = model.operating_point
+    rows = {
+        "balanced accuracy": model.balanced_accuracy,
+        "accuracy": model.accuracy,
+        "macro AUC": model.macro_auc,
+        f"{document.positive_class} sensitivity at the threshold": point.sensitivity,
+        f"{document.positive_class} specificity at the threshold": point.specificity,
+        **{f"{name} sensitivity": of_class.sensitivity for name, of_class in model.per_class.items()},
+        "expected calibration error": model.calibration.ece,
+    }
+    for name, estimate in rows.items():
+        table.add_row(name, *_cells(estimate))
+    console.print(table)
+
+
+def _cells(estimate: Estimate) -> tuple[str, str]:
+    if estimate.value is None:
+        return "-", str(estimate.reason)
+    interval = "" if estimate.low is None or estimate.high is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
+    return f"{estimate.value:.3f}", interval
+
+
+# predict --------------------------------------------------------------------------------------------------------------
+
+
+def predict_command(given: argparse.Namespace) -> int:
+    """Ask a model about images. What is no image is said, the others are answered; 1 where any was none."""
+    from bcc_ops.dataset.decoding import decode_rgb
+
+    model = known_model(given.model, given.classes)
+    readable: list[Path] = []
+    for path in given.images:
+        try:
+            decode_rgb(path)
+            readable.append(path)
+        except DataError as error:
+            print(f"error: {path}: {error}", file=sys.stderr)
+        except OSError as error:
+            print(f"error: {path}: {error.strerror}", file=sys.stderr)
+    if readable:
+        for path, probabilities in zip(readable, _load(model).predict(readable)):
+            _print_answer(answer(model, path, probabilities), given.json)
+    return 0 if len(readable) == len(given.images) else 1
+
+
+def answer(model: KnownModel, path: Path, probabilities: Sequence[float]) -> dict[str, Any]:
+    """What a model says about one image, as plain JSON values."""
+    by_class = {name: round(float(value), 6) for name, value in zip(model.classes, probabilities)}
+    found: dict[str, Any] = {
+        "image": str(path),
+        "class": max(by_class, key=lambda name: by_class[name]),
+        "probabilities": by_class,
+    }
+    document = model.document
+    if document and document.operating_point.threshold is not None:
+        found["threshold"] = document.operating_point.threshold
+        found[f"called_{document.positive_class}"] = by_class[document.positive_class] >= document.operating_point.threshold
+    if document:
+        found["version"] = document.version
+        found["made_up"] = document.made_up
+    return found
+
+
+def _print_answer(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    probabilities = ", ".join(f"{name} {value:.3f}" for name, value in found["probabilities"].items())
+    called = next(
+        (f"; {name.replace('_', ' ')}: {'yes' if value else 'no'}" for name, value in found.items() if "called_" in name), ""
+    )
+    made_up = " (a model of made-up images)" if found.get("made_up") else ""
+    print(f"{found['image']}: {found['class']} ({probabilities}){called}{made_up}")
+
+
+# models ---------------------------------------------------------------------------------------------------------------
+
+
+def models_command(given: argparse.Namespace) -> int:
+    """List the versions of the configured bucket, and which is the champion."""
+    from bcc_ops.promotion.registry import ModelRegistry
+
+    settings = Settings.from_environment()
+    registry = ModelRegistry(_store(settings), settings.models_prefix)
+    pointer = registry.read_pointer()
+    champion = pointer.champion if pointer else None
+    listed = [_listed(registry, version) for version in registry.versions()]
+    if given.json:
+        document = champion.model_dump(mode="json") if champion else None
+        print(json.dumps({"champion": document, "versions": listed}, indent=2, ensure_ascii=False))
+    else:
+        _print_models(listed, champion.version if champion else None)
+    if pointer and pointer.problem:
+        print(f"error: {pointer.problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _store(settings: Settings) -> Any:
+    import boto3
+
+    from bcc_ops.storage import ObjectStore
+
+    store = ObjectStore(boto3.client("s3"), settings.bucket)
+    store.check()
+    return store
+
+
+def _listed(registry: ModelRegistry, version: str) -> dict[str, Any]:
+    try:
+        document = registry.model(version)
+        evaluation = registry.store.load(EvaluationDocument, document.evaluation)
+    except BccError as error:
+        return {"version": version, "problem": str(error)}
+    return {
+        "version": version,
+        "as_of": document.as_of.isoformat(),
+        "run": document.run,
+        "architecture": document.architecture,
+        "made_up": document.made_up,
+        "balanced_accuracy": evaluation.challenger.balanced_accuracy.value,
+        "sensitivity": evaluation.challenger.operating_point.sensitivity.value,
+    }
+
+
+def _print_models(listed: Sequence[dict[str, Any]], champion: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not listed:
+        print("There are no versions yet.")
+        return
+    table = Table("", "version", "images as of", "architecture", "balanced accuracy", "sensitivity", "")
+    for version in reversed(listed):
+        figures = (version.get("balanced_accuracy"), version.get("sensitivity"))
+        note = version.get("problem") or ("made-up images" if version["made_up"] else "")
+        table.add_row(
+            "champion" if version["version"] == champion else "",
+            version["version"],
+            version.get("as_of", "-"),
+            version.get("architecture", "-"),
+            *("-" if figure is None else f"{figure:.3f}" for figure in figures),
+            note,
+        )
+    Console().print(table)
