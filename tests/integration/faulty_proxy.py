@@ -29,13 +29,14 @@ class FaultyProxy:
 
     Args:
         behind: the server that requests are passed on to.
-        plan: (path, number of the request for this path, from 1) -> a fault of `FAULTS`, or None. Only GETs of objects
-            are asked about.
+        plan: (path, number of the request for this path, from 1) -> a fault of `FAULTS`, or None.
+        listings: ask the plan about listings, and not about GETs of objects.
     """
 
-    def __init__(self, behind: S3Server, plan: Callable[[str, int], str | None]) -> None:
+    def __init__(self, behind: S3Server, plan: Callable[[str, int], str | None], listings: bool = False) -> None:
         self.behind = behind
         self.plan = plan
+        self.listings = listings
         self.requests: Counter[str] = Counter()
         self.released = threading.Event()
         proxy = self
@@ -63,9 +64,11 @@ class FaultyProxy:
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         """Pass a request on, or let it go wrong."""
         path = urlsplit(handler.path)
-        is_object = handler.command == "GET" and path.path.count("/") > 2 and "list-type" not in path.query
-        self.requests[path.path] += is_object
-        fault = self.plan(path.path, self.requests[path.path]) if is_object else None
+        is_listing = "list-type=2" in path.query or path.query.startswith("versions") or "&versions" in path.query
+        is_object = path.path.count("/") > 1 and not is_listing
+        planned = handler.command == "GET" and (is_listing if self.listings else is_object)
+        self.requests[path.path] += planned
+        fault = self.plan(path.path, self.requests[path.path]) if planned else None
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         if fault in _ANSWERS:
             status, content = _ANSWERS[fault]
@@ -117,9 +120,9 @@ class FaultyProxy:
 
 
 @contextmanager
-def faulty(behind: S3Server, plan: Callable[[str, int], str | None]) -> Iterator[FaultyProxy]:
+def faulty(behind: S3Server, plan: Callable[[str, int], str | None], listings: bool = False) -> Iterator[FaultyProxy]:
     """A proxy for as long as the block lasts."""
-    proxy = FaultyProxy(behind, plan)
+    proxy = FaultyProxy(behind, plan, listings)
     thread = threading.Thread(target=proxy.server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

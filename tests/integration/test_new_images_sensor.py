@@ -1,0 +1,410 @@
+"""The sensor against a real S3 server, poking and deferred: both go by the same core, and must say the same."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
+from airflow.sdk.module_loading import import_string
+
+from bcc_ops.artifacts import GateDocument, Reference, SnapshotDocument
+from bcc_ops.exceptions import StorageUnavailable
+from bcc_ops.operators.download_images import DownloadImagesOperator
+from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
+from bcc_ops.run_index import find_run
+from bcc_ops.sensors.new_images import NewImagesSensor
+from bcc_ops.storage import ObjectStore
+from bcc_ops.triggers.new_images import NewImagesTrigger
+from local.s3_server import S3Server
+from tests.integration.faulty_proxy import FaultyProxy, faulty
+
+Play = Callable[..., dict[str, Any]]
+PARAMS = {"settle_seconds": 0, "wait_for_images_minutes": 60}
+
+
+@pytest.fixture(params=[False, True], ids=["last_modified", "versions"])
+def bucket(request: pytest.FixtureRequest, make_store: Callable[..., ObjectStore]) -> ObjectStore:
+    """A fresh bucket of either kind."""
+    return make_store(versioned=request.param)
+
+
+@pytest.fixture
+def place(bucket: ObjectStore, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ObjectStore:
+    """The bucket, set up as the place that the pipeline runs in."""
+    monkeypatch.setenv("BCC_BUCKET", bucket.bucket)
+    monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_server.airflow_connection)
+    return bucket
+
+
+def context_of(run_type: str, run_id: str = "", logical_date: datetime | None = None, **params: Any) -> Any:
+    now = datetime.now(timezone.utc)
+    dates = {"logical_date": logical_date} if logical_date else {}
+    return {
+        "run_id": run_id or f"{run_type}__{now.isoformat()}",
+        "dag_run": SimpleNamespace(run_type=run_type, run_after=logical_date or now),
+        "params": {**PARAMS, **params},
+        **dates,
+    }
+
+
+@pytest.fixture(params=["poke", "deferrable"])
+def play(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
+    """Run the sensor to its end in one of its modes; between two looks, the next of `meanwhile` happens."""
+
+    def run(context: Any, *meanwhile: Callable[[], Any], pause: float = 0.0) -> dict[str, Any]:
+        happenings, looks = iter(meanwhile), iter(range(100))
+
+        def sleep(seconds: float) -> None:
+            assert next(looks, None) is not None, "the sensor waits for something that never comes"
+            next(happenings, lambda: None)()
+            time.sleep(pause)
+
+        sensor = NewImagesSensor(task_id="wait", deferrable=request.param == "deferrable", poke_interval=30)
+        if request.param == "poke":
+            monkeypatch.setattr("airflow.sdk.bases.sensor.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+            return dict(sensor.execute(context))
+
+        async def sleep_in_the_triggerer(seconds: float) -> None:
+            sleep(seconds)
+
+        async def fire(trigger: NewImagesTrigger) -> Any:
+            events = trigger.run()
+            event = await anext(events)
+            await events.aclose()
+            return event.payload
+
+        monkeypatch.setattr("bcc_ops.triggers.new_images.asyncio.sleep", sleep_in_the_triggerer)
+        method, event = "execute", None
+        while True:
+            try:
+                return dict(getattr(sensor, method)(context, *([event] if event else [])))
+            except TaskDeferred as deferred:
+                name, arguments = deferred.trigger.serialize()
+                event = asyncio.run(fire(import_string(name)(**arguments)))
+                method = deferred.method_name
+
+    yield run
+
+
+def upload(store: ObjectStore, *names: str) -> None:
+    for name in names:
+        store.put(f"images/{name}.png", f"{name} {time.time_ns()}".encode())
+
+
+def assess(store: ObjectStore, run_id: str, as_of: datetime) -> SnapshotDocument:
+    """A whole run that ends in a verdict, as far as this part is concerned."""
+    context = context_of("manual", run_id)
+    return give_verdict(store, snapshot_as_of(as_of, context))
+
+
+def snapshot_as_of(as_of: datetime, context: Any) -> dict[str, str]:
+    sighting = {"as_of": as_of.isoformat(), "images": 0, "digest": "", "change": None, "sentence": ""}
+    return dict(SnapshotDatasetOperator(task_id="snapshot", sighting=sighting).execute(context))
+
+
+def give_verdict(store: ObjectStore, reference: dict[str, str]) -> SnapshotDocument:
+    document = store.load(SnapshotDocument, reference)
+    gate = GateDocument(
+        verdict="rejected",
+        reasons=("no reason",),
+        rules=(),
+        as_of=document.as_of,
+        made_up=False,
+        champion_version=None,
+        champion_etag=None,
+        validation_digest="",
+        looks=1,
+        evaluation=Reference(**reference),
+    )
+    store.save(reference["uri"].split("/", 3)[3].replace("snapshot.json", "gate.json"), gate)
+    return document
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def past_second() -> datetime:
+    """This second, once it is over: S3 tells whole seconds, so that only what comes now is told to be later."""
+    moment = now().replace(microsecond=0)
+    while now() < moment + timedelta(seconds=1):
+        time.sleep(0.02)
+    return moment
+
+
+def test_the_first_images_start_a_run(place: ObjectStore, play: Play) -> None:
+    upload(place, "benign/a", "malignant/b")
+    seen = play(context_of("scheduled"))
+    assert seen["images"] == 2
+    assert seen["change"] is None
+    assert "no run was assessed before" in seen["sentence"]
+
+
+def test_a_night_waits_until_something_new_arrives(place: ObjectStore, play: Play) -> None:
+    upload(place, "benign/a", "malignant/b")
+    assess(place, "first", past_second())
+    before = now().replace(microsecond=0)
+    seen = play(context_of("scheduled"), lambda: None, lambda: upload(place, "normal/c"))
+    assert (seen["change"]["added"], seen["change"]["changed"], seen["change"]["removed"]) == (1, 0, 0)
+    assert datetime.fromisoformat(seen["as_of"]) >= before
+
+
+def test_a_night_without_news_is_skipped_with_a_sentence(place: ObjectStore, play: Play) -> None:
+    upload(place, "benign/a")
+    first = assess(place, "first", past_second())
+    with pytest.raises(AirflowSkipException, match=r"Nothing to train on until .*: the 1 images are those of .*__first\."):
+        play(context_of("scheduled", wait_for_images_minutes=0))
+    assert first.total == 1
+
+
+def test_an_upload_that_goes_on_is_taken_as_a_whole(place: ObjectStore, play: Play) -> None:
+    upload(place, "benign/a")
+    assess(place, "first", past_second())
+    upload(place, "benign/b")
+    more = [lambda n=n: upload(place, f"normal/{n}") for n in range(3)]
+    seen = play(context_of("scheduled", settle_seconds=4), *more, pause=0.4)
+    assert seen["change"]["added"] == 4
+
+
+def test_too_few_images_are_waited_on(place: ObjectStore, play: Play) -> None:
+    upload(place, "benign/a")
+    assess(place, "first", past_second())
+    upload(place, "benign/b")
+    seen = play(context_of("scheduled", min_new_images=3), lambda: upload(place, "benign/c"), lambda: upload(place, "benign/a"))
+    assert seen["change"] == {
+        **{"added": 2, "changed": 1, "removed": 0},
+        "examples": {"added": ["images/benign/b.png", "images/benign/c.png"], "changed": ["images/benign/a.png"], "removed": []},
+    }
+    with pytest.raises(AirflowSkipException, match="3 images are new, changed or gone, and 4 are needed"):
+        play(context_of("scheduled", min_new_images=4, wait_for_images_minutes=0))
+
+
+def test_a_removed_image_is_news_too(place: ObjectStore, play: Play) -> None:
+    upload(place, "benign/a", "benign/b")
+    assess(place, "first", past_second())
+    place.client.delete_object(Bucket=place.bucket, Key="images/benign/b.png")
+    assert play(context_of("scheduled"))["change"]["removed"] == 1
+
+
+def test_images_of_a_run_that_died_are_taken_up_by_the_next(place: ObjectStore, play: Play) -> None:
+    upload(place, "benign/a")
+    snapshot_as_of(past_second(), context_of("scheduled", "died"))
+    assert play(context_of("scheduled"))["images"] == 1
+
+
+def test_a_burst_of_events_is_one_run_that_saw_every_image(place: ObjectStore, play: Play) -> None:
+    upload(place, "benign/a")
+    assess(place, "first", past_second())
+    more = [lambda n=n: upload(place, *(f"normal/{n}-{m}" for m in range(10))) for n in range(5)]
+    context = context_of("asset_triggered")
+    upload(place, "benign/b")
+    seen = play({**context, "params": {**context["params"], "settle_seconds": 4}}, *more, pause=0.1)
+    assert seen["change"]["added"] == 51
+    snapshot = SnapshotDatasetOperator(task_id="s", sighting=seen).execute(context)
+    assert give_verdict(place, snapshot).total == 52
+    past_second()
+    with pytest.raises(AirflowSkipException, match="Nothing to train on: the 52 images are those of"):
+        play(context_of("asset_triggered"))
+
+
+def test_a_person_is_not_asked_to_wait(place: ObjectStore, play: Play) -> None:
+    upload(place, "benign/a")
+    assess(place, "first", past_second())
+    seen = play(context_of("manual"))
+    assert (seen["images"], seen["change"]["added"]) == (1, 0)
+
+
+def test_a_person_may_ask_for_a_past_moment(place: ObjectStore, play: Play) -> None:
+    upload(place, "benign/a")
+    moment = past_second()
+    upload(place, "benign/b")
+    seen = play(context_of("manual", as_of=moment.isoformat()))
+    assert (seen["images"], seen["as_of"]) == (1, moment.isoformat())
+
+
+def test_a_moment_in_the_future_is_refused(place: ObjectStore, play: Play) -> None:
+    with pytest.raises(AirflowFailException, match="as_of: 2999-01-01 00:00:00 UTC lies in the future"):
+        play(context_of("manual", as_of="2999-01-01T00:00:00+00:00"))
+
+
+def test_each_day_of_a_backfill_has_the_images_of_its_date(place: ObjectStore, play: Play) -> None:
+    days = [past_second()]
+    for name in ("benign/a", "benign/b"):
+        upload(place, name)
+        days.append(past_second())
+    days.append(past_second())
+    with pytest.raises(AirflowSkipException, match="there was no image as of"):
+        play(context_of("backfill", "day0", days[0]))
+    for n in (1, 2):
+        seen = play(context_of("backfill", f"day{n}", days[n]))
+        assert (seen["as_of"], seen["images"]) == (days[n].isoformat(), n)
+        give_verdict(
+            place, SnapshotDatasetOperator(task_id="s", sighting=seen).execute(context_of("backfill", f"day{n}", days[n]))
+        )
+    with pytest.raises(AirflowSkipException, match=r"Nothing to train on: the 2 images are those of .*__day2"):
+        play(context_of("backfill", "day3", days[3]))
+
+
+def test_the_same_backfill_again_changes_nothing(place: ObjectStore, play: Play) -> None:
+    upload(place, "benign/a")
+    context = context_of("backfill", "scheduled__day1", past_second())
+    snapshot = SnapshotDatasetOperator(task_id="s", sighting=play(context)).execute(context)
+    give_verdict(place, snapshot)
+    upload(place, "benign/b")
+    objects = list(place.list_objects("artifacts/"))
+    assert SnapshotDatasetOperator(task_id="s", sighting=play(context)).execute(context) == snapshot
+    again = list(place.list_objects("artifacts/"))
+    assert [(one["Key"], one["ETag"]) for one in again] == [(one["Key"], one["ETag"]) for one in objects]
+
+
+def test_a_cleared_run_keeps_to_its_snapshot(place: ObjectStore, play: Play) -> None:
+    upload(place, "benign/a")
+    context = context_of("scheduled", "night")
+    first = play(context)
+    snapshot = SnapshotDatasetOperator(task_id="s", sighting=first).execute(context)
+    upload(place, "benign/b")
+    again = play(context)
+    assert {**again, "sentence": ""} == {**first, "sentence": ""}
+    assert "own snapshot" in again["sentence"]
+    assert SnapshotDatasetOperator(task_id="s", sighting=again).execute(context) == snapshot
+
+
+def test_an_empty_prefix_is_a_failure_for_a_person_and_tells_what_is_there(place: ObjectStore) -> None:
+    place.put("images/Benign/a.png", b"x")
+    context = context_of("manual", "asked")
+    sighting = NewImagesSensor(task_id="wait").execute(context)
+    with pytest.raises(
+        AirflowFailException, match=r"NoImages: no image as of .*/images/benign/, .*1 folder of no configured class"
+    ):
+        SnapshotDatasetOperator(task_id="s", sighting=sighting).execute(context)
+
+
+def test_the_snapshot_names_its_predecessor_and_the_knobs(place: ObjectStore) -> None:
+    upload(place, "benign/a", "benign/a_mask", "malignant/b")
+    assess(place, "first", past_second())
+    upload(place, "normal/c")
+    context = context_of("manual", "second", epochs=3)
+    sighting = NewImagesSensor(task_id="wait").execute(context)
+    document = place.load(SnapshotDocument, SnapshotDatasetOperator(task_id="s", sighting=sighting).execute(context))
+    assert document.counts == {"benign": 1, "malignant": 1, "normal": 1}
+    assert document.previous_run is not None
+    assert document.previous_run.endswith("__first")
+    assert document.change is not None
+    assert document.change.added == 1
+    assert document.digest == sighting["digest"]
+    assert document.as_of_source == ("versions" if place.is_versioned() else "last_modified")
+    assert [(ignored.reason, ignored.count) for ignored in document.ignored] == [("name to ignore (masks)", 1)]
+    paths = find_run(place, "artifacts", "second")
+    assert paths is not None
+    assert b'"epochs": "given"' in place.get(paths.document("config.json"))
+
+
+def test_download_tells_counts_and_fetches_once(place: ObjectStore) -> None:
+    upload(place, "benign/a", "malignant/b")
+    context = context_of("manual", "asked")
+    snapshot = SnapshotDatasetOperator(task_id="s", sighting=NewImagesSensor(task_id="wait").execute(context)).execute(context)
+    counts = DownloadImagesOperator(task_id="d", snapshot=snapshot).execute(context)
+    assert (counts["images"], counts["fetched"]) == (2, 2)
+    assert DownloadImagesOperator(task_id="d", snapshot=snapshot).execute(context)["fetched"] == 0
+
+
+def _through(proxy: FaultyProxy, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = S3Server(proxy.endpoint, server.access_key, server.secret_key, 0).airflow_connection
+    quick = '"config_kwargs": {"retries": {"max_attempts": 1, "mode": "standard"}}, "endpoint_url"'
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", connection.replace('"endpoint_url"', quick))
+
+
+def test_a_store_that_fails_for_a_while_is_waited_for(
+    place: ObjectStore, play: Play, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(place, "benign/a")
+    assess(place, "first", past_second())
+    trouble = {"left": 0}
+
+    def plan(path: str, number: int) -> str | None:
+        trouble["left"] -= 1
+        return "503" if trouble["left"] >= 0 else None
+
+    with faulty(s3_server, plan, listings=True) as proxy:
+        _through(proxy, s3_server, monkeypatch)
+        monkeypatch.setattr("bcc_ops.dataset.arrivals.LONGEST_PAUSE", 0.1)
+        seen = play(context_of("scheduled"), lambda: trouble.update(left=3), lambda: upload(place, "benign/b"), pause=0.2)
+        assert seen["change"]["added"] == 1
+        assert trouble["left"] < 0
+
+
+def test_a_store_that_fails_for_good_is_told(
+    place: ObjectStore, play: Play, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(place, "benign/a")
+    assess(place, "first", past_second())
+    down = {"now": False}
+    monkeypatch.setattr("bcc_ops.dataset.arrivals.FAILURES", 3)
+    with faulty(s3_server, lambda path, number: "503" if down["now"] else None, listings=True) as proxy:
+        _through(proxy, s3_server, monkeypatch)
+        monkeypatch.setattr("bcc_ops.dataset.arrivals.LONGEST_PAUSE", 0.1)
+        with pytest.raises(StorageUnavailable, match=r"listing .*s3://.*/images/: reduce your request rate"):
+            play(context_of("scheduled"), lambda: down.update(now=True), pause=0.2)
+
+
+def test_the_trigger_serialises_to_what_makes_it_again() -> None:
+    arguments: dict[str, Any] = {
+        "aws_conn_id": "aws_default",
+        "bucket": "breast-images",
+        "rules": ["images", ["benign", "malignant", "normal"], ["*_mask*"]],
+        "versioned": True,
+        "watch": {
+            "deadline": "2026-11-22T08:00:00+00:00",
+            "settle_seconds": 60,
+            "poke_interval": 60.0,
+            "patient": True,
+            "known": {"abc": "the 3 images are those of the last assessed run, x"},
+            "digest": "abc",
+            "unchanged_since": "2026-11-22T01:00:00+00:00",
+            "failures": 2,
+            "not_before": "2026-11-22T02:05:00+00:00",
+        },
+    }
+    trigger = NewImagesTrigger(**arguments)
+    assert trigger.serialize() == ("bcc_ops.triggers.new_images.NewImagesTrigger", arguments)
+    assert NewImagesTrigger(**trigger.serialize()[1]).serialize() == trigger.serialize()
+
+
+def test_the_sensor_defers_with_all_that_it_knows(place: ObjectStore) -> None:
+    upload(place, "benign/a")
+    first = assess(place, "first", past_second())
+    with pytest.raises(TaskDeferred) as deferred:
+        NewImagesSensor(task_id="wait", poke_interval=30).execute(context_of("scheduled", settle_seconds=60))
+    path, arguments = deferred.value.trigger.serialize()
+    watch = arguments.pop("watch")
+    assert path == "bcc_ops.triggers.new_images.NewImagesTrigger"
+    assert arguments == {
+        "aws_conn_id": "aws_default",
+        "bucket": place.bucket,
+        "rules": ["images", ["benign", "malignant", "normal"], ["*_mask*"]],
+        "versioned": place.is_versioned(),
+    }
+    assert list(watch["known"]) == [first.digest]
+    assert watch["digest"] == first.digest
+    assert datetime.fromisoformat(watch["deadline"]) > now() + timedelta(minutes=59)
+    assert deferred.value.method_name == "resume"
+
+
+def test_a_waiting_sensor_and_its_trigger_load_no_tensorflow() -> None:
+    code = (
+        "import sys, bcc_ops.sensors.new_images, bcc_ops.triggers.new_images, bcc_ops.sensors.events;"
+        "print([name for name in ('tensorflow', 'keras', 'pyarrow', 'obstore', 'matplotlib', 'PIL') if name in sys.modules])"
+    )
+    environment = {"PYTHONPATH": ":".join(path for path in sys.path if path), "PATH": "", "HOME": str(Path.home())}
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip().splitlines()[-1] == "[]"
