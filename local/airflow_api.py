@@ -57,6 +57,10 @@ class AirflowApi:
         except httpx.HTTPError as error:
             raise AirflowError(f"{self.address} does not answer: {error or type(error).__name__}") from None
 
+    def close(self) -> None:
+        """Close the connections that are kept for the next call."""
+        self._client.close()
+
     def health(self) -> dict[str, str]:
         """Component -> "healthy" or what else Airflow says of it: metadatabase, scheduler, triggerer, dag_processor."""
         try:

@@ -200,6 +200,10 @@ class ComposeStack:
         self._stop()
 
     def _stop(self) -> None:
+        with suppress(KeyError):
+            self.__dict__.pop("api").close()
+        with suppress(KeyError):
+            self.__dict__.pop("store").client.close()
         self.supervisor.stop(last=("postgres", "redis", "s3"))
         shutil.rmtree(self._postgres_data, ignore_errors=True)
 
