@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-METHOD = 2
+METHOD = 3
 """Goes up whenever decoding, fingerprints or the comparison of pixels change: what was learned otherwise is forgotten."""
 
 HASH_BYTES = 8
@@ -27,7 +27,7 @@ LEVEL_RATIO = 1.2
 _FEATURES = 300
 _LEVELS = 5
 _MARGIN = 16
-_SMALL = 128
+_SMALL = 256
 
 Gray = npt.NDArray[np.uint8]
 
