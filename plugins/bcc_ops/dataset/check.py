@@ -86,6 +86,7 @@ def validate_folder(
 def check_tables(document: CheckDocument) -> list[RenderableType]:
     """The document for a terminal: pass them to a rich console one after the other."""
     from rich.table import Table
+    from rich.text import Text  # plain text: brackets in a name are no markup
 
     validation = document.validation
     counts = Table(title="Images", title_justify="left")
@@ -112,16 +113,16 @@ def check_tables(document: CheckDocument) -> list[RenderableType]:
     if validation.refused:
         refused = Table("image", "reason", "detail", title="Refused", title_justify="left")
         for image in validation.refused[:_LISTED_AT_MOST]:
-            refused.add_row(image.key, image.reason, image.detail)
+            refused.add_row(Text(image.key), image.reason, Text(image.detail))
         tables.append(_cut(refused, len(validation.refused)))
     if validation.conflicts:
         conflicts = Table("images", "labels", title="Near copies under two labels (left out)", title_justify="left")
         for group in validation.conflicts[:_LISTED_AT_MOST]:
-            conflicts.add_row("\n".join(group.keys), ", ".join(group.labels))
+            conflicts.add_row(Text("\n".join(group.keys)), Text(", ".join(group.labels)))
         tables.append(_cut(conflicts, len(validation.conflicts)))
-    tables.extend(f"warning: {warning}" for warning in validation.warnings)
+    tables.extend(Text(f"warning: {warning}") for warning in validation.warnings)
     if document.split_problem:
-        tables.append(f"no split: {document.split_problem}")
+        tables.append(Text(f"no split: {document.split_problem}"))
     return tables
 
 
