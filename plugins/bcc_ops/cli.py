@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,16 +167,31 @@ def known_model(path: Path, classes: str | None) -> KnownModel:
 
 
 def _load(model: KnownModel) -> Classifier:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from bcc_ops.evaluation.lean_keras import load_classifier
 
-    classifier = load_classifier(model.path)
+    with _native_stderr_closed():
+        classifier = load_classifier(model.path)
     if classifier.classes_count != len(model.classes):
         raise ModelError(
             f"{model.path} answers for {classifier.classes_count} classes, not for {', '.join(model.classes)}; "
             "say which with --classes"
         )
     return classifier
+
+
+@contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """Keep back what TensorFlow's C++ says when it is loaded, whatever its log level: an error here is one line."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def evaluate_command(given: argparse.Namespace) -> int:

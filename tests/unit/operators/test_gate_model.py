@@ -1,0 +1,105 @@
+"""The gate as a task: what it writes, hands on and skips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG
+from airflow.sdk.exceptions import DownstreamTasksSkipped
+
+from bcc_ops.artifacts import GateDocument
+from bcc_ops.config import Settings
+from bcc_ops.operators.gate_model import GateModelOperator
+from bcc_ops.operators.upload_model import approver
+from bcc_ops.storage import ObjectStore
+from tests.unit.report.samples import PATHS, config_document, evaluation_document, snapshot_document
+
+OPENING = {"min_malignant_sensitivity": 0.0, "min_balanced_accuracy": 0.0, "min_macro_auc": 0.0}
+
+
+class Pushed(dict[str, Any]):
+    def __call__(self, *, key: str, value: Any) -> None:
+        self[key] = value
+
+
+@pytest.fixture
+def decide(store: ObjectStore) -> Callable[..., tuple[GateDocument, set[str], Pushed]]:
+    """Run the gate's task with these knobs: the document it wrote, the tasks it skipped, what it pushed."""
+
+    def run(run_type: str = "scheduled", **knobs: Any) -> tuple[GateDocument, set[str], Pushed]:
+        store.save(PATHS.document("config.json"), config_document(**knobs))
+        snapshot = store.save(PATHS.document("snapshot.json"), snapshot_document(bucket=store.bucket)).to_xcom()
+        evaluation = store.save(PATHS.document("evaluation.json"), evaluation_document(champion=False)).to_xcom()
+        with DAG("d", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
+            gate = GateModelOperator(
+                task_id="gate_model",
+                snapshot=snapshot,
+                evaluation=evaluation,
+                approve_task_id="approve_model",
+                upload_task_id="upload_model",
+                always=["publish_plots"],
+            )
+            plots, approve, upload = (EmptyOperator(task_id=name) for name in ("publish_plots", "approve_model", "upload_model"))
+            gate >> [plots, approve, upload]
+            approve >> upload
+        gate.__dict__["store"] = store
+        gate.__dict__["settings"] = Settings(bucket=store.bucket)
+        pushed = Pushed()
+        context = {
+            "ti": SimpleNamespace(task=gate, map_index=-1, xcom_push=pushed),
+            "dag_run": SimpleNamespace(run_type=run_type),
+        }
+        skipped: set[str] = set()
+        try:
+            gate.execute(context)  # type: ignore[arg-type]
+        except DownstreamTasksSkipped as skip:
+            skipped = {name for name, _ in skip.tasks}
+        return store.load_key(GateDocument, PATHS.document("gate.json")), skipped, pushed
+
+    return run
+
+
+def test_an_approved_model_goes_to_the_upload_and_nobody_is_asked(decide: Any) -> None:
+    gate, skipped, _ = decide(**OPENING)
+    assert gate.verdict == "approved_without_champion"
+    assert skipped == {"approve_model"}
+
+
+def test_a_person_is_asked_where_the_run_says_so_and_the_upload_waits_for_it(decide: Any) -> None:
+    _, skipped, _ = decide(require_approval=True, **OPENING)
+    assert skipped == set()
+
+
+def test_a_rejected_model_is_a_result_and_the_plots_are_still_published(decide: Any) -> None:
+    gate, skipped, _ = decide(min_macro_auc=1.0)
+    assert gate.verdict == "rejected"
+    assert skipped == {"approve_model", "upload_model"}
+
+
+def test_a_backfill_is_told_by_the_runs_type_and_leaves_the_champion_alone(decide: Any) -> None:
+    gate, skipped, _ = decide(run_type="backfill", **OPENING)
+    assert gate.reasons == ("A backfill leaves the champion alone: promote_backfill is off.",)
+    assert "upload_model" in skipped
+
+
+@pytest.mark.parametrize("knobs", [OPENING, {"require_approval": True, **OPENING}, {"min_macro_auc": 1.0}])
+def test_the_xcom_is_the_reference_to_gate_json_whatever_is_skipped(decide: Any, store: ObjectStore, knobs: Any) -> None:
+    gate, _, pushed = decide(**knobs)
+    assert store.load(GateDocument, pushed["return_value"]) == gate
+
+
+def test_deciding_again_does_not_count_as_another_look(decide: Any) -> None:
+    first, _, _ = decide(**OPENING)
+    second, _, _ = decide(**OPENING)
+    assert first.looks == second.looks == 1
+
+
+def test_who_approved_is_the_person_that_was_asked_or_the_gate() -> None:
+    answered = {"chosen_options": ["Approve"], "responded_by_user": {"id": "7", "name": "ana"}}
+    assert approver(answered) == "ana (asked in the UI)"
+    assert approver(None) == "the gate"

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bcc_ops.artifacts import Estimate
+from bcc_ops.exceptions import ConfigError
+from bcc_ops.promotion.approval import approval_text
+from bcc_ops.promotion.model_card import MISSING, WRITTEN_BY_PEOPLE, CardSources, read_template, render_model_card
+from bcc_ops.promotion.registry import ModelRegistry
+from bcc_ops.storage import ObjectStore
+from tests.unit.promotion.samples import model_document
+from tests.unit.report import samples
+
+REGISTRY = ModelRegistry(ObjectStore(None, "bucket"), "models")  # type: ignore[arg-type]
+
+TEMPLATE = """What the hospital wrote.
+
+## Intended use
+
+A second reader for trained sonographers.
+
+## Reference standard
+Histology; for normal images two years of follow-up.
+
+## Contact
+
+## Something else
+not for the card
+"""
+
+
+def sources(**changes: Any) -> CardSources:
+    documents: dict[str, Any] = {
+        "model": model_document(REGISTRY, b"weights"),
+        "snapshot": samples.snapshot_document(),
+        "validation": samples.validation_document(),
+        "class_weights": samples.class_weights_document(),
+        "training": samples.training_document(),
+        "evaluation": samples.evaluation_document(),
+        "gate": samples.gate_document("approved"),
+    }
+    return CardSources(**{**documents, **changes})
+
+
+def section(card: str, heading: str) -> str:
+    return card.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0].strip()
+
+
+def test_what_nobody_wrote_is_shown_as_missing() -> None:
+    card = render_model_card(sources(), "")
+    assert [section(card, heading) for heading in WRITTEN_BY_PEOPLE] == [MISSING] * len(WRITTEN_BY_PEOPLE)
+
+
+def test_what_people_wrote_is_taken_from_the_template_and_an_empty_heading_stays_missing() -> None:
+    card = render_model_card(sources(), TEMPLATE)
+    assert section(card, "Intended use") == "A second reader for trained sonographers."
+    assert section(card, "Reference standard").startswith("Histology;")
+    assert section(card, "Contact") == MISSING
+    assert "not for the card" not in card
+
+
+def test_the_images_are_shown_as_a_flow_that_adds_up() -> None:
+    flow = section(render_model_card(sources(), ""), "Images")
+    assert "| – refused: damaged | 1 |" in flow
+    assert "| – refused: too small | 1 |" in flow
+    assert "| – one lesion under two labels | 2 |" in flow
+    assert "| = usable | 617 |" in flow
+    assert "| = train | 419 |" in flow and "| = tuning | 74 |" in flow and "| = validation | 124 |" in flow
+    assert "| malignant | 113 | 20 | 33 | 1.236 |" in flow
+
+
+def test_figures_come_with_their_intervals_and_missing_ones_with_their_reason() -> None:
+    evaluation = samples.evaluation_document()
+    challenger = evaluation.challenger.model_copy(update={"macro_auc": Estimate.missing("there is no image of normal")})
+    card = render_model_card(sources(evaluation=evaluation.model_copy(update={"challenger": challenger})), "")
+    figures = section(card, "Figures on the validation images")
+    assert "not available: there is no image of normal" in figures
+    assert "| malignant sensitivity there | 0.880 (0.830 to 0.930) |" in card
+    assert "2000 bootstrap resamples by near-copy group" in figures
+
+
+def test_the_comparison_names_the_champion_and_what_was_left_out() -> None:
+    text = section(render_model_card(sources(), ""), "Against the champion before it")
+    assert "20261115T020000Z-3f9c2a1b" in text and "4 left out" in text
+    alone = render_model_card(sources(evaluation=samples.evaluation_document(champion=False)), "")
+    assert section(alone, "Against the champion before it") == "There was no champion."
+
+
+def test_a_card_of_made_up_images_says_so_before_anything_else() -> None:
+    card = render_model_card(sources(model=model_document(REGISTRY, b"w", made_up=True)), "")
+    assert card.splitlines()[2] == "> **The images are made up: no figure below says anything about any patient.**"
+
+
+def test_limits_follow_from_what_the_run_could_and_could_not_do() -> None:
+    limits = section(render_model_card(sources(), ""), "Known limits")
+    assert "Patients are not known" in limits and "Not evaluated on images from another site" in limits
+    by_patient = sources(class_weights=samples.class_weights_document(split_unit="patient"))
+    assert "Patients are not known" not in render_model_card(by_patient, "")
+
+
+def test_a_pipe_or_a_line_break_in_a_name_does_not_break_a_table() -> None:
+    broken = samples.class_weights_document(
+        classes=("benign", "mal|ign\nant", "normal"),
+        counts={part: {"benign": 1, "mal|ign\nant": 2, "normal": 3} for part in ("train", "tuning", "validation")},
+        weights={"benign": 1.0, "mal|ign\nant": 1.0, "normal": 1.0},
+    )
+    assert "| mal\\|ign ant | 2 | 2 | 2 | 1.000 |" in render_model_card(sources(class_weights=broken), "")
+
+
+def test_the_same_documents_give_the_same_bytes() -> None:
+    assert render_model_card(sources(), TEMPLATE) == render_model_card(sources(), TEMPLATE)
+
+
+def test_a_template_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    assert read_template("") == ""
+    with pytest.raises(ConfigError, match=r"BCC_MODEL_CARD_TEMPLATE: .*gone\.md"):
+        read_template(str(tmp_path / "gone.md"))
+    (tmp_path / "binary.md").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="as text"):
+        read_template(str(tmp_path / "binary.md"))
+
+
+def test_the_question_to_a_person_has_the_verdict_every_rule_and_the_report() -> None:
+    gate = samples.gate_document("approved")
+    subject, body = approval_text(gate, samples.PATHS, "/bcc/runs/d/r/report")
+    assert subject == "May the breast-ultrasound model of 2026-11-22 02:00 UTC replace champion 20261115T020000Z-3f9c2a1b?"
+    assert "[Report of the run](/bcc/runs/d/r/report)" in body
+    assert all(rule.sentence in body for rule in gate.rules)
+    assert "| max_looks | – |" in body and "| min_macro_auc | yes |" in body
+    assert "made up" not in body
+
+
+def test_the_question_about_made_up_images_says_so() -> None:
+    first = samples.gate_document("approved_without_champion", made_up=True, champion_version=None)
+    subject, body = approval_text(first, samples.PATHS, "/r")
+    assert subject.endswith("become the first champion?")
+    assert body.startswith("**The images are made up")
