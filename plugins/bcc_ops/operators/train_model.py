@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from bcc_ops.training.run_training import WarmStart
+
+
+log = logging.getLogger(__name__)
 
 
 class TrainModelOperator(BccOperator):
@@ -53,8 +57,7 @@ class TrainModelOperator(BccOperator):
             warm_start=self._champion,
             cache_dir=self.settings.cache_dir,
         )
-        training = train_run(self.store, run.paths, inputs, self._stop)
-        return self.store.save(run.paths.document("training.json"), training).to_xcom()
+        return train_run(self.store, run.paths, inputs, self._stop).to_xcom()
 
     def _champion(self) -> WarmStart | None:
         from bcc_ops.evaluation.predict import Classifier
@@ -65,7 +68,7 @@ class TrainModelOperator(BccOperator):
         with tempfile.TemporaryDirectory(prefix="bcc-champion-") as folder:
             champion = load_champion(ModelRegistry(self.store, self.settings.models_prefix), Path(folder))
         if champion is None or not isinstance(champion.model, Classifier):
-            self.log.warning("there is no champion to start from: %s", champion.problem if champion else "none was promoted yet")
+            log.warning("there is no champion to start from: %s", champion.problem if champion else "none was promoted yet")
             return None
         return WarmStart(champion.version, champion.model.model)
 

@@ -92,7 +92,7 @@ def train(
     rows, best, best_epoch = list(reached.rows), reached.best, reached.best_epoch
     resumed_after = (*reached.resumed_after, len(rows)) if rows else ()
     seconds = reached.seconds
-    watch = _Watch(stop, limit=_EXPLODED * math.log(len(pixels.classes)))
+    watch = _Watch(stop, limit=_EXPLODED * math.log(len(pixels.classes)) * max(weights.values()))
     augmentation = Augmentation.of(config)
 
     while len(rows) < config.epochs and not _patience_ended(rows, best_epoch, config):
@@ -147,7 +147,8 @@ def _compile(classifier: keras.Model, config: RetrainingConfig, devices: Devices
         metrics=["accuracy"],
         jit_compile=devices.jit_compile,
     )
-    optimizer.build(classifier.trainable_variables)
+    # Under mixed precision Keras wraps the optimizer into one that scales the loss, which has variables of its own.
+    classifier.optimizer.build(classifier.trainable_variables)
     return classifier.optimizer
 
 
@@ -225,7 +226,7 @@ def history_csv(rows: Sequence[EpochRow]) -> bytes:
     return text.getvalue().encode()
 
 
-class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
+class _Watch(keras.callbacks.Callback):
     """After each batch: was it stopped from outside, did it diverge?"""
 
     def __init__(self, stop: threading.Event, limit: float) -> None:

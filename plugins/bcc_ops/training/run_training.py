@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from bcc_ops.artifacts import PARTITIONS, ClassWeightsDocument, EpochRow, Partition, SnapshotDocument, TrainingDocument
+from bcc_ops.artifacts import PARTITIONS, ClassWeightsDocument, EpochRow, Partition, Reference, SnapshotDocument, TrainingDocument
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.input_pipeline import Pixels, decode_images, read_as_notebook
 from bcc_ops.exceptions import ArtifactError
@@ -24,7 +24,7 @@ from bcc_ops.tables import SplitRow, read_rows
 from bcc_ops.training.architectures import build_classifier, copy_matching_weights, with_mirror_image
 from bcc_ops.training.checkpoints import CheckpointFolder
 from bcc_ops.training.devices import Devices, peak_memory_mb, prepare_devices, require_gpu, versions
-from bcc_ops.training.fit import history_csv, train
+from bcc_ops.training.fit import TrainingRecord, history_csv, train
 from bcc_ops.training.pretrained import backbone_weights
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class RunInputs:
     cache_dir: Path
 
 
-def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: threading.Event) -> TrainingDocument:
-    """Train this run's challenger and write `history.csv`, as epochs end, and `model.h5`.
+def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: threading.Event) -> Reference:
+    """Train this run's challenger and write `history.csv`, as epochs end, `model.h5` and `training.json`.
 
     Args:
         store: the bucket.
@@ -76,7 +76,7 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         stop: training stops within a batch once this is set.
 
     Returns:
-        training.json, not yet written.
+        The reference to training.json.
 
     Raises:
         GpuMissing: one was asked for and is not there; nothing was downloaded.
@@ -117,42 +117,11 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         file = save_model(classifier, record.weights, config.test_time_flip, Path(scratch) / "model.h5")
         model = store.put_file(paths.document("model.h5"), file)
     history = store.put_referenced(history_key, history_csv(record.rows), "text/csv")
-    checkpoints.clear()
+    document = _describe(inputs, devices, record, champion, parameters=classifier.count_params(), history=history, model=model)
+    reference = store.save(paths.document("training.json"), document)
+    checkpoints.clear()  # not before the document lies there: until then a retry needs it
     log.info("trained in %.0f s, best epoch %d of %d: %s", record.seconds, record.best_epoch, len(record.rows), model.uri)
-    return TrainingDocument(
-        preset=config.preset,
-        architecture=config.architecture,
-        weights=config.weights,
-        warm_started_from=champion.version if champion else None,
-        classes=inputs.class_weights.classes,
-        image_size=config.image_size,
-        preprocessing="inside the model: it takes raw 0-255 RGB pixels"
-        + (" and answers the mean over the image and its mirror image" if config.test_time_flip else ""),
-        parameters=classifier.count_params(),
-        seed=config.seed,
-        deterministic=config.deterministic,
-        determinism_note=devices.determinism_note,
-        mixed_precision=devices.mixed_precision,
-        xla=devices.xla,
-        versions=versions(),
-        devices=devices.names,
-        host=platform.node(),
-        images=_counts(inputs.class_weights),
-        epochs_planned=config.epochs,
-        epochs_run=len(record.rows),
-        best_epoch=record.best_epoch,
-        stopped_early=record.stopped_early,
-        resumed_after_epochs=record.resumed_after,
-        seconds=record.seconds,
-        seconds_per_epoch=record.seconds / len(record.rows),
-        images_per_second=sum(row.images_per_second for row in record.rows) / len(record.rows),
-        peak_memory_mb=peak_memory_mb(),
-        snapshot_digest=inputs.snapshot.digest,
-        config_digest=inputs.config_digest,
-        made_up=inputs.made_up,
-        history=history,
-        model=model,
-    )
+    return reference
 
 
 def _build(inputs: RunInputs, devices: Devices, store: ObjectStore, champion: WarmStart | None) -> keras.Model:
@@ -211,6 +180,53 @@ def save_model(classifier: keras.Model, weights: Sequence[np.ndarray], test_time
     finally:
         absl.setLevel(level)
     return path
+
+
+def _describe(
+    inputs: RunInputs,
+    devices: Devices,
+    record: TrainingRecord,
+    champion: WarmStart | None,
+    *,
+    parameters: int,
+    history: Reference,
+    model: Reference,
+) -> TrainingDocument:
+    config = inputs.config
+    return TrainingDocument(
+        preset=config.preset,
+        architecture=config.architecture,
+        weights=config.weights,
+        warm_started_from=champion.version if champion else None,
+        classes=inputs.class_weights.classes,
+        image_size=config.image_size,
+        preprocessing="inside the model: it takes raw 0-255 RGB pixels"
+        + (" and answers the mean over the image and its mirror image" if config.test_time_flip else ""),
+        parameters=parameters,
+        seed=config.seed,
+        deterministic=config.deterministic,
+        determinism_note=devices.determinism_note,
+        mixed_precision=devices.mixed_precision,
+        xla=devices.xla,
+        versions=versions(),
+        devices=devices.names,
+        host=platform.node(),
+        images=_counts(inputs.class_weights),
+        epochs_planned=config.epochs,
+        epochs_run=len(record.rows),
+        best_epoch=record.best_epoch,
+        stopped_early=record.stopped_early,
+        resumed_after_epochs=record.resumed_after,
+        seconds=record.seconds,
+        seconds_per_epoch=record.seconds / len(record.rows),
+        images_per_second=sum(row.images_per_second for row in record.rows) / len(record.rows),
+        peak_memory_mb=peak_memory_mb(),
+        snapshot_digest=inputs.snapshot.digest,
+        config_digest=inputs.config_digest,
+        made_up=inputs.made_up,
+        history=history,
+        model=model,
+    )
 
 
 def _counts(document: ClassWeightsDocument) -> dict[Partition, int]:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +22,7 @@ from bcc_ops.dataset.input_pipeline import Pixels
 from bcc_ops.exceptions import DivergedError, OutOfMemory, TrainingInterrupted
 from bcc_ops.training.architectures import build_classifier
 from bcc_ops.training.checkpoints import CheckpointFolder
-from bcc_ops.training.devices import prepare_devices
+from bcc_ops.training.devices import Devices, prepare_devices
 from bcc_ops.training.fit import TrainingRecord, describe_epoch, history_csv, train, tuning_figures
 
 CLASSES = ("benign", "malignant", "normal")
@@ -234,3 +238,44 @@ def test_an_epochs_line_says_what_a_person_waits_for() -> None:
         "epoch,loss,accuracy,tuning_loss,tuning_accuracy,tuning_balanced_accuracy,learning_rate,seconds,images_per_second",
         "3,0.5,0.75,0.625,0.7,0.65,0.001,30.0,40.0",
     ]
+
+
+def test_training_in_16_bits_resumes_as_it_would_have_gone_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor this is slow and of no use, but the optimizer that scales the loss is the one of a GPU."""
+
+    def die(rows: Sequence[EpochRow]) -> None:
+        raise _Dies
+
+    prepare = prepare_devices
+
+    def in_16_bits(*args: Any) -> Devices:
+        devices = prepare(*args)
+        keras.config.set_dtype_policy("mixed_float16")
+        return devices
+
+    monkeypatch.setattr(sys.modules[__name__], "prepare_devices", in_16_bits)
+    try:
+        undisturbed = _train(tmp_path / "undisturbed", epochs=2)
+        with pytest.raises(_Dies):
+            _train(tmp_path / "killed", epochs=2, on_epoch=die)
+        resumed = _train(tmp_path / "killed", epochs=2)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+    assert resumed.resumed_after == (1,)
+    assert _figures(resumed) == _figures(undisturbed)
+    assert all(array.dtype == np.float32 for array in resumed.weights)
+
+
+@pytest.mark.slow
+def test_training_over_several_devices_works_and_keeps_its_checkpoint_whole(tmp_path: Path) -> None:
+    """Two virtual processors take the place of two GPUs, in a process of its own: devices are made at its start."""
+    script = Path(__file__).with_name("train_on_two_devices.py")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["plugins", "."])}
+
+    answer = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, env=environment, timeout=280, check=False
+    )
+
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    assert json.loads(answer.stdout.splitlines()[-1]) == {"replicas": 2, "resumed_after": [1], "rows": 2}
