@@ -10,15 +10,23 @@ from urllib.parse import quote
 import httpx
 
 RUN_ENDED = ("success", "failed")
-TASK_ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
+
+_PATIENCE = 180.0
 
 
 class AirflowError(RuntimeError):
     """Airflow does not answer, or refuses. One line."""
 
 
+class AirflowUnavailable(AirflowError):
+    """Airflow does not answer now; it may later."""
+
+
 class AirflowApi:
     """A client for one Airflow.
+
+    An API server that is starting again, or has too much to do, is waited for: what may be asked twice is asked again
+    for three minutes.
 
     Args:
         address: `http://127.0.0.1:8080`.
@@ -27,6 +35,8 @@ class AirflowApi:
 
     def __init__(self, address: str, user: str, password: str) -> None:
         self.address = address
+        self.patience = _PATIENCE
+        """Seconds for which a server that does not answer is asked again."""
         self._login = {"username": user, "password": password}
         # trust_env: a proxy configured for this machine must not be asked for its own loopback
         self._client = httpx.Client(base_url=address, timeout=30, trust_env=False)
@@ -36,12 +46,25 @@ class AirflowApi:
         """Send a request below `/api/v2` and return the answer's JSON.
 
         Raises:
-            AirflowError: no answer, or one of 400 and above; the message has Airflow's own detail.
+            AirflowUnavailable: no answer, or one of 500 and above; after three minutes for GET and PATCH.
+            AirflowError: an answer of 400 and above; the message has Airflow's own detail.
         """
+        deadline = time.monotonic() + (self.patience if method in ("GET", "PATCH") else 0)
+        while True:
+            try:
+                return self._call_once(method, path, **request)
+            except AirflowUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+    def _call_once(self, method: str, path: str, **request: Any) -> Any:
         answer = self._send(method, path, **request)
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             self._token = None
             answer = self._send(method, path, **request)
+        if answer.is_server_error:
+            raise AirflowUnavailable(f"{method} {path}: {answer.status_code} {_detail(answer)}")
         if answer.is_error:
             raise AirflowError(f"{method} {path}: {answer.status_code} {_detail(answer)}")
         return answer.json() if answer.content else None
@@ -55,7 +78,7 @@ class AirflowApi:
                 self._token = answer.json()["access_token"]
             return self._client.request(method, f"/api/v2{path}", headers={"Authorization": f"Bearer {self._token}"}, **request)
         except httpx.HTTPError as error:
-            raise AirflowError(f"{self.address} does not answer: {error or type(error).__name__}") from None
+            raise AirflowUnavailable(f"{self.address} does not answer: {error or type(error).__name__}") from None
 
     def close(self) -> None:
         """Close the connections that are kept for the next call."""

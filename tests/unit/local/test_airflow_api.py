@@ -1,0 +1,85 @@
+"""The REST client, against a server that answers as the test says."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+
+from local.airflow_api import AirflowApi, AirflowError, AirflowUnavailable
+
+
+def _client(*answers: httpx.Response | Exception) -> tuple[AirflowApi, list[httpx.Request]]:
+    """A client whose requests, logins aside, get these answers one by one."""
+    waiting, seen = list(answers), []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/auth/token":
+            return httpx.Response(201, json={"access_token": f"token-{len(seen)}"})
+        seen.append(request)
+        answer = waiting.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    api = AirflowApi("http://127.0.0.1:1", "admin", "password")
+    api._client = httpx.Client(base_url="http://127.0.0.1:1", transport=httpx.MockTransport(handle))
+    return api, seen
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("local.airflow_api.time.sleep", lambda seconds: None)
+
+
+def test_a_run_is_triggered_without_a_logical_date() -> None:
+    api, seen = _client(httpx.Response(200, json={"dag_run_id": "mine"}))
+    assert api.trigger("dag", {"epochs": 2}, run_id="mine") == "mine"
+    assert json.loads(seen[0].content) == {"conf": {"epochs": 2}, "logical_date": None, "dag_run_id": "mine"}
+
+
+def test_an_expired_token_is_renewed() -> None:
+    api, seen = _client(httpx.Response(401), httpx.Response(200, json={"state": "success"}))
+    assert api.run("dag", "mine")["state"] == "success"
+    assert [request.headers["Authorization"] for request in seen] == ["Bearer token-0", "Bearer token-1"]
+
+
+@pytest.mark.parametrize("trouble", [httpx.ConnectError("refused"), httpx.ReadTimeout("timed out"), httpx.Response(503)])
+def test_a_server_that_is_starting_again_is_waited_for(trouble: httpx.Response | Exception) -> None:
+    api, seen = _client(trouble, trouble, httpx.Response(200, json={"state": "running"}))
+    assert api.run("dag", "mine")["state"] == "running"
+    assert len(seen) == 3
+
+
+def test_waiting_for_a_server_has_an_end() -> None:
+    api, _ = _client(httpx.ConnectError("refused"))
+    api.patience = -1
+    with pytest.raises(AirflowUnavailable, match=r"http://127.0.0.1:1 does not answer: refused"):
+        api.run("dag", "mine")
+
+
+def test_a_trigger_is_not_sent_twice() -> None:
+    api, seen = _client(httpx.ReadTimeout("timed out"))
+    with pytest.raises(AirflowUnavailable):
+        api.trigger("dag", {})
+    assert len(seen) == 1
+
+
+def test_a_refusal_is_told_with_airflows_own_words() -> None:
+    api, _ = _client(httpx.Response(409, json={"detail": "the run exists"}))
+    with pytest.raises(AirflowError, match="409 the run exists"):
+        api.trigger("dag", {})
+
+
+def test_a_dag_that_is_not_parsed_yet_is_none() -> None:
+    api, _ = _client(httpx.Response(404, json={"detail": "not found"}))
+    assert api.dag("dag") is None
+
+
+def test_a_run_that_does_not_end_is_told_with_its_tasks() -> None:
+    running = httpx.Response(200, json={"state": "running"})
+    tasks = [{"task_id": "train_model", "state": "running"}, {"task_id": "gate_model", "state": None}]
+    api, _ = _client(running, httpx.Response(200, json={"task_instances": tasks}))
+    with pytest.raises(AirflowError, match=r"mine has not ended within -1 s: \{'train_model': 'running'\}"):
+        api.wait_for_run("dag", "mine", within=-1)
