@@ -31,7 +31,7 @@ check: setup ## format, lint, types, contracts, compose file, Dockerfile
 	$(BIN)/hadolint Dockerfile
 
 e2e: setup ## the real stack, end to end, on some 90 images
-	@$(BIN)/python -m pytest -m e2e -s tests/e2e --ignore=tests/e2e/test_celery.py $(PYTEST)
+	@$(BIN)/python -m pytest -m e2e -s tests/e2e --ignore=tests/e2e/test_celery.py --ignore=tests/e2e/test_faults.py $(PYTEST)
 
 e2e-celery: setup ## the compose file's services as processes: needs PostgreSQL and Redis
 	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_celery.py $(PYTEST)
