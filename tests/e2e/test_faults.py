@@ -23,8 +23,8 @@ from tests.e2e.compose_runs import ARTIFACTS, DAG_ID, TINY, unpause, upload_made
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-LONG: dict[str, Any] = {**TINY, "epochs": 150, "early_stopping_patience": 0, "ema": False}
-"""A training of about a minute, so that there is a middle in which to be hit."""
+LONG: dict[str, Any] = {**TINY, "epochs": 60, "early_stopping_patience": 0, "ema": False}
+"""A training of half a minute where nothing else runs, so that there is a middle in which to be hit."""
 OUTAGE = 60.0
 
 

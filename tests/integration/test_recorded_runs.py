@@ -165,14 +165,14 @@ def recorded_runs(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_policy_allows_every_call_of_a_run(recorded_runs: Recorded) -> None:
     refused = {call for call in recorded_runs.calls if not any(allows(statement, call) for statement in POLICY["Statement"])}
     assert refused == set()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_policy_allows_no_action_that_no_run_needs(recorded_runs: Recorded) -> None:
     for statement in POLICY["Statement"]:
         actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
@@ -182,7 +182,7 @@ def test_policy_allows_no_action_that_no_run_needs(recorded_runs: Recorded) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_lineage_leads_from_the_images_to_the_champion(recorded_runs: Recorded) -> None:
     def datasets(side: str) -> dict[str, set[tuple[str, str]]]:
         found: dict[str, set[tuple[str, str]]] = {}
