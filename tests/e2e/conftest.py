@@ -1,4 +1,4 @@
-"""One real stack for the end-to-end tests: Airflow's components, an S3 server, and about ninety images.
+"""A real stack for the end-to-end tests: Airflow's components, an S3 server, and about ninety images.
 
 make e2e
 """
@@ -79,15 +79,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterator[LocalStack]:
-    """The running stack with the images in its bucket; the DAG is on."""
+    """The running stack with the images in its bucket. One a module: two at once would share two cores."""
     with LocalStack(tmp_path_factory.mktemp("stack"), bucket="e2e-images") as running:
         upload(running.store, running.settings.images_prefix, read_folder(images, CLASSES))
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run_pipeline(stack: LocalStack) -> Callable[..., FinishedRun]:
     """Run the pipeline by hand with the given knobs and wait for its end: `run_pipeline({"epochs": 2})`."""
 
@@ -114,7 +114,7 @@ def run_pipeline(stack: LocalStack) -> Callable[..., FinishedRun]:
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def first_run(run_pipeline: Callable[..., FinishedRun]) -> FinishedRun:
     """The first run ever, with a tiny training."""
     return run_pipeline(TINY)
