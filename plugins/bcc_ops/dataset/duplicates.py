@@ -187,7 +187,7 @@ def find_near_copies(
         for pair, alike in likeness.items()
     )
     links.update({one.pair: "perceptual" if one.by_hash else "shifted" for one in compared if one.accepted})
-    group_of, how = _components(sorted(marks), links)
+    group_of, how = group_contents(sorted(marks), links)
     log.info("%d candidates for near copies, %d accepted", len(compared), sum(one.accepted for one in compared))
     return NearCopies(group_of, how, compared)
 
@@ -316,8 +316,13 @@ def _hash_distance(marks: Mapping[str, Fingerprint], pair: Pair) -> int:
     return (one ^ other).bit_count()
 
 
-def _components(contents: Sequence[str], links: Mapping[Pair, str]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Groups by their links; `contents` are sorted, and a group is named by its smallest."""
+def group_contents(contents: Sequence[str], links: Mapping[Pair, str]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Connected components: content -> group, and group -> the ways by which its members were linked.
+
+    Args:
+        contents: sorted; a group is named by its smallest.
+        links: pair -> how it was found.
+    """
     place = {sha256: position for position, sha256 in enumerate(contents)}
     ends = np.array([[place[one], place[other]] for one, other in links], np.int64).reshape(-1, 2)
     graph = coo_matrix((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(len(contents), len(contents)))

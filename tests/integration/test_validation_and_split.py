@@ -1,0 +1,152 @@
+"""The tasks that check and split, over several nights on a real S3 server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from bcc_ops.artifacts import ClassWeightsDocument, Reference, SnapshotDocument, ValidationDocument
+from bcc_ops.dataset.made_up import write_images
+from bcc_ops.operators.compute_class_weights import ComputeClassWeightsOperator
+from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
+from bcc_ops.operators.validate_images import ValidateImagesOperator
+from bcc_ops.run_paths import RunPaths
+from bcc_ops.storage import ObjectStore
+from bcc_ops.tables import ContentRow, SplitRow, read_rows
+from local.s3_server import S3Server
+
+
+class Night(NamedTuple):
+    """What a night's checking and splitting left behind."""
+
+    paths: RunPaths
+    snapshot: SnapshotDocument
+    validation: ValidationDocument
+    weights: ClassWeightsDocument
+    sides: dict[str, str]
+    contents: list[ContentRow]
+
+
+class Place(NamedTuple):
+    """The bucket, the files that may be uploaded, and a way to play a night as of some minutes from now."""
+
+    store: ObjectStore
+    files: list[Path]
+    play: Callable[..., Night]
+
+
+@pytest.fixture
+def place(store: ObjectStore, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
+    monkeypatch.setenv("BCC_BUCKET", store.bucket)
+    monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_server.airflow_connection)
+    start = datetime.now(timezone.utc)
+
+    def play(minutes: int, assessed: bool = True, **knobs: object) -> Night:
+        context = {
+            "run_id": f"manual__{minutes}",
+            "params": knobs,
+            "dag_run": SimpleNamespace(run_type="manual", run_after=start),
+        }
+        sighting = {"as_of": (start + timedelta(minutes=minutes)).isoformat(), "images": 0, "change": None}
+        snapshot = SnapshotDatasetOperator(task_id="snapshot", sighting=sighting).execute(context)
+        validation = ValidateImagesOperator(task_id="validate", snapshot=snapshot).execute(context)
+        weights = ComputeClassWeightsOperator(task_id="weights", snapshot=snapshot, validation=validation).execute(context)
+        paths = RunPaths.of_key("artifacts", store.key_of(Reference.model_validate(snapshot)))
+        if assessed:
+            store.put(paths.document("gate.json"), b"{}")
+        rows = read_rows(SplitRow, store.get(paths.document("split.parquet")))
+        return Night(
+            paths,
+            store.load(SnapshotDocument, snapshot),
+            store.load(ValidationDocument, validation),
+            store.load(ClassWeightsDocument, weights),
+            {row.key: row.partition for row in rows},
+            read_rows(ContentRow, store.get(paths.document("contents.parquet"))),
+        )
+
+    return Place(store, write_images(tmp_path / "images", per_class=12), play)
+
+
+def upload(place: Place, files: list[Path], name: Callable[[Path], str] = lambda path: path.name) -> None:
+    for path in files:
+        place.store.put(f"images/{path.parent.name}/{name(path)}", path.read_bytes())
+
+
+def first(place: Place, per_class: int) -> list[Path]:
+    return [path for number, path in enumerate(place.files) if number % 12 < per_class]
+
+
+def test_the_next_night_moves_nothing_and_compares_with_the_one_before(place: Place) -> None:
+    upload(place, first(place, 9))
+    one = place.play(1)
+    assert sum(sum(counts.values()) for counts in one.weights.counts.values()) == 27
+    assert one.validation.drift_unavailable == "there is no assessed earlier run to compare with"
+    assert (one.weights.carried_forward, one.weights.previous_run) == (0, None)
+
+    upload(place, place.files)
+    two = place.play(2)
+    assert two.weights.previous_run == one.paths.folder_name
+    assert two.weights.carried_forward == 27
+    assert {key: side for key, side in two.sides.items() if key in one.sides} == one.sides
+    assert len(two.sides) == 36
+    assert two.validation.drift_unavailable is None
+    assert two.validation.made_up == 36
+    assert [row.key for row in two.contents] == sorted(f"images/{path.parent.name}/{path.name}" for path in place.files)
+
+
+def test_a_second_upload_under_other_names_goes_to_the_same_sides(place: Place) -> None:
+    upload(place, first(place, 9))
+    one = place.play(1)
+    upload(place, first(place, 9), name=lambda path: f"again {path.name}")
+    two = place.play(2)
+    assert two.sides == {**one.sides, **{key.replace("made_up", "again made_up", 1): side for key, side in one.sides.items()}}
+    assert two.weights.validation_digest != one.weights.validation_digest  # it holds every image twice now
+    assert len(two.validation.groups) == 27
+
+
+def test_a_night_that_was_not_assessed_counts_for_nothing(place: Place) -> None:
+    upload(place, first(place, 9))
+    place.play(1, assessed=False)
+    two = place.play(2)
+    assert (two.weights.carried_forward, two.weights.previous_run) == (0, None)
+
+
+def test_a_lost_split_fails_rather_than_mixing_up_the_sides(place: Place) -> None:
+    upload(place, first(place, 9))
+    one = place.play(1)
+    place.store.client.delete_object(Bucket=place.store.bucket, Key=one.paths.document("split.parquet"))
+    with pytest.raises(AirflowFailException, match=r"split.parquet is missing.*restore it, or remove that run's gate.json"):
+        place.play(2)
+
+
+def test_lost_contents_only_cost_the_comparison(place: Place) -> None:
+    upload(place, first(place, 9))
+    one = place.play(1)
+    place.store.client.delete_object(Bucket=place.store.bucket, Key=one.paths.document("contents.parquet"))
+    two = place.play(2)
+    assert two.validation.drift == ()
+    assert two.weights.carried_forward == 27
+
+
+def test_too_few_images_of_a_class_fail_and_say_how_many_are_needed(place: Place) -> None:
+    upload(place, [path for path in first(place, 9) if path.parent.name != "normal"])
+    upload(place, [path for path in place.files if path.parent.name == "normal"][:2])
+    with pytest.raises(AirflowFailException, match=r"class normal .* at least 3 groups are needed"):
+        place.play(1)
+
+
+def test_the_same_task_again_leaves_the_same_documents(place: Place) -> None:
+    upload(place, first(place, 9))
+    one = place.play(1, assessed=False)
+    before = {
+        name: place.store.get(one.paths.document(name)) for name in ("validation.json", "class_weights.json", "split.parquet")
+    }
+    place.play(1, assessed=False)
+    assert {name: place.store.get(one.paths.document(name)) for name in before} == before
