@@ -370,14 +370,15 @@ def _print_models(listed: Sequence[dict[str, Any]], champion: str | None) -> Non
     if not listed:
         print("There are no versions yet.")
         return
-    table = Table("", "version", "images as of", "architecture", "balanced accuracy", "sensitivity", "")
+    table = Table()
+    for column in ("", "version", "architecture", "balanced accuracy", "sensitivity", ""):
+        table.add_column(column, no_wrap=column == "version", min_width=8 if not column else None)
     for version in reversed(listed):
         figures = (version.get("balanced_accuracy"), version.get("sensitivity"))
-        note = version.get("problem") or ("made-up images" if version["made_up"] else "")
+        note = version.get("problem") or ("made up" if version["made_up"] else "")
         table.add_row(
             "champion" if version["version"] == champion else "",
             version["version"],
-            version.get("as_of", "-"),
             version.get("architecture", "-"),
             *("-" if figure is None else f"{figure:.3f}" for figure in figures),
             note,
