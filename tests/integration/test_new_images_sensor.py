@@ -52,6 +52,7 @@ def context_of(run_type: str, run_id: str = "", logical_date: datetime | None = 
     return {
         "run_id": run_id or f"{run_type}__{now.isoformat()}",
         "dag_run": SimpleNamespace(run_type=run_type, run_after=logical_date or now),
+        "ti": SimpleNamespace(get_previous_dagrun=lambda state: None),
         "params": {**PARAMS, **params},
         **dates,
     }
@@ -253,6 +254,38 @@ def test_each_day_of_a_backfill_has_the_images_of_its_date(place: ObjectStore, p
         )
     with pytest.raises(AirflowSkipException, match=r"Nothing to train on: the 2 images are those of .*__day2"):
         play(context_of("backfill", "day3", days[3]))
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_a_day_of_a_backfill_waits_for_the_earlier_days_that_are_running(
+    place: ObjectStore, monkeypatch: pytest.MonkeyPatch, deferrable: bool
+) -> None:
+    upload(place, "benign/a")
+    context = context_of("backfill", "day2", past_second())
+    running = [SimpleNamespace(dag_id="bcc_retraining", run_id="day1", run_type="backfill")]
+    context["ti"].get_previous_dagrun = lambda state: running[0] if running and state == "running" else None
+    sensor = NewImagesSensor(task_id="wait", deferrable=deferrable, poke_interval=30)
+    if deferrable:
+        with pytest.raises(TaskDeferred) as deferred:
+            sensor.execute(context)
+        path, arguments = deferred.value.trigger.serialize()
+        assert path == "airflow.providers.standard.triggers.external_task.DagStateTrigger"
+        assert (arguments["dag_id"], arguments["run_ids"]) == ("bcc_retraining", ["day1"])
+        assert arguments["states"] == ["success", "failed"]
+        running.clear()
+        seen = getattr(sensor, deferred.value.method_name)(context, (path, arguments))
+    else:
+        monkeypatch.setattr("bcc_ops.sensors.new_images.time", SimpleNamespace(sleep=lambda seconds: running.clear()))
+        seen = sensor.execute(context)
+    assert seen["images"] == 1
+
+
+def test_a_nightly_run_that_waits_does_not_hold_up_a_backfill(place: ObjectStore, play: Play) -> None:
+    upload(place, "benign/a")
+    context = context_of("backfill", "day2", past_second())
+    nightly = SimpleNamespace(dag_id="bcc_retraining", run_id="night", run_type="scheduled")
+    context["ti"].get_previous_dagrun = lambda state: nightly
+    assert play(context)["images"] == 1
 
 
 def test_the_same_backfill_again_changes_nothing(place: ObjectStore, play: Play) -> None:

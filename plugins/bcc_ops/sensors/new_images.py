@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.providers.standard.triggers.external_task import DagStateTrigger
 
 from bcc_ops import exceptions
 from bcc_ops.config import RetrainingConfig
@@ -26,7 +28,8 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
 
     A nightly run waits until the images differ from those of the last assessed run and have settled, and is skipped
     where that does not happen in `wait_for_images_minutes`. A run that an event started waits only for them to settle.
-    A manual run takes the images as of its `as_of` or now, a backfill those as of its logical date; neither waits.
+    A manual run takes the images as of its `as_of` or now, a backfill those as of its logical date; neither waits for
+    images, a backfill only for the backfills of earlier dates that are running.
 
     Pushes what it saw: `{as_of, images, digest, change, sentence}`.
 
@@ -46,6 +49,7 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
         if sighting is None and kind == "manual":
             sighting = self._lookout(context).on_request(self._config(context).as_of)
         elif sighting is None and kind == "backfill":
+            self._let_earlier_days_end(context)
             sighting = self._lookout(context).for_backfill(logical_moment(context))
         if sighting is not None:
             self.log.info(sighting.sentence)
@@ -66,6 +70,21 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
             if "error" in event:
                 raise getattr(exceptions, event["error"], exceptions.StorageError)(event["message"])
             return self._look_or_defer(context, ArrivalWatch.from_dict(event["watch"]))
+
+    def resume_backfill(self, context: Context, event: Any) -> Any:
+        """Take up after the backfill of an earlier date has ended."""
+        with airflow_errors():
+            return self.work(context)
+
+    def _let_earlier_days_end(self, context: Context) -> None:
+        """Airflow runs the days of a backfill side by side, but each day is compared with the assessed one before it."""
+        while (earlier := context["ti"].get_previous_dagrun(state="running")) and earlier.run_type == "backfill":
+            self.log.info("Waiting for the end of %s, the backfill of an earlier date", earlier.run_id)
+            if self.deferrable:
+                ended = {"states": ["success", "failed"], "run_ids": [earlier.run_id]}
+                trigger = DagStateTrigger(dag_id=earlier.dag_id, **ended, poll_interval=self.poke_interval)
+                self.defer(trigger=trigger, method_name="resume_backfill")
+            time.sleep(self.poke_interval)
 
     def _look_or_defer(self, context: Context, watch: ArrivalWatch) -> Any:
         lookout = self._lookout(context)
