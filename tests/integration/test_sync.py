@@ -22,6 +22,7 @@ from botocore.config import Config
 from bcc_ops.dataset.cache import ImageCache
 from bcc_ops.dataset.snapshot import ImageRules, list_images
 from bcc_ops.dataset.sync import Counts, LocalImage, sync_images, training_view
+from bcc_ops.dataset.transfer import Transfer
 from bcc_ops.exceptions import AccessDenied, CacheError, ObjectChanged, StorageUnavailable
 from bcc_ops.storage import ObjectStore
 from bcc_ops.tables import ImageRow
@@ -125,6 +126,39 @@ def test_names_that_are_hard_to_spell_arrive_and_stay_in_the_cache(
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == {
         path for path in (tmp_path / "cache").rglob("*") if path.is_file()
     }
+
+
+def test_objects_from_before_versions_were_kept_arrive_by_their_null_version(store: ObjectStore, cache: ImageCache) -> None:
+    put(store, "images/benign/a.png", "images/benign/b.png")
+    rows = rows_of(store)
+    first = sync_images(store, rows, cache)
+    store.client.put_bucket_versioning(Bucket=store.bucket, VersioningConfiguration={"Status": "Enabled"})
+    now_null = rows_of(store)
+    assert [row.version_id for row in now_null] == ["null", "null"]
+    counts = Counts()
+    assert sync_images(store, now_null, cache, counts=counts) == first
+    assert counts.fetched == 0
+    store.put("images/benign/b.png", b"another")
+    again = sync_images(store, now_null, ImageCache(cache.directory.with_name("elsewhere"), 10**9))
+    assert contents(again) == contents(first)
+
+
+@pytest.mark.parametrize(
+    ("key", "suits"),
+    [
+        ("images/benign/benign (1).png", True),
+        ("images/benign/é+%20..png", True),
+        ("images/benign//etc/passwd.png", False),
+        ("/images/benign/a.png", False),
+        ("images/benign/../a.png", False),
+        ("images/benign/./a.png", False),
+        ("images/benign/line\nbreak.png", False),
+    ],
+)
+def test_names_that_obstore_would_change_are_left_to_boto3(store: ObjectStore, key: str, suits: bool) -> None:
+    row = ImageRow(key, "benign", 1, "0" * 32, "", datetime.now(timezone.utc))
+    assert Transfer(store).suits_obstore(row) is suits
+    assert not Transfer(store).suits_obstore(row._replace(etag="0" * 32 + "-2"))
 
 
 def test_a_view_for_training_holds_each_image_once_below_its_class(store: ObjectStore, cache: ImageCache, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ class Lookout:
         now = datetime.now(timezone.utc)
         if as_of is not None and as_of > now:
             raise ConfigError(f"as_of: {as_of:%Y-%m-%d %H:%M:%S} UTC lies in the future; leave it empty for now")
-        listing = list_images(self.store, self.rules, as_of)
+        listing = list_images(self.store, self.rules, as_of and moment_of(as_of, None))
         moment = moment_of(as_of or now, listing.newest)
         return self._sighting(listing, moment, self._previous(moment))
 

@@ -51,7 +51,8 @@ class ImageRules(NamedTuple):
         return cls(settings.images_prefix, settings.classes, config.ignored_names)
 
 
-class Listing(NamedTuple):
+@dataclass(frozen=True)
+class Listing:
     """What lay under the prefix.
 
     `images` are sorted by key. `newest` is the latest moment at which an image was written (or removed, on a bucket
@@ -63,7 +64,7 @@ class Listing(NamedTuple):
     versioned: bool
     newest: datetime | None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 over (key, etag or version, label), sorted by key."""
         return digest_of_images(self.images)

@@ -67,7 +67,7 @@ class Transfer:
             StorageError: it refused.
             OSError: the file cannot be written.
         """
-        if self._suits_obstore(image):
+        if self.suits_obstore(image):
             try:
                 digest = self._write(image, self._by_obstore(image), target)
             except (_NotAsPromised, StorageUnavailable) as error:
@@ -98,7 +98,8 @@ class Transfer:
             self._fast = None
             log.warning("%d downloads in a row failed with obstore: the rest goes through boto3", self._fast_failures)
 
-    def _suits_obstore(self, image: ImageRow) -> bool:
+    def suits_obstore(self, image: ImageRow) -> bool:
+        """Whether obstore asks for this very object, and its ETag verifies what comes."""
         if self._fast is None or _NAMED_OTHERWISE.search(image.key):
             return False
         return self._etags_are_md5 and bool(_MD5.fullmatch(image.etag))

@@ -84,5 +84,11 @@ class NewImagesTrigger(BaseTrigger):
                     builder.add_page(page)
         except (BotoCoreError, ClientError) as error:
             raise translate(error, f"listing s3://{self.bucket}/{rules.prefix}/") from error
-        # Sorting and digesting a million keys takes seconds, which would hold up every other trigger.
-        return await asyncio.to_thread(builder.build)
+        return await asyncio.to_thread(_finish, builder)
+
+
+def _finish(builder: ListingBuilder) -> Listing:
+    """Sort and digest: seconds for a million keys, which in the event loop would hold up every other trigger."""
+    listing = builder.build()
+    _ = listing.digest
+    return listing

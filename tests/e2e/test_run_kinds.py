@@ -1,0 +1,284 @@
+"""Images arrive at several moments, and every kind of run sees those that it should: read off its snapshot.json.
+
+The schedule, the sensor in the triggerer, snapshot and download are the pipeline's own on a running Airflow; a verdict
+without a training stands for the rest, which test_first_run.py covers, so that ten runs take minutes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bcc_ops.artifacts import SnapshotDocument
+from bcc_ops.run_index import find_run
+from local.stack import LocalStack
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+
+DAG_ID = "run_kinds"
+SETTLE = 3
+DAG_FILE = f'''
+from datetime import datetime, timezone
+
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_current_context, task
+
+from bcc_ops.config import Settings, form_fields
+from bcc_ops.operators.download_images import DownloadImagesOperator
+from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
+from bcc_ops.sensors.events import images_asset
+from bcc_ops.sensors.new_images import NewImagesSensor
+
+settings = Settings.from_environment()
+knobs = form_fields()
+quick = {{"settle_seconds": {SETTLE}, "wait_for_images_minutes": 1}}
+
+with DAG(
+    "{DAG_ID}",
+    schedule=AssetOrTimeSchedule(
+        timetable=CronTriggerTimetable(settings.schedule, timezone=settings.timezone), assets=[images_asset(settings)]
+    ),
+    start_date=datetime(2024, 1, 1, tzinfo=timezone.utc),
+    catchup=False,
+    max_active_runs=1,
+    params={{knob: Param(quick.get(knob, default), **schema) for knob, (default, schema) in knobs.items()}},
+):
+    wait = NewImagesSensor(task_id="wait_for_new_images", deferrable=True, poke_interval=2)
+    snapshot = SnapshotDatasetOperator(task_id="snapshot_dataset", sighting=wait.output)
+    download = DownloadImagesOperator(task_id="download_images", snapshot=snapshot.output)
+
+    @task
+    def give_verdict(snapshot):
+        from bcc_ops.artifacts import GateDocument, SnapshotDocument
+        from bcc_ops.operators.base import open_store
+
+        store = open_store(settings)
+        document = store.load(SnapshotDocument, snapshot)
+        gate = GateDocument(
+            verdict="rejected", reasons=("no model was trained",), rules=(), as_of=document.as_of, made_up=True,
+            champion_version=None, champion_etag=None, validation_digest="", looks=1, evaluation=snapshot,
+        )
+        store.save(snapshot["uri"].split("/", 3)[3].replace("snapshot.json", "gate.json"), gate)
+
+    download >> give_verdict(snapshot.output)
+'''
+
+
+@dataclass
+class Story:
+    """What happened, in this order: three batches with a tick of the schedule after each, and then the runs."""
+
+    stack: LocalStack
+    ticks: list[datetime]
+    nightly_tick: datetime
+    quiet_tick: datetime
+    uploaded: int = 0
+    deferred: set[str] = field(default_factory=set)
+
+    def upload(self, count: int) -> None:
+        """Some images with contents of their own."""
+        for _ in range(count):
+            label = ("benign", "malignant", "normal")[self.uploaded % 3]
+            self.stack.store.put(f"images/{label}/{label} ({self.uploaded}).png", f"image {self.uploaded}".encode())
+            self.uploaded += 1
+
+    def runs(self, run_type: str) -> list[dict[str, Any]]:
+        """The runs of one type, oldest first."""
+        return [run for run in self.stack.api.runs(DAG_ID)[::-1] if run["run_type"] == run_type]
+
+    def ended(self, find: Callable[[], list[dict[str, Any]]], count: int, within: float = 300) -> list[dict[str, Any]]:
+        """Wait until so many runs are found and have ended."""
+        deadline = time.monotonic() + within
+        while True:
+            found = find()
+            if len(found) >= count and all(run["state"] in ("success", "failed") for run in found):
+                return found
+            assert time.monotonic() < deadline, [(run["dag_run_id"], run["state"]) for run in found]
+            for run in found:
+                if self.stack.api.tasks(DAG_ID, run["dag_run_id"])["wait_for_new_images"]["state"] == "deferred":
+                    self.deferred.add(run["dag_run_id"])
+            time.sleep(1)
+
+    def snapshot(self, run_id: str) -> SnapshotDocument:
+        """The run's snapshot.json."""
+        paths = find_run(self.stack.store, "artifacts", run_id)
+        assert paths is not None, run_id
+        return self.stack.store.load_key(SnapshotDocument, paths.document("snapshot.json"))
+
+    def states(self, run_id: str) -> set[str]:
+        """The states of a run's tasks."""
+        return {task["state"] for task in self.stack.api.tasks(DAG_ID, run_id).values()}
+
+    def said(self, run_id: str) -> str:
+        """The sensor's log."""
+        task = self.stack.api.tasks(DAG_ID, run_id)["wait_for_new_images"]
+        events = self.stack.api.task_log(DAG_ID, run_id, "wait_for_new_images", task["try_number"])
+        return "\n".join(f"{event}" for event in events)
+
+    def backfill(self, reprocess: str) -> None:
+        """A backfill over the three ticks."""
+        request = {
+            "dag_id": DAG_ID,
+            "from_date": self.ticks[0].isoformat(),
+            "to_date": self.ticks[-1].isoformat(),
+            "reprocess_behavior": reprocess,
+        }
+        self.stack.api.call("POST", "/backfills", json=request)
+
+    def announce(self, times: int) -> None:
+        """Events of the images' asset, as the UI and other programs make them."""
+        [asset] = [asset for asset in self.stack.api.call("GET", "/assets")["assets"] if asset["name"] == "breast_images"]
+        for _ in range(times):
+            self.stack.api.call("POST", "/assets/events", json={"asset_id": asset["id"], "extra": {}})
+
+
+def wait_until(moment: datetime) -> None:
+    while (left := (moment - datetime.now(timezone.utc)).total_seconds()) > 0:
+        time.sleep(min(left, 5))
+
+
+def documents_of(stack: LocalStack) -> dict[str, str]:
+    """Key -> ETag of everything that the runs left."""
+    return {entry["Key"]: entry["ETag"] for entry in stack.store.list_objects("artifacts/runs/")}
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """The stack, with a schedule whose ticks lie in the next minutes, up to the moment when the third batch is there."""
+    dags = tmp_path_factory.mktemp("dags")
+    (dags / "run_kinds.py").write_text(DAG_FILE)
+    minute = datetime.now(timezone.utc).replace(second=0, microsecond=0)
+    ticks = [minute + timedelta(minutes=n) for n in (2, 3, 4, 7, 11)]
+    hours = ",".join(sorted({str(tick.hour) for tick in ticks}))
+    if len({tick.hour for tick in ticks}) > 1:  # minutes and hours of a cron line are independent of one another
+        pytest.skip("the hour is about to change; run it again in some minutes")
+    variables = {"BCC_SCHEDULE": f"{','.join(str(tick.minute) for tick in ticks)} {hours} * * *"}
+    stack = LocalStack(tmp_path_factory.mktemp("stack"), bucket="run-kinds", dags=dags, variables=variables)
+    with stack:
+        story = Story(stack, ticks[:3], ticks[3], ticks[4])
+        for count, tick in zip((4, 3, 2), story.ticks):
+            wait_until(tick - timedelta(seconds=50))
+            story.upload(count)
+            wait_until(tick + timedelta(seconds=1))
+        yield story
+
+
+@pytest.fixture(scope="module")
+def backfill(story: Story) -> list[dict[str, Any]]:
+    """The three-tick backfill, asked for while the DAG is off, and then the DAG is on."""
+    story.backfill("none")
+    story.stack.api.set_paused(DAG_ID, False)
+    return story.ended(lambda: story.runs("backfill"), 3)
+
+
+@pytest.fixture(scope="module")
+def night(story: Story, backfill: list[dict[str, Any]]) -> dict[str, Any]:
+    """A nightly run after another batch."""
+    assert datetime.now(timezone.utc) < story.nightly_tick, "this machine is too busy for the story's times"
+    story.upload(5)
+    wait_until(story.nightly_tick)
+    [run] = story.ended(lambda: story.runs("scheduled"), 1)
+    return run
+
+
+@pytest.fixture(scope="module")
+def by_hand(story: Story, night: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Two runs that a person asks for: now, and as of the first tick."""
+    api = story.stack.api
+    runs = {"now": api.trigger(DAG_ID, {}), "past": api.trigger(DAG_ID, {"as_of": story.ticks[0].isoformat()})}
+    return {name: api.wait_for_run(DAG_ID, run_id, 180) for name, run_id in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def events(story: Story, by_hand: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of a burst of events, made while images are still arriving."""
+    story.announce(1)
+    for _ in range(10):
+        story.upload(1)
+        story.announce(2)
+    return story.ended(lambda: story.runs("asset_triggered"), 1)
+
+
+@pytest.fixture(scope="module")
+def quiet_night(story: Story, events: list[dict[str, Any]]) -> dict[str, Any]:
+    """A nightly run after which nothing arrives."""
+    wait_until(story.quiet_tick)
+    return story.ended(lambda: story.runs("scheduled")[1:], 1)[0]
+
+
+@pytest.mark.parametrize(("tick", "images"), [(0, 4), (1, 7), (2, 9)])
+def test_each_day_of_a_backfill_sees_the_images_of_its_date(
+    story: Story, backfill: list[dict[str, Any]], tick: int, images: int
+) -> None:
+    [run] = [run for run in backfill if datetime.fromisoformat(run["logical_date"]) == story.ticks[tick]]
+    snapshot = story.snapshot(run["dag_run_id"])
+    assert (snapshot.as_of, snapshot.total, snapshot.run_kind) == (story.ticks[tick], images, "backfill")
+    assert snapshot.as_of_source == "versions"
+
+
+def test_each_day_of_a_backfill_is_compared_with_the_day_before(story: Story, backfill: list[dict[str, Any]]) -> None:
+    snapshots = sorted((story.snapshot(run["dag_run_id"]) for run in backfill), key=lambda snapshot: snapshot.as_of)
+    assert [snapshot.change and snapshot.change.added for snapshot in snapshots] == [None, 3, 2]
+
+
+def test_a_nightly_run_sees_what_is_there_when_its_sensor_is_satisfied(story: Story, night: dict[str, Any]) -> None:
+    snapshot = story.snapshot(night["dag_run_id"])
+    assert (snapshot.total, snapshot.run_kind) == (14, "nightly")
+    assert snapshot.as_of >= story.nightly_tick
+    assert snapshot.change is not None
+    assert (snapshot.change.added, snapshot.change.removed) == (5, 0)
+
+
+def test_a_person_gets_the_images_of_now_whether_new_or_not(story: Story, by_hand: dict[str, dict[str, Any]]) -> None:
+    snapshot = story.snapshot(by_hand["now"]["dag_run_id"])
+    asked = datetime.fromisoformat(by_hand["now"]["queued_at"])
+    assert (snapshot.total, snapshot.run_kind) == (14, "manual")
+    assert snapshot.as_of >= asked.replace(microsecond=0)
+    assert snapshot.change is not None
+    assert snapshot.change.total == 0
+
+
+def test_a_person_may_ask_for_a_past_moment(story: Story, by_hand: dict[str, dict[str, Any]]) -> None:
+    snapshot = story.snapshot(by_hand["past"]["dag_run_id"])
+    assert (snapshot.as_of, snapshot.total, snapshot.previous_run) == (story.ticks[0], 4, None)
+
+
+def test_a_burst_of_events_ends_in_one_or_two_runs_that_saw_every_image(story: Story, events: list[dict[str, Any]]) -> None:
+    trained = [run for run in events if "skipped" not in story.states(run["dag_run_id"])]
+    assert 1 <= len(trained) <= 2
+    snapshot = story.snapshot(trained[-1]["dag_run_id"])
+    assert (snapshot.total, snapshot.run_kind) == (24, "event")
+
+
+def test_a_night_without_news_is_skipped_and_says_why(story: Story, quiet_night: dict[str, Any]) -> None:
+    assert story.states(quiet_night["dag_run_id"]) == {"skipped"}
+    assert "Nothing to train on until" in story.said(quiet_night["dag_run_id"])
+    assert "the 24 images are those of the last assessed run" in story.said(quiet_night["dag_run_id"])
+
+
+def test_a_night_without_news_held_no_worker(story: Story, quiet_night: dict[str, Any]) -> None:
+    assert quiet_night["dag_run_id"] in story.deferred
+
+
+def test_the_same_backfill_again_changes_nothing(
+    story: Story, backfill: list[dict[str, Any]], quiet_night: dict[str, Any]
+) -> None:
+    before = documents_of(story.stack)
+    queued = {run["dag_run_id"]: run["start_date"] for run in backfill}
+    story.backfill("completed")
+    again = story.ended(lambda: [run for run in story.runs("backfill") if run["start_date"] != queued[run["dag_run_id"]]], 3)
+    assert {run["state"] for run in again} == {"success"}
+    assert all(story.states(run["dag_run_id"]) == {"success"} for run in again)
+    assert documents_of(story.stack) == before
+
+
+def test_the_dag_file_of_this_test_uses_the_pipelines_own_parts() -> None:
+    real = (Path(__file__).resolve().parents[2] / "dags" / "bcc_retraining.py").read_text()
+    for line in ("schedule=AssetOrTimeSchedule(", "assets=[images_asset(settings)]", "max_active_runs=1", "deferrable=True"):
+        assert line in real
+        assert line in DAG_FILE
