@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,48 @@ SECOND = "second_retraining"
 GPU_TASKS = ("train_model", "evaluate_model")
 
 
+class StatsdServer:
+    """Keeps the names of the pipeline's own metrics that arrive on a port of loopback."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.settimeout(0.2)
+        self.port = self.socket.getsockname()[1]
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._receive)
+
+    def _receive(self) -> None:
+        while not self.ended.is_set():
+            with suppress(TimeoutError):
+                name = self.socket.recv(65536).decode().split(":")[0]
+                if name.startswith("airflow.bcc."):
+                    self.names.add(name)
+
+    def __enter__(self) -> StatsdServer:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        self.socket.close()
+
+
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeStack]:
+def statsd() -> Iterator[StatsdServer]:
+    with StatsdServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, statsd: StatsdServer) -> Iterator[ComposeStack]:
     folder = tmp_path_factory.mktemp("compose")
     second = folder / f"{SECOND}.py"
     second.write_text((REPOSITORY / "dags" / f"{DAG_ID}.py").read_text().replace(f'"{DAG_ID}"', f'"{SECOND}"'))
-    with ComposeStack(folder / "stack", extra_dags=[second]) as stack:
+    metrics = {"STATSD_ON": "true", "STATSD_HOST": "127.0.0.1", "STATSD_PORT": str(statsd.port)}
+    with ComposeStack(folder / "stack", variables=metrics, extra_dags=[second]) as stack:
         upload_made_up_images(stack.store, per_class=16, seed=1)
         yield stack
 
@@ -79,6 +118,13 @@ def test_documents_of_the_run_are_whole(stack: ComposeStack, runs: dict[str, dic
     documents = whole_documents(stack, "first")
     assert documents["training.json"].host
     assert documents["promotion.json"].promoted
+
+
+def test_metrics_of_the_run_reached_the_configured_server(statsd: StatsdServer, runs: dict[str, dict[str, Any]]) -> None:
+    stages = {f"airflow.bcc.stage.{name}" for name in ("snapshot_dataset", "train_model", "gate_model", "upload_model")}
+    assert {"airflow.bcc.new_images", *stages} <= statsd.names
+    assert statsd.names & {"airflow.bcc.verdict.approved_without_champion", "airflow.bcc.verdict.approved"}
+    assert any(name.startswith("airflow.bcc.gate.") for name in statsd.names)
 
 
 @pytest.mark.parametrize("service", AIRFLOW_SERVICES)
