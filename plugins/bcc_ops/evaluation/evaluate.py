@@ -240,6 +240,9 @@ def evaluate(
         left_out = Counter(reasons[row.key] for row in rows if row.key in reasons)
         comparison, champion_scores = _compare(champion, judged, images=images, unseen=unseen, left_out=dict(left_out), plan=plan)
         say(_told(comparison))
+        if champion.model is not None and champion.model.image_size != challenger.image_size:
+            sides = f"The champion sees {champion.model.image_size} pixels a side, the challenger {challenger.image_size}"
+            say(f"{sides}: each its own")
     slices, slices_unavailable = _slices(rows, judged, contents, earlier, plan)
     document = EvaluationDocument(
         classes=plan.classes,

@@ -167,9 +167,11 @@ def test_a_champion_with_its_classes_in_another_order_is_read_by_name() -> None:
     assert same.champion.accuracy.value > 0.8
 
 
-def test_a_champion_with_another_input_size_is_compared() -> None:
-    comparison = run(champion(model=Answering(image_size=500))).document.comparison
+def test_a_champion_with_another_input_size_is_compared_and_that_is_said() -> None:
+    told: list[str] = []
+    comparison = run(champion(model=Answering(image_size=500)), say=told.append).document.comparison
     assert comparison is not None and comparison.problem is None
+    assert told[1] == "The champion sees 500 pixels a side, the challenger 256: each its own"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,156 @@
+"""The tasks that move the champion: what they ask for, announce and hand on."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from airflow.sdk import DAG
+
+from bcc_ops.artifacts import PromotionDocument
+from bcc_ops.config import Settings
+from bcc_ops.exceptions import PromotionLost
+from bcc_ops.operators.assets import champion_asset
+from bcc_ops.operators.set_champion import SetChampionOperator
+from bcc_ops.operators.upload_model import UploadModelOperator
+from bcc_ops.promotion.registry import ModelRegistry
+from bcc_ops.storage import ObjectStore
+from tests.unit.promotion.samples import NOW, upload
+from tests.unit.report.samples import (
+    PATHS,
+    class_weights_document,
+    config_document,
+    evaluation_document,
+    gate_document,
+    snapshot_document,
+    training_document,
+    validation_document,
+)
+
+
+class Events(dict[Any, Any]):
+    def __missing__(self, asset: Any) -> Any:
+        self[asset] = SimpleNamespace(extra={})
+        return self[asset]
+
+
+def context(user: str | None = "ana") -> Any:
+    return {"outlet_events": Events(), "dag_run": SimpleNamespace(triggering_user_name=user)}
+
+
+def in_bucket(operator: Any, store: ObjectStore) -> Any:
+    operator.__dict__["store"] = store
+    operator.__dict__["settings"] = Settings(bucket=store.bucket)
+    operator.__dict__["image_cache"] = None
+    return operator
+
+
+# bcc_set_champion -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registry(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ModelRegistry:
+    """Two versions, the second in use; every smoke test passes."""
+    monkeypatch.setattr("bcc_ops.promotion.run_upload.smoke_test_version", lambda *given: None)
+    registry = ModelRegistry(store, "models")
+    for days, content in enumerate((b"one", b"two")):
+        one = upload(registry, content, days)
+        registry.write_once(one.document.version, "model.h5", content)
+        registry.write_once(one.document.version, "model.json", one.document.to_json())
+        registry.move(one.document, registry.read_pointer(), by="the gate", reason="better", at=NOW)
+    return registry
+
+
+def choose(registry: ModelRegistry, version: str, reason: str, given: Any) -> Any:
+    with DAG("bcc_set_champion", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
+        task = SetChampionOperator(task_id="set_champion", version=version, reason=reason)
+    return in_bucket(task, registry.store).execute(given)
+
+
+def test_a_roll_back_from_the_ui_is_kept_with_who_and_why_and_announced(registry: ModelRegistry) -> None:
+    first, second = registry.versions()
+    given = context()
+    moved = choose(registry, f" {first} ", "misses small lesions", given)
+    assert moved["version"] == first and moved["previous"] == second
+    pointer = registry.champion()
+    assert pointer is not None and pointer.champion is not None
+    assert (pointer.champion.by, pointer.champion.reason) == ("ana", "misses small lesions")
+    asset = champion_asset(Settings(bucket=registry.store.bucket))
+    assert given["outlet_events"][asset].extra == {"version": first, "sha256": moved["sha256"]}
+
+
+@pytest.mark.parametrize(("version", "reason"), [("", "because"), ("20261122T020000Z-x", "  ")])
+def test_a_form_without_version_or_reason_is_refused(registry: ModelRegistry, version: str, reason: str) -> None:
+    with pytest.raises(AirflowFailException, match="version and reason are both needed"):
+        choose(registry, version, reason, context())
+
+
+def test_an_unknown_version_fails_at_once_and_the_champion_stays(registry: ModelRegistry) -> None:
+    with pytest.raises(AirflowFailException, match="there is no version 20200101T000000Z-abc"):
+        choose(registry, "20200101T000000Z-abc", "because", context())
+
+
+def test_choosing_the_champion_is_a_skip(registry: ModelRegistry) -> None:
+    with pytest.raises(AirflowSkipException, match="is the champion already"):
+        choose(registry, registry.versions()[1], "because", context())
+
+
+# upload_model ---------------------------------------------------------------------------------------------------------
+
+
+def uploading(store: ObjectStore, approval: Any = None) -> Any:
+    documents = {
+        "snapshot": snapshot_document(bucket=store.bucket),
+        "training": training_document(),
+        "evaluation": evaluation_document(),
+        "gate": gate_document("approved"),
+        "config": config_document(),
+        "validation": validation_document(),
+        "class_weights": class_weights_document(),
+    }
+    saved = {name: store.save(PATHS.document(f"{name}.json"), document).to_xcom() for name, document in documents.items()}
+    handed = {name: saved[name] for name in ("snapshot", "training", "evaluation", "gate")}
+    with DAG("d", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
+        return in_bucket(UploadModelOperator(task_id="upload_model", approval=approval, **handed), store)
+
+
+def test_an_upload_writes_promotion_json_with_who_approved_and_updates_the_asset(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upload_run(registry: Any, paths: Any, documents: Any, **given: Any) -> PromotionDocument:
+        return PromotionDocument(
+            version="v2",
+            model=documents.training.model,
+            promoted=True,
+            reason="better",
+            previous_champion="v1",
+            approved_by=given["by"],
+            at=NOW,
+        )
+
+    monkeypatch.setattr("bcc_ops.promotion.run_upload.upload_run", upload_run)
+    given = context()
+    reference = uploading(store, {"responded_by_user": {"id": "1", "name": "ana"}}).execute(given)
+    assert store.load(PromotionDocument, reference).approved_by == "ana (asked in the UI)"
+    asset = champion_asset(Settings(bucket=store.bucket))
+    assert given["outlet_events"][asset].extra["version"] == "v2"
+
+
+def test_a_lost_race_fails_the_task_and_announces_nothing(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*given: Any, **more: Any) -> PromotionDocument:
+        raise PromotionLost("version v2 was not promoted: the champion has moved to v3 in the meantime")
+
+    monkeypatch.setattr("bcc_ops.promotion.run_upload.upload_run", lose)
+    given = context()
+    with pytest.raises(AirflowFailException, match="PromotionLost: version v2 was not promoted"):
+        uploading(store).execute(given)
+    assert given["outlet_events"] == {}
+
+
+def test_the_champions_asset_is_the_pointer_and_an_outlet_of_both_tasks(store: ObjectStore) -> None:
+    asset = champion_asset(Settings())
+    assert (asset.name, asset.uri) == ("bcc_champion", "s3://breast-images/models/champion.json")
+    assert [outlet.name for outlet in uploading(store).outlets] == ["bcc_champion"]
