@@ -424,10 +424,18 @@ def _trend(runs: Sequence[RunSummary], positive_class: str) -> LineChart:
 
 
 def _markdown(text: str) -> Markup:
-    """Markdown as HTML; HTML in it is shown as text, and addresses with a scheme that runs script are dropped."""
+    """Markdown as HTML, its headings below the page's own.
+
+    HTML in it is shown as text, and addresses with a scheme that runs script are dropped.
+    """
     from markdown_it import MarkdownIt
 
-    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(text))  # noqa: S704
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    tokens = markdown.parse(text)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
+    return Markup(markdown.renderer.render(tokens, markdown.options, {}))  # noqa: S704
 
 
 def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:

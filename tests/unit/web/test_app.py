@@ -153,7 +153,7 @@ def test_script_in_a_model_card_is_shown_as_text(make_client: Client, store: Obj
     card = f"# Card\n\n{ATTACK}\n\n[click](javascript:alert(1))\n\n![x](https://elsewhere.example/x.png)"
     store.put("models/20261122T020000Z-9a8b7c6d/model_card.md", card.encode())
     page = make_client(store).get(f"{RUN}/report").text
-    assert "<h1>Card</h1>" in page
+    assert "<h3>Card</h3>" in page
     assert ATTACK not in page
     assert 'href="javascript' not in page
     assert "<img" not in page.split('id="card"')[1].split("</section>")[0]
