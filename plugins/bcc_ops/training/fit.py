@@ -192,7 +192,8 @@ def _averaged_weights(
 
 def predict(classifier: keras.Model, pixels: Pixels) -> np.ndarray:
     """Probabilities for every image, float32 (n, classes)."""
-    return np.concatenate([classifier.predict_on_batch(batch) for batch in plain_batches(pixels, _TUNING_BATCH)])
+    probabilities: np.ndarray = classifier.predict(plain_batches(pixels, _TUNING_BATCH), verbose=0)
+    return probabilities
 
 
 def tuning_figures(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
