@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -181,6 +182,11 @@ class AirflowApi:
                 raise AirflowError(f"the run {run_id} has not ended within {within:.0f} s: {states}")
             watch()
             time.sleep(1)
+
+
+def parse_moment(text: str) -> datetime:
+    """A moment as Airflow writes it, aware. Python 3.10's own parser knows no `Z`."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
 def _run_path(dag_id: str, run_id: str) -> str:

@@ -23,7 +23,7 @@ from local.airflow_api import AirflowError
 from local.images import FolderError, ImageFolder, read_folder, upload
 from local.processes import ProcessError
 from local.s3_server import ServerError
-from local.stack import DAG_ID, USER, VIEWER, LocalStack, StackError
+from local.stack import DAG_ID, USER, VIEWER, LocalStack, StackError, keep_to_ones_own
 from local.watch import RunWatcher, describe_failure, describe_verdict, fetch_run
 
 MADE_UP_PER_CLASS = 120
@@ -162,6 +162,7 @@ def run(request: RunRequest) -> int:
     folder = None if request.made_up or request.images is None else _read_images(request, request.images)
     if request.made_up and not set(request.settings.classes) <= set(MADE_UP_CLASSES):
         raise WrongUse(f"made-up images exist for {', '.join(MADE_UP_CLASSES)} only: name a folder, IMAGES=…")
+    keep_to_ones_own(os.environ, own_s3=request.own_s3)
     variables = {name: value for name, value in os.environ.items() if name.startswith("BCC_")}
     stack = LocalStack(
         request.home,

@@ -28,9 +28,8 @@ import subprocess
 import sys
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import closing, suppress
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +39,7 @@ from bcc_ops.config import Settings
 from bcc_ops.exceptions import BucketNotFound
 from bcc_ops.storage import ObjectStore
 from local import s3_server
-from local.airflow_api import AirflowApi
+from local.airflow_api import AirflowApi, parse_moment
 from local.processes import ProcessError, Supervisor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -57,6 +56,14 @@ _COMPONENTS: dict[str, tuple[str, ...]] = {
     "dag-processor": ("dag-processor",),
     "triggerer": ("triggerer", "--skip-serve-logs"),
 }
+
+
+NO_AWS_OF_THE_USERS = {
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+"""What keeps a profile or an endpoint in the user's own files from reaching into botocore."""
 
 
 class StackError(RuntimeError):
@@ -179,9 +186,8 @@ class LocalStack:
         return {
             **own,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-            "NO_PROXY": ",".join(filter(None, ("127.0.0.1", "localhost", os.environ.get("NO_PROXY", "")))),
+            **no_proxy_for_loopback(os.environ),
             "PYTHONUNBUFFERED": "1",
-            "PYTHONDONTWRITEBYTECODE": os.environ.get("PYTHONDONTWRITEBYTECODE", ""),
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
@@ -219,10 +225,7 @@ class LocalStack:
         connection_id = self._variables.get("BCC_AWS_CONN_ID") or "aws_default"
         return {
             f"AIRFLOW_CONN_{connection_id.upper()}": self.s3.airflow_connection,
-            # a profile or an endpoint in the user's own files would reach into botocore all the same
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            "AWS_EC2_METADATA_DISABLED": "true",
+            **NO_AWS_OF_THE_USERS,
         }
 
     # Start and end ---------------------------------------------------------------------------------------------------
@@ -340,9 +343,25 @@ class LocalStack:
         fresh = [
             dag["dag_id"]
             for dag in dags
-            if dag["last_parsed_time"] and datetime.fromisoformat(dag["last_parsed_time"]).timestamp() >= since
+            if dag["last_parsed_time"] and parse_moment(dag["last_parsed_time"]).timestamp() >= since
         ]
         return "" if fresh else "none was parsed yet"
+
+
+def keep_to_ones_own(environment: MutableMapping[str, str], *, own_s3: bool) -> None:
+    """Rid an environment of what would lead to another Airflow, to another S3 than one's own, or past loopback."""
+    environment.update(no_proxy_for_loopback(environment))
+    for name in [name for name in environment if _is_foreign(name, own_s3=own_s3) and not name.startswith("BCC_")]:
+        del environment[name]
+    if own_s3:
+        environment.update(NO_AWS_OF_THE_USERS)
+
+
+def no_proxy_for_loopback(environment: Mapping[str, str]) -> dict[str, str]:
+    """`NO_PROXY`, both ways of writing it, with loopback in it."""
+    given = environment.get("no_proxy") or environment.get("NO_PROXY", "")
+    hosts = ",".join(filter(None, ("127.0.0.1", "localhost", given)))
+    return {"NO_PROXY": hosts, "no_proxy": hosts}
 
 
 def require_free_space(folder: Path, least: int = _LEAST_FREE_BYTES) -> None:

@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import pytest
 
 from bcc_ops.dataset.made_up import write_images
 from bcc_ops.run_paths import RunPaths
-from local.airflow_api import AirflowApi
+from local.airflow_api import AirflowApi, parse_moment
 from local.images import read_folder, upload
 from local.stack import DAG_ID, LocalStack
 from local.watch import RunWatcher
@@ -59,7 +58,7 @@ class FinishedRun:
     @property
     def wall_seconds(self) -> float:
         """From the trigger to the run's end."""
-        return datetime.fromisoformat(self.run["end_date"]).timestamp() - self.triggered
+        return parse_moment(self.run["end_date"]).timestamp() - self.triggered
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -32,6 +31,7 @@ from bcc_ops.artifacts import (
 )
 from bcc_ops.run_paths import PLOTS, champion_pointer, model_file
 from bcc_ops.tables import ImageRow, SplitRow, read_predictions, read_rows
+from local.airflow_api import parse_moment
 from local.stack import DAG_ID, LocalStack
 from tests.conftest import REAL_IMAGES
 from tests.e2e.conftest import CLASSES, PER_CLASS, TINY, FinishedRun
@@ -208,11 +208,11 @@ def _work_of(stack: LocalStack, finished: FinishedRun, task_id: str) -> tuple[fl
     events = [
         event for event in stack.api.task_log(DAG_ID, finished.run_id, task_id, task["try_number"]) if event.get("timestamp")
     ]
-    times = [datetime.fromisoformat(event["timestamp"]).timestamp() for event in events]
+    times = [parse_moment(event["timestamp"]).timestamp() for event in events]
     texts = [event["event"] for event in events]
     start = times[texts.index("::endgroup::")]
     end = next((time for time, text in zip(times, texts) if text == "::group::Post Execute"), None)
-    return start, end or datetime.fromisoformat(task["end_date"]).timestamp()
+    return start, end or parse_moment(task["end_date"]).timestamp()
 
 
 def _covered(intervals: list[tuple[float, float]]) -> float:

@@ -15,7 +15,7 @@ import pytest
 from bcc_ops.exceptions import ConfigError
 from local.run import RunRequest, WrongUse, main, read_knobs, run
 from local.s3_server import S3Server, free_ports
-from local.stack import LocalStack, StackError, first_free_port, require_free_space
+from local.stack import LocalStack, StackError, first_free_port, keep_to_ones_own, require_free_space
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -178,3 +178,24 @@ def test_an_airflow_or_aws_of_the_users_own_does_not_reach_in(tmp_path: Path, mo
     assert environment["BCC_BUCKET"] == "breast-images"
     assert environment["BCC_SCHEDULE"] == "0 4 * * *"
     assert not {"AWS_PROFILE", "AWS_ENDPOINT_URL"} & environment.keys()
+
+
+def test_this_process_keeps_to_its_own_airflow_and_s3_too() -> None:
+    environment = {
+        "AWS_PROFILE": "gone",
+        "AIRFLOW_HOME": "/mine",
+        "AIRFLOW_CONN_SLACK": "slack://",
+        "BCC_BUCKET": "b",
+        "no_proxy": "intra",
+    }
+    keep_to_ones_own(environment, own_s3=True)
+    assert environment["no_proxy"] == environment["NO_PROXY"] == "127.0.0.1,localhost,intra"
+    assert environment["AIRFLOW_CONN_SLACK"] == "slack://" and environment["BCC_BUCKET"] == "b"
+    assert environment["AWS_CONFIG_FILE"] == os.devnull
+    assert not {"AWS_PROFILE", "AIRFLOW_HOME"} & environment.keys()
+
+
+def test_an_s3_of_ones_own_keeps_its_profile() -> None:
+    environment = {"AWS_PROFILE": "hospital"}
+    keep_to_ones_own(environment, own_s3=False)
+    assert environment["AWS_PROFILE"] == "hospital"
