@@ -124,13 +124,12 @@ class Recorded:
 
 @pytest.fixture(scope="module")
 def recorded_runs(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    """Two runs: the first without a champion, the second with one and with new images."""
+    """Two runs: the first without a champion, the second with one, with new images, in a bucket that now keeps versions."""
     from bcc_ops.storage import ObjectStore
 
     folder = tmp_path_factory.mktemp("policy")
     store = ObjectStore(s3_server.client(), BUCKET)
     store.client.create_bucket(Bucket=BUCKET)
-    store.client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
     with recording(s3_server) as proxy:
         recorded = S3Server(proxy.endpoint, s3_server.access_key, s3_server.secret_key, 0)
         environment = {
@@ -151,6 +150,8 @@ def recorded_runs(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory)
         subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], env=environment, check=True, capture_output=True)
         for seed in (1, 2):
             upload_made_up_images(store, per_class=12, seed=seed)
+            if seed == 2:
+                store.client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
             run = subprocess.run(
                 [sys.executable, "-c", RUN, str(REPOSITORY / "dags"), json.dumps(TINY)],
                 env=environment,
