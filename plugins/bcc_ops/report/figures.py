@@ -610,6 +610,6 @@ def gallery_figure(entries: Sequence[GalleryEntry], title: str, positive_class: 
     return figure
 
 
-def _shorten(key: str, most: int = 26) -> str:
+def _shorten(key: str, most: int = 20) -> str:
     name = key.rsplit("/", 1)[-1]
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"

@@ -53,9 +53,10 @@ def decimals(value: float, signed: bool = False) -> str:
     return f"{value:+.3f}".replace("-", "−") if signed else f"{value:.3f}".replace("-", "−")
 
 
-def plain_number(value: float) -> str:
-    """A number of unknown kind: whole numbers whole, others with three significant decimals."""
-    return f"{value:,.0f}".replace(",", " ") if value == int(value) and abs(value) >= 2 else f"{value:.3f}".replace("-", "−")
+def plain_number(value: float, beside: float | None = None) -> str:
+    """A share or a count, whichever it is: counts are whole and reach 2, or stand beside one that does."""
+    reach = max(abs(value), abs(beside or 0))
+    return thousands(value) if value == int(value) and reach >= 2 else decimals(value)
 
 
 def thousands(value: float) -> str:
@@ -190,12 +191,13 @@ def render_report(
     """
     going_on = progress is not None and not progress.is_over
     descriptions = describe_plots(run)
+    two_models = bool(run.evaluation and run.evaluation.comparison and run.evaluation.comparison.champion)
 
     def plots_there(*names: str) -> bool:
         return any(name in plots for name in names)
 
     def plots_of(*names: str) -> Markup:
-        drawn = [_Plot(name, plots[name], *descriptions[name]) for name in names if name in plots]
+        drawn = [_Plot(name, plots[name], *descriptions[name], two_models) for name in names if name in plots]
         return Markup(_ENVIRONMENT.get_template("plots.html.jinja").render(plots=drawn)) if drawn else Markup()  # noqa: S704
 
     when = run.snapshot.as_of if run.snapshot else run.gate.as_of if run.gate else None
@@ -305,13 +307,15 @@ class _Plot:
     source: str
     alt: str
     caption: str
+    two_models: bool
 
     @property
     def look(self) -> str:
         """Photos keep their colours in the dark; wide ones take the whole row, middle ones most of it."""
         kind = "photo" if self.name in {"augmentations", "missed_cancers", "false_alarms"} else "chart"
         wide = " wide" if kind == "photo" or self.name in {"history", "trend"} else ""
-        return kind + (" wide middle" if self.name in {"difference", "confusion_matrix"} else wide)
+        middle = self.name == "difference" or (self.name == "confusion_matrix" and self.two_models)
+        return kind + (" wide middle" if middle else wide)
 
 
 def _task_path(progress: RunProgress, task_id: str) -> str:
