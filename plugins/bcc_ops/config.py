@@ -90,7 +90,12 @@ class RetrainingConfig(BaseModel):
     # Checks
     min_side: int = _knob(64, "Smallest side (px)", "Images with a shorter side are refused.", _CHECKS, ge=8, le=4096)
     max_pixels: int = _knob(
-        50_000_000, "Most pixels", "Images whose header promises more are refused unopened.", _CHECKS, ge=10_000
+        50_000_000,
+        "Most pixels",
+        "Images whose header promises more are refused unopened.",
+        _CHECKS,
+        ge=10_000,
+        le=89_000_000,  # from 89.5 million on, Pillow itself takes an image for a bomb
     )
     max_refused_fraction: float = _knob(
         0.05, "Refused at most", "The run fails where a larger part of the images is refused.", _CHECKS, ge=0, le=1

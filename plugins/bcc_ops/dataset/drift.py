@@ -39,7 +39,7 @@ QUANTITIES: dict[str, Callable[[ContentRow], float]] = {
 
 
 def compare_distributions(
-    contents: Iterable[ContentRow], previous: Sequence[ContentRow] | None, classes: Sequence[str]
+    contents: Sequence[ContentRow], previous: Sequence[ContentRow] | None, classes: Sequence[str]
 ) -> tuple[tuple[DriftFinding, ...], str | None]:
     """Compare the usable images whose content is new with the usable images of the previous snapshot.
 

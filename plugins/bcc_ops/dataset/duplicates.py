@@ -3,7 +3,7 @@
 Exact copies share their bytes or their pixels. Candidates for the others come from two indexes: one of perceptual
 hashes, which finds what is alike as a whole, and one of local features, which finds what was cropped, shifted or scaled.
 Both work by sorting and by tables and never compare all with all. Every candidate is then confirmed on its pixels
-(`likeness`), since a chain of false pairs would tie strangers together.
+(`likeness`), since a chain of false pairs would tie strangers together. Mirrored and turned copies are not looked for.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from bcc_ops.artifacts import PARTITIONS, ClassWeightsDocument, LeftOutImage, Partition, Reference, digest_of
 from bcc_ops.exceptions import SplitError
+from bcc_ops.tables import ContentRow, SplitRow
 
 if TYPE_CHECKING:
     from bcc_ops.config import RetrainingConfig
-from bcc_ops.tables import ContentRow, SplitRow
 
 UNITS_NEEDED = len(PARTITIONS)
 """Units that a class needs at least: one a partition."""
@@ -267,8 +267,9 @@ def _check(split: Split, units: Sequence[_Unit], classes: Sequence[str]) -> None
             continue
         independent = [unit for unit in units if unit.counts[name]]
         images = sum(unit.counts[name] for unit in independent)
+        settled = any(unit.sides for unit in independent)
+        more = f"; what is there keeps its side, so that {len(empty)} new ones must come" if settled else ""
         raise SplitError(
             f"class {name} has no image for {' and '.join(empty)}: it has {images} usable images in {len(independent)} groups "
-            f"that may not be torn apart; at least {UNITS_NEEDED} groups are needed, one a partition, and of new ones at "
-            f"least {len(empty)} more than now where the others have their side from an earlier run"
+            f"that may not be torn apart, and at least {UNITS_NEEDED} groups are needed, one a partition{more}"
         )

@@ -236,6 +236,14 @@ def test_too_few_groups_of_a_class_fail_with_how_many_are_needed():
         split_images(images, (), CONFIG, CLASSES)
 
 
+def test_a_class_whose_validation_images_were_removed_says_that_new_ones_must_come():
+    images = [row for number in range(30) for row in copies(f"g{number}", CLASSES[number % 3], 1)]
+    split = split_images(images, (), CONFIG, CLASSES)
+    gone = {row.sha256 for row in split.rows if row.label == "normal" and row.partition == "validation"}
+    with pytest.raises(SplitError, match=r"normal has no image for validation: .* keeps its side, so that 1 new ones must come"):
+        split_images([one for one in images if one.sha256 not in gone], split.rows, CONFIG, CLASSES)
+
+
 def test_a_class_without_any_image_fails():
     images = [row for number in range(20) for row in copies(f"f{number}", CLASSES[number % 2], 1)]
     with pytest.raises(SplitError, match="class normal has no image for train and tuning and validation: it has 0 usable"):

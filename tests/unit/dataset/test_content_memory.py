@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+
+from bcc_ops.dataset.content_memory import ContentFacts, ContentMemory
+from bcc_ops.dataset.duplicates import Candidates
+from bcc_ops.dataset.fingerprints import Fingerprint
+from bcc_ops.dataset.likeness import Likeness
+
+
+def facts(number: int) -> ContentFacts:
+    rng = np.random.default_rng(number)
+    mark = Fingerprint("p", bytes(8), rng.random((5, 3), np.float32), rng.integers(0, 256, (5, 32), dtype=np.uint8))
+    return ContentFacts(width=number, height=2, mode="RGB", mean=1.5, contrast=2.5, made_up=True, fingerprint=mark)
+
+
+def test_facts_come_back_as_they_were(tmp_path):
+    refused = ContentFacts(reason="empty", detail="the file has no content")
+    with ContentMemory(tmp_path / "deep" / "memory.sqlite3") as memory:
+        memory.remember([("a", facts(3)), ("b", refused)], 64, 1000)
+    with ContentMemory(tmp_path / "deep" / "memory.sqlite3") as memory:
+        known = memory.recall(["a", "b", "c"], 64, 1000)
+        assert memory.recall(["a"], 65, 1000) == {}
+    assert set(known) == {"a", "b"}
+    assert known["b"] == refused
+    mark, expected = known["a"].fingerprint, facts(3).fingerprint
+    assert mark is not None
+    assert np.array_equal(mark.points, expected.points)
+    assert np.array_equal(mark.descriptors, expected.descriptors)
+    assert (mark.pixels, mark.hash) == (expected.pixels, expected.hash)
+    assert (known["a"].width, known["a"].made_up) == (3, True)
+
+
+def test_an_image_without_features_comes_back_too(tmp_path):
+    bare = Fingerprint("p", bytes(8), np.zeros((0, 3), np.float32), np.zeros((0, 32), np.uint8))
+    with ContentMemory(tmp_path / "memory.sqlite3") as memory:
+        memory.remember([("a", ContentFacts(width=1, fingerprint=bare))], 64, 1000)
+        mark = memory.recall(["a"], 64, 1000)["a"].fingerprint
+    assert (mark.points.shape, mark.descriptors.shape) == ((0, 3), (0, 32))
+
+
+def test_likeness_is_kept_by_pair(tmp_path):
+    with ContentMemory(tmp_path / "memory.sqlite3") as memory:
+        memory.remember_likeness({("a", "b"): Likeness(0.25, 0.5)})
+        assert memory.recall_likeness([("a", "b"), ("a", "c")]) == {("a", "b"): Likeness(0.25, 0.5)}
+
+
+def test_only_the_last_searches_are_kept(tmp_path):
+    with ContentMemory(tmp_path / "memory.sqlite3") as memory:
+        for number in range(20):
+            memory.remember_candidates(f"search {number}", Candidates([(0, number, 2)], [(1, number)]))
+        assert memory.recall_candidates("search 19") == Candidates([(0, 19, 2)], [(1, 19)])
+        assert memory.recall_candidates("search 12") is not None
+        assert memory.recall_candidates("search 11") is None
+
+
+def _remember_many(path: str, start: int) -> int:
+    with ContentMemory(Path(path)) as memory:
+        for number in range(start, start + 20):
+            memory.remember([(str(number), facts(number))], 64, 1000)
+    return start
+
+
+def test_two_processes_may_learn_at_once(tmp_path):
+    path = tmp_path / "memory.sqlite3"
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.starmap(_remember_many, [(str(path), 0), (str(path), 20)])
+    with ContentMemory(path) as memory:
+        assert len(memory.recall(map(str, range(40)), 64, 1000)) == 40
