@@ -110,11 +110,19 @@ _FILTERS = {
 
 
 def _environment() -> Environment:
+    # Templates are read once, as this module is: a half-updated server must not mix the two.
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
     )
     environment.filters.update(_FILTERS)
     environment.globals.update(script=Markup(_SCRIPT), style=Markup(_STYLE), policy=_IN_FILE_POLICY)  # noqa: S704
+    for template in environment.list_templates(extensions=["jinja"]):
+        environment.get_template(template)
     return environment
 
 
