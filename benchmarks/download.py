@@ -39,6 +39,7 @@ from benchmarks.report import write_section
 from local.s3_server import S3Server, serve
 
 RULES = ImageRules("images", ("benign", "malignant", "normal"), ("*_mask*",))
+BUSI = Path(__file__).resolve().parents[2] / "shared" / "data" / "Dataset_BUSI_with_GT"
 SMALL = 4096
 """Bytes of each of the many small objects."""
 OURS, NOTEBOOK, S5CMD = "this project (obstore in threads, verified, cached)", "the notebook's way (boto3, one by one)", "s5cmd"
@@ -277,7 +278,7 @@ def small_objects(count: int) -> dict[str, bytes]:
 def main() -> None:
     """Measure, print as it goes, and write the section."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--images", type=Path, help="a folder a class of real images; left out where there is none")
+    parser.add_argument("--images", type=Path, default=BUSI, help="a folder with a folder a class; left out where there is none")
     parser.add_argument("--objects", type=int, default=20_000, help="how many small objects")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--listing", type=int, default=1_000_000, help="how many keys the large listing has")
@@ -285,7 +286,7 @@ def main() -> None:
     sections = []
     with tempfile.TemporaryDirectory(prefix="bench-s3-") as data, serve(Path(data)) as server, aws_command() as aws:
         sets = {"small": small_objects(asked.objects)}
-        if asked.images:
+        if asked.images.is_dir():
             sets = {"real": real_objects(asked.images), **sets}
         for name, objects in sets.items():
             bucket = Bucket(server, f"bench-{name}")
@@ -298,7 +299,7 @@ def main() -> None:
         sections.append(f"### Snapshot of {asked.listing:,} objects\n\n{alone.apply(large_listing, (asked.listing,))}")
     introduction = (
         "## Download and listing\n\n"
-        "`python -m benchmarks.download --images FOLDER`: cold downloads from a local S3 server (SeaweedFS) on the same "
+        "`python -m benchmarks.download [--images FOLDER]`: cold downloads from a local S3 server (SeaweedFS) on the same "
         "machine, whose cores it shares; medians of "
         f"{asked.rounds} rounds in turns. Ours digests every byte and keeps an index, which the others do not.\n\n"
         "Downloads go through obstore and not through boto3 in threads because of these figures; boto3 remains for what "

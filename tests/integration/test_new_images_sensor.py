@@ -351,6 +351,20 @@ def test_download_tells_counts_and_fetches_once(place: ObjectStore) -> None:
     assert DownloadImagesOperator(task_id="d", snapshot=snapshot).execute(context)["fetched"] == 0
 
 
+def test_a_worker_without_the_images_fills_its_cache_from_the_same_snapshot(
+    place: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    upload(place, "benign/a", "malignant/b")
+    context = context_of("manual", "asked")
+    snapshot = SnapshotDatasetOperator(task_id="s", sighting=NewImagesSensor(task_id="wait").execute(context)).execute(context)
+    here = DownloadImagesOperator(task_id="d", snapshot=snapshot).local_images(snapshot)
+    monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "another-host"))
+    upload(place, "normal/c")
+    there = DownloadImagesOperator(task_id="t", snapshot=snapshot).local_images(snapshot)
+    assert [(image.key, image.sha256) for image in there] == [(image.key, image.sha256) for image in here]
+    assert all((tmp_path / "another-host") in image.path.parents and image.path.exists() for image in there)
+
+
 def _through(proxy: FaultyProxy, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = S3Server(proxy.endpoint, server.access_key, server.secret_key, 0).airflow_connection
     quick = '"config_kwargs": {"retries": {"max_attempts": 1, "mode": "standard"}}, "endpoint_url"'
