@@ -149,8 +149,7 @@ def test_shift_moves_by_a_part_of_the_side_and_reflects_what_comes_into_sight() 
 def test_light_changes_as_the_formula_says(augmentation: Augmentation, draws: dict[str, float], expected: list[int]) -> None:
     # By hand, for 0, 100 and 255: x + 51; x - 51; 127.5 + 1.5 (x - 127.5); 127.5 + 0.5 (x - 127.5);
     # 255 (x / 255) ** 2; 255 (x / 255) ** 0.5; each cut off at 0 and 255.
-    image = np.zeros((1, 3, 3), np.uint8) + np.array([0, 100, 255], np.uint8)[None, :, None]
-    image = np.repeat(np.repeat(image, 3, axis=0)[:, :3], 1, axis=0)
+    image = np.broadcast_to(np.array([0, 100, 255], np.uint8)[None, :, None], (3, 3, 3)).copy()
 
     np.testing.assert_array_equal(augmentation(image, _Draws(**draws))[0, :, 0], expected)
 
