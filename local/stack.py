@@ -258,6 +258,8 @@ class LocalStack:
     def stop(self) -> None:
         """End every process, the S3 server last: a task may be writing to it. What lies on the disk stays."""
         self.supervisor.stop(last=("s3",))
+        if "api" in self.__dict__:
+            self.api.close()
 
     def start_store(self) -> None:
         """Start the own S3 server and make the bucket, or make sure that the configured one answers."""

@@ -76,6 +76,8 @@ class RunWatcher:
         if self._api.run(self._dag_id, self._run_id)["state"] != "queued":
             return
         for other in self._api.runs(self._dag_id, state=["running"]):
+            if other["dag_run_id"] == self._run_id:  # it began between the two questions
+                return
             waiting = self._api.tasks(self._dag_id, other["dag_run_id"])[SENSOR]["state"]
             if waiting not in ("success", "skipped", "failed"):
                 self._api.set_task_state(self._dag_id, other["dag_run_id"], SENSOR, "skipped")

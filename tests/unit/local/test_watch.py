@@ -90,6 +90,16 @@ def test_a_nightly_run_that_only_waits_gives_way(airflow: FakeAirflow, watch: tu
     assert "scheduled__x was only waiting" in lines[0]
 
 
+def test_a_run_that_begins_meanwhile_does_not_give_way_to_itself(
+    airflow: FakeAirflow, watch: tuple[RunWatcher, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    airflow.states["mine"] = {"wait_for_new_images": "queued"}
+    monkeypatch.setattr(airflow, "run", lambda dag_id, run_id: {"dag_run_id": run_id, "state": "queued"})
+    monkeypatch.setattr(airflow, "runs", lambda dag_id, **filters: [{"dag_run_id": "mine", "state": "running"}])
+    watch[0]()
+    assert airflow.marked == []
+
+
 @pytest.mark.parametrize(
     ("mine", "sensor"), [("queued", "success"), ("queued", "skipped"), ("running", "deferred")], ids=["works", "over", "no-need"]
 )
