@@ -43,10 +43,6 @@ class AirflowApi:
         self._client = httpx.Client(base_url=address, timeout=30, trust_env=False)
         self._token: str | None = None
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
     def call(self, method: str, path: str, **request: Any) -> Any:
         """Send a request below `/api/v2` and return the answer's JSON.
 
