@@ -301,11 +301,8 @@ def markdown(folder: Path, seeds: Sequence[int]) -> str:
     notebook = found.get("notebook")
     lines = ["## Training: `transfer` beside the notebook", "", "`python -m benchmarks.training IMAGES --write`", ""]
     lines += [_split_sentence(folder), ""]
-    lines += [
-        "| | goal | "
-        + " | ".join(f"seed {seed}" for seed in seeds[: len(runs)])
-        + " | mean | notebook, last epoch | notebook, best epoch |"
-    ]
+    trained = [f"seed {seed}" for seed in seeds if f"transfer-{seed}" in found]
+    lines.append(f"| {' | '.join(['', 'goal', *trained, 'mean', 'notebook, last epoch', 'notebook, best epoch'])} |")
     lines += ["|---" * (len(runs) + 5) + "|"]
     finals = [figures(run["labels"], run["final"]) for run in runs]
     history = [figures(notebook["labels"], answers) for answers in notebook["probabilities"]] if notebook else []
