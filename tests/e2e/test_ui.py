@@ -28,7 +28,7 @@ OPTIONS = [
 ]
 RUN_ID = "by_hand__from_the_form"
 KNOBS = {
-    "Model": {"image_size": "96"},
+    "Model": {"image_size": "64"},
     "Training": {"epochs": "6", "early_stopping_patience": "0"},
     "Evaluation": {"bootstrap_resamples": "200"},
     "Gate": {
@@ -74,8 +74,8 @@ def page(ui_stack: LocalStack) -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=OPTIONS)
         page = browser.new_context(viewport=SCREEN).new_page()
-        page.set_default_timeout(0.5 * MINUTES)
-        expect.set_options(timeout=0.5 * MINUTES)
+        page.set_default_timeout(2 * MINUTES)
+        expect.set_options(timeout=2 * MINUTES)
         page.goto(ui_stack.address)
         page.fill("input[name=username]", USER)
         page.fill("input[name=password]", ui_stack.passwords[USER])
@@ -137,7 +137,9 @@ def test_tab_shows_the_epochs_while_the_run_trains(
     page.get_by_role("link", name="Model report").click()
     report = report_of(page)
     expect(report.get_by_role("heading", name=re.compile("^(Running: |The run is )"))).to_be_visible()
-    expect(report.get_by_role("heading", name=re.compile("Epochs so far: [2-6] of at most 6"))).to_be_visible(timeout=8 * MINUTES)
+    expect(report.get_by_role("heading", name=re.compile("Epochs so far: [2-6] of at most 6"))).to_be_visible(
+        timeout=12 * MINUTES
+    )
     expect(report.get_by_role("img", name="Accuracy by epoch")).to_be_visible()
     shoot("2-report-while-training")
 
@@ -145,7 +147,7 @@ def test_tab_shows_the_epochs_while_the_run_trains(
 def test_approval_is_answered_in_the_ui(page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[[str], None]) -> None:
     page.goto(f"{run_address(ui_stack, triggered)}/plugin/model-report")
     report = report_of(page)
-    expect(report.get_by_role("heading", name="Waiting for a person's approval")).to_be_visible(timeout=8 * MINUTES)
+    expect(report.get_by_role("heading", name="Waiting for a person's approval")).to_be_visible(timeout=12 * MINUTES)
     expect(report.get_by_role("heading", name="Approved by the gate, waiting for a person")).to_be_visible()
     shoot("3-report-waits-for-approval")
     report.get_by_role("link", name="Open approve_model").click()
