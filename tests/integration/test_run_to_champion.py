@@ -1,0 +1,399 @@
+"""From a run's documents to the model in use: real files, a real S3 server, a real Keras model in a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bcc_ops.artifacts import EvaluationDocument, GateDocument, PromotionDocument
+from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.dataset.snapshot import ImageRules, list_images, write_images
+from bcc_ops.dataset.sync import ImageCache, sync_images
+from bcc_ops.evaluation.evaluate import NEAR_COPY, TRAINED_ON
+from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
+from bcc_ops.exceptions import ArtifactError, ModelError, PromotionLost
+from bcc_ops.promotion.champion import champion_state, load_champion
+from bcc_ops.promotion.gate import decide
+from bcc_ops.promotion.looks import count_looks
+from bcc_ops.promotion.promote import set_champion
+from bcc_ops.promotion.registry import MODEL_FILES, ModelRegistry
+from bcc_ops.promotion.run_upload import RunDocumentsForUpload, smoke_test_version, upload_run
+from bcc_ops.promotion.smoke_test import Sample, run_smoke_test
+from bcc_ops.run_paths import RunPaths
+from bcc_ops.storage import ObjectStore
+from bcc_ops.tables import ContentRow, SplitRow, write_rows
+from tests.unit.report.samples import (
+    class_weights_document,
+    gate_document,
+    snapshot_document,
+    training_document,
+    validation_document,
+)
+
+CLASSES = ("benign", "malignant", "normal")
+SIDE = 32
+FIRST = datetime(2026, 11, 1, 2, tzinfo=timezone.utc)
+OPENING = {"min_balanced_accuracy": 0, "min_macro_auc": 0, "min_malignant_sensitivity": 0, "min_malignant_specificity": 0}
+KNOBS = {"bootstrap_resamples": 200, "min_compared_images": 5, "balanced_accuracy_margin": 1, "sensitivity_margin": 1, **OPENING}
+
+pytestmark = pytest.mark.slow
+
+
+def picture(label: str, number: int) -> bytes:
+    """A noisy square, darker or lighter by its class."""
+    generator = np.random.default_rng([number, *label.encode()])
+    level = {"benign": 60, "malignant": 130, "normal": 200}[label]
+    pixels = np.clip(generator.normal(level, 25, (48, 48)) + generator.normal(0, 12), 0, 255).astype(np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A model that reads the brightness, one with a Lambda layer, and one for two classes."""
+    import keras
+
+    folder = tmp_path_factory.mktemp("models")
+
+    def save(name: str, *layers: Any) -> bytes:
+        model = keras.Sequential([keras.Input((SIDE, SIDE, 3)), *layers])
+        if name == "good":
+            # softmax of minus the squared distance to each class' level, up to what all classes share
+            levels = np.array([60.0, 130.0, 200.0]) / 255
+            model.layers[-1].set_weights([np.tile(2 * levels, (3, 1)) * 40 / 3, -(levels**2) * 40])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("absl.logging.warning", lambda *said: None)
+            model.save(folder / f"{name}.h5")
+        return (folder / f"{name}.h5").read_bytes()
+
+    rescale, pool = (lambda: keras.layers.Rescaling(1 / 255)), keras.layers.GlobalAveragePooling2D
+    return {
+        "good": save("good", rescale(), pool(), keras.layers.Dense(3, activation="softmax")),
+        "lambda": save("lambda", keras.layers.Lambda(lambda x: x / 255), pool(), keras.layers.Dense(3, activation="softmax")),
+        "two classes": save("two", rescale(), pool(), keras.layers.Dense(2, activation="softmax")),
+    }
+
+
+@dataclass
+class Place:
+    """A bucket with images, and what a run needs of it."""
+
+    store: ObjectStore
+    registry: ModelRegistry
+    cache: ImageCache
+    settings: Settings
+    scratch: Path
+
+    @property
+    def fetch(self) -> Callable[..., Any]:
+        return partial(sync_images, self.store, cache=self.cache)
+
+    def run(self, model: bytes, days: int = 0, changes: dict[str, str] | None = None, **knobs: Any) -> Run:
+        """The documents of a run as the stages before the evaluation leave them; `changes` moves keys to partitions."""
+        config = RetrainingConfig.resolve({**KNOBS, **knobs})
+        as_of = FIRST + timedelta(days=days)
+        paths = RunPaths.of("artifacts", as_of, f"manual-{days}")
+        rules = ImageRules.of(self.settings, config)
+        listing = list_images(self.store, rules)
+        snapshot = snapshot_document(
+            bucket=self.store.bucket,
+            as_of=as_of,
+            images=self.store.put_referenced(paths.document("images.parquet"), write_images(listing.images)),
+        )
+        self.store.save(paths.document("snapshot.json"), snapshot)
+        images = self.fetch(listing.images)
+        parts = ("train", "tuning", "validation", "validation")
+        rows, contents = [], []
+        for number, image in enumerate(images):
+            part = (changes or {}).get(image.key, parts[number % 4])
+            rows.append(SplitRow(image.key, image.sha256, image.label, f"g{number}", part))
+            contents.append(ContentRow(image.key, image.label, image.sha256, 48, 48, "L", 90.0, 20.0, False, f"g{number}", ""))
+        split = self.store.put_referenced(paths.document("split.parquet"), write_rows(SplitRow, rows))
+        table = self.store.put_referenced(paths.document("contents.parquet"), write_rows(ContentRow, contents))
+        return Run(
+            self,
+            paths,
+            RunInputs(
+                config=config,
+                snapshot=snapshot,
+                validation=validation_document(contents=table, refused=(), conflicts=(), groups=()),
+                class_weights=class_weights_document(split=split, previous_run=None),
+                training=training_document(model=self.store.put_referenced(paths.document("model.h5"), model), image_size=SIDE),
+                images={image.key: image.path for image in images},
+                fetch=self.fetch,
+            ),
+        )
+
+
+@dataclass
+class Run:
+    place: Place
+    paths: RunPaths
+    inputs: RunInputs
+
+    def evaluate(self) -> EvaluationDocument:
+        folder = self.place.scratch / self.paths.folder_name
+        folder.mkdir(exist_ok=True)
+        champion = load_champion(self.place.registry, folder)
+        return evaluate_run(self.place.store, self.paths, self.inputs, champion, folder=folder, say=lambda sentence: None)
+
+    def gate(self, evaluation: EvaluationDocument) -> GateDocument:
+        reference = self.place.store.save(self.paths.document("evaluation.json"), evaluation)
+        gate = decide(
+            evaluation,
+            champion_state(self.place.registry.champion()),
+            self.inputs.config,
+            as_of=self.paths.as_of,
+            run_kind="manual",
+            earlier_looks=count_looks(self.place.store, self.paths, evaluation.validation_digest),
+            reference=reference,
+        )
+        self.place.store.save(self.paths.document("gate.json"), gate)
+        return gate
+
+    def upload(self, evaluation: EvaluationDocument, gate: GateDocument, template: str = "") -> PromotionDocument:
+        inputs = self.inputs
+        documents = RunDocumentsForUpload(
+            inputs.snapshot, inputs.validation, inputs.class_weights, inputs.training, evaluation, gate
+        )
+        return upload_run(
+            self.place.registry,
+            self.paths,
+            documents,
+            template=template,
+            fetch=self.place.fetch,
+            by="the gate",
+            now=datetime(2026, 12, 1, tzinfo=timezone.utc),
+        )
+
+    def promoted(self) -> PromotionDocument:
+        evaluation = self.evaluate()
+        return self.upload(evaluation, self.gate(evaluation))
+
+
+@pytest.fixture
+def place(store: ObjectStore, tmp_path: Path) -> Place:
+    for label in CLASSES:
+        for number in range(16):
+            store.put(f"images/{label}/{number:02d}.png", picture(label, number))
+    cache = ImageCache(tmp_path / "cache", 10**9)
+    return Place(store, ModelRegistry(store, "models"), cache, Settings(bucket=store.bucket), tmp_path)
+
+
+@pytest.fixture
+def smoke_tests(monkeypatch: pytest.MonkeyPatch) -> list[list[Sample]]:
+    """Stands for the smoke test's process where that is not what is tested: it costs an import of TensorFlow."""
+    asked: list[list[Sample]] = []
+    monkeypatch.setattr("bcc_ops.promotion.run_upload.run_smoke_test", lambda path, samples, classes: asked.append(samples))
+    return asked
+
+
+def test_a_first_model_is_evaluated_approved_tested_and_promoted(place: Place, models: dict[str, bytes]) -> None:
+    run = place.run(models["good"])
+    evaluation = run.evaluate()
+    assert evaluation.challenger.images == 24
+    assert (evaluation.challenger.balanced_accuracy.value or 0) > 0.9
+    gate = run.gate(evaluation)
+    assert (gate.verdict, gate.looks) == ("approved_without_champion", 1)
+    done = run.upload(evaluation, gate)
+    assert (done.promoted, done.previous_champion, done.approved_by) == (True, None, "the gate")
+    document = place.registry.model(done.version)
+    assert document.operating_point == evaluation.challenger.operating_point
+    assert document.run == run.paths.folder_name
+    assert place.store.load(EvaluationDocument, document.evaluation) == evaluation
+    card = place.store.get(place.registry.key(done.version, "model_card.md")).decode()
+    assert card.startswith(f"# Breast-ultrasound classifier {done.version}")
+    assert all(place.store.head(place.registry.key(done.version, name)) for name in MODEL_FILES)
+    assert run.upload(evaluation, gate) == done
+
+
+@pytest.mark.usefixtures("smoke_tests")
+def test_a_second_model_is_compared_on_what_the_champion_has_not_seen(place: Place, models: dict[str, bytes]) -> None:
+    first = place.run(models["good"])
+    first.promoted()
+    key = next(iter(first.inputs.images))  # in the champion's train partition
+    second = place.run(models["good"], days=1, changes={key: "validation"})
+    comparison = second.evaluate().comparison
+    assert comparison is not None and comparison.champion is not None and comparison.challenger is not None
+    assert comparison.left_out == {TRAINED_ON: 1}
+    assert comparison.champion.images == 24
+    assert comparison.differences["balanced_accuracy"].value == 0
+    assert NEAR_COPY not in comparison.left_out
+    assert second.gate(second.evaluate()).looks == 2
+
+
+@pytest.mark.usefixtures("smoke_tests")
+def test_a_worse_model_is_rejected_with_reasons_and_nothing_is_uploaded(place: Place, models: dict[str, bytes]) -> None:
+    place.run(models["good"]).promoted()
+    strict = place.run(models["good"], days=1, min_balanced_accuracy=1.0, min_macro_auc=1.0, min_compared_images=500)
+    gate = strict.gate(strict.evaluate())
+    assert gate.verdict == "rejected" and len(gate.reasons) >= 1
+    with pytest.raises(ArtifactError, match="rejected"):
+        strict.upload(strict.evaluate(), gate)
+    assert len(place.registry.versions()) == 1
+
+
+@pytest.mark.usefixtures("smoke_tests")
+def test_a_lost_race_is_kept_in_promotion_json(place: Place, models: dict[str, bytes]) -> None:
+    place.run(models["good"]).promoted()
+    run = place.run(models["good"], days=1)
+    evaluation = run.evaluate()
+    gate = run.gate(evaluation)
+    place.run(models["good"], days=2).promoted()
+    with pytest.raises(PromotionLost, match="Clear evaluate_model"):
+        run.upload(evaluation, gate)
+    kept = place.store.load_key(PromotionDocument, run.paths.document("promotion.json"))
+    assert not kept.promoted and "was not promoted" in kept.reason
+
+
+@pytest.mark.parametrize("damage", ["gone", "truncated", "lambda", "two classes", "no split", "no model.json"])
+@pytest.mark.usefixtures("smoke_tests")
+def test_a_champion_that_cannot_be_had_is_said_and_never_loaded(place: Place, models: dict[str, bytes], damage: str) -> None:
+    done = place.run(models["good"]).promoted()
+    key = place.registry.key(done.version, "model.h5")
+    remove = partial(place.store.client.delete_object, Bucket=place.store.bucket)
+    expected = {
+        "gone": "is gone",
+        "truncated": "is not the promised file",
+        "no split": "no such object",
+        "no model.json": "not whole",
+    }
+    if damage in ("gone", "no split", "no model.json"):
+        split = place.store.key_of(place.registry.model(done.version).split)
+        remove(Key={"gone": key, "no split": split, "no model.json": place.registry.key(done.version, "model.json")}[damage])
+    elif damage == "truncated":
+        place.store.put(key, models["good"][:1000])
+    else:  # whoever may write the pointer may name another file: it is the file itself that is looked through
+        content = models[damage]
+        place.store.put(key, content)
+        pointer = place.registry.champion()
+        assert pointer is not None and pointer.champion is not None
+        named = pointer.champion.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
+        place.store.save("models/champion.json", named)
+    run = place.run(models["good"], days=1)
+    comparison = run.evaluate().comparison
+    assert comparison is not None and comparison.champion is None
+    said = {"lambda": "layer of the class Lambda", "two classes": "answers for 2 classes", **expected}[damage]
+    assert said in (comparison.problem or "")
+    gate = run.gate(run.evaluate())
+    assert gate.verdict == "rejected" and said in gate.reasons[0]
+
+
+def test_a_damaged_pointer_stops_the_evaluation_with_the_way_out(place: Place, models: dict[str, bytes]) -> None:
+    place.store.put("models/champion.json", b"<html>")
+    with pytest.raises(ArtifactError, match="bcc_set_champion"):
+        place.run(models["good"]).evaluate()
+
+
+def test_external_images_are_reported_as_of_the_run_and_never_the_runs_own(place: Place, models: dict[str, bytes]) -> None:
+    for number in range(100, 106):
+        for label in CLASSES:
+            place.store.put(f"elsewhere/{label}/{number}.png", picture(label, number))
+    place.store.put("elsewhere/benign/known.png", picture("benign", 3))
+    place.store.put("elsewhere/normal/broken.png", b"no image")
+    place.store.put("elsewhere/normal/100_mask.png", picture("normal", 7))
+    later = (datetime.now(timezone.utc) - FIRST).days + 2
+    run = place.run(models["good"], days=later, external_prefix="elsewhere/")
+    evaluation = run.evaluate()
+    assert evaluation.external is not None and evaluation.external.images == 18
+    assert evaluation.external_note == (
+        "18 images under elsewhere/ (6 benign, 6 malignant, 6 normal); left out: 1 cannot be read, 1 is an image of this run too."
+    )
+    assert not {row.rule for row in run.gate(evaluation).rules if "external" in row.rule}
+    before = place.run(models["good"], external_prefix="elsewhere").evaluate()
+    assert before.external is None and (before.external_note or "").startswith("0 images under elsewhere/")
+    inside = place.run(models["good"], external_prefix="images/benign").evaluate()
+    assert inside.external is None and "overlaps" in (inside.external_note or "")
+
+
+def test_a_roll_back_is_tested_with_its_own_runs_images_and_without_them_where_they_are_gone(
+    place: Place, models: dict[str, bytes], smoke_tests: list[list[Sample]]
+) -> None:
+    first = place.run(models["good"]).promoted()
+    place.run(models["good"], days=1).promoted()
+    told: list[str] = []
+
+    def smoke_test(document: Any, path: Path) -> None:
+        smoke_test_version(place.registry, document, path, place.fetch, told.append)
+
+    def choose(version: str) -> str:
+        return set_champion(place.registry, version, smoke_test, by="ana", reason="worse here", now=FIRST).version
+
+    assert choose(first.version) == first.version
+    assert [sample.name for sample in smoke_tests[2]] == [sample.name for sample in smoke_tests[0]]
+    assert all(sample.expected is not None and sample.path.is_file() for sample in smoke_tests[2])
+    assert told == []
+    newest = place.registry.versions()[-1]
+    evaluation = place.store.load(EvaluationDocument, place.registry.model(newest).evaluation)
+    assert evaluation.predictions is not None
+    place.store.client.delete_object(Bucket=place.store.bucket, Key=place.store.key_of(evaluation.predictions))
+    assert choose(newest) == newest
+    assert [(sample.name, sample.expected) for sample in smoke_tests[3]] == [("a gray image", None)]
+    assert len(told) == 1 and "only has to load and to answer" in told[0]
+
+
+# The smoke test's own process -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    path = tmp_path / "sample.png"
+    path.write_bytes(picture("malignant", 1))
+    return path
+
+
+def test_the_smoke_test_passes_the_model_and_tells_what_is_wrong_with_another(
+    models: dict[str, bytes], sample: Path, tmp_path: Path
+) -> None:
+    good = tmp_path / "model.h5"
+    good.write_bytes(models["good"])
+    run_smoke_test(good, [Sample("sample.png", sample, None)], 3)
+    with pytest.raises(ModelError, match=r"answer about sample\.png differs by 0\.\d+ from the trained model's"):
+        run_smoke_test(good, [Sample("sample.png", sample, (0.98, 0.01, 0.01))], 3)
+    with pytest.raises(ModelError, match="2 probabilities"):
+        run_smoke_test(good, [Sample("sample.png", sample, None)], 2)
+
+
+@pytest.mark.parametrize(("kind", "said"), [("lambda", "layer of the class Lambda"), ("truncated", "is no Keras .h5 model")])
+def test_the_smoke_test_refuses_what_must_not_be_loaded(
+    models: dict[str, bytes], sample: Path, tmp_path: Path, kind: str, said: str
+) -> None:
+    path = tmp_path / "model.h5"
+    path.write_bytes(models["good"][:500] if kind == "truncated" else models[kind])
+    with pytest.raises(ModelError, match=f"smoke test: .*{said}"):
+        run_smoke_test(path, [Sample("sample.png", sample, None)], 3)
+
+
+def test_a_smoke_test_that_never_answers_is_ended(models: dict[str, bytes], sample: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.h5").write_bytes(models["good"])
+    with pytest.raises(ModelError, match="did not answer within 0 s"):
+        run_smoke_test(tmp_path / "model.h5", [Sample("sample.png", sample, None)], 3, timeout=0.2)
+
+
+def test_a_smoke_test_needs_an_image() -> None:
+    with pytest.raises(ModelError, match="at least one image"):
+        run_smoke_test(Path("model.h5"), [], 3)
+
+
+# Looks ----------------------------------------------------------------------------------------------------------------
+
+
+def test_looks_are_other_runs_decisions_on_the_same_validation_set(store: ObjectStore) -> None:
+    runs = [RunPaths.of("artifacts", FIRST + timedelta(days=day), f"manual-{day}") for day in range(5)]
+    for paths, digest in zip(runs, ("a" * 64, "a" * 64, "b" * 64, "a" * 64)):
+        store.save(paths.document("gate.json"), gate_document(validation_digest=digest))
+    store.put(runs[4].document("gate.json"), b'{"schema_version": 7}')
+    assert count_looks(store, runs[3], "a" * 64) == 2
+    assert count_looks(store, runs[2], "b" * 64) == 0
+    assert count_looks(store, RunPaths.of("artifacts", FIRST, "new"), "a" * 64) == 3
