@@ -162,10 +162,12 @@ def verdict_of(run: RunRecord, progress: RunProgress | None = None) -> Verdict |
 
 
 def _not_uploaded(title: str, progress: RunProgress | None) -> Verdict:
-    states = {task.task_id: task.state for task in progress.tasks} if progress else {}
+    if progress is None:
+        return Verdict("good", "✓", title, "What became of it is told by promotion.json beside this file, if it was uploaded.")
+    states = {task.task_id: task.state for task in progress.tasks}
     if states.get("approve_model") == "awaiting_input":
         return Verdict("", "?", "Approved by the gate, waiting for a person", "Nothing is uploaded before somebody answers.")
-    if progress and not progress.is_over:
+    if not progress.is_over:
         return Verdict("good", "✓", title, "It is not uploaded yet.")
     if states.get("upload_model") == "skipped":
         return Verdict("", "–", "Approved by the gate, turned down by a person", "The challenger was not uploaded.")

@@ -71,13 +71,16 @@ def publish_report(
 
 
 def read_referenced(store: ObjectStore, paths: RunPaths, references: Mapping[str, Mapping[str, str] | None]) -> RunRecord:
-    """The run's documents: those that were referred to exactly as referred to, and those that no reference is handed for."""
+    """The run's documents, exactly as they were referred to; the knobs and the epochs are of the run itself.
+
+    What is written beside this task, promotion.json, is not looked at: the report must not depend on who is faster.
+    """
 
     def read(name: str) -> bytes | None:
         reference = references.get(name)
         if reference is not None:
             return store.get_referenced(Reference.model_validate(dict(reference)))
-        head = store.head(paths.document(name)) if name not in references else None
+        head = store.head(paths.document(name)) if name in ("config.json", "history.csv") else None
         return store.get(head.key) if head else None
 
     return read_record(read)
@@ -177,7 +180,7 @@ def _samples(store: ObjectStore, run: RunRecord) -> dict[str, str]:
 
 
 def _siblings(store: ObjectStore, paths: RunPaths) -> dict[str, tuple[str, int | None]]:
-    """The files beside the stand-alone report."""
+    """The files beside the stand-alone report that were there before it."""
     prefix = f"{paths.folder}/"
     sizes = {entry["Key"][len(prefix) :]: entry["Size"] for entry in store.list_objects(prefix)}
-    return {name: (name, sizes[name]) for name in FILES if name in sizes and name != "report.html"}
+    return {name: (name, sizes[name]) for name in FILES if name in sizes and name not in ("report.html", "promotion.json")}
