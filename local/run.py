@@ -82,7 +82,7 @@ class RunRequest:
             raise WrongUse(f"PORT={port} is no port that may be taken here: 1024 to 65535")
         return cls(
             home=Path(environment.get("LOCAL") or ".local").absolute(),
-            images=Path(images).expanduser().absolute() if images else None,
+            images=Path(images).expanduser().resolve() if images else None,
             once=_is_yes("ONCE", environment.get("ONCE", "")),
             port=int(port) if port else None,
             knobs=read_knobs(environment.get("PRESET", ""), environment.get("KNOBS", "")),
