@@ -66,6 +66,26 @@ def test_a_trigger_is_not_sent_twice() -> None:
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_trigger_whose_answer_is_late_is_looked_for(there: bool) -> None:
+    found = httpx.Response(200, json={"dag_runs": [{"dag_run_id": "mine"}] if there else []})
+    api, seen = _client(httpx.ReadTimeout("timed out"), found)
+    if there:
+        assert api.trigger("dag", {}, run_id="mine") == "mine"
+    else:
+        with pytest.raises(AirflowUnavailable):
+            api.trigger("dag", {}, run_id="mine")
+    assert [request.method for request in seen] == ["POST", "GET"]
+
+
+def test_a_task_that_has_the_state_already_is_no_error() -> None:
+    late = httpx.Response(409, json={"detail": "Task id wait is already in skipped state"})
+    api, _ = _client(httpx.ReadTimeout("timed out"), late, httpx.Response(409, json={"detail": "something else"}))
+    api.set_task_state("dag", "mine", "wait", "skipped")
+    with pytest.raises(AirflowError, match="something else"):
+        api.set_task_state("dag", "mine", "wait", "skipped")
+
+
 def test_a_refusal_is_told_with_airflows_own_words() -> None:
     api, _ = _client(httpx.Response(409, json={"detail": "the run exists"}))
     with pytest.raises(AirflowError, match="409 the run exists"):
