@@ -23,7 +23,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bcc_ops.artifacts import ChampionDocument, ModelDocument, parse_document
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import ArtifactError, BccError, StorageUnavailable
-from bcc_ops.report.page import CONTENT_SECURITY_POLICY, RunRow, VersionRow, render_message, render_models, render_report
+from bcc_ops.report.page import (
+    CONTENT_SECURITY_POLICY,
+    REFRESH_SECONDS,
+    RunRow,
+    VersionRow,
+    render_message,
+    render_models,
+    render_report,
+)
 from bcc_ops.report.progress import RunProgress
 from bcc_ops.report.run_history import RunSummary, summarise_run
 from bcc_ops.report.run_record import FILES, RUN_DOCUMENTS, read_record
@@ -48,9 +56,9 @@ T = TypeVar("T")
 class PageError(Exception):
     """A page that only says why there is no other."""
 
-    def __init__(self, status: int, heading: str, *sentences: str) -> None:
+    def __init__(self, status: int, heading: str, *sentences: str, refresh: int | None = None) -> None:
         super().__init__(heading)
-        self.status, self.heading, self.sentences = status, heading, sentences
+        self.status, self.heading, self.sentences, self.refresh = status, heading, sentences, refresh
 
 
 class SecurityHeaders:
@@ -108,9 +116,8 @@ class Pages:
         except (asyncio.TimeoutError, StorageUnavailable) as error:
             log.warning("a page had no answer from the store: %s", error or f"nothing within {DEADLINE_SECONDS} s")
             sentence = "The object store that holds the runs' documents did not answer in time."
-            raise PageError(
-                503, "The store does not answer", sentence, "The run itself is not touched by this; try again."
-            ) from None
+            mends = f"The run itself is not touched by this. The page tries again every {REFRESH_SECONDS} seconds."
+            raise PageError(503, "The store does not answer", sentence, mends, refresh=REFRESH_SECONDS) from None
         except BccError as error:
             raise PageError(503, "The store cannot be read", str(error)) from None
         except PageError:
@@ -276,7 +283,7 @@ def create_app(settings: Settings | None = None, open_store: Callable[[], Object
 
     @app.exception_handler(PageError)
     async def _say(request: Request, error: PageError) -> HTMLResponse:
-        return HTMLResponse(render_message(error.heading, error.sentences), error.status)
+        return HTMLResponse(render_message(error.heading, error.sentences, error.refresh), error.status)
 
     @app.get("/models", response_class=HTMLResponse)
     async def models(request: Request, before: str | None = None) -> HTMLResponse:

@@ -310,6 +310,7 @@ def test_a_store_that_is_away_is_told_within_five_seconds(
         assert time.monotonic() - started < 5
     assert answer.status_code == 503
     assert "The store does not answer" in answer.text
+    assert 'http-equiv="refresh"' in answer.text, "a store that comes back shows its page by itself"
     assert answer.headers["Content-Security-Policy"] == CONTENT_SECURITY_POLICY
 
 
