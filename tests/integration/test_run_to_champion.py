@@ -20,6 +20,7 @@ from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.dataset.snapshot import ImageRules, list_images, write_images
 from bcc_ops.dataset.sync import ImageCache, sync_images
 from bcc_ops.evaluation.evaluate import NEAR_COPY, TRAINED_ON
+from bcc_ops.evaluation.lean_keras import import_keras
 from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
 from bcc_ops.exceptions import ArtifactError, ModelError, PromotionLost
 from bcc_ops.promotion.champion import champion_state, load_champion
@@ -62,8 +63,7 @@ def picture(label: str, number: int) -> bytes:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """A model that reads the brightness, one with a Lambda layer, and one for two classes."""
-    import keras
-
+    keras = import_keras()
     folder = tmp_path_factory.mktemp("models")
 
     def save(name: str, *layers: Any) -> bytes:
