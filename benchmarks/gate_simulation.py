@@ -210,8 +210,8 @@ The first two columns are the truth, at the champion's threshold; the others say
 The comparison asks that the lower end of the paired 95 % interval lies above {margins}
 for malignant sensitivity at the operating points. It lets a worse challenger in about a third as often as a look at one
 figure does, and for that refuses most equal ones, which nobody misses, and half of the better ones, which come again the
-next night. What makes the gate surer both ways is more validation images. Most of the noise is the operating point's, which is chosen on {tuned} malignant
-images: it moves the sensitivity of two equal models apart by 0.10 (standard deviation)."""
+next night. What makes the gate surer both ways is more validation images. Most of the noise is the operating point's, which
+is chosen on {tuned} malignant images: it moves the sensitivity of two equal models apart by 0.10 (standard deviation)."""
 
 
 if __name__ == "__main__":
