@@ -289,9 +289,13 @@ class LocalStack:
         _ = self.passwords  # written before the API server would make its own
         self.airflow_home.mkdir(parents=True, exist_ok=True)
         self._migrate()
-        for name, arguments in _COMPONENTS.items():
-            self.supervisor.start(name, [sys.executable, "-m", "airflow", *arguments], self.environment)
+        for name in _COMPONENTS:
+            if name != "scheduler":
+                self._start_component(name)
         self._started = time.time()
+
+    def _start_component(self, name: str) -> None:
+        self.supervisor.start(name, [sys.executable, "-m", "airflow", *_COMPONENTS[name]], self.environment)
 
     def wait_until_ready(self) -> None:
         """Wait until Airflow is healthy and has read the DAGs anew, and see to the gpu pool.
@@ -300,6 +304,9 @@ class LocalStack:
             StackError: it takes more than four minutes, or a DAG cannot be imported.
             ProcessError: a component does not stay up.
         """
+        # A scheduler starts tasks that an earlier start left at once; with no API server to talk to they would fail.
+        self._await("Airflow's API server", lambda: "" if self.api.health() else "no answer")
+        self._start_component("scheduler")
         self._await("Airflow", self._unhealthy)
         self.api.ensure_pool(self.settings.gpu_pool, self.gpu_slots)
         self._await("the DAGs", lambda: self._unparsed(self._started))
