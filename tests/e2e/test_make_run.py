@@ -47,9 +47,10 @@ class MakeRun:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            print(f"  | {line}", end="")
-            self.lines.append(line)
+        with self.process.stdout as output:
+            for line in output:
+                print(f"  | {line}", end="")
+                self.lines.append(line)
 
     def said(self, text: str) -> bool:
         """Whether a line had this in it."""
