@@ -46,9 +46,6 @@ def write_section(name: str, markdown: str, page: Path = PAGE) -> None:
     section = f"{begin}\n{markdown.strip()}\n\n{measured}\n{end}"
     text = page.read_text(encoding="utf-8") if page.exists() else _INTRODUCTION
     present = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if present.search(text):
-        text = present.sub(lambda _: section, text, count=1)
-    else:
-        text = f"{text.rstrip()}\n\n{section}\n"
+    text = present.sub(lambda _: section, text, count=1) if present.search(text) else f"{text.rstrip()}\n\n{section}\n"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")

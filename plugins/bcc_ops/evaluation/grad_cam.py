@@ -58,7 +58,7 @@ class GradCam:
         images = np.asarray(pixels, np.float32)
         heat = self._weighted_map(images, classes)
         if self._mirrors:
-            heat = (heat + self._weighted_map(images[:, :, ::-1], classes)[:, :, ::-1]) / 2
+            heat = np.mean([heat, self._weighted_map(images[:, :, ::-1], classes)[:, :, ::-1]], axis=0, dtype=np.float32)
         highest = heat.max(axis=(1, 2), keepdims=True)
         scaled: Heat = np.divide(heat, highest, out=np.zeros_like(heat), where=highest > 0)
         return scaled

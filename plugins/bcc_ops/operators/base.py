@@ -54,12 +54,14 @@ def run_kind(context: Context) -> RunKind:
     """Which kind of run this is. A reprocessed run keeps its `scheduled__…` id: only its type tells."""
     run = context["dag_run"]
     run_type = getattr(run.run_type, "value", run.run_type)
-    return {"scheduled": "nightly", "manual": "manual", "backfill": "backfill"}.get(run_type, "event")
+    kinds: dict[str, RunKind] = {"scheduled": "nightly", "manual": "manual", "backfill": "backfill"}
+    return kinds.get(run_type, "event")
 
 
 def logical_moment(context: Context) -> datetime:
     """The run's logical date; manual and event runs may have none, and then it is when they were made."""
-    return context.get("logical_date") or context["dag_run"].run_after
+    moment: datetime = context.get("logical_date") or context["dag_run"].run_after
+    return moment
 
 
 @dataclass(frozen=True)
