@@ -90,7 +90,8 @@ def start(
     arguments = [
         *(weed, "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}"),
         *(f"-s3.port={s3}", "-s3.port.iceberg=0", f"-master.port={master}", f"-volume.port={volume}"),
-        *(f"-filer.port={filer}", "-admin.ui=false", "-webdav=false"),
+        # A bucket takes a volume, and by itself the server makes no more than the free disk would hold if all were full.
+        *(f"-filer.port={filer}", "-admin.ui=false", "-webdav=false", "-volume.max=5000"),
     ]
     environment = {**os.environ, "AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
     process = subprocess.Popen(

@@ -58,8 +58,17 @@ def context_of(run_type: str, run_id: str = "", logical_date: datetime | None = 
     }
 
 
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs of the DAG that wait to start; Airflow is asked for them where a real task runs."""
+    queued: list[str] = []
+    for module in ("sensors", "triggers"):
+        monkeypatch.setattr(f"bcc_ops.{module}.new_images.queued_runs", lambda dag_id: len(queued))
+    return queued
+
+
 @pytest.fixture(params=["poke", "deferrable"])
-def play(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
+def play(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, queue: list[str]) -> Iterator[Play]:
     """Run the sensor to its end in one of its modes; between two looks, the next of `meanwhile` happens."""
 
     def run(context: Any, *meanwhile: Callable[[], Any], pause: float = 0.0) -> dict[str, Any]:
@@ -404,12 +413,28 @@ def test_a_store_that_fails_for_good_is_told(
             play(context_of("scheduled"), lambda: down.update(now=True), pause=0.2)
 
 
+def test_a_night_without_news_gives_way_to_a_run_that_is_queued(place: ObjectStore, play: Play, queue: list[str]) -> None:
+    upload(place, "benign/a")
+    assess(place, "before", past_second())
+    with pytest.raises(AirflowSkipException, match="gave way"):
+        play(context_of("scheduled"), lambda: None, lambda: queue.append("manual"))
+
+
+def test_a_night_that_has_news_goes_on_though_another_run_is_queued(place: ObjectStore, play: Play, queue: list[str]) -> None:
+    upload(place, "benign/a")
+    assess(place, "before", past_second())
+    queue.append("manual")
+    upload(place, "benign/b")
+    assert play(context_of("scheduled"))["images"] == 2
+
+
 def test_the_trigger_serialises_to_what_makes_it_again() -> None:
     arguments: dict[str, Any] = {
         "aws_conn_id": "aws_default",
         "bucket": "breast-images",
         "rules": ["images", ["benign", "malignant", "normal"], ["*_mask*"]],
         "versioned": True,
+        "gives_way_in": "bcc_retraining",
         "watch": {
             "deadline": "2026-11-22T08:00:00+00:00",
             "settle_seconds": 60,
@@ -420,6 +445,7 @@ def test_the_trigger_serialises_to_what_makes_it_again() -> None:
             "unchanged_since": "2026-11-22T01:00:00+00:00",
             "failures": 2,
             "not_before": "2026-11-22T02:05:00+00:00",
+            "idle": True,
         },
     }
     trigger = NewImagesTrigger(**arguments)
@@ -431,7 +457,8 @@ def test_the_sensor_defers_with_all_that_it_knows(place: ObjectStore) -> None:
     upload(place, "benign/a")
     first = assess(place, "first", past_second())
     with pytest.raises(TaskDeferred) as deferred:
-        NewImagesSensor(task_id="wait", poke_interval=30).execute(context_of("scheduled", settle_seconds=60))
+        sensor = NewImagesSensor(task_id="wait", poke_interval=30)
+        sensor.execute(context_of("scheduled", settle_seconds=60))
     path, arguments = deferred.value.trigger.serialize()
     watch = arguments.pop("watch")
     assert path == "bcc_ops.triggers.new_images.NewImagesTrigger"
@@ -440,7 +467,9 @@ def test_the_sensor_defers_with_all_that_it_knows(place: ObjectStore) -> None:
         "bucket": place.bucket,
         "rules": ["images", ["benign", "malignant", "normal"], ["*_mask*"]],
         "versioned": place.is_versioned(),
+        "gives_way_in": sensor.dag_id,
     }
+    assert watch["idle"]
     assert list(watch["known"]) == [first.digest]
     assert watch["digest"] == first.digest
     assert datetime.fromisoformat(watch["deadline"]) > now() + timedelta(minutes=59)

@@ -47,6 +47,7 @@ class ArrivalWatch:
         known: digests of listings that are no reason to run -> why not, as the end of a sentence.
         digest, unchanged_since: the last look's, and since when it is known to be so.
         failures, not_before: failed looks in a row, and when to look again.
+        idle: whether the last look found nothing that a run could be about.
     """
 
     deadline: datetime
@@ -58,6 +59,7 @@ class ArrivalWatch:
     unchanged_since: datetime | None = None
     failures: int = 0
     not_before: datetime | None = None
+    idle: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -92,6 +94,7 @@ class ArrivalWatch:
         reason = self.known.get(self.digest)
         if reason is None and not listing.images:
             reason = "there is no image at all"
+        self.idle = reason is not None
         if reason is not None:
             if not self.patient:
                 raise NothingNew(f"Nothing to train on: {reason}.")

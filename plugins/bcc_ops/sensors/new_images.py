@@ -14,7 +14,7 @@ from bcc_ops import exceptions
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.arrivals import ArrivalWatch, Lookout
 from bcc_ops.operators.base import BccOperator, airflow_errors, logical_moment, run_kind
-from bcc_ops.triggers.new_images import NewImagesTrigger
+from bcc_ops.triggers.new_images import NewImagesTrigger, queued_runs
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 TRIGGERER_LATENESS = timedelta(minutes=15)
 """How long after the end of the waiting time the triggerer may answer before the task fails."""
 
+GAVE_WAY = "Nothing is new, and another run was waiting to start: this one gave way."
+
 
 class NewImagesSensor(BccOperator, BaseSensorOperator):
     """Wait for new images, by the rules of the run's kind.
 
-    A nightly run waits until the images differ from those of the last assessed run and have settled, and is skipped
-    where that does not happen in `wait_for_images_minutes`. A run that an event started waits only for them to settle.
-    A manual run takes the images as of its `as_of` or now, a backfill those as of its logical date; neither waits for
-    images, a backfill only for the backfills of earlier dates that are running.
+    A nightly run waits until the images differ from those of the last assessed run and have settled. It is skipped where
+    that does not happen in `wait_for_images_minutes`, and where nothing is new while another run is queued: one run goes
+    at a time, and a person who asked for one should not wait for images that may never come. A run that an event started
+    waits only for them to settle. A manual run takes the images as of its `as_of` or now, a backfill those as of its
+    logical date; neither waits for images, a backfill only for the backfills of earlier dates that are running.
 
     Pushes what it saw: `{as_of, images, digest, change, sentence}`.
 
@@ -62,6 +65,8 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
         sighting = self._lookout(context).advance(self._watch)
+        if sighting is None and self._watch.idle and queued_runs(self.dag_id):
+            raise exceptions.NothingNew(GAVE_WAY)
         return PokeReturnValue(sighting is not None, sighting and sighting.to_xcom())
 
     def resume(self, context: Context, event: Mapping[str, Any]) -> Any:
@@ -69,6 +74,8 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
         with airflow_errors():
             if "error" in event:
                 raise getattr(exceptions, event["error"], exceptions.StorageError)(event["message"])
+            if event.get("gives_way"):
+                raise exceptions.NothingNew(GAVE_WAY)
             return self._look_or_defer(context, ArrivalWatch.from_dict(event["watch"]))
 
     def resume_backfill(self, context: Context, event: Any) -> Any:
@@ -100,6 +107,7 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
                 bucket=self.settings.bucket,
                 rules=[list(part) if isinstance(part, tuple) else part for part in lookout.rules],
                 versioned=self.store.is_versioned(),
+                gives_way_in=self.dag_id,
                 watch=watch.to_dict(),
             ),
             method_name="resume",

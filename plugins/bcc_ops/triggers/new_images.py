@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from bcc_ops.dataset.arrivals import ArrivalWatch
@@ -24,15 +25,19 @@ class NewImagesTrigger(BaseTrigger):
         bucket: the bucket.
         rules: `ImageRules` as a list: prefix, classes, names to ignore.
         versioned: whether the bucket keeps versions.
+        gives_way_in: the DAG whose queued runs end the waiting while nothing is new; "" for none.
         watch: an `ArrivalWatch` as a dict. All that the trigger knows is in here, so that a restart loses nothing.
     """
 
-    def __init__(self, *, aws_conn_id: str, bucket: str, rules: list[Any], versioned: bool, watch: dict[str, Any]) -> None:
+    def __init__(
+        self, *, aws_conn_id: str, bucket: str, rules: list[Any], versioned: bool, gives_way_in: str, watch: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.aws_conn_id = aws_conn_id
         self.bucket = bucket
         self.rules = rules
         self.versioned = versioned
+        self.gives_way_in = gives_way_in
         self.watch = watch
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -44,12 +49,16 @@ class NewImagesTrigger(BaseTrigger):
                 "bucket": self.bucket,
                 "rules": self.rules,
                 "versioned": self.versioned,
+                "gives_way_in": self.gives_way_in,
                 "watch": self.watch,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield one event: `{"watch": …}` for the worker to look for itself, with `"error"` where S3 failed for good."""
+        """Yield one event: `{"watch": …}` for the worker to look for itself.
+
+        With `"error"` where S3 failed for good, with `"gives_way"` where another run is queued and nothing is new.
+        """
         watch = ArrivalWatch.from_dict(self.watch)
         while True:
             await asyncio.sleep(watch.pause(datetime.now(timezone.utc)))
@@ -69,8 +78,14 @@ class NewImagesTrigger(BaseTrigger):
                 return
             finally:
                 self.watch = watch.to_dict()
+            if watch.idle and await self._another_run_waits():
+                yield TriggerEvent({"watch": watch.to_dict(), "gives_way": True})
+                return
             self.log.info("%d images, digest %.12s: waiting", len(listing.images), listing.digest)
         yield TriggerEvent({"watch": watch.to_dict()})
+
+    async def _another_run_waits(self) -> bool:
+        return bool(self.gives_way_in) and await asyncio.to_thread(queued_runs, self.gives_way_in) > 0
 
     async def _list(self) -> Listing:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -85,6 +100,12 @@ class NewImagesTrigger(BaseTrigger):
         except (BotoCoreError, ClientError) as error:
             raise translate(error, f"listing s3://{self.bucket}/{rules.prefix}/") from error
         return await asyncio.to_thread(_finish, builder)
+
+
+def queued_runs(dag_id: str) -> int:
+    """How many runs of a DAG are waiting to start."""
+    count: int = RuntimeTaskInstance.get_dr_count(dag_id=dag_id, states=["queued"])
+    return count
 
 
 def _finish(builder: ListingBuilder) -> Listing:
