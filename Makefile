@@ -17,7 +17,7 @@ run: setup ## run the pipeline here: IMAGES=folder ONCE=1 PRESET=transfer|notebo
 	@$(BIN)/python -m local run
 
 test: setup ## the tests, without the end-to-end ones
-	@$(BIN)/python -m pytest -m "not e2e" $(PYTEST)
+	@$(BIN)/python -m pytest -m "not e2e" -n 3 --dist loadfile $(PYTEST)
 
 check: setup ## format, lint, types, contracts, compose file, Dockerfile
 	$(BIN)/ruff format --check .
