@@ -7,6 +7,7 @@ is what the promotion of a model is tested against.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -31,13 +32,16 @@ class ServerError(RuntimeError):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that are free now, all different, each with port + 10000 free too (SeaweedFS' gRPC)."""
+    """Ports of loopback that are free now, all different, each with port + 10000 free too (SeaweedFS' gRPC).
+
+    All lie below 32768, where Linux takes the local ports of outgoing connections from: one of those could come between
+    the choice and its use.
+    """
     ports: list[int] = []
+    draw = random.Random()
     with ExitStack() as held:
         while len(ports) < count:
-            first = held.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1] % 20000 + 20000
+            port = draw.randrange(12000, 22000)
             pair = [held.enter_context(socket.socket()) for _ in range(2)]
             try:
                 pair[0].bind(("127.0.0.1", port))
@@ -126,10 +130,15 @@ def stop(process: subprocess.Popen[bytes], patience: float = 15.0) -> None:
 @contextmanager
 def serve(data: Path, access_key: str = "local", secret_key: str = "local-secret", port: int | None = None) -> Iterator[S3Server]:
     """A server for as long as the block lasts."""
-    if port is None:
-        port = free_ports(1)[0]
-    process = start(data, access_key, secret_key, port)
+    for tries_left in (2, 1, 0):
+        chosen = port or free_ports(1)[0]
+        try:
+            process = start(data, access_key, secret_key, chosen)
+            break
+        except ServerError:
+            if port is not None or not tries_left:  # else another process may have taken a port after it was found free
+                raise
     try:
-        yield S3Server(f"http://127.0.0.1:{port}", access_key, secret_key, process.pid)
+        yield S3Server(f"http://127.0.0.1:{chosen}", access_key, secret_key, process.pid)
     finally:
         stop(process)
