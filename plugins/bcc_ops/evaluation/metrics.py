@@ -162,9 +162,12 @@ class Threshold:
 
 
 def choose_threshold(scores: Scores, positive: int, wanted_sensitivity: float, chosen_on: str) -> Threshold:
-    """The highest threshold that finds at least `wanted_sensitivity` of the positives among these images.
+    """The highest threshold that is expected to find at least `wanted_sensitivity` of the positives among other images.
 
-    It is laid halfway to the next lower score, so that another device's rounding does not lose the last image.
+    Among these images themselves a higher one would do: the k-th lowest of n scores leaves k - 1 of n below it, but k of
+    n + 1 below it among scores that are still to come (the quantile of split conformal prediction). With n = 20 and 0.9
+    wanted, one may be missed here, and not two. It is laid halfway to the next lower score, so that another device's
+    rounding does not lose the last image.
 
     Args:
         scores: the tuning part; never the images on which the operating point is then reported.
@@ -180,7 +183,8 @@ def choose_threshold(scores: Scores, positive: int, wanted_sensitivity: float, c
         return Threshold(None, wanted_sensitivity, chosen_on, f"the tuning part has no {missing} image to choose a threshold on")
     if np.ptp(score) == 0:
         return Threshold(None, wanted_sensitivity, chosen_on, "all scores on the tuning part are the same")
-    last = found[math.ceil(wanted_sensitivity * len(found) - 1e-9) - 1]
+    rank = max(1, math.floor((1 - wanted_sensitivity) * (len(found) + 1) + 1e-9))
+    last = found[-rank]
     lower = score[score < last].max(initial=0.0)
     return Threshold(float((last + lower) / 2), wanted_sensitivity, chosen_on)
 

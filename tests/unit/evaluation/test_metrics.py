@@ -182,18 +182,39 @@ def malignant_scores(positives: list[float], others: list[float]) -> Scores:
     return Scores(labels, np.stack([1 - score, score, np.zeros(len(score))], axis=1), np.arange(len(score)))
 
 
-def test_the_threshold_is_the_highest_that_finds_what_is_wanted() -> None:
-    tuning = malignant_scores([0.9, 0.8, 0.7, 0.6, 0.2], [0.5, 0.1])
+NINE = [0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.2]
+
+
+def test_the_threshold_is_the_highest_that_is_expected_to_find_what_is_wanted() -> None:
+    # The second lowest of nine scores has 2 of 10 below it among scores to come: 0.8 is found.
+    tuning = malignant_scores(NINE, [0.5, 0.1])
     chosen = choose_threshold(tuning, 1, 0.8, "tuning part")
-    assert chosen.value == pytest.approx((0.6 + 0.5) / 2)  # four of five; halfway to the next lower score
-    assert chosen.chosen_on == "tuning part: 5 positive and 2 other images"
+    assert chosen.value == pytest.approx((0.6 + 0.5) / 2)  # halfway to the next lower score
+    assert chosen.chosen_on == "tuning part: 9 positive and 2 other images"
     assert choose_threshold(tuning, 1, 0.81, "t").value == pytest.approx((0.2 + 0.1) / 2)
 
 
 def test_a_wanted_sensitivity_is_not_missed_by_a_rounding_error() -> None:
-    # 0.9 * 10 is 9.000000000000002 on some ways of writing it: nine of ten are enough.
-    tuning = malignant_scores([0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.1], [0.05])
-    assert choose_threshold(tuning, 1, 0.3 * 3, "t").value == pytest.approx((0.55 + 0.1) / 2)
+    # (1 - 0.9) * 10 is 0.9999999999999998, and (1 - 0.7) * 10 is 3.0000000000000004: the lowest, and the third lowest.
+    tuning = malignant_scores(NINE, [0.05])
+    assert choose_threshold(tuning, 1, 0.9, "t").value == pytest.approx((0.2 + 0.05) / 2)
+    assert choose_threshold(tuning, 1, 0.3 * 3, "t").value == pytest.approx((0.2 + 0.05) / 2)
+    assert choose_threshold(tuning, 1, 0.7, "t").value == pytest.approx((0.65 + 0.6) / 2)
+
+
+def test_where_positives_are_too_few_to_promise_it_the_threshold_finds_them_all() -> None:
+    assert choose_threshold(malignant_scores([0.9, 0.4], [0.3]), 1, 0.9, "t").value == pytest.approx((0.4 + 0.3) / 2)
+
+
+def test_scores_to_come_are_found_as_often_as_wanted() -> None:
+    generator = np.random.default_rng(1)
+    found = []
+    for _ in range(2000):
+        scores = generator.uniform(size=20).tolist()
+        threshold = choose_threshold(malignant_scores(scores, [0.0]), 1, 0.9, "t").value
+        assert threshold is not None
+        found.append(1 - threshold)  # of uniform scores, this part lies above
+    assert 0.9 <= np.mean(found) < 0.94
 
 
 @pytest.mark.parametrize(
