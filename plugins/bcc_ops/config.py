@@ -43,6 +43,7 @@ NOTEBOOK: dict[str, Any] = {
     "stretch": 0.0,
     "shift": 0.0,
     "blur": 0.0,
+    "speckle": 0.0,
     "test_time_flip": False,
 }
 """The notebook's recipe. Where it is silent (the optimizer's rate, the dropout's), Keras' own defaults and examples."""
@@ -188,6 +189,14 @@ class RetrainingConfig(BaseModel):
     blur: float = _knob(
         1.0, "Random blur (px)", "Half of the images are softened, at most with this sigma.", _AUGMENTATION, ge=0, le=10
     )
+    speckle: float = _knob(
+        0.0,
+        "Random speckle",
+        "The other half gets grain, at most of this strength (a part of the brightness).",
+        _AUGMENTATION,
+        ge=0,
+        le=2,
+    )
 
     # Evaluation
     test_time_flip: bool = _knob(
@@ -221,7 +230,7 @@ class RetrainingConfig(BaseModel):
         le=1,
     )
     balanced_accuracy_margin: float = _knob(
-        0.05,
+        0.08,
         "Balanced accuracy margin",
         "The difference to the champion must lie above minus this, with confidence.",
         _GATE,
@@ -229,9 +238,9 @@ class RetrainingConfig(BaseModel):
         le=1,
     )
     sensitivity_margin: float = _knob(
-        0.12,
+        0.08,
         "Malignant sensitivity margin",
-        "At the operating points: the difference to the champion must lie above minus this, with confidence.",
+        "Of the likeliest class: the difference to the champion must lie above minus this, with confidence.",
         _GATE,
         ge=0,
         le=1,

@@ -25,6 +25,9 @@ from bcc_ops.dataset.sync import LocalImage, training_view
 
 log = logging.getLogger(__name__)
 
+_GRAIN = 0.8
+"""Sigma in pixels of what smooths white noise into speckle."""
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -117,7 +120,8 @@ def _allocate(shape: tuple[int, ...], scratch: Path, budget_bytes: int) -> np.nd
 @dataclass(frozen=True)
 class Augmentation:
     """What may happen to a training image; each attribute is the knob of that name. All of it happens in one go:
-    flips, rotation, zoom, stretch and shift are one affine map, brightness and contrast one table.
+    flips, rotation, zoom, stretch and shift are one affine map, brightness, contrast and gamma one table, and half of the
+    images are softened while the other half gets speckle.
     """
 
     flip: str = "none"
@@ -129,6 +133,7 @@ class Augmentation:
     contrast: float = 0.0
     gamma: float = 0.0
     blur: float = 0.0
+    speckle: float = 0.0
 
     @classmethod
     def of(cls, config: RetrainingConfig) -> Augmentation:
@@ -140,7 +145,7 @@ class Augmentation:
 
         Args:
             image: uint8, (side, side, 3).
-            rng: where the draws come from; each call takes the same number of them, whatever the knobs say.
+            rng: where the draws come from; each call takes the same ones, whatever the knobs say, and speckle's grain last.
 
         Returns:
             uint8, (side, side, 3). What comes into sight from outside is the image's reflection.
@@ -155,6 +160,8 @@ class Augmentation:
             image = cv2.GaussianBlur(image, (0, 0), sigmaX=0.1 + soft * self.blur)
         if self.brightness or self.contrast or self.gamma:
             image = cv2.LUT(image, self._table(light, strength, bend))
+        if self.speckle and soft < 0:
+            image = _speckled(image, -soft * self.speckle, rng)
         return image
 
     def _affine(self, side: int, place: np.ndarray, mirrored: bool, upside_down: bool) -> np.ndarray:
@@ -179,6 +186,18 @@ class Augmentation:
         values = (values - 0.5) * (1 + self.contrast * strength) + 0.5 + self.brightness * light
         table: np.ndarray = np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
         return table
+
+
+def _speckled(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """The image with grain as another machine's: multiplicative, the same in all channels, about two pixels wide.
+
+    Args:
+        strength: the grain's standard deviation, as a part of the brightness.
+    """
+    grain = cv2.GaussianBlur(rng.standard_normal(image.shape[:2], np.float32), (0, 0), sigmaX=_GRAIN)
+    factor = 1 + strength * grain / grain.std()
+    speckled: np.ndarray = np.clip(np.rint(image * factor[..., None]), 0, 255).astype(np.uint8)
+    return speckled
 
 
 def training_batches(pixels: Pixels, augmentation: Augmentation, batch_size: int, seed: int, epoch: int) -> tf.data.Dataset:

@@ -330,7 +330,9 @@ def _compare(
     own = Judged(challenger.scores.subset(unseen), challenger.threshold, challenger.temperature)
     both = _bootstrap({"challenger": own, "champion": Judged(scores, threshold, champion.temperature)}, plan)
     figures = {name: name for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "loss", "brier", "ece")}
-    figures |= {f"{plan.positive_class}_{kind}": f"operating.{kind}" for kind in ("sensitivity", "specificity")}
+    for kind in ("sensitivity", "specificity"):
+        figures[f"{plan.positive_class}_{kind}"] = f"{plan.positive_class}.{kind}"
+        figures[f"{plan.positive_class}_{kind}_at_operating_point"] = f"operating.{kind}"
     differences = {name: paired_difference(both["challenger"], both["champion"], figure) for name, figure in figures.items()}
     comparison = Comparison(
         champion_version=champion.version,

@@ -352,11 +352,14 @@ def _contents(run: RunRecord, plots_there: Any, files: Mapping[str, Any], model_
 def _tiles(document: EvaluationDocument) -> list[tuple[str, Estimate, Estimate | None]]:
     model, positive = document.challenger, document.positive_class
     differences = document.comparison.differences if document.comparison else {}
+    point = {"sensitivity": model.operating_point.sensitivity, "specificity": model.operating_point.specificity}
     return [
         ("Balanced accuracy", model.balanced_accuracy, differences.get("balanced_accuracy")),
         ("Macro AUC", model.macro_auc, differences.get("macro_auc")),
-        (f"{positive.capitalize()} sensitivity", model.operating_point.sensitivity, differences.get(f"{positive}_sensitivity")),
-        (f"{positive.capitalize()} specificity", model.operating_point.specificity, differences.get(f"{positive}_specificity")),
+        *(
+            (f"{positive.capitalize()} {kind}", estimate, differences.get(f"{positive}_{kind}_at_operating_point"))
+            for kind, estimate in point.items()
+        ),
     ]
 
 
@@ -379,8 +382,10 @@ def _compared(document: EvaluationDocument) -> list[_ComparedRow]:
         return {
             "balanced_accuracy": model.balanced_accuracy,
             "macro_auc": model.macro_auc,
-            f"{positive}_sensitivity": model.operating_point.sensitivity,
-            f"{positive}_specificity": model.operating_point.specificity,
+            f"{positive}_sensitivity": model.per_class[positive].sensitivity,
+            f"{positive}_specificity": model.per_class[positive].specificity,
+            f"{positive}_sensitivity_at_operating_point": model.operating_point.sensitivity,
+            f"{positive}_specificity_at_operating_point": model.operating_point.specificity,
             "accuracy": model.accuracy,
             "macro_f1": model.macro_f1,
             "loss": model.loss,
