@@ -41,7 +41,10 @@ def _gradient(side: int = 9) -> np.ndarray:
 
 
 class _Draws:
-    """A generator whose uniform draws are given: turn, near, wide, right, down, light, strength, bend, soft."""
+    """A generator whose uniform draws are given: turn, near, wide, right, down, light, strength, bend, soft.
+
+    Normal ones are drawn, from a seed.
+    """
 
     def __init__(self, mirrored: bool = False, upside_down: bool = False, **draws: float) -> None:
         self.draws, self.coins = draws, np.where([mirrored, upside_down], 0.1, 0.9)
@@ -52,6 +55,9 @@ class _Draws:
 
     def random(self, count: int) -> np.ndarray:
         return self.coins
+
+    def standard_normal(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        return np.random.default_rng(0).standard_normal(shape, dtype)
 
 
 def test_an_epoch_has_every_image_once_with_its_label() -> None:
@@ -160,6 +166,17 @@ def test_blur_softens_half_of_the_images() -> None:
 
     assert Augmentation(blur=1.0)(image, _Draws(soft=1.0))[4, 4, 0] < 100
     np.testing.assert_array_equal(Augmentation(blur=1.0)(image, _Draws(soft=-0.5)), image)
+
+
+def test_speckle_scales_the_other_half_by_grain_that_all_channels_share() -> None:
+    image = np.broadcast_to(np.array([0, 50, 100], np.uint8), (64, 64, 3)).copy()
+    speckled = Augmentation(speckle=0.2)(image, _Draws(soft=-0.5)).astype(float)
+
+    assert speckled[..., 0].max() == 0
+    np.testing.assert_allclose(speckled[..., 2], 2 * speckled[..., 1], atol=1.5)  # each rounded by itself
+    assert speckled[..., 2].mean() == pytest.approx(100, abs=2)
+    assert speckled[..., 2].std() == pytest.approx(100 * 0.2 * 0.5, rel=0.1)
+    np.testing.assert_array_equal(Augmentation(speckle=0.2)(image, _Draws(soft=0.5)), image)
 
 
 def test_the_knobs_reach_the_augmentation() -> None:
