@@ -331,6 +331,8 @@ class TrainingDocument(Document):
     peak_memory_mb: Finite
     snapshot_digest: str
     config_digest: str
+    class_weights: Reference | None = None
+    """The split and the weights that it was trained with."""
     made_up: bool
     history: Reference
     model: Reference

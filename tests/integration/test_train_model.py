@@ -21,7 +21,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from bcc_ops.artifacts import ConfigDocument, EpochRow, SnapshotDocument, TrainingDocument
 from bcc_ops.dataset.made_up import write_images
-from bcc_ops.exceptions import TrainingInterrupted
+from bcc_ops.exceptions import StorageUnavailable, TrainingInterrupted
 from bcc_ops.operators.compute_class_weights import ComputeClassWeightsOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
 from bcc_ops.operators.train_model import TrainModelOperator
@@ -138,6 +138,48 @@ def test_a_training_killed_in_mid_epoch_resumes_on_another_worker_with_the_same_
     assert document.resumed_after_epochs[0] >= 2
     assert document.epochs_run == 6
     assert _figures(place, _paths(place, killed)) == expected
+
+
+def test_a_training_that_was_done_and_not_reported_is_handed_on_by_the_retry(
+    place: ObjectStore, start: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    references = start(epochs=1)
+    first = TrainModelOperator(task_id="train_model", **references).execute({})
+    # the worker is lost between the document and the end of its attempt: its checkpoint is still there
+    place.put(f"{_checkpoints(place, references)}/checkpoint.npz", b"of the last epoch")
+
+    def train(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("it was trained again")
+
+    monkeypatch.setattr("bcc_ops.training.run_training.train", train)
+    assert TrainModelOperator(task_id="train_model", **references).execute({}) == first
+    assert list(place.list_objects(_checkpoints(place, references))) == []
+
+
+class _AwayForProgress(ObjectStore):
+    """A store that does not answer to the first writes of a history, of one epoch each."""
+
+    refused = 0
+
+    def put(self, key: str, content: bytes, **named: Any) -> str:
+        if key.endswith("history.csv") and self.refused < 2:
+            self.refused += 1
+            raise StorageUnavailable(f"writing {self.uri(key)}: no answer")
+        return super().put(key, content, **named)
+
+
+def test_a_store_that_is_away_for_the_progress_costs_a_warning_and_no_attempt(
+    place: ObjectStore, start: Callable[..., dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    references = start(epochs=2)
+    operator = TrainModelOperator(task_id="train_model", **references)
+    operator.__dict__["store"] = _AwayForProgress(place.client, place.bucket)
+
+    reference = operator.execute({})
+
+    assert caplog.text.count("history.csv is behind by now") == 2
+    assert [row["epoch"] for row in _rows(place, _paths(place, references))] == [1, 2]
+    place.get_referenced(place.load(TrainingDocument, reference).history)
 
 
 def test_on_kill_stops_training_within_a_batch_and_keeps_the_checkpoint(

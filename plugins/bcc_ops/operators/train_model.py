@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcc_ops.artifacts import ClassWeightsDocument, SnapshotDocument, ValidationDocument
+from bcc_ops.artifacts import ClassWeightsDocument, Reference, SnapshotDocument, ValidationDocument
 from bcc_ops.operators.base import BccOperator
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 class TrainModelOperator(BccOperator):
     """Train on this snapshot's train part, with its tuning part to pick the epoch.
 
-    Goes on from a checkpoint where an earlier attempt left one. Writes `history.csv` as epochs end, `model.h5` and
-    `training.json`; returns the reference to the latter.
+    Goes on from a checkpoint where an earlier attempt left one, and trains nothing where one had finished. Writes
+    `history.csv` as epochs end, `model.h5` and `training.json`; returns the reference to the latter.
 
     Args:
         snapshot, validation, class_weights: references to this run's documents.
@@ -52,6 +52,7 @@ class TrainModelOperator(BccOperator):
             config_digest=run.config_document.digest,
             snapshot=self.store.load(SnapshotDocument, self.snapshot),
             class_weights=self.store.load(ClassWeightsDocument, self.class_weights),
+            class_weights_reference=Reference.model_validate(dict(self.class_weights)),
             made_up=self.store.load(ValidationDocument, self.validation).made_up > 0,
             images=partial(self.local_images, self.snapshot),
             warm_start=self._champion,

@@ -17,13 +17,14 @@ import numpy as np
 from bcc_ops.artifacts import PARTITIONS, ClassWeightsDocument, EpochRow, Partition, Reference, SnapshotDocument, TrainingDocument
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.input_pipeline import Pixels, decode_images, read_as_notebook
-from bcc_ops.exceptions import ArtifactError
+from bcc_ops.exceptions import ArtifactError, StorageUnavailable
 from bcc_ops.run_paths import RunPaths, checkpoint_folder
 from bcc_ops.storage import ObjectStore
 from bcc_ops.tables import SplitRow, read_rows
 from bcc_ops.training.architectures import build_classifier, copy_matching_weights, with_mirror_image
 from bcc_ops.training.checkpoints import CheckpointFolder
 from bcc_ops.training.devices import Devices, peak_memory_mb, prepare_devices, require_gpu, versions
+from bcc_ops.training.finished import find_finished
 from bcc_ops.training.fit import TrainingRecord, history_csv, train
 from bcc_ops.training.pretrained import backbone_weights
 
@@ -50,6 +51,7 @@ class RunInputs:
 
     Attributes:
         config, config_digest, snapshot, class_weights: the run's documents.
+        class_weights_reference: names the latter in training.json.
         made_up: whether images that the project drew itself are among them.
         images: brings the snapshot's images to this worker; called once it is clear that training can start.
         warm_start: loads the champion to start from, or None where there is none; called where the run asks for it.
@@ -60,6 +62,7 @@ class RunInputs:
     config_digest: str
     snapshot: SnapshotDocument
     class_weights: ClassWeightsDocument
+    class_weights_reference: Reference
     made_up: bool
     images: Callable[[], Sequence[LocalImage]]
     warm_start: Callable[[], WarmStart | None]
@@ -68,6 +71,8 @@ class RunInputs:
 
 def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: threading.Event) -> Reference:
     """Train this run's challenger and write `history.csv`, as epochs end, `model.h5` and `training.json`.
+
+    Where an earlier attempt had written all of them and was lost before it could say so, nothing is trained.
 
     Args:
         store: the bucket.
@@ -84,6 +89,18 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         DivergedError, OutOfMemory, TrainingInterrupted: see `fit.train`.
     """
     config = inputs.config
+    folder = checkpoint_folder(paths.artifacts_prefix, inputs.snapshot.digest, inputs.config_digest)
+    checkpoints = CheckpointFolder(inputs.cache_dir, folder, store)
+    finished = find_finished(
+        store,
+        paths,
+        snapshot_digest=inputs.snapshot.digest,
+        config_digest=inputs.config_digest,
+        class_weights=inputs.class_weights_reference,
+    )
+    if finished is not None:
+        checkpoints.clear()
+        return finished
     if config.require_gpu:
         require_gpu()
     devices = prepare_devices(config.seed, config.deterministic, config.mixed_precision)
@@ -91,12 +108,14 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
     champion = inputs.warm_start() if config.warm_start else None
     classifier = _build(inputs, devices, store, champion)
     parts = _decode(inputs, store)
-    folder = checkpoint_folder(paths.artifacts_prefix, inputs.snapshot.digest, inputs.config_digest)
-    checkpoints = CheckpointFolder(inputs.cache_dir, folder, store)
     history_key = paths.document("history.csv")
 
     def publish(rows: Sequence[EpochRow]) -> None:
-        store.put(history_key, history_csv(rows), content_type="text/csv")
+        # It tells how far training is. The whole history is written again at the end, by when the store may be back.
+        try:
+            store.put(history_key, history_csv(rows), content_type="text/csv")
+        except StorageUnavailable as error:
+            log.warning("history.csv is behind by now, training goes on: %s", error)
 
     record = train(
         classifier,
@@ -223,6 +242,7 @@ def _describe(
         peak_memory_mb=peak_memory_mb(),
         snapshot_digest=inputs.snapshot.digest,
         config_digest=inputs.config_digest,
+        class_weights=inputs.class_weights_reference,
         made_up=inputs.made_up,
         history=history,
         model=model,

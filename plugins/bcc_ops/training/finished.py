@@ -1,0 +1,51 @@
+"""Whether a run's challenger is trained already, by an attempt that could not report it.
+
+A worker that is lost, or an API server that is away, between a training's last write and its report makes a failed attempt
+out of a training that is done. Its retry hands that on instead of spending the hours again.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from bcc_ops.artifacts import Reference, TrainingDocument, parse_document
+from bcc_ops.exceptions import ArtifactError, ObjectNotFound
+from bcc_ops.run_paths import RunPaths
+from bcc_ops.storage import ObjectStore
+
+log = logging.getLogger(__name__)
+
+
+def find_finished(
+    store: ObjectStore, paths: RunPaths, *, snapshot_digest: str, config_digest: str, class_weights: Reference
+) -> Reference | None:
+    """The reference to this run's training.json; None where training has still to be done.
+
+    Training is done where the document was made of the same images, knobs, split and weights, and the model and the history
+    that it names lie there with the content that it promises. What is there and is not that is told in a warning.
+
+    Raises:
+        StorageError: the bucket cannot be read.
+    """
+    key = paths.document("training.json")
+    try:
+        content = store.get(key)
+    except ObjectNotFound:
+        return None
+    reference = Reference.of(store.uri(key), content)
+    try:
+        document = parse_document(TrainingDocument, content, reference.uri)
+        if (document.snapshot_digest, document.config_digest, document.class_weights) != (
+            snapshot_digest,
+            config_digest,
+            class_weights,
+        ):
+            log.warning("%s is of other images, knobs or weights than this run's by now: training anew", reference.uri)
+            return None
+        for named in (document.model, document.history):
+            store.get_referenced(named)
+    except (ArtifactError, ObjectNotFound) as error:
+        log.warning("an earlier training of this run cannot be used, training anew: %s", error)
+        return None
+    log.info("trained already, by an earlier attempt that did not come to report it: %s", reference.uri)
+    return reference
