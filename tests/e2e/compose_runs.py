@@ -41,6 +41,7 @@ TINY: dict[str, Any] = {
     "min_balanced_accuracy": 0.0,
     "min_macro_auc": 0.0,
     "min_malignant_sensitivity": 0.0,
+    "min_malignant_specificity": 0.0,
     "balanced_accuracy_margin": 1.0,
     "sensitivity_margin": 1.0,
 }
@@ -73,16 +74,21 @@ def upload_made_up_images(store: ObjectStore, per_class: int, seed: int) -> None
             store.put_file(f"images/{file.parent.name}/{file.name}", file, "image/png")
 
 
-def whole_documents(stack: ComposeStack, run_id: str) -> dict[str, Any]:
+def whole_documents(stack: ComposeStack, run_id: str, *, promoted: bool = True) -> dict[str, Any]:
     """Every document of a run, each read as what it is, and each reference in it followed to the bytes that it promises.
 
+    Args:
+        promoted: whether the run must have come to a promotion; else it may have ended with its verdict.
+
     Raises:
-        AssertionError: the run has no folder, or not every document of a promoted run.
+        AssertionError: the run has no folder, or a document is missing.
         ArtifactError: a document is torn, or a reference leads to something else.
     """
     paths = find_run(stack.store, ARTIFACTS, run_id)
     assert isinstance(paths, RunPaths), f"{run_id} left no folder"
     documents = {name: stack.store.find(kind, paths.document(name)) for name, kind in DOCUMENTS.items()}
+    if not promoted:
+        documents.pop("promotion.json")
     assert not [name for name, document in documents.items() if document is None]
     for document in documents.values():
         for field in type(document).model_fields:  # type: ignore[union-attr]
