@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHON VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check e2e e2e-kinds e2e-ui e2e-celery e2e-faults bench stop clean s3 env lock lock-gpu
+.PHONY: help setup run test check e2e e2e-kinds e2e-verdicts e2e-ui e2e-celery e2e-faults bench stop clean s3 env lock lock-gpu
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,9 @@ e2e: setup ## the real stack, end to end, on some 90 images
 
 e2e-kinds: setup ## nightly, event, manual and backfill runs over three batches of images
 	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_run_kinds.py $(PYTEST)
+
+e2e-verdicts: setup ## approved, rejected, unanswered and backfilled models, and a roll-back
+	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_verdicts.py $(PYTEST)
 
 e2e-ui: setup ## the UI in a browser: needs Debian's chromium
 	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_ui.py $(PYTEST)

@@ -50,16 +50,24 @@ class AirflowApi:
             AirflowUnavailable: no answer, or one of 500 and above; after three minutes for GET and PATCH.
             AirflowError: an answer of 400 and above; the message has Airflow's own detail.
         """
+        answer = self._ask(method, f"/api/v2{path}", **request)
+        return answer.json() if answer.content else None
+
+    def page(self, path: str) -> str:
+        """The text of a page that a plugin serves. Raises as `call` does."""
+        return self._ask("GET", path).text
+
+    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         deadline = time.monotonic() + (self.patience if method in ("GET", "PATCH") else 0)
         while True:
             try:
-                return self._call_once(method, path, **request)
+                return self._ask_once(method, path, **request)
             except AirflowUnavailable:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(1)
 
-    def _call_once(self, method: str, path: str, **request: Any) -> Any:
+    def _ask_once(self, method: str, path: str, **request: Any) -> httpx.Response:
         answer = self._send(method, path, **request)
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             self._token = None
@@ -68,7 +76,7 @@ class AirflowApi:
             raise AirflowUnavailable(f"{method} {path}: {answer.status_code} {_detail(answer)}")
         if answer.is_error:
             raise AirflowError(f"{method} {path}: {answer.status_code} {_detail(answer)}")
-        return answer.json() if answer.content else None
+        return answer
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
@@ -77,7 +85,7 @@ class AirflowApi:
                 if answer.is_error:
                     raise AirflowError(f"the login as {self._login['username']} is refused: {_detail(answer)}")
                 self._token = answer.json()["access_token"]
-            return self._client.request(method, f"/api/v2{path}", headers={"Authorization": f"Bearer {self._token}"}, **request)
+            return self._client.request(method, path, headers={"Authorization": f"Bearer {self._token}"}, **request)
         except httpx.HTTPError as error:
             raise AirflowUnavailable(f"{self.address} does not answer: {error or type(error).__name__}") from None
 

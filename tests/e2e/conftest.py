@@ -79,25 +79,29 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterator[LocalStack]:
+def variables() -> dict[str, str]:
+    """Settings of the stack; a module that needs some has a fixture of this name."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, images: Path, variables: dict[str, str]) -> Iterator[LocalStack]:
     """The running stack with the images in its bucket. One a module: two at once would share two cores."""
-    with LocalStack(tmp_path_factory.mktemp("stack"), bucket="e2e-images") as running:
+    with LocalStack(tmp_path_factory.mktemp("stack"), bucket="e2e-images", variables=variables, wait=False) as running:
         upload(running.store, running.settings.images_prefix, read_folder(images, CLASSES))
+        running.wait_until_ready()
         yield running
 
 
 @pytest.fixture(scope="module")
-def run_pipeline(stack: LocalStack) -> Callable[..., FinishedRun]:
-    """Run the pipeline by hand with the given knobs and wait for its end: `run_pipeline({"epochs": 2})`."""
+def follow_run(stack: LocalStack) -> Callable[..., FinishedRun]:
+    """Wait for the end of a run that was asked for: `follow_run(run_id)`."""
 
-    def run(knobs: dict[str, Any], within: float = 1200) -> FinishedRun:
+    def follow(run_id: str, triggered: float | None = None, within: float = 1200) -> FinishedRun:
         api: AirflowApi = stack.api
-        triggered = time.time()
-        run_id = api.trigger(DAG_ID, knobs)
-        api.set_paused(DAG_ID, False)
         prefix = stack.settings.artifacts_prefix
         watcher = RunWatcher(api, DAG_ID, run_id, store=stack.store, artifacts_prefix=prefix, say=print)
-        finished = FinishedRun(run_id, {}, {}, RunPaths(prefix, ""), triggered)
+        finished = FinishedRun(run_id, {}, {}, RunPaths(prefix, ""), triggered or time.time())
 
         def watch() -> None:
             stack.supervisor.check()
@@ -109,6 +113,19 @@ def run_pipeline(stack: LocalStack) -> Callable[..., FinishedRun]:
         assert watcher.paths is not None, "the run left no folder in the bucket"
         finished.paths = watcher.paths
         return finished
+
+    return follow
+
+
+@pytest.fixture(scope="module")
+def run_pipeline(stack: LocalStack, follow_run: Callable[..., FinishedRun]) -> Callable[..., FinishedRun]:
+    """Run the pipeline by hand with the given knobs and wait for its end: `run_pipeline({"epochs": 2})`."""
+
+    def run(knobs: dict[str, Any], within: float = 1200) -> FinishedRun:
+        triggered = time.time()
+        run_id = stack.api.trigger(DAG_ID, knobs)
+        stack.api.set_paused(DAG_ID, False)
+        return follow_run(run_id, triggered, within)
 
     return run
 

@@ -20,7 +20,14 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bcc_ops.artifacts import ChampionDocument, Estimate, EvaluationDocument, ModelDocument, ModelEvaluation
+from bcc_ops.artifacts import (
+    ApprovalDocument,
+    ChampionDocument,
+    Estimate,
+    EvaluationDocument,
+    ModelDocument,
+    ModelEvaluation,
+)
 from bcc_ops.report.line_chart import LineChart, line_chart
 from bcc_ops.report.progress import RunProgress
 from bcc_ops.report.run_history import RunSummary
@@ -148,9 +155,11 @@ def verdict_of(run: RunRecord, progress: RunProgress | None = None) -> Verdict |
     gate, promotion = run.gate, run.promotion
     if gate is None:
         return None
+    stays = f"Champion {gate.champion_version} stays in use." if gate.champion_version else "There is still no champion."
     if gate.verdict == "rejected":
-        stays = f"Champion {gate.champion_version} stays in use." if gate.champion_version else "There is still no champion."
         return Verdict("bad", "✗", "Rejected", f"The challenger was not uploaded. {stays}")
+    if run.approval is not None and not run.approval.approved:
+        return _turned_down(run.approval, stays)
     title = "Approved" if gate.verdict == "approved" else "Approved, with no champion to compare with"
     if promotion is None:
         return _not_uploaded(title, progress)
@@ -159,6 +168,15 @@ def verdict_of(run: RunRecord, progress: RunProgress | None = None) -> Verdict |
     else:
         consequence = f"Uploaded as version {promotion.version}; the champion stays: {promotion.reason}"
     return Verdict("good", "✓", title, consequence)
+
+
+def _turned_down(approval: ApprovalDocument, stays: str) -> Verdict:
+    if approval.timed_out:
+        asked = f"A person's approval was asked for until {moment(approval.at)}"
+        title = "Approved by the gate, but nobody answered in time"
+        return Verdict("", "–", title, f"{asked}; without it the challenger was not uploaded. {stays}")
+    title = f"Approved by the gate, turned down by {approval.by}"
+    return Verdict("", "–", title, f"The answer came on {moment(approval.at)}: the challenger was not uploaded. {stays}")
 
 
 def _not_uploaded(title: str, progress: RunProgress | None) -> Verdict:

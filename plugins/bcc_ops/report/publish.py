@@ -27,6 +27,8 @@ FetchFiles = Callable[[Iterable[str]], Mapping[str, Path]]
 
 RUNS_IN_TREND = 30
 
+_WRITTEN_BESIDE = {"report.html", "approval.json", "promotion.json"}
+
 
 def publish_report(
     store: ObjectStore,
@@ -73,7 +75,7 @@ def publish_report(
 def read_referenced(store: ObjectStore, paths: RunPaths, references: Mapping[str, Mapping[str, str] | None]) -> RunRecord:
     """The run's documents, exactly as they were referred to; the knobs and the epochs are of the run itself.
 
-    What is written beside this task, promotion.json, is not looked at: the report must not depend on who is faster.
+    What is written beside this task is not looked at: the report must not depend on who is faster.
     """
 
     def read(name: str) -> bytes | None:
@@ -183,4 +185,4 @@ def _siblings(store: ObjectStore, paths: RunPaths) -> dict[str, tuple[str, int |
     """The files beside the stand-alone report that were there before it."""
     prefix = f"{paths.folder}/"
     sizes = {entry["Key"][len(prefix) :]: entry["Size"] for entry in store.list_objects(prefix)}
-    return {name: (name, sizes[name]) for name in FILES if name in sizes and name not in ("report.html", "promotion.json")}
+    return {name: (name, sizes[name]) for name in FILES if name in sizes and name not in _WRITTEN_BESIDE}

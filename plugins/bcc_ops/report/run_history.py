@@ -6,7 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from bcc_ops.artifacts import ConfigDocument, D, Estimate, EvaluationDocument, GateDocument, Verdict, parse_document
+from bcc_ops.artifacts import (
+    ApprovalDocument,
+    ConfigDocument,
+    D,
+    Estimate,
+    EvaluationDocument,
+    GateDocument,
+    Verdict,
+    parse_document,
+)
 from bcc_ops.exceptions import ArtifactError
 from bcc_ops.run_paths import RunPaths
 
@@ -20,6 +29,8 @@ class RunSummary:
     run_id: str | None = None
     run_kind: str | None = None
     verdict: Verdict | None = None
+    approval: ApprovalDocument | None = None
+    """A person's answer to an approved challenger, where one was asked."""
     made_up: bool = False
     images: int | None = None
     balanced_accuracy: Estimate | None = None
@@ -38,6 +49,7 @@ def summarise_run(paths: RunPaths, read: Callable[[str], bytes | None]) -> RunSu
     try:
         config = _find(ConfigDocument, paths.document("config.json"), read)
         gate = _find(GateDocument, paths.document("gate.json"), read)
+        approval = _find(ApprovalDocument, paths.document("approval.json"), read)
         evaluation = _find(EvaluationDocument, paths.document("evaluation.json"), read)
     except ArtifactError as error:
         return RunSummary(paths.folder_name, paths.as_of, problem=str(error))
@@ -48,6 +60,7 @@ def summarise_run(paths: RunPaths, read: Callable[[str], bytes | None]) -> RunSu
         run_id=config.run_id if config else None,
         run_kind=config.run_kind if config else None,
         verdict=gate.verdict if gate else None,
+        approval=approval,
         made_up=bool((gate and gate.made_up) or (evaluation and evaluation.made_up)),
         images=model.images if model else None,
         balanced_accuracy=model.balanced_accuracy if model else None,

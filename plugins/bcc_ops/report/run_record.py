@@ -11,6 +11,7 @@ from types import MappingProxyType
 from pydantic import ValidationError
 
 from bcc_ops.artifacts import (
+    ApprovalDocument,
     ClassWeightsDocument,
     ConfigDocument,
     Document,
@@ -31,6 +32,7 @@ FILES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "model.h5": ("the challenger: raw 0-255 RGB in, probabilities out", "application/x-hdf5"),
         "evaluation.json": ("every figure, with its interval", "application/json"),
         "gate.json": ("the verdict, rule by rule", "application/json"),
+        "approval.json": ("what a person answered, where one was asked", "application/json"),
         "promotion.json": ("what became of an approved model", "application/json"),
         "training.json": ("how the challenger was trained", "application/json"),
         "history.csv": ("a row an epoch", "text/csv"),
@@ -59,6 +61,7 @@ class RunRecord:
     epochs: tuple[EpochRow, ...] = ()
     evaluation: EvaluationDocument | None = None
     gate: GateDocument | None = None
+    approval: ApprovalDocument | None = None
     promotion: PromotionDocument | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """File name -> why it cannot be read."""
@@ -107,6 +110,7 @@ _KINDS: Mapping[str, type[Document]] = {
     "training": TrainingDocument,
     "evaluation": EvaluationDocument,
     "gate": GateDocument,
+    "approval": ApprovalDocument,
     "promotion": PromotionDocument,
 }
 
