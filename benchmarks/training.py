@@ -131,7 +131,7 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, folder: Path) -> dic
     from bcc_ops.training.architectures import build_classifier
     from bcc_ops.training.checkpoints import CheckpointFolder
     from bcc_ops.training.devices import peak_memory_mb, prepare_devices
-    from bcc_ops.training.fit import train
+    from bcc_ops.training.fit import loss_weights, train
     from bcc_ops.training.pretrained import efficientnet_lite0_weights
     from bcc_ops.training.run_training import save_model
 
@@ -177,7 +177,7 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, folder: Path) -> dic
         classifier,
         train_pixels,
         tuning_pixels,
-        class_weights=class_weights(counts),
+        class_weights=loss_weights(class_weights(counts), CLASSES[POSITIVE], config),
         config=config,
         devices=devices,
         checkpoints=checkpoints,

@@ -34,6 +34,7 @@ NOTEBOOK: dict[str, Any] = {
     "dropout": 0.5,
     "ema": False,
     "early_stopping_patience": 0,
+    "malignant_emphasis": 1.0,
     "flip": "horizontal_and_vertical",
     "rotation": 0.2,
     "zoom": 0.2,
@@ -161,6 +162,14 @@ class RetrainingConfig(BaseModel):
     cosine_decay: bool = _knob(True, "Cosine decay", "Let the learning rate fall along a cosine.", _FIT)
     weight_decay: float = _knob(0.0001, "Weight decay", "Decoupled, of the kernels.", _FIT, ge=0, le=1)
     label_smoothing: float = _knob(0.05, "Label smoothing", "0 trains on hard labels.", _FIT, ge=0, lt=1)
+    malignant_emphasis: float = _knob(
+        1.0,
+        "Emphasis on malignant",
+        "Malignant images weigh this much more in the loss than balanced weights say: a missed cancer is the dearer error.",
+        _FIT,
+        gt=0,
+        le=10,
+    )
     dropout: float = _knob(0.3, "Dropout", "Before the last layer.", _FIT, ge=0, lt=1)
     ema: bool = _knob(True, "Average weights", "Evaluate and save an exponential moving average of the weights.", _FIT)
     early_stopping_patience: int = _knob(

@@ -25,7 +25,7 @@ from bcc_ops.training.architectures import build_classifier, copy_matching_weigh
 from bcc_ops.training.checkpoints import CheckpointFolder
 from bcc_ops.training.devices import Devices, peak_memory_mb, prepare_devices, require_gpu, versions
 from bcc_ops.training.finished import find_finished
-from bcc_ops.training.fit import TrainingRecord, history_csv, train
+from bcc_ops.training.fit import TrainingRecord, history_csv, loss_weights, train
 from bcc_ops.training.pretrained import backbone_weights
 
 if TYPE_CHECKING:
@@ -117,11 +117,12 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         except StorageUnavailable as error:
             log.warning("history.csv is behind by now, training goes on: %s", error)
 
+    weights = loss_weights(inputs.class_weights.weights, inputs.snapshot.positive_class, config)
     record = train(
         classifier,
         parts["train"],
         parts["tuning"],
-        class_weights=inputs.class_weights.weights,
+        class_weights=weights,
         config=config,
         devices=devices,
         checkpoints=checkpoints,
@@ -136,7 +137,8 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         file = save_model(classifier, record.weights, config.test_time_flip, Path(scratch) / "model.h5")
         model = store.put_file(paths.document("model.h5"), file)
     history = store.put_referenced(history_key, history_csv(record.rows), "text/csv")
-    document = _describe(inputs, devices, record, champion, parameters=classifier.count_params(), history=history, model=model)
+    parameters = classifier.count_params()
+    document = _describe(inputs, devices, record, champion, weights=weights, parameters=parameters, history=history, model=model)
     reference = store.save(paths.document("training.json"), document)
     checkpoints.clear()  # not before the document lies there: until then a retry needs it
     log.info("trained in %.0f s, best epoch %d of %d: %s", record.seconds, record.best_epoch, len(record.rows), model.uri)
@@ -207,6 +209,7 @@ def _describe(
     record: TrainingRecord,
     champion: WarmStart | None,
     *,
+    weights: dict[str, float],
     parameters: int,
     history: Reference,
     model: Reference,
@@ -243,6 +246,7 @@ def _describe(
         snapshot_digest=inputs.snapshot.digest,
         config_digest=inputs.config_digest,
         class_weights=inputs.class_weights_reference,
+        loss_weights=weights,
         made_up=inputs.made_up,
         history=history,
         model=model,
