@@ -38,7 +38,7 @@ and uploads it only if the gate approves.
 | to retrain now | *Trigger*: every knob has a default; `as_of` picks a past moment |
 | to see whether last night's model is better | the run's **Model report** tab |
 | to know why it was not uploaded | the same page, first lines; or the log of `gate_model` |
-| versions, the champion, the trend | **Breast models** in the navigation |
+| versions, the champion, the trend | **Models** in the navigation |
 | to roll back | the DAG `bcc_set_champion` |
 | a past period again | *Trigger → Backfill*: trains on the images as of each date, leaves the champion alone |
 

@@ -11,7 +11,7 @@ from bcc_ops.operators.set_champion import SetChampionOperator
 DOC = """
 ### Choose the model in use
 
-*Trigger* it with a version (the **Breast models** page lists them) and a reason. The version's file is downloaded, its
+*Trigger* it with a version (the page **Models** lists them) and a reason. The version's file is downloaded, its
 sha256 compared, and asked about a few images in a process of its own; only then does the pointer move. A version that
 fails this is refused, and the champion stays.
 

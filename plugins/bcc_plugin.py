@@ -38,7 +38,7 @@ class BccPlugin(AirflowPlugin):
             "url_route": "model-report",
         },
         {
-            "name": "Breast models",
+            "name": "Models",  # the navigation is narrow: more than some eight letters are cut
             "href": f"{BASE_PATH}/bcc/models",
             "destination": "nav",
             "nav_top_level": True,

@@ -102,8 +102,10 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return styled
 
 
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=PIXELS_PER_INCH, layout="constrained")
+def _figure(width: float, height: float, pad: float = 0.1) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=PIXELS_PER_INCH, layout="constrained")
+    figure.get_layout_engine().set(w_pad=pad, h_pad=max(pad, 0.07))  # type: ignore[union-attr,call-arg]
+    return figure
 
 
 def to_png(figure: Figure, *, made_up: bool) -> bytes:
@@ -167,6 +169,11 @@ def history_figure(epochs: Sequence[EpochRow], best_epoch: int | None, resumed_a
     return figure
 
 
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """Under the axes: a curve of a poor model may run anywhere."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", handlelength=2.8)
+
+
 def _every(count: int) -> int:
     return max(1, count // 20)
 
@@ -182,7 +189,7 @@ def _beside(where: str) -> dict[str, Any]:
 def class_counts_figure(document: ClassWeightsDocument) -> Figure:
     """Images a class in each partition, with the weight that training gives the class."""
     classes = document.classes
-    figure = _figure(6.4, 1.6 + 0.75 * len(classes))
+    figure = _figure(5.0, 1.6 + 0.75 * len(classes))
     axes = figure.subplots()
     height, top = 0.26, max(max(counts.values(), default=0) for counts in document.counts.values()) or 1
     for row, partition in enumerate(PARTITIONS):
@@ -216,7 +223,7 @@ def confusion_figure(document: EvaluationDocument) -> Figure:
         models = [("Challenger", comparison.challenger), ("Champion", comparison.champion)]
     else:
         models = [("Challenger", document.challenger)]
-    side = 1.15 * len(document.classes) + 1.2
+    side = len(document.classes) + 1.2
     figure = _figure(side * len(models) + 0.4, side + 0.1)
     for axes, (name, model) in zip(figure.subplots(1, len(models), squeeze=False)[0], models):
         _confusion(axes, document.classes, np.asarray(model.confusion_matrix))
@@ -232,7 +239,7 @@ def _confusion(axes: Axes, classes: Sequence[str], matrix: npt.NDArray[Any]) -> 
     for (row, column), share in np.ndenumerate(shares):
         colour = PAPER if share > 0.5 else INK
         axes.text(column, row - 0.08, f"{matrix[row, column]}", ha="center", va="center", fontsize=13, color=colour)
-        axes.text(column, row + 0.24, f"{share:.0%}", ha="center", va="center", fontsize=8, color=colour)
+        axes.text(column, row + 0.24, f"{share:.0%}", ha="center", va="center", fontsize=8.5, color=colour)
         if row == column:
             corner = (column - 0.5, row - 0.5)
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=1.4))
@@ -251,7 +258,7 @@ def roc_figure(document: EvaluationDocument, predictions: Mapping[str, Sequence[
         document: gives the AUCs, with their intervals, and the operating point.
         predictions: columns of predictions.parquet.
     """
-    figure = _figure(5.6, 5.2)
+    figure = _figure(4.8, 6.0)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#9aa5b1", lw=1)
     for index, name, curve in _curves(document, predictions, roc_curve):
@@ -261,20 +268,20 @@ def roc_figure(document: EvaluationDocument, predictions: Mapping[str, Sequence[
     point = document.challenger.operating_point
     sensitivity, specificity = point.sensitivity.value, point.specificity.value
     if sensitivity is not None and specificity is not None and point.threshold is not None:
-        label = f"operating point of {document.positive_class}\n(from probability {point.threshold:.2f} on)"
+        label = f"operating point of {document.positive_class} (from {point.threshold:.2f} on)"
         axes.plot([1 - specificity], [sensitivity], label=label, **_STAR)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect="equal")
     axes.set_xlabel("false positive rate (1 − specificity)")
     axes.set_ylabel("sensitivity")
     axes.set_title("ROC, each class against the rest")
-    axes.legend(loc="lower right", handlelength=2.8)
+    _legend_below(figure, axes)
     return figure
 
 
 @_styled
 def precision_recall_figure(document: EvaluationDocument, predictions: Mapping[str, Sequence[Any]]) -> Figure:
     """Precision-recall curve a class, with 95 % bands and the positive class' operating point. Arguments as `roc_figure`."""
-    figure = _figure(5.6, 5.2)
+    figure = _figure(4.8, 6.0)
     axes = figure.subplots()
     labels = np.asarray(predictions["label"])
     for index, name, curve in _curves(document, predictions, precision_recall_curve):
@@ -293,7 +300,7 @@ def precision_recall_figure(document: EvaluationDocument, predictions: Mapping[s
     axes.set_xlabel("recall (sensitivity)")
     axes.set_ylabel("precision")
     axes.set_title("Precision and recall, each class against the rest")
-    axes.legend(loc="lower left", handlelength=2.8)
+    _legend_below(figure, axes)
     return figure
 
 
@@ -335,7 +342,7 @@ def _figure_text(estimate: Estimate) -> str:
 @_styled
 def reliability_figure(document: EvaluationDocument) -> Figure:
     """How often the model is right where it says how sure it is; bins of equal mass, with 95 % Wilson intervals."""
-    figure = _figure(5.6, 5.2)
+    figure = _figure(4.8, 5.45)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#9aa5b1", lw=1)
     axes.annotate("as sure as right", (0.30, 0.325), rotation=45, rotation_mode="anchor", fontsize=8, color=QUIET)
@@ -349,7 +356,7 @@ def reliability_figure(document: EvaluationDocument) -> Figure:
     axes.set_xlabel("probability that the model gives its answer")
     axes.set_ylabel("share of right answers")
     axes.set_title("Reliability")
-    axes.legend(loc="lower right")
+    _legend_below(figure, axes)
     return figure
 
 
@@ -496,7 +503,7 @@ def _floor(series: Sequence[tuple[str, list[Estimate | None], str, Any, str]]) -
 @_styled
 def drift_figure(findings: Sequence[DriftFinding]) -> Figure:
     """How far the new images lie from the earlier ones, a row a class and quantity; warnings are filled."""
-    figure = _figure(7.2, 1.4 + 0.36 * max(1, len(findings)))
+    figure = _figure(5.2, 1.4 + 0.36 * max(1, len(findings)))
     axes = figure.subplots()
     top = max([finding.statistic for finding in findings], default=0.1) * 1.1
     for row, finding in enumerate(findings):
@@ -522,13 +529,14 @@ def drift_figure(findings: Sequence[DriftFinding]) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.set_ylim(len(findings) - 0.4, -0.6)
     axes.set_xlim(0, top)
-    axes.set_xlabel("distance between new and earlier images (two-sample statistic)")
+    axes.set_xlabel("distance of the new images (two-sample statistic)")
     axes.set_title("Do the new images look like the earlier ones?")
     return figure
 
 
 # Ultrasound is read on dark screens: plots that show images are dark, whatever the page is.
 _NIGHT, _NIGHT_INK, _NIGHT_QUIET = "#16181b", "#e6e9ed", "#a3acb8"
+_ABOVE: dict[str, Any] = {"fontsize": 8.5, "fontweight": "normal", "pad": 4, "loc": "left"}
 
 
 @_styled
@@ -541,7 +549,7 @@ def augmentations_figure(originals: Sequence[Pixels], variants: Sequence[Sequenc
         labels: the class of each image.
     """
     columns = 1 + len(variants[0])
-    figure = _figure(1.3 * columns, 1.36 * len(originals) + 0.4)
+    figure = _figure(1.3 * columns, 1.27 * len(originals) + 0.42, pad=0.045)
     figure.set_facecolor(_NIGHT)
     grid = figure.subplots(len(originals), columns, squeeze=False)
     for row, (original, seen, label) in enumerate(zip(originals, variants, labels)):
@@ -584,7 +592,7 @@ def gallery_figure(entries: Sequence[GalleryEntry], title: str, positive_class: 
     overlays = any(entry.heat is not None for entry in entries)
     cells_across, axes_across = (3, 2) if overlays else (6, 1)
     down = -(-len(entries) // cells_across)
-    figure = _figure(9.6, down * 2.0 + 0.75)
+    figure = _figure(9.6, down * (1.88 if overlays else 2.02) + 0.62, pad=0.045)
     figure.set_facecolor(_NIGHT)
     figure.suptitle(title, x=0.008, ha="left", fontsize=10.5, fontweight="bold", color=_NIGHT_INK)
     figure.supxlabel(footnote, x=0.008, ha="left", fontsize=8, color=_NIGHT_QUIET)
@@ -596,17 +604,15 @@ def gallery_figure(entries: Sequence[GalleryEntry], title: str, positive_class: 
         _picture(cell[0], entry.thumbnail)
         cell[0].set_visible(True)
         case = entry.case
-        lines = f"{_shorten(case.key)}\nis {case.label} · {positive_class} {case.positive_probability:.2f}"
-        cell[0].set_title(lines, fontsize=7.5, fontweight="normal", color=_NIGHT_INK, pad=4)
+        truth, answer = f"{_shorten(case.key)}\nis {case.label}", f"{positive_class} {case.positive_probability:.2f}"
+        cell[0].set_title(truth if overlays else f"{truth}\n{answer}", color=_NIGHT_INK, **_ABOVE)
         if entry.heat is not None:
             _picture(cell[1], entry.thumbnail)
             cell[1].set_visible(True)
             height, width = entry.thumbnail.shape[:2]
             whole = (-0.5, width - 0.5, height - 0.5, -0.5)
             cell[1].imshow(entry.heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1, extent=whole, interpolation="bicubic")
-            cell[1].set_title(
-                f"taken for {case.answer}\n", fontsize=7.5, fontweight="normal", color=_NIGHT_QUIET, pad=4, loc="left"
-            )
+            cell[1].set_title(f"taken for {case.answer}\n{answer}", color=_NIGHT_QUIET, **_ABOVE)
     return figure
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 640, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 28
+WIDTH, HEIGHT = 640, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 12, 14, 34
 
 
 @dataclass(frozen=True)

@@ -359,7 +359,7 @@ def _contents(run: RunRecord, plots_there: Any, files: Mapping[str, Any], model_
         (run.evaluation is not None, "classes", "Classes"),
         (run.evaluation is not None and plots_there("missed_cancers", "false_alarms"), "mistakes", "Mistakes"),
         (run.training is not None or plots_there("history", "trend", "augmentations"), "training", "Training"),
-        (True, "data", "Images"),
+        (not run.is_empty, "data", "Images"),
         (bool(model_card), "card", "Model card"),
         (run.config is not None, "knobs", "Knobs"),
         (bool(set(files) & set(FILES)), "files", "Downloads"),
@@ -412,7 +412,7 @@ def _compared(document: EvaluationDocument) -> list[_ComparedRow]:
     ours, theirs = figures(comparison.challenger), figures(comparison.champion)
     return [
         _ComparedRow(
-            name.replace("_", " ").replace("auc", "AUC").replace("f1", "F1"),
+            _spelled(name),
             ours[name],
             theirs[name],
             difference := comparison.differences.get(name),
@@ -420,6 +420,11 @@ def _compared(document: EvaluationDocument) -> list[_ComparedRow]:
         )
         for name in ours
     ]
+
+
+def _spelled(name: str) -> str:
+    words = name.replace("_", " ").replace("auc", "AUC").replace("f1", "F1")
+    return words[0].upper() + words[1:]
 
 
 def _tone(name: str, difference: Estimate | None) -> str:

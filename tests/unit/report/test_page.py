@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from html.parser import HTMLParser
 
 import pytest
 
-from bcc_ops.artifacts import Estimate
-from bcc_ops.report.page import decimals, describe_plots, duration, plain_number, render_report, size_of, verdict_of
+from bcc_ops.artifacts import ApprovalDocument, Estimate
+from bcc_ops.report.page import (
+    RunRow,
+    decimals,
+    describe_plots,
+    duration,
+    plain_number,
+    render_models,
+    render_report,
+    size_of,
+    verdict_of,
+)
 from bcc_ops.report.progress import PIPELINE, RunProgress, TaskProgress
+from bcc_ops.report.run_history import summarise_run
 from bcc_ops.report.run_record import RUN_DOCUMENTS, RunRecord, read_record
 from bcc_ops.run_paths import PLOTS
 from tests.unit.report import samples
@@ -87,6 +99,54 @@ def test_verdict_waits_for_a_person_and_tells_a_refusal() -> None:
     assert waiting is not None and refused is not None
     assert waiting.title == "Approved by the gate, waiting for a person"
     assert refused.title == "Approved by the gate, turned down by a person"
+
+
+def test_an_approval_that_was_refused_is_told_with_who_and_when() -> None:
+    answered = {"approved": False, "at": samples.AS_OF + timedelta(minutes=40)}
+    no = ApprovalDocument(by="ada", timed_out=False, **answered)
+    silence = ApprovalDocument(by="nobody, in time", timed_out=True, **answered)
+    refused, unanswered = (verdict_of(record("approved", promotion__json=None, approval__json=one)) for one in (no, silence))
+    assert refused is not None and unanswered is not None
+    assert refused.title == "Approved by the gate, turned down by ada"
+    assert unanswered.title == "Approved by the gate, but nobody answered in time"
+    for verdict in (refused, unanswered):
+        assert "22 Nov 2026, 02:40 UTC" in verdict.consequence
+        assert "Champion 20261115T020000Z-3f9c2a1b stays in use." in verdict.consequence
+
+
+def test_the_list_of_runs_tells_a_refused_approval_from_an_approved_model() -> None:
+    no = ApprovalDocument(approved=False, by="ada", at=samples.AS_OF, timed_out=False)
+    tags = []
+    for approval in (None, no, no.model_copy(update={"timed_out": True})):
+        documents = samples.whole_run("approved", promotion__json=None, approval__json=approval)
+        summary = summarise_run(samples.PATHS, lambda key, documents=documents: documents.get(key.rsplit("/", 1)[-1]))
+        page = render_models(
+            champion=None,
+            champion_uri=None,
+            runs=[RunRow(summary, None)],
+            versions=[],
+            versions_more=0,
+            positive_class="malignant",
+            older=None,
+            paged=False,
+            set_champion_href="",
+        )
+        tags += re.findall(r'<span class="tag \w+">(.*?)</span>', page)
+    assert tags == ["✓ approved", "– turned down by ada", "– nobody answered"]
+
+
+def test_a_worn_validation_set_is_a_warning_and_no_failure() -> None:
+    worn = samples.gate_document("approved").rules[-1].model_copy(update={"passed": False, "figure": 31.0})
+    page = render(record("approved", gate__json=samples.gate_document("approved", rules=(worn,))))
+    assert "! warns" in page
+    assert "✗ fails" not in page
+
+
+def test_a_skipped_run_says_that_once() -> None:
+    page = render(RunRecord(), progress=progress("success", **dict.fromkeys(PIPELINE, "skipped")))
+    assert "Skipped: nothing new" in page
+    assert "No verdict" not in page
+    assert "snapshot.json" not in page
 
 
 def test_failed_run_names_the_first_task_that_failed() -> None:
