@@ -86,15 +86,19 @@ def page(ui_stack: LocalStack) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def shoot(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
-    """Take a screenshot by name."""
+def shoot(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """Take a screenshot by name, `whole=True` with what lies below the window's edge too."""
     folder = Path(os.environ.get("BCC_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
     folder.mkdir(parents=True, exist_ok=True)
-    return lambda name: page.screenshot(path=folder / f"{name}.png") and None
+
+    def shoot(name: str, whole: bool = False) -> None:
+        page.screenshot(path=folder / f"{name}.png", full_page=whole)
+
+    return shoot
 
 
 @pytest.fixture(scope="module")
-def triggered(page: Page, ui_stack: LocalStack, shoot: Callable[[str], None]) -> str:
+def triggered(page: Page, ui_stack: LocalStack, shoot: Callable[..., None]) -> str:
     """The id of a run that was triggered from the form, with changed knobs and an approval asked for."""
     page.goto(f"{ui_stack.address}/dags/{DAG_ID}")
     page.get_by_role("button", name="Trigger").first.click()
@@ -131,7 +135,7 @@ def test_form_hands_the_changed_knobs_to_the_run(triggered: str, ui_stack: Local
 
 
 def test_tab_shows_the_epochs_while_the_run_trains(
-    page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[[str], None]
+    page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[..., None]
 ) -> None:
     page.goto(run_address(ui_stack, triggered))
     page.get_by_role("link", name="Model report").click()
@@ -144,7 +148,7 @@ def test_tab_shows_the_epochs_while_the_run_trains(
     shoot("2-report-while-training")
 
 
-def test_approval_is_answered_in_the_ui(page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[[str], None]) -> None:
+def test_approval_is_answered_in_the_ui(page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[..., None]) -> None:
     page.goto(f"{run_address(ui_stack, triggered)}/plugin/model-report")
     report = report_of(page)
     expect(report.get_by_role("heading", name="Waiting for a person's approval")).to_be_visible(timeout=12 * MINUTES)
@@ -161,7 +165,7 @@ def test_approval_is_answered_in_the_ui(page: Page, triggered: str, ui_stack: Lo
     assert finished["state"] == "success"
 
 
-def test_report_of_the_finished_run(page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[[str], None]) -> None:
+def test_report_of_the_finished_run(page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[..., None]) -> None:
     page.goto(f"{run_address(ui_stack, triggered)}/plugin/model-report")
     report = report_of(page)
     expect(report.get_by_role("heading", name="Approved, with no champion to compare with")).to_be_visible()
@@ -185,7 +189,7 @@ def test_task_links_to_the_report(page: Page, triggered: str, ui_stack: LocalSta
     expect(report_of(page).get_by_role("heading", name=re.compile("^Images as of"))).to_be_visible()
 
 
-def test_navigation_page_leads_to_the_run(page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[[str], None]) -> None:
+def test_navigation_page_leads_to_the_run(page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[..., None]) -> None:
     page.goto(ui_stack.address)
     page.get_by_role("link", name="Models", exact=True).click()
     models = page.frame_locator("iframe[title='Models']")
@@ -196,9 +200,7 @@ def test_navigation_page_leads_to_the_run(page: Page, triggered: str, ui_stack: 
     expect(models.get_by_role("heading", name=re.compile("^Images as of"))).to_be_visible()
 
 
-def test_report_follows_the_theme_of_the_ui(
-    page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[[str], None]
-) -> None:
+def test_report_follows_the_theme_of_the_ui(page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[..., None]) -> None:
     page.goto(f"{run_address(ui_stack, triggered)}/plugin/model-report")
     root = report_of(page).locator("html")
     expect(report_of(page).get_by_role("heading", name=re.compile("^Images as of"))).to_be_visible()
@@ -209,17 +211,21 @@ def test_report_follows_the_theme_of_the_ui(
         shoot(f"7-report-{theme}")
 
 
-def test_report_fits_a_narrow_window(page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[[str], None]) -> None:
+def test_report_fits_a_narrow_window(page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[..., None]) -> None:
     page.set_viewport_size({"width": 420, "height": 900})
     page.goto(f"{ui_stack.address}/bcc/runs/{DAG_ID}/{quote(triggered, safe='')}/report")
     expect(page.get_by_role("heading", name=re.compile("^Images as of"))).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") == 0
-    shoot("8-report-narrow")
+    shoot("8-report-narrow", whole=True)
+    page.goto(f"{ui_stack.address}/bcc/models")
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") == 0
+    shoot("8-models-narrow", whole=True)
     page.set_viewport_size(SCREEN)
 
 
-def test_report_is_read_by_keyboard(page: Page, triggered: str, ui_stack: LocalStack) -> None:
+def test_report_is_read_by_keyboard(page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[..., None]) -> None:
     page.goto(f"{ui_stack.address}/bcc/runs/{DAG_ID}/{quote(triggered, safe='')}/report")
+    shoot("9-report-whole", whole=True)
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     page.keyboard.press("Tab")
