@@ -50,6 +50,7 @@ promotion/      champion        the model in use, loaded if it may be
                 run_upload      a run's documents in, a version in use out
 report/         figures         documents -> matplotlib figures
                 curves          ROC and precision-recall, with bands
+                differences     how a figure is spelled, and which way it is better
                 cases           missed cancers and false alarms
                 galleries       the plots that show images
                 plots           which plots a run has -> PNGs

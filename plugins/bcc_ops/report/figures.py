@@ -35,6 +35,7 @@ from bcc_ops.artifacts import (
 )
 from bcc_ops.report.cases import WrongCase
 from bcc_ops.report.curves import GRID, Curve, precision_recall_curve, resample_weights, roc_curve
+from bcc_ops.report.differences import spelled, tone
 from bcc_ops.report.run_history import RunSummary
 
 Pixels = npt.NDArray[np.uint8]
@@ -410,25 +411,24 @@ def difference_figure(document: EvaluationDocument, margins: Mapping[str, float]
         low = estimate.low if estimate.low is not None else estimate.value
         high = estimate.high if estimate.high is not None else estimate.value
         reach = max(reach, abs(low), abs(high), margins.get(name, 0))
-        better, worse = _sides(name, low, high)
-        colour, marker = (GREEN, "^") if better else (VERMILION, "v") if worse else (BLUE, "o")
+        side = tone(name, estimate)
+        colour, marker = {"better": (GREEN, "^"), "worse": (VERMILION, "v"), "": (BLUE, "o")}[side]
         axes.plot([low, high], [row, row], color=colour, lw=2.2, solid_capstyle="round")
         axes.plot([estimate.value], [row], marker=marker, ms=7.5, color=colour, mec=PAPER)
-        word = "better" if better else "worse" if worse else "no clear difference"
         axes.annotate(
-            f"{estimate.value:+.3f}  {word}".replace("-", "−"),
+            f"{estimate.value:+.3f}  {side or 'no clear difference'}".replace("-", "−"),
             (1.0, row),
             xycoords=("axes fraction", "data"),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
             fontsize=8.5,
-            color=colour if better or worse else QUIET,
+            color=colour if side else QUIET,
             annotation_clip=False,
         )
         if name in margins:
             axes.plot([-margins[name]] * 2, [row - 0.32, row + 0.32], color=INK, lw=1.6, ls=(0, (2, 1)))
-    axes.set_yticks(range(len(rows)), [_plain(name) for name, _ in rows])
+    axes.set_yticks(range(len(rows)), [spelled(name).replace(" at operating", "\nat operating") for name, _ in rows])
     for tick in axes.get_yticklabels():
         tick.set_color(INK)
     axes.grid(axis="y", visible=False)
@@ -437,15 +437,6 @@ def difference_figure(document: EvaluationDocument, margins: Mapping[str, float]
     axes.set_xlabel("challenger − champion" + (" (dashed: the gate's margin)" if margins else ""))
     axes.set_title("Difference to the champion, 95 % intervals")
     return figure
-
-
-def _sides(name: str, low: float, high: float) -> tuple[bool, bool]:
-    """Whether an interval lies wholly on the better, or on the worse side; a loss is better where it is lower."""
-    return (high < 0, low > 0) if "loss" in name else (low > 0, high < 0)
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ").replace("auc", "AUC").replace("f1", "F1")
 
 
 @_styled

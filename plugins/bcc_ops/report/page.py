@@ -28,6 +28,7 @@ from bcc_ops.artifacts import (
     ModelDocument,
     ModelEvaluation,
 )
+from bcc_ops.report.differences import spelled, tone
 from bcc_ops.report.line_chart import LineChart, line_chart
 from bcc_ops.report.progress import RunProgress
 from bcc_ops.report.run_history import RunSummary
@@ -412,27 +413,14 @@ def _compared(document: EvaluationDocument) -> list[_ComparedRow]:
     ours, theirs = figures(comparison.challenger), figures(comparison.champion)
     return [
         _ComparedRow(
-            _spelled(name),
+            spelled(name),
             ours[name],
             theirs[name],
             difference := comparison.differences.get(name),
-            _tone(name, difference),
+            tone(name, difference),
         )
         for name in ours
     ]
-
-
-def _spelled(name: str) -> str:
-    words = name.replace("_", " ").replace("auc", "AUC").replace("f1", "F1")
-    return words[0].upper() + words[1:]
-
-
-def _tone(name: str, difference: Estimate | None) -> str:
-    """ "better" or "worse" where the whole interval says so; a loss is better where it is lower."""
-    if difference is None or difference.low is None or difference.high is None:
-        return ""
-    low, high = (difference.low, difference.high) if name != "loss" else (-difference.high, -difference.low)
-    return "better" if low > 0 else "worse" if high < 0 else ""
 
 
 def _reach(document: EvaluationDocument | None) -> float:
