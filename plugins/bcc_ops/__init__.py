@@ -31,6 +31,7 @@ training/       architectures   build_model(config)
                 devices         accelerators, precision, determinism: as they are
                 checkpoints     where a training that is not done yet survives
                 fit             fit -> TrainingRecord; resume
+                finished        a training that an earlier attempt had done and could not report
                 run_training    a run's documents in, history.csv, model.h5 and training.json out
 evaluation/     predict         model + images -> probabilities
                 lean_keras      import Keras without what it takes along for nothing

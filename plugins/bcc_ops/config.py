@@ -156,14 +156,14 @@ class RetrainingConfig(BaseModel):
     )
     image_size: int = _knob(256, "Image size (px)", "Side of the square that the network sees.", _MODEL, ge=32, le=1024)
     batch_size: int = _knob(16, "Batch size", "Images a step.", _FIT, ge=1, le=512)
-    epochs: int = _knob(16, "Epochs", "Passes over the train part, at most.", _FIT, ge=1, le=500)
+    epochs: int = _knob(24, "Epochs", "Passes over the train part, at most.", _FIT, ge=1, le=500)
     learning_rate: float = _knob(0.0005, "Learning rate", "Of Adam, at its peak.", _FIT, gt=0, le=1)
     warmup_epochs: int = _knob(1, "Warm-up epochs", "Epochs over which the learning rate rises to its peak.", _FIT, ge=0, le=50)
     cosine_decay: bool = _knob(True, "Cosine decay", "Let the learning rate fall along a cosine.", _FIT)
     weight_decay: float = _knob(0.0001, "Weight decay", "Decoupled, of the kernels.", _FIT, ge=0, le=1)
     label_smoothing: float = _knob(0.05, "Label smoothing", "0 trains on hard labels.", _FIT, ge=0, lt=1)
     malignant_emphasis: float = _knob(
-        1.0,
+        2.0,
         "Emphasis on malignant",
         "Malignant images weigh this much more in the loss than balanced weights say: a missed cancer is the dearer error.",
         _FIT,
@@ -199,7 +199,7 @@ class RetrainingConfig(BaseModel):
         1.0, "Random blur (px)", "Half of the images are softened, at most with this sigma.", _AUGMENTATION, ge=0, le=10
     )
     speckle: float = _knob(
-        0.0,
+        0.2,
         "Random speckle",
         "The other half gets grain, at most of this strength (a part of the brightness).",
         _AUGMENTATION,
