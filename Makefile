@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHON VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check e2e e2e-kinds e2e-verdicts e2e-ui e2e-celery e2e-faults bench stop clean s3 env lock lock-gpu
+.PHONY: help setup run test check e2e e2e-stories e2e-kinds e2e-verdicts e2e-ui e2e-celery e2e-faults bench stop clean s3 env lock lock-gpu
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ check: setup ## format, lint, types, contracts, compose file, Dockerfile
 
 e2e: setup ## the real stack, end to end, on some 90 images
 	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_first_run.py tests/e2e/test_make_run.py $(PYTEST)
+
+e2e-stories: setup ## e2e-kinds beside e2e-verdicts, e2e-ui and e2e-celery: the first mostly waits
+	@$(BIN)/python -m pytest -m e2e -n 2 --dist loadfile $(addprefix tests/e2e/test_,run_kinds.py verdicts.py ui.py celery.py) $(PYTEST)
 
 e2e-kinds: setup ## nightly, event, manual and backfill runs over three batches of images
 	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_run_kinds.py $(PYTEST)
