@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from bcc_ops.dataset.sync import ImageCache, sync_images
 from bcc_ops.evaluation.evaluate import NEAR_COPY, TRAINED_ON
 from bcc_ops.evaluation.lean_keras import import_keras
 from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
-from bcc_ops.exceptions import ArtifactError, ModelError, PromotionLost
+from bcc_ops.exceptions import ArtifactError, ModelError, PromotionLost, StorageUnavailable
 from bcc_ops.promotion.champion import champion_state, load_champion
 from bcc_ops.promotion.gate import decide
 from bcc_ops.promotion.looks import count_looks
@@ -33,6 +34,8 @@ from bcc_ops.promotion.smoke_test import Sample, run_smoke_test
 from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
 from bcc_ops.tables import ContentRow, SplitRow, write_rows
+from local.s3_server import S3Server
+from tests.integration.faulty_proxy import FAULTS, faulty
 from tests.unit.report.samples import (
     class_weights_document,
     gate_document,
@@ -341,6 +344,43 @@ def test_a_roll_back_is_tested_with_its_own_runs_images_and_without_them_where_t
     assert choose(newest) == newest
     assert [(sample.name, sample.expected) for sample in smoke_tests[3]] == [("a gray image", None)]
     assert len(told) == 1 and "only has to load and to answer" in told[0]
+
+
+# S3 errors -----------------------------------------------------------------------------------------------------------
+
+READS = {
+    "the split": "__manual-1/split.parquet",
+    "what validation saw": "__manual-1/contents.parquet",
+    "the challenger": "__manual-1/model.h5",
+    "the pointer": "/models/champion.json",
+    "the champion's document": "/models/*/model.json",
+    "the champion's split": "__manual-0/split.parquet",
+    "the champion": "/models/*/model.h5",
+}
+"""What an evaluation reads -> the end of its path."""
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "altered"])
+@pytest.mark.usefixtures("smoke_tests")
+def test_an_s3_error_at_any_read_of_an_evaluation_is_one_clear_line_that_a_retry_mends(
+    place: Place, models: dict[str, bytes], s3_server: S3Server, fault: str
+) -> None:
+    place.run(models["good"]).promoted()
+    run = place.run(models["good"], days=1)
+    broken: list[str] = []
+    with faulty(s3_server, lambda path, number: fault if fnmatch(path, f"*{broken[0]}") else None) as proxy:
+        client = replace(s3_server, endpoint=proxy.endpoint).client(read_timeout=1, retries={"total_max_attempts": 1})
+        store = ObjectStore(client, place.store.bucket)
+        shaky = replace(run, place=replace(place, store=store, registry=ModelRegistry(store, "models")))
+        for read in READS.values():
+            broken[:] = [read]
+            with pytest.raises(StorageUnavailable) as told:
+                shaky.evaluate()
+            assert "\n" not in str(told.value)
+            assert fnmatch(str(told.value), f"reading s3://{store.bucket}/*{read.lstrip('/')}: *")
+            assert place.store.head(run.paths.document("predictions.parquet")) is None
+        broken[:] = ["nothing"]
+        assert shaky.evaluate() == run.evaluate()
 
 
 # The smoke test's own process -----------------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timezone
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from airflow.providers.standard.operators.empty import EmptyOperator
@@ -14,10 +16,23 @@ from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from bcc_ops.artifacts import GateDocument
 from bcc_ops.config import Settings
+from bcc_ops.exceptions import StorageUnavailable
 from bcc_ops.operators.gate_model import GateModelOperator
 from bcc_ops.operators.upload_model import approver
+from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
-from tests.unit.report.samples import PATHS, config_document, evaluation_document, snapshot_document
+from local.s3_server import S3Server
+from tests.integration.faulty_proxy import FAULTS, faulty
+from tests.unit.promotion.samples import FailingClient, client_error
+from tests.unit.report.samples import (
+    AS_OF,
+    PATHS,
+    champion_document,
+    config_document,
+    evaluation_document,
+    gate_document,
+    snapshot_document,
+)
 
 OPENING = {"min_malignant_sensitivity": 0.0, "min_balanced_accuracy": 0.0, "min_macro_auc": 0.0}
 
@@ -29,9 +44,14 @@ class Pushed(dict[str, Any]):
 
 @pytest.fixture
 def decide(store: ObjectStore) -> Callable[..., tuple[GateDocument, set[str], Pushed]]:
-    """Run the gate's task with these knobs: the document it wrote, the tasks it skipped, what it pushed."""
+    """Run the gate's task with these knobs: the document it wrote, the tasks it skipped, what it pushed.
 
-    def run(run_type: str = "scheduled", **knobs: Any) -> tuple[GateDocument, set[str], Pushed]:
+    `through`: another way to the bucket, for the task alone.
+    """
+
+    def run(
+        run_type: str = "scheduled", through: ObjectStore | None = None, **knobs: Any
+    ) -> tuple[GateDocument, set[str], Pushed]:
         store.save(PATHS.document("config.json"), config_document(**knobs))
         snapshot = store.save(PATHS.document("snapshot.json"), snapshot_document(bucket=store.bucket)).to_xcom()
         evaluation = store.save(PATHS.document("evaluation.json"), evaluation_document(champion=False)).to_xcom()
@@ -47,7 +67,7 @@ def decide(store: ObjectStore) -> Callable[..., tuple[GateDocument, set[str], Pu
             plots, approve, upload = (EmptyOperator(task_id=name) for name in ("publish_plots", "approve_model", "upload_model"))
             gate >> [plots, approve, upload]
             approve >> upload
-        gate.__dict__["store"] = store
+        gate.__dict__["store"] = through or store
         gate.__dict__["settings"] = Settings(bucket=store.bucket)
         pushed = Pushed()
         context = {
@@ -97,6 +117,50 @@ def test_deciding_again_does_not_count_as_another_look(decide: Any) -> None:
     first, _, _ = decide(**OPENING)
     second, _, _ = decide(**OPENING)
     assert first.looks == second.looks == 1
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "altered"])
+def test_an_s3_error_at_any_read_is_one_clear_line_that_a_retry_mends(
+    decide: Any, store: ObjectStore, s3_server: S3Server, fault: str
+) -> None:
+    store.save("models/champion.json", champion_document())
+    earlier = RunPaths.of("artifacts", AS_OF - timedelta(days=1), "earlier")
+    store.save(earlier.document("gate.json"), gate_document())
+    own = [PATHS.document(name) for name in ("config.json", "evaluation.json")]
+    broken: list[str] = []
+    with faulty(s3_server, lambda path, number: fault if unquote(path).endswith(broken[0]) else None) as proxy:
+        client = replace(s3_server, endpoint=proxy.endpoint).client(read_timeout=1, retries={"total_max_attempts": 1})
+        shaky = ObjectStore(client, store.bucket)
+        for key in (*own, "models/champion.json", earlier.document("gate.json")):
+            broken[:] = [key]
+            with pytest.raises(StorageUnavailable) as told:  # and not AirflowFailException, which no retry follows
+                decide(through=shaky, **OPENING)
+            assert str(told.value).startswith(f"reading s3://{store.bucket}/{key}: ")
+            assert "\n" not in str(told.value)
+            assert store.head(PATHS.document("gate.json")) is None
+        broken[:] = ["nothing"]
+        gate, _, _ = decide(through=shaky, **OPENING)
+    assert (gate.looks, gate.champion_version) == (2, champion_document().version)
+
+
+def test_a_listing_of_the_runs_that_fails_is_retried_and_counts_no_looks(
+    decide: Any, store: ObjectStore, s3_server: S3Server
+) -> None:
+    with faulty(s3_server, lambda path, number: "503", listings=True) as proxy:
+        client = replace(s3_server, endpoint=proxy.endpoint).client(retries={"total_max_attempts": 1})
+        with pytest.raises(StorageUnavailable, match=f"listing s3://{store.bucket}/artifacts/runs/"):
+            decide(through=ObjectStore(client, store.bucket), **OPENING)
+    assert store.head(PATHS.document("gate.json")) is None
+
+
+def test_a_verdict_that_cannot_be_written_is_retried_and_decided_alike(decide: Any, store: ObjectStore) -> None:
+    broken = FailingClient(
+        store.client, lambda name, key: name == "put_object" and key.endswith("gate.json"), client_error("SlowDown", 503)
+    )
+    with pytest.raises(StorageUnavailable, match=r"writing s3://.*/gate\.json: SlowDown"):
+        decide(through=ObjectStore(broken, store.bucket), **OPENING)  # type: ignore[arg-type]
+    gate, skipped, _ = decide(**OPENING)
+    assert (gate.verdict, gate.looks, skipped) == ("approved_without_champion", 1, {"approve_model"})
 
 
 def test_who_approved_is_the_person_that_was_asked_or_the_gate() -> None:
