@@ -64,8 +64,7 @@ def end_the_nightly_run(stack: LocalStack) -> None:
     while not (runs := stack.api.runs(DAG_ID)):
         assert time.monotonic() < deadline, "Airflow made no run of last night"
         time.sleep(0.5)
-    run_id = runs[0]["dag_run_id"]
-    stack.api.call("PATCH", f"/dags/{DAG_ID}/dagRuns/{quote(run_id, safe='')}", json={"state": "failed"})
+    stack.api.set_task_state(DAG_ID, runs[0]["dag_run_id"], "wait_for_new_images", "skipped")
 
 
 @pytest.fixture(scope="module")

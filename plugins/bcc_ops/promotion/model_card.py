@@ -159,11 +159,12 @@ def _flow(sources: CardSources) -> str:
 
 
 def _split(weights: ClassWeightsDocument) -> str:
-    earlier = f"`{weights.previous_run}`" if weights.previous_run else "no earlier run"
+    kept = f"{weights.carried_forward} images keep the side that they had in `{weights.previous_run}`."
+    salt = f"salt `{weights.salt}`" if weights.salt else "no salt"
     return (
         f"By {weights.split_unit}: images of one are never on two sides. Validation {weights.validation_fraction:.0%} of the "
-        f"images, tuning {weights.tuning_fraction:.0%} of the train part, salt `{weights.salt}`. "
-        f"{weights.carried_forward} images keep the side that they had in {earlier}. "
+        f"images, tuning {weights.tuning_fraction:.0%} of the train part, {salt}. "
+        f"{kept if weights.previous_run else 'No earlier run drew a split: each image got its side in this one.'} "
         f"Validation set `{weights.validation_digest[:16]}`."
     )
 

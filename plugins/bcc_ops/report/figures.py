@@ -142,7 +142,7 @@ def history_figure(epochs: Sequence[EpochRow], best_epoch: int | None, resumed_a
         best_epoch: counted from 1: the epoch whose weights were kept. None while training goes on.
         resumed_after: how many epochs were done each time that training was taken up again.
     """
-    figure = _figure(9.6, 3.7)
+    figure = _figure(9.6, 4.0)
     left, right = figure.subplots(1, 2)
     x = [row.epoch for row in epochs]
     panels: list[tuple[Axes, str, list[float], list[float]]] = [
@@ -166,7 +166,7 @@ def history_figure(epochs: Sequence[EpochRow], best_epoch: int | None, resumed_a
         if best_epoch is not None:
             axes.axvline(best_epoch, color=INK, lw=1)
             axes.annotate(f"best: {best_epoch}", (best_epoch, 0.98), **_beside("top"))
-    left.legend(loc="lower right")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=2.8)
     return figure
 
 
