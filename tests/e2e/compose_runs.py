@@ -64,7 +64,12 @@ def unpause(stack: ComposeStack, dag_id: str) -> None:
     stack.api.set_paused(dag_id, False)
     stack.await_("the nightly run", lambda: bool(stack.api.runs(dag_id)))
     (nightly,) = stack.api.runs(dag_id)
-    stack.api.call("PATCH", f"/dags/{dag_id}/dagRuns/{quote(nightly['dag_run_id'], safe='')}", json={"state": "failed"})
+    stop_run(stack, dag_id, nightly["dag_run_id"])
+
+
+def stop_run(stack: ComposeStack, dag_id: str, run_id: str) -> None:
+    """Mark a run failed, as a person does in the UI to end it."""
+    stack.api.call("PATCH", f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}", json={"state": "failed"})
 
 
 def upload_made_up_images(store: ObjectStore, per_class: int, seed: int) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ from tests.e2e.compose_runs import ARTIFACTS, DAG_ID, TINY, unpause, upload_made
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 LONG: dict[str, Any] = {**TINY, "epochs": 40, "early_stopping_patience": 0, "ema": False}
-"""A training of some fifteen seconds where nothing else runs, so that there is a middle in which to be hit."""
-SEED = 11
-"""Of the trainings whose figures must be those of the undisturbed one."""
+"""A training of some fifteen seconds where nothing else runs, so that there is a middle in which to be hit.
+
+All have one seed, so that each one's figures must be those of the undisturbed run.
+"""
 OUTAGE = 60.0
 JOBS = {"scheduler": "SchedulerJob", "dag-processor": "DagProcessorJob", "triggerer": "TriggererJob"}
 """Service -> what Airflow's table of jobs calls it. Each start is a new job."""
@@ -70,9 +72,9 @@ def measured() -> Iterator[Measured]:
 class Training:
     """A run in the middle of its training."""
 
-    def __init__(self, stack: ComposeStack, name: str, seed: int) -> None:
+    def __init__(self, stack: ComposeStack, name: str) -> None:
         self.stack = stack
-        self.run_id = stack.api.trigger(DAG_ID, {**LONG, "seed": seed}, run_id=name)
+        self.run_id = stack.api.trigger(DAG_ID, LONG, run_id=name)
         stack.await_("a checkpoint", lambda: self.checkpointed() is not None, within=900)
         paths = find_run(stack.store, ARTIFACTS, self.run_id)
         assert isinstance(paths, RunPaths)
@@ -103,8 +105,8 @@ class Training:
 
         self.stack.await_("training to go on", moved, within=900)
 
-    def ends_well(self) -> dict[str, Any]:
-        """Wait for the run's end, read every document, and return the tasks."""
+    def ends_well(self, undisturbed: Training | None) -> dict[str, Any]:
+        """Wait for the run's end, read every document, compare it with the undisturbed run, and return the tasks."""
         run = self.stack.api.wait_for_run(DAG_ID, self.run_id, within=900)
         tasks = self.stack.api.tasks(DAG_ID, self.run_id)
         assert run["state"] == "success", {name: task["state"] for name, task in tasks.items()}
@@ -113,6 +115,8 @@ class Training:
             Bucket=self.stack.store.bucket, Prefix=self.paths.document("training.json")
         )["Versions"]
         assert len(written) == 1, "a training that was done was done again"
+        if undisturbed is not None:
+            assert self.figures() == undisturbed.figures()
         return tasks
 
     @property
@@ -136,8 +140,8 @@ class Training:
 @pytest.fixture(scope="module")
 def undisturbed(stack: ComposeStack) -> Training:
     """A run that nothing happened to."""
-    training = Training(stack, "undisturbed", SEED)
-    assert training.ends_well()["train_model"]["try_number"] == 1
+    training = Training(stack, "undisturbed")
+    assert training.ends_well(None)["train_model"]["try_number"] == 1
     assert training.resumed == ()
     return training
 
@@ -160,56 +164,84 @@ def healthy(stack: ComposeStack) -> bool:
         return False
 
 
-def test_killed_training_process_is_taken_up_again_with_the_figures_of_an_undisturbed_run(
+def tries(tasks: dict[str, Any]) -> str:
+    number = tasks["train_model"]["try_number"]
+    return f"{number} {'try' if number == 1 else 'tries'}"
+
+
+def answers(call: Callable[[], Any]) -> bool:
+    """Whether the store answers at all."""
+    with suppress(StorageError):
+        call()
+        return True
+    return False
+
+
+@pytest.mark.parametrize("service", ["s3", "api-server"])
+def test_server_that_is_away_for_a_minute_costs_that_minute_at_most(
+    stack: ComposeStack, measured: Measured, undisturbed: Training, service: str
+) -> None:
+    training = Training(stack, service)
+    with stack.down(service):
+        time.sleep(OUTAGE)
+    begin = time.monotonic()
+    stack.await_(f"{service} to answer", lambda: answers(stack.store.is_versioned) if service == "s3" else healthy(stack))
+    done = stack.store.head(training.paths.document("training.json")) is not None
+    training.goes_on()
+    seconds = time.monotonic() - begin
+    tasks = training.ends_well(undisturbed)
+    what = (
+        f"training {'was done by then' if done else 'went on'}; train_model needed {tries(tasks)}, "
+        f"resumed {len(training.resumed)} times; not trained twice"
+    )
+    measured.say(f"{service} away for {OUTAGE:.0f} s", what, seconds)
+
+
+def is_another(stack: ComposeStack, service: str, pid: int) -> bool:
+    return stack.supervisor.pid(service) != pid
+
+
+def test_restarted_redis_and_postgres_interrupt_no_training(
     stack: ComposeStack, measured: Measured, undisturbed: Training
 ) -> None:
-    training = Training(stack, "training-process", SEED)
+    training = Training(stack, "redis-and-postgres")
+    # "fast" shutdown of PostgreSQL is SIGINT: it does not wait for connections to end
+    for service, number in (("redis", signal.SIGTERM), ("postgres", signal.SIGINT)):
+        begin, stopped = time.monotonic(), stack.supervisor.pid(service)
+        stack.signal(service, number)
+        stack.await_("the server to be restarted", partial(is_another, stack, service, stopped))
+        stack.await_("all to be healthy", lambda: healthy(stack))
+        measured.say(f"restart of {service}", "all connected again; training did not notice", time.monotonic() - begin)
+    tasks = training.ends_well(undisturbed)
+    assert tasks["train_model"]["try_number"] == 1 and training.resumed == ()
+
+
+def test_killed_training_process_is_taken_up_again_at_the_epoch_that_it_had_reached(
+    stack: ComposeStack, measured: Measured, undisturbed: Training
+) -> None:
+    training = Training(stack, "training-process")
     training_process(stack).kill()
     begin, epochs = time.monotonic(), training.kept_epochs()
     training.goes_on()
     seconds = time.monotonic() - begin
-    tasks = training.ends_well()
+    tasks = training.ends_well(undisturbed)
     assert training.resumed == (epochs,)
     assert tasks["train_model"]["try_number"] == 2
-    assert training.figures() == undisturbed.figures()
-    what = (
-        f"tried again, went on after epoch {epochs} of {LONG['epochs']}; model, history and figures those of an undisturbed run"
-    )
+    what = f"tried again, went on after epoch {epochs} of {LONG['epochs']}"
     measured.say("kill -9 of the training process", what, seconds)
 
 
-def test_killed_gpu_worker_and_another_goes_on_at_the_checkpoint_with_the_figures_of_an_undisturbed_run(
+def test_stopped_gpu_worker_writes_a_checkpoint_and_gives_the_training_back(
     stack: ComposeStack, measured: Measured, undisturbed: Training
 ) -> None:
-    training = Training(stack, "gpu-worker", SEED)
-    # The restart policy's worker is another one: its container is new, and its cache may be.
-    with stack.down("worker-gpu"):
-        begin = time.monotonic()
-        for checkpoint in stack.volume("cache-gpu").rglob("checkpoint.npz"):
-            checkpoint.unlink()
-        epochs = training.kept_epochs()
-    training.goes_on()
-    seconds = time.monotonic() - begin
-    tasks = training.ends_well()
-    assert training.resumed == (epochs,)
-    assert tasks["train_model"]["try_number"] == 2
-    assert training.figures() == undisturbed.figures()
-    what = (
-        f"tried again, went on after epoch {epochs} of {LONG['epochs']}, from the bucket; "
-        "model, history and figures those of an undisturbed run"
-    )
-    measured.say("kill -9 of the GPU worker in mid-training", what, seconds)
-
-
-def test_stopped_gpu_worker_writes_a_checkpoint_and_gives_the_training_back(stack: ComposeStack, measured: Measured) -> None:
-    training = Training(stack, "gpu-worker-stop", seed=12)
+    training = Training(stack, "gpu-worker-stop")
     stopped = stack.supervisor.pid("worker-gpu")
     begin = time.monotonic()
     stack.signal("worker-gpu", signal.SIGTERM)
     ended = stack.await_("the worker to end by itself", lambda: stack.supervisor.pid("worker-gpu") != stopped, within=180)
     training.goes_on()
     seconds = time.monotonic() - begin
-    training.ends_well()
+    training.ends_well(undisturbed)
     assert len(training.resumed) == 1 and training.resumed[0] >= 1
     measured.say(
         "stop of the GPU worker in mid-training",
@@ -223,64 +255,46 @@ def newest_job(stack: ComposeStack, service: str) -> int:
     return int(job["id"])
 
 
-@pytest.mark.parametrize("service", ["scheduler", "dag-processor"])
-def test_killed_component_is_restarted_and_training_does_not_notice(
-    stack: ComposeStack, measured: Measured, service: str
+def has_newer_job(stack: ComposeStack, service: str, before: int) -> bool:
+    return newest_job(stack, service) > before
+
+
+def test_killed_scheduler_and_dag_processor_are_restarted_and_no_task_notices(
+    stack: ComposeStack, measured: Measured, undisturbed: Training
 ) -> None:
-    training = Training(stack, service, seed=20 + len(service))
-    before = newest_job(stack, service)
-    stack.kill(service)
-    seconds = stack.await_(f"another {service}", lambda: newest_job(stack, service) > before)
-    tasks = training.ends_well()
-    assert tasks["train_model"]["try_number"] == 1 and training.resumed == ()
-    measured.say(f"kill -9 of the {service}", "restarted; no task noticed", seconds)
+    training = Training(stack, "scheduler-and-dag-processor")
+    for service in ("scheduler", "dag-processor"):
+        before = newest_job(stack, service)
+        stack.kill(service)
+        seconds = stack.await_(f"another {service}", partial(has_newer_job, stack, service, before))
+        measured.say(f"kill -9 of the {service}", "restarted; no task noticed", seconds)
+    tasks = training.ends_well(undisturbed)
+    assert {name: task["try_number"] for name, task in tasks.items() if task["try_number"] > 1} == {}
+    assert training.resumed == ()
 
 
-@pytest.mark.parametrize("service", ["redis", "postgres"])
-def test_restarted_server_interrupts_nothing(stack: ComposeStack, measured: Measured, service: str) -> None:
-    training = Training(stack, service, seed=30 + len(service))
-    begin, stopped = time.monotonic(), stack.supervisor.pid(service)
-    # "fast" shutdown of PostgreSQL is SIGINT: it does not wait for connections to end
-    stack.signal(service, signal.SIGINT if service == "postgres" else signal.SIGTERM)
-    stack.await_("the server to be restarted", lambda: stack.supervisor.pid(service) != stopped)
-    stack.await_("all to be healthy", lambda: healthy(stack))
-    seconds = time.monotonic() - begin
-    tasks = training.ends_well()
-    what = f"all healthy again; train_model needed {tries(tasks)}, resumed {len(training.resumed)} times"
-    measured.say(f"restart of {service}", what, seconds)
-
-
-def tries(tasks: dict[str, Any]) -> str:
-    number = tasks["train_model"]["try_number"]
-    return f"{number} {'try' if number == 1 else 'tries'}"
-
-
-@pytest.mark.parametrize("service", ["s3", "api-server"])
-def test_server_that_is_away_for_a_minute_costs_that_minute_at_most(
-    stack: ComposeStack, measured: Measured, service: str
+def test_killed_gpu_worker_and_another_goes_on_at_the_checkpoint_in_the_bucket(
+    stack: ComposeStack, measured: Measured, undisturbed: Training
 ) -> None:
-    training = Training(stack, service, seed=40 + len(service))
-    with stack.down(service):
-        time.sleep(OUTAGE)
-    begin = time.monotonic()
-    stack.await_(f"{service} to answer", lambda: answers(stack.store.is_versioned) if service == "s3" else healthy(stack))
-    done = stack.store.head(training.paths.document("training.json")) is not None
+    training = Training(stack, "gpu-worker")
+    # The restart policy's worker is another one: its container is new, and its cache may be.
+    with stack.down("worker-gpu"):
+        begin = time.monotonic()
+        for checkpoint in stack.volume("cache-gpu").rglob("checkpoint.npz"):
+            checkpoint.unlink()
+        epochs = training.kept_epochs()
     training.goes_on()
     seconds = time.monotonic() - begin
-    tasks = training.ends_well()
-    what = (
-        f"training {'was done by then' if done else 'went on'}; train_model needed {tries(tasks)}, "
-        f"resumed {len(training.resumed)} times; not trained twice"
-    )
-    measured.say(f"{service} away for {OUTAGE:.0f} s", what, seconds)
+    tasks = training.ends_well(undisturbed)
+    assert training.resumed == (epochs,)
+    assert tasks["train_model"]["try_number"] == 2
+    what = f"tried again, went on after epoch {epochs} of {LONG['epochs']}, from the bucket"
+    measured.say("kill -9 of the GPU worker in mid-training", what, seconds)
 
 
-def answers(call: Callable[[], Any]) -> bool:
-    """Whether the store answers at all."""
-    with suppress(StorageError):
-        call()
-        return True
-    return False
+def event_runs(stack: ComposeStack) -> list[dict[str, Any]]:
+    """The runs that an asset event started."""
+    return [run for run in stack.api.runs(DAG_ID) if run["run_type"] == "asset_triggered"]
 
 
 def test_killed_triggerer_and_the_sensor_goes_on_waiting(stack: ComposeStack, measured: Measured, undisturbed: Training) -> None:
@@ -309,8 +323,3 @@ def test_killed_triggerer_and_the_sensor_goes_on_waiting(stack: ComposeStack, me
     assert stack.api.wait_for_run(DAG_ID, run_id, within=1500)["state"] == "success"
     assert whole_documents(stack, run_id, promoted=False)["snapshot.json"].total == 60
     measured.say("kill -9 of the triggerer", "the sensor went on waiting, and saw the images that came then", seconds)
-
-
-def event_runs(stack: ComposeStack) -> list[dict[str, Any]]:
-    """The runs that an asset event started."""
-    return [run for run in stack.api.runs(DAG_ID) if run["run_type"] == "asset_triggered"]
