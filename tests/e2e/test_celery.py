@@ -93,12 +93,13 @@ def runs(stack: ComposeStack) -> Runs:
     def look() -> None:
         runs.first, runs.second = stack.api.tasks(DAG_ID, "first"), stack.api.tasks(SECOND, "second")
         for one, other in ((runs.first, runs.second), (runs.second, runs.first)):
-            if one["train_model"]["state"] == "running" and other["compute_class_weights"]["state"] == "success":
+            waiting = other["compute_class_weights"]["state"] == "success" != other["train_model"]["state"]
+            if one["train_model"]["state"] == "running" and waiting:
                 runs.beside_a_training.add(other["train_model"]["state"])
 
     def trained() -> bool:
         look()
-        return runs.second["train_model"]["state"] == "success"
+        return bool(runs.second["train_model"]["state"] == "success")
 
     stack.await_("the second training", trained, within=1200)
     stop_run(stack, SECOND, "second")
