@@ -131,7 +131,7 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, folder: Path) -> dic
     from bcc_ops.training.architectures import build_classifier
     from bcc_ops.training.checkpoints import CheckpointFolder
     from bcc_ops.training.devices import peak_memory_mb, prepare_devices
-    from bcc_ops.training.fit import loss_weights, train
+    from bcc_ops.training.fit import train
     from bcc_ops.training.pretrained import efficientnet_lite0_weights
     from bcc_ops.training.run_training import save_model
 
@@ -159,6 +159,8 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, folder: Path) -> dic
     epochs: list[dict[str, Any]] = []
     beside_the_clock = cpu_beside_the_clock = 0.0
     mirror = build()
+    emphasis = [config.malignant_emphasis if number == POSITIVE else 1.0 for number in range(len(CLASSES))]
+    saved: dict[str, Any] = {"test_time_flip": config.test_time_flip, "emphasis": emphasis}
 
     def record(rows: Sequence[Any]) -> None:
         nonlocal beside_the_clock, cpu_beside_the_clock
@@ -166,7 +168,7 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, folder: Path) -> dic
         reached = checkpoints.load()
         assert reached is not None
         mirror.set_weights(list(reached.best))
-        file = save_model(mirror, reached.best, config.test_time_flip, scratch / "epoch.h5")
+        file = save_model(mirror, reached.best, scratch / "epoch.h5", **saved)
         answers = load_classifier(file).predict([image.path for image in sides["validation"]])
         epochs.append({"end": end - began - beside_the_clock, "probabilities": answers.tolist()})
         beside_the_clock += time.monotonic() - end
@@ -177,14 +179,14 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, folder: Path) -> dic
         classifier,
         train_pixels,
         tuning_pixels,
-        class_weights=loss_weights(class_weights(counts), CLASSES[POSITIVE], config),
+        class_weights=class_weights(counts),
         config=config,
         devices=devices,
         checkpoints=checkpoints,
         stop=threading.Event(),
         on_epoch=record,
     )
-    file = save_model(classifier, result.weights, config.test_time_flip, folder / f"transfer-{seed}.h5")
+    file = save_model(classifier, result.weights, folder / f"transfer-{seed}.h5", **saved)
     seconds = time.monotonic() - began - beside_the_clock
     cpu_seconds = time.process_time() - cpu_beside_the_clock
     model = load_classifier(file)

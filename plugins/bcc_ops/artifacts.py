@@ -332,9 +332,7 @@ class TrainingDocument(Document):
     snapshot_digest: str
     config_digest: str
     class_weights: Reference | None = None
-    """The split that it was trained on, and the balanced weights."""
-    loss_weights: dict[str, Finite] = {}
-    """Class -> weight of its images in the loss: the balanced one, times `malignant_emphasis` for the positive class."""
+    """The split and the weights that it was trained with."""
     made_up: bool
     history: Reference
     model: Reference

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,18 @@ def with_mirror_image(classifier: keras.Model) -> keras.Model:
     mirror.set_weights([np.eye(side, dtype=np.float32)[::-1]])
     mean = layers.Average(name="mean")([classifier(pixels), classifier(mirrored)])
     return keras.Model(pixels, mean, name="classifier_with_mirror_image")
+
+
+def emphasise(classifier: keras.Model, factors: Sequence[float] | None) -> None:
+    """Multiply the odds of each class by its factor, in the biases of the last layer; None sets those to 0.
+
+    Args:
+        classifier: as `build_classifier` gives it.
+        factors: (classes,), above 0. What is multiplied are softmax' numerators: a factor of 2 makes 1 : 3 into 2 : 3.
+    """
+    layer = classifier.get_layer("probabilities")
+    kernel, bias = layer.get_weights()
+    layer.set_weights([kernel, np.zeros_like(bias) if factors is None else bias + np.log(np.asarray(factors, bias.dtype))])
 
 
 def efficientnet_lite0(image_size: int, weights: Arrays | str | Path | None = None) -> keras.Model:

@@ -55,11 +55,6 @@ class TrainingRecord:
     seconds: float
 
 
-def loss_weights(balanced: Mapping[str, float], positive_class: str, config: RetrainingConfig) -> dict[str, float]:
-    """Class -> weight of its images in the loss: the balanced one, times `malignant_emphasis` for the positive class."""
-    return {name: weight * (config.malignant_emphasis if name == positive_class else 1.0) for name, weight in balanced.items()}
-
-
 def train(
     classifier: keras.Model,
     pixels: Pixels,

@@ -21,11 +21,11 @@ from bcc_ops.exceptions import ArtifactError, StorageUnavailable
 from bcc_ops.run_paths import RunPaths, checkpoint_folder
 from bcc_ops.storage import ObjectStore
 from bcc_ops.tables import SplitRow, read_rows
-from bcc_ops.training.architectures import build_classifier, copy_matching_weights, with_mirror_image
+from bcc_ops.training.architectures import build_classifier, copy_matching_weights, emphasise, with_mirror_image
 from bcc_ops.training.checkpoints import CheckpointFolder
 from bcc_ops.training.devices import Devices, peak_memory_mb, prepare_devices, require_gpu, versions
 from bcc_ops.training.finished import find_finished
-from bcc_ops.training.fit import TrainingRecord, history_csv, loss_weights, train
+from bcc_ops.training.fit import TrainingRecord, history_csv, train
 from bcc_ops.training.pretrained import backbone_weights
 
 if TYPE_CHECKING:
@@ -117,12 +117,11 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         except StorageUnavailable as error:
             log.warning("history.csv is behind by now, training goes on: %s", error)
 
-    weights = loss_weights(inputs.class_weights.weights, inputs.snapshot.positive_class, config)
     record = train(
         classifier,
         parts["train"],
         parts["tuning"],
-        class_weights=weights,
+        class_weights=inputs.class_weights.weights,
         config=config,
         devices=devices,
         checkpoints=checkpoints,
@@ -134,11 +133,15 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         keras.config.set_dtype_policy("float32")
         classifier = _build(inputs, devices, store, champion=None)
     with tempfile.TemporaryDirectory(prefix="bcc-train-") as scratch:
-        file = save_model(classifier, record.weights, config.test_time_flip, Path(scratch) / "model.h5")
+        emphasis = [
+            config.malignant_emphasis if name == inputs.snapshot.positive_class else 1.0 for name in parts["train"].classes
+        ]
+        file = save_model(
+            classifier, record.weights, Path(scratch) / "model.h5", test_time_flip=config.test_time_flip, emphasis=emphasis
+        )
         model = store.put_file(paths.document("model.h5"), file)
     history = store.put_referenced(history_key, history_csv(record.rows), "text/csv")
-    parameters = classifier.count_params()
-    document = _describe(inputs, devices, record, champion, weights=weights, parameters=parameters, history=history, model=model)
+    document = _describe(inputs, devices, record, champion, parameters=classifier.count_params(), history=history, model=model)
     reference = store.save(paths.document("training.json"), document)
     checkpoints.clear()  # not before the document lies there: until then a retry needs it
     log.info("trained in %.0f s, best epoch %d of %d: %s", record.seconds, record.best_epoch, len(record.rows), model.uri)
@@ -159,6 +162,7 @@ def _build(inputs: RunInputs, devices: Devices, store: ObjectStore, champion: Wa
         )
         if champion is not None:
             copied = copy_matching_weights(champion.model, classifier)
+            emphasise(classifier, None)  # the champion's own; a model that starts with it would have it twice
             log.info("%d layers start with the weights of the champion %s", copied, champion.version)
     return classifier
 
@@ -182,16 +186,20 @@ def _decode(inputs: RunInputs, store: ObjectStore) -> dict[Partition, Pixels]:
     return parts
 
 
-def save_model(classifier: keras.Model, weights: Sequence[np.ndarray], test_time_flip: bool, path: Path) -> Path:
+def save_model(
+    classifier: keras.Model, weights: Sequence[np.ndarray], path: Path, *, test_time_flip: bool, emphasis: Sequence[float]
+) -> Path:
     """Write the model file: what it takes to predict, and nothing of training (no optimizer, no augmentation).
 
     Args:
         classifier: the network, in float32.
         weights: of the best epoch.
-        test_time_flip: whether the file answers the mean over the image and its mirror image.
         path: where it is written, as `.h5`.
+        test_time_flip: whether the file answers the mean over the image and its mirror image.
+        emphasis: of each class, the factor on its odds.
     """
     classifier.set_weights(list(weights))
+    emphasise(classifier, emphasis)
     model = with_mirror_image(classifier) if test_time_flip else classifier
     absl = logging.getLogger("absl")
     level = absl.level
@@ -209,7 +217,6 @@ def _describe(
     record: TrainingRecord,
     champion: WarmStart | None,
     *,
-    weights: dict[str, float],
     parameters: int,
     history: Reference,
     model: Reference,
@@ -223,7 +230,12 @@ def _describe(
         classes=inputs.class_weights.classes,
         image_size=config.image_size,
         preprocessing="inside the model: it takes raw 0-255 RGB pixels"
-        + (" and answers the mean over the image and its mirror image" if config.test_time_flip else ""),
+        + (" and answers the mean over the image and its mirror image" if config.test_time_flip else "")
+        + (
+            f"; its odds of {inputs.snapshot.positive_class} are multiplied by {config.malignant_emphasis:g}"
+            if config.malignant_emphasis != 1
+            else ""
+        ),
         parameters=parameters,
         seed=config.seed,
         deterministic=config.deterministic,
@@ -246,7 +258,6 @@ def _describe(
         snapshot_digest=inputs.snapshot.digest,
         config_digest=inputs.config_digest,
         class_weights=inputs.class_weights_reference,
-        loss_weights=weights,
         made_up=inputs.made_up,
         history=history,
         model=model,

@@ -15,7 +15,13 @@ from PIL import Image
 
 from bcc_ops.exceptions import ConfigError, WeightsUnavailable
 from bcc_ops.training import architectures
-from bcc_ops.training.architectures import build_classifier, copy_matching_weights, efficientnet_lite0, with_mirror_image
+from bcc_ops.training.architectures import (
+    build_classifier,
+    copy_matching_weights,
+    efficientnet_lite0,
+    emphasise,
+    with_mirror_image,
+)
 from bcc_ops.training.pretrained import efficientnet_lite0_weights
 from bcc_ops.training.run_training import save_model
 
@@ -136,6 +142,19 @@ def _classifier(imagenet: dict[str, np.ndarray], seed: int = 3) -> keras.Model:
     return build_classifier("efficientnet_lite0", 64, 3, dropout=0.3, weights=imagenet, frozen_part=0.3)
 
 
+def test_emphasis_multiplies_the_odds_of_a_class(imagenet: dict[str, np.ndarray]) -> None:
+    classifier = _classifier(imagenet)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.float32)
+    before = classifier.predict_on_batch(pixels)
+    emphasise(classifier, [1, 2, 1])
+    after = classifier.predict_on_batch(pixels)
+
+    np.testing.assert_allclose(after[:, 1] / after[:, 0], 2 * before[:, 1] / before[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(after[:, 2] / after[:, 0], before[:, 2] / before[:, 0], rtol=1e-4)
+    emphasise(classifier, None)
+    assert classifier.get_layer("probabilities").get_weights()[1].tolist() == [0, 0, 0]
+
+
 def test_the_mirror_image_is_averaged_in_exactly(imagenet: dict[str, np.ndarray]) -> None:
     classifier = _classifier(imagenet)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.float32)
@@ -153,13 +172,15 @@ def test_the_saved_file_answers_alike_in_a_process_of_its_own(
     imagenet: dict[str, np.ndarray], tmp_path: Path, test_time_flip: bool
 ) -> None:
     classifier = _classifier(imagenet)
+    weights = classifier.get_weights()
+    emphasise(classifier, [1, 2, 1])
     classifier.compile("adam", "categorical_crossentropy")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
     model = with_mirror_image(classifier) if test_time_flip else classifier
     expected = model.predict_on_batch(pixels)
     np.save(tmp_path / "pixels.npy", pixels)
 
-    path = save_model(classifier, classifier.get_weights(), test_time_flip, tmp_path / "model.h5")
+    path = save_model(classifier, weights, tmp_path / "model.h5", test_time_flip=test_time_flip, emphasis=[1, 2, 1])
 
     script = (
         "import sys, json, keras, numpy as np\n"

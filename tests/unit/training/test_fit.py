@@ -23,7 +23,7 @@ from bcc_ops.exceptions import DivergedError, OutOfMemory, TrainingInterrupted
 from bcc_ops.training.architectures import build_classifier
 from bcc_ops.training.checkpoints import CheckpointFolder
 from bcc_ops.training.devices import Devices, prepare_devices
-from bcc_ops.training.fit import TrainingRecord, describe_epoch, history_csv, loss_weights, train, tuning_figures
+from bcc_ops.training.fit import TrainingRecord, describe_epoch, history_csv, train, tuning_figures
 
 CLASSES = ("benign", "malignant", "normal")
 SIDE = 46
@@ -149,13 +149,6 @@ def test_the_best_epoch_is_that_of_the_lowest_tuning_loss(undisturbed: TrainingR
 
     assert undisturbed.best_epoch == 1 + losses.index(min(losses))
     assert not undisturbed.stopped_early
-
-
-def test_malignant_images_weigh_more_than_balanced_ones_where_that_is_asked_for() -> None:
-    balanced = {"benign": 0.5, "malignant": 2.0, "normal": 4.0}
-    weights = loss_weights(balanced, "malignant", RetrainingConfig.resolve({"malignant_emphasis": 1.5}))
-    assert weights == {"benign": 0.5, "malignant": 3.0, "normal": 4.0}
-    assert loss_weights(balanced, "malignant", RetrainingConfig.resolve({"preset": "notebook"})) == balanced
 
 
 def test_patience_ends_training(tmp_path: Path) -> None:
