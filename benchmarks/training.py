@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--notebook-epochs", type=int, default=20)
     parser.add_argument("--only", nargs="+", metavar="PART", help="notebook, transfer-SEED, input-notebook, input-pipeline")
     parser.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
+    parser.add_argument("--note", default="", help="a sentence for the section: what else the machine had to do, say")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     folder: Path = arguments.results
@@ -70,7 +71,7 @@ def main() -> None:
         else:
             command = ["benchmarks.training", str(arguments.images), "--results", str(folder), "--part", part]
         subprocess.run([sys.executable, "-m", *command], check=True)
-    report = markdown(folder, arguments.seeds)
+    report = "\n\n".join(part for part in (markdown(folder, arguments.seeds), arguments.note) if part)
     print(report)
     if arguments.write:
         write_section("training", report)
