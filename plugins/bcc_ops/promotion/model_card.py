@@ -246,7 +246,7 @@ def _comparison(comparison: Comparison | None, positive_class: str) -> str:
     pairs = zip(_summary(comparison.challenger), _summary(comparison.champion))
     rows = [(name, own, other) for (name, own), (_, other) in pairs]
     points = [model.operating_point.sensitivity for model in (comparison.challenger, comparison.champion)]
-    rows.append((f"{positive_class} sensitivity", _estimate(points[0]), _estimate(points[1])))
+    rows.append((f"{positive_class} sensitivity at operating point", _estimate(points[0]), _estimate(points[1])))
     differences = [(name.replace("_", " "), _estimate(difference)) for name, difference in comparison.differences.items()]
     return "\n\n".join(
         [
