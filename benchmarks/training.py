@@ -134,7 +134,7 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, folder: Path) -> dic
     from bcc_ops.training.devices import peak_memory_mb, prepare_devices
     from bcc_ops.training.fit import train
     from bcc_ops.training.pretrained import efficientnet_lite0_weights
-    from bcc_ops.training.run_training import save_model
+    from bcc_ops.training.run_training import class_emphasis, save_model
 
     config = RetrainingConfig.resolve({"seed": seed})
     scratch = folder / f"scratch-{seed}"
@@ -160,7 +160,7 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, folder: Path) -> dic
     epochs: list[dict[str, Any]] = []
     beside_the_clock = cpu_beside_the_clock = 0.0
     mirror = build()
-    emphasis = [config.malignant_emphasis if number == POSITIVE else 1.0 for number in range(len(CLASSES))]
+    emphasis = class_emphasis(config, CLASSES, CLASSES[POSITIVE])
     saved: dict[str, Any] = {"test_time_flip": config.test_time_flip, "emphasis": emphasis}
 
     def record(rows: Sequence[Any]) -> None:

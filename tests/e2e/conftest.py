@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,12 @@ def run_pipeline(stack: LocalStack, follow_run: Callable[..., FinishedRun]) -> C
 def first_run(run_pipeline: Callable[..., FinishedRun]) -> FinishedRun:
     """The first run ever, with a tiny training."""
     return run_pipeline(TINY)
+
+
+def wait_until(moment: datetime) -> None:
+    """Wait for a moment of the clock, which a schedule goes by."""
+    while (left := (moment - datetime.now(timezone.utc)).total_seconds()) > 0:
+        time.sleep(min(left, 5))
 
 
 def look_at_processes(stack: LocalStack, finished: FinishedRun) -> None:

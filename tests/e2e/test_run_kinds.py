@@ -20,6 +20,7 @@ from bcc_ops.artifacts import SnapshotDocument
 from bcc_ops.run_index import find_run
 from local.airflow_api import AirflowUnavailable
 from local.stack import LocalStack
+from tests.e2e.conftest import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
@@ -141,11 +142,6 @@ class Story:
         for _ in range(times):
             with suppress(AirflowUnavailable):  # one of many, and made all the same most likely
                 self.stack.api.call("POST", "/assets/events", json={"asset_id": asset["id"], "extra": {}})
-
-
-def wait_until(moment: datetime) -> None:
-    while (left := (moment - datetime.now(timezone.utc)).total_seconds()) > 0:
-        time.sleep(min(left, 5))
 
 
 def documents_of(stack: LocalStack) -> dict[str, str]:

@@ -26,7 +26,7 @@ from bcc_ops.artifacts import (
 from bcc_ops.run_paths import champion_pointer
 from local.airflow_api import parse_moment
 from local.stack import DAG_ID, USER, LocalStack
-from tests.e2e.conftest import TINY, FinishedRun
+from tests.e2e.conftest import TINY, FinishedRun, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -113,8 +113,7 @@ def station(stack: LocalStack) -> Callable[[Callable[[], FinishedRun]], Station]
 def first(stack: LocalStack, tick: datetime, station: Any, run_pipeline: Any) -> Station:
     uploaded = max(entry["LastModified"] for entry in stack.store.list_objects(stack.settings.images_prefix))
     assert uploaded < tick, "this machine is too busy: the images came after the moment that is to be backfilled"
-    while datetime.now(timezone.utc) < tick + timedelta(minutes=1, seconds=1):
-        time.sleep(1)
+    wait_until(tick + timedelta(minutes=1, seconds=1))
     return station(lambda: run_pipeline(TINY))
 
 

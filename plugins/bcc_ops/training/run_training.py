@@ -133,9 +133,7 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         keras.config.set_dtype_policy("float32")
         classifier = _build(inputs, devices, store, champion=None)
     with tempfile.TemporaryDirectory(prefix="bcc-train-") as scratch:
-        emphasis = [
-            config.malignant_emphasis if name == inputs.snapshot.positive_class else 1.0 for name in parts["train"].classes
-        ]
+        emphasis = class_emphasis(config, parts["train"].classes, inputs.snapshot.positive_class)
         file = save_model(
             classifier, record.weights, Path(scratch) / "model.h5", test_time_flip=config.test_time_flip, emphasis=emphasis
         )
@@ -184,6 +182,11 @@ def _decode(inputs: RunInputs, store: ObjectStore) -> dict[Partition, Pixels]:
             budget_bytes=PIXELS_IN_MEMORY,
         )
     return parts
+
+
+def class_emphasis(config: RetrainingConfig, classes: Sequence[str], positive_class: str) -> list[float]:
+    """Of each class, the factor on its odds that the run's knobs ask for."""
+    return [config.malignant_emphasis if name == positive_class else 1.0 for name in classes]
 
 
 def save_model(
