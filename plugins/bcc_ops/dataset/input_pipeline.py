@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ from bcc_ops.dataset.sync import LocalImage, training_view
 
 log = logging.getLogger(__name__)
 
+_AHEAD = 2
+"""Batches that wait, made, for the training step."""
 _GRAIN = 0.8
 """Sigma in pixels of what smooths white noise into speckle."""
 
@@ -224,12 +227,8 @@ def training_batches(pixels: Pixels, augmentation: Augmentation, batch_size: int
         images.set_shape((None, *pixels.images.shape[1:]))
         return tf.cast(images, tf.float32), tf.gather(one_hot, positions)
 
-    return (
-        tf.data.Dataset.from_tensor_slices(order)
-        .batch(batch_size)
-        .map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(tf.data.AUTOTUNE)
-    )
+    batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+    return _ahead(batches.map(batch, num_parallel_calls=os.cpu_count() or 1, deterministic=True))
 
 
 def plain_batches(pixels: Pixels, batch_size: int) -> tf.data.Dataset:
@@ -240,4 +239,15 @@ def plain_batches(pixels: Pixels, batch_size: int) -> tf.data.Dataset:
         images.set_shape((None, *pixels.images.shape[1:]))
         return tf.cast(images, tf.float32)
 
-    return tf.data.Dataset.range(len(pixels)).batch(batch_size).map(batch).prefetch(tf.data.AUTOTUNE)
+    return _ahead(tf.data.Dataset.range(len(pixels)).batch(batch_size).map(batch))
+
+
+def _ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """The batches, made ahead of the training step.
+
+    Without tf.data's tuning of itself: an iterator's end waits for the thread that does it, which may sleep for seconds, and
+    each epoch ends two iterators.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.prefetch(_AHEAD).with_options(options)
