@@ -216,7 +216,12 @@ def _figures(evaluation: EvaluationDocument) -> str:
             (part.by, part.value, part.images, _estimate(part.balanced_accuracy), _estimate(part.positive_sensitivity))
             for part in evaluation.slices
         ]
-        blocks.append(_table(("by", "slice", "images", "balanced accuracy", f"{evaluation.positive_class} sensitivity"), slices))
+        blocks.append(
+            _table(
+                ("by", "slice", "images", "balanced accuracy", f"{evaluation.positive_class} sensitivity at operating point"),
+                slices,
+            )
+        )
     else:
         blocks.append(f"Slices: {evaluation.slices_unavailable}.")
     return "\n\n".join(blocks)
@@ -286,9 +291,10 @@ def _limits(sources: CardSources) -> str:
         limits.append(f"The validation set had served {sources.gate.looks - 1} gate decisions before this one.")
     wide = evaluation.challenger.operating_point.sensitivity
     if wide.low is not None and wide.high is not None and wide.high - wide.low > 0.1:
+        support = evaluation.challenger.per_class[evaluation.positive_class].support
         limits.append(
-            f"The interval of the {evaluation.positive_class} sensitivity is {wide.high - wide.low:.2f} wide: "
-            f"{evaluation.challenger.per_class[evaluation.positive_class].support} such images are few."
+            f"The interval of the {evaluation.positive_class} sensitivity at the operating point is "
+            f"{wide.high - wide.low:.2f} wide: {support} such images are few."
         )
     limits += [f"{warning}" for warning in sources.validation.warnings]
     limits.append("An image that is no breast ultrasound gets an answer too; nothing here tells it apart.")

@@ -454,7 +454,13 @@ def trend_figure(runs: Sequence[RunSummary], positive_class: str) -> Figure:
     series: list[tuple[str, list[Estimate | None], str, Any, str]] = [
         ("balanced accuracy", [run.balanced_accuracy for run in runs], BLUE, "-", "o"),
         ("macro AUC", [run.macro_auc for run in runs], GREEN, (0, (1.5, 1.5)), "D"),
-        (f"{positive_class} sensitivity", [run.positive_sensitivity for run in runs], VERMILION, (0, (6, 2)), "s"),
+        (
+            f"{positive_class} sensitivity at operating point",
+            [run.positive_sensitivity for run in runs],
+            VERMILION,
+            (0, (6, 2)),
+            "s",
+        ),
     ]
     for shift, (name, estimates, colour, line, marker) in enumerate(series):
         at = x + (shift - 1) * 0.08

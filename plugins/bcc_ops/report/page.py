@@ -371,14 +371,14 @@ def _contents(run: RunRecord, plots_there: Any, files: Mapping[str, Any], model_
 def _tiles(document: EvaluationDocument) -> list[tuple[str, Estimate, Estimate | None]]:
     model, positive = document.challenger, document.positive_class
     differences = document.comparison.differences if document.comparison else {}
-    point = {"sensitivity": model.operating_point.sensitivity, "specificity": model.operating_point.specificity}
+    point = {
+        f"{positive}_sensitivity_at_operating_point": model.operating_point.sensitivity,
+        f"{positive}_specificity_at_operating_point": model.operating_point.specificity,
+    }
     return [
         ("Balanced accuracy", model.balanced_accuracy, differences.get("balanced_accuracy")),
         ("Macro AUC", model.macro_auc, differences.get("macro_auc")),
-        *(
-            (f"{positive.capitalize()} {kind}", estimate, differences.get(f"{positive}_{kind}_at_operating_point"))
-            for kind, estimate in point.items()
-        ),
+        *((spelled(name), estimate, differences.get(name)) for name, estimate in point.items()),
     ]
 
 
@@ -443,11 +443,11 @@ def _trend(runs: Sequence[RunSummary], positive_class: str) -> LineChart:
         return [None if e is None or e.value is None else (e.value, e.low, e.high) for e in estimates]
 
     return line_chart(
-        f"Balanced accuracy, macro AUC and {positive_class} sensitivity of {len(runs)} runs",
+        f"Balanced accuracy, macro AUC and {positive_class} sensitivity at operating point of {len(runs)} runs",
         [run.as_of.strftime("%-d %b") for run in runs],
         [
             ("balanced accuracy", values(run.balanced_accuracy for run in runs)),
-            (f"{positive_class} sensitivity", values(run.positive_sensitivity for run in runs)),
+            (f"{positive_class} sensitivity at operating point", values(run.positive_sensitivity for run in runs)),
             ("macro AUC", values(run.macro_auc for run in runs)),
         ],
     )
