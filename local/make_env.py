@@ -23,7 +23,8 @@ def make_env(gpu: bool) -> str:
         gpu: whether this host has an NVIDIA GPU; it decides which worker serves the queue of the trainings.
     """
     access_key, secret_key = secrets.token_hex(10), secrets.token_urlsafe(32)
-    extra = {"endpoint_url": "http://s3:8333", "region_name": "us-east-1"}
+    # The endpoint of S3 alone: a queue that is watched (BCC_SQS_QUEUE_URL) lies elsewhere.
+    extra = {"service_config": {"s3": {"endpoint_url": "http://s3:8333"}}, "region_name": "us-east-1"}
     connection = {"conn_type": "aws", "login": access_key, "password": secret_key, "extra": extra}
     sections = {
         "What runs here. Leave out s3 where there is a real one, and point AIRFLOW_CONN_AWS_DEFAULT to it.": {

@@ -77,7 +77,8 @@ class S3Server:
         """The value of `AIRFLOW_CONN_AWS_DEFAULT` that points to it."""
         import json
 
-        extra = {"endpoint_url": self.endpoint, "region_name": "us-east-1"}
+        # Of S3 alone: a queue that is watched (BCC_SQS_QUEUE_URL) lies elsewhere.
+        extra = {"service_config": {"s3": {"endpoint_url": self.endpoint}}, "region_name": "us-east-1"}
         return json.dumps({"conn_type": "aws", "login": self.access_key, "password": self.secret_key, "extra": extra})
 
 

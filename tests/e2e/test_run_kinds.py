@@ -21,6 +21,7 @@ from bcc_ops.run_index import find_run
 from local.airflow_api import AirflowUnavailable
 from local.stack import LocalStack
 from tests.e2e.conftest import wait_until
+from tests.integration.mock_sqs import Queue, notification, queue
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
@@ -150,7 +151,14 @@ def documents_of(stack: LocalStack) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+def sqs() -> Iterator[Queue]:
+    """The queue of S3's notifications."""
+    with queue() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory, sqs: Queue) -> Iterator[Story]:
     """The stack, with a schedule whose ticks lie in the next minutes, up to the moment when the third batch is there."""
     dags = tmp_path_factory.mktemp("dags")
     (dags / "run_kinds.py").write_text(DAG_FILE)
@@ -159,7 +167,11 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     hours = ",".join(sorted({str(tick.hour) for tick in ticks}))
     if len({tick.hour for tick in ticks}) > 1:  # minutes and hours of a cron line are independent of one another
         pytest.skip("the hour is about to change; run it again in some minutes")
-    variables = {"BCC_SCHEDULE": f"{','.join(str(tick.minute) for tick in ticks)} {hours} * * *"}
+    variables = {
+        "BCC_SCHEDULE": f"{','.join(str(tick.minute) for tick in ticks)} {hours} * * *",
+        "BCC_SQS_QUEUE_URL": sqs.url,
+        "AWS_ENDPOINT_URL_SQS": sqs.endpoint,
+    }
     stack = LocalStack(tmp_path_factory.mktemp("stack"), bucket="run-kinds", dags=dags, variables=variables, wait=False)
     with stack:
         story = Story(stack, ticks[:3], ticks[3], ticks[4])
@@ -280,6 +292,28 @@ def test_the_same_backfill_again_changes_nothing(
     assert {run["state"] for run in again} == {"success"}
     assert all(story.states(run["dag_run_id"]) == {"success"} for run in again)
     assert documents_of(story.stack) == before
+
+
+def test_a_burst_of_500_uploads_told_by_s3_ends_in_one_or_two_runs_that_saw_every_image(
+    story: Story, sqs: Queue, quiet_night: dict[str, Any]
+) -> None:
+    earlier = {run["dag_run_id"] for run in story.runs("asset_triggered")}
+    for _ in range(10):
+        first = story.uploaded
+        story.upload(50)
+        sqs.send([notification(f"images/benign/benign+%28{number}%29.png") for number in range(first, story.uploaded)])
+
+    def trained() -> list[SnapshotDocument]:
+        woken = story.ended(lambda: [run for run in story.runs("asset_triggered") if run["dag_run_id"] not in earlier], 1)
+        names = [run["dag_run_id"] for run in woken]
+        return [story.snapshot(name) for name in names if "skipped" not in story.states(name)]
+
+    deadline = time.monotonic() + 600
+    while sqs.waiting() or not (snapshots := trained()) or snapshots[-1].total < story.uploaded:
+        assert time.monotonic() < deadline, f"{sqs.waiting()} notifications were not received"
+        time.sleep(1)
+    assert 1 <= len(snapshots) <= 2
+    assert (snapshots[-1].total, snapshots[-1].run_kind) == (524, "event")
 
 
 def test_the_dag_file_of_this_test_uses_the_pipelines_own_parts() -> None:

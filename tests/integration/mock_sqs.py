@@ -6,11 +6,15 @@ python -m tests.integration.mock_sqs        prints its port and serves until its
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import boto3
 from moto import mock_aws
@@ -36,6 +40,50 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+class Queue:
+    """A queue on such a server, as S3's notifications fill it.
+
+    Args:
+        endpoint: the server's address.
+    """
+
+    KEYS: ClassVar = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._sqs: Any = boto3.client("sqs", endpoint_url=endpoint, **self.KEYS)
+        self.url = self._sqs.create_queue(QueueName="images")["QueueUrl"]
+
+    def send(self, bodies: Sequence[str]) -> None:
+        """Messages, ten at a time."""
+        for first in range(0, len(bodies), 10):
+            entries = [{"Id": str(n), "MessageBody": body} for n, body in enumerate(bodies[first : first + 10])]
+            self._sqs.send_message_batch(QueueUrl=self.url, Entries=entries)
+
+    def waiting(self) -> int:
+        """How many messages nobody has received and deleted."""
+        attributes = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        answer = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=attributes)["Attributes"]
+        return sum(int(answer[name]) for name in attributes)
+
+
+def notification(key: str) -> str:
+    """A message as S3 sends it, with the key URL-encoded."""
+    return json.dumps({"Records": [{"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}, "object": {"key": key}}}]})
+
+
+@contextmanager
+def queue() -> Iterator[Queue]:
+    """A queue on a server of its own, in a process of its own."""
+    environment = {**os.environ, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, "-m", "tests.integration.mock_sqs"]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield Queue(f"http://127.0.0.1:{server.stdout.readline().strip()}")
+        server.communicate("")
 
 
 def main() -> None:

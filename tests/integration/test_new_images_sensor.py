@@ -376,8 +376,8 @@ def test_a_worker_without_the_images_fills_its_cache_from_the_same_snapshot(
 
 def _through(proxy: FaultyProxy, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = S3Server(proxy.endpoint, server.access_key, server.secret_key, 0).airflow_connection
-    quick = '"config_kwargs": {"retries": {"max_attempts": 1, "mode": "standard"}}, "endpoint_url"'
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", connection.replace('"endpoint_url"', quick))
+    quick = '"config_kwargs": {"retries": {"max_attempts": 1, "mode": "standard"}}, "region_name"'
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", connection.replace('"region_name"', quick))
 
 
 def test_a_store_that_fails_for_a_while_is_waited_for(
