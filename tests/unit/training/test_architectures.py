@@ -78,13 +78,17 @@ def test_weights_of_another_network_are_refused(imagenet: dict[str, np.ndarray])
         efficientnet_lite0(64, imagenet | {"conv_stem/kernel": np.zeros((3, 3, 1, 32), np.float32)})
 
 
-@pytest.mark.parametrize(("part", "trained"), [(0.0, 49), (0.3, 34), (1.0, 0)])
-def test_the_frozen_part_is_counted_from_the_input_on(imagenet: dict[str, np.ndarray], part: float, trained: int) -> None:
+@pytest.mark.parametrize(("part", "counted", "trained"), [(0.0, 49, 33), (0.3, 34, 23), (1.0, 0, 0)])
+def test_the_frozen_part_is_counted_from_the_input_on_and_depthwise_filters_are_frozen_throughout(
+    imagenet: dict[str, np.ndarray], part: float, counted: int, trained: int
+) -> None:
     classifier = build_classifier("efficientnet_lite0", 64, 3, dropout=0.0, weights=imagenet, frozen_part=part)
 
-    backbone = [layer.trainable for layer in classifier.get_layer("efficientnet_lite0").layers if layer.weights]
+    backbone = [layer for layer in classifier.get_layer("efficientnet_lite0").layers if layer.weights]
+    pointwise = [not isinstance(layer, keras.layers.DepthwiseConv2D) for layer in backbone]
 
-    assert backbone == [False] * (49 - trained) + [True] * trained
+    assert [layer.trainable for layer in backbone] == [False] * (49 - counted) + pointwise[49 - counted :]
+    assert sum(layer.trainable for layer in backbone) == trained
     assert classifier.get_layer("probabilities").trainable
 
 
@@ -123,17 +127,17 @@ def test_weights_that_cannot_be_fetched_are_told_with_the_way_out(tmp_path: Path
         build_classifier("mobilenet_v2", 64, 3, dropout=0.0, weights=damaged, frozen_part=0.0)
 
 
-def test_an_applications_batch_normalisation_is_frozen_when_it_is_pretrained(tmp_path: Path) -> None:
+def test_an_applications_batch_normalisation_and_depthwise_filters_are_frozen_when_it_is_pretrained(tmp_path: Path) -> None:
     weights = tmp_path / "mobilenet.weights.h5"
     keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(64, 64, 3)).save_weights(weights)
 
     classifier = build_classifier("MobileNet_V2", 64, 3, dropout=0.0, weights=weights, frozen_part=0.5)
 
     layers = [layer for layer in classifier.get_layer("mobilenetv2_1.00_64").layers if layer.weights]
-    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-    assert norms
-    assert not any(layer.trainable for layer in norms)
-    assert [layer.trainable for layer in layers if layer not in norms][-1]
+    stay = [layer for layer in layers if isinstance(layer, (keras.layers.BatchNormalization, keras.layers.DepthwiseConv2D))]
+    assert len({type(layer) for layer in stay}) == 2
+    assert not any(layer.trainable for layer in stay)
+    assert [layer.trainable for layer in layers if layer not in stay][-1]
     assert not layers[0].trainable
 
 
