@@ -38,7 +38,7 @@ KNOBS = {
         "min_malignant_specificity": "0",
     },
 }
-"""Section of the form -> knob -> what is typed: a training of a minute, which the page is to be seen following and the gate approves."""
+"""Section of the form -> knob -> what is typed: a training of a minute, so that it can be watched, which the gate approves."""
 
 MINUTES = 60_000.0
 SCREEN: ViewportSize = {"width": 1440, "height": 900}
