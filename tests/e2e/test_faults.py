@@ -33,7 +33,7 @@ from tests.e2e.compose_runs import ARTIFACTS, DAG_ID, TINY, unpause, upload_made
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-LONG: dict[str, Any] = {**TINY, "epochs": 40, "early_stopping_patience": 0, "ema": False}
+LONG: dict[str, Any] = {**TINY, "epochs": 80, "early_stopping_patience": 0, "ema": False}
 """A training of some fifteen seconds where nothing else runs, so that there is a middle in which to be hit.
 
 All have one seed, so that each one's figures must be those of the undisturbed run.
