@@ -231,3 +231,9 @@ def test_plain_batches_keep_the_order() -> None:
 
     assert [len(batch) for batch in batches] == [2, 2, 1]
     assert [int(image[0, 0, 0]) for batch in batches for image in batch] == [0, 1, 2, 3, 4]
+
+
+def test_no_batches_are_made_by_a_pipeline_that_tunes_itself() -> None:
+    """The end of such an iterator waits, for seconds, for the thread that tunes; an epoch has two."""
+    for batches in (training_batches(_pixels(5), Augmentation(), 2, 1, 1), plain_batches(_pixels(5), 2)):
+        assert batches.options().autotune.enabled is False
