@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import secrets
 import shutil
 import sys
 from pathlib import Path
+
+from local.s3_server import airflow_connection
 
 HEADER = """\
 # Written by `make env`; read by docker-compose.yaml. Keep it secret and keep a copy: without FERNET_KEY, connections and
@@ -23,9 +24,6 @@ def make_env(gpu: bool) -> str:
         gpu: whether this host has an NVIDIA GPU; it decides which worker serves the queue of the trainings.
     """
     access_key, secret_key = secrets.token_hex(10), secrets.token_urlsafe(32)
-    # The endpoint of S3 alone: a queue that is watched (BCC_SQS_QUEUE_URL) lies elsewhere.
-    extra = {"service_config": {"s3": {"endpoint_url": "http://s3:8333"}}, "region_name": "us-east-1"}
-    connection = {"conn_type": "aws", "login": access_key, "password": secret_key, "extra": extra}
     sections = {
         "What runs here. Leave out s3 where there is a real one, and point AIRFLOW_CONN_AWS_DEFAULT to it.": {
             "COMPOSE_PROFILES": f"s3,{'gpu' if gpu else 'cpu'}",
@@ -47,7 +45,7 @@ def make_env(gpu: bool) -> str:
         "The S3 server of the profile s3, and the connection to it": {
             "S3_ACCESS_KEY": access_key,
             "S3_SECRET_KEY": secret_key,
-            "AIRFLOW_CONN_AWS_DEFAULT": f"'{json.dumps(connection)}'",
+            "AIRFLOW_CONN_AWS_DEFAULT": f"'{airflow_connection('http://s3:8333', access_key, secret_key)}'",
             "BCC_BUCKET": "breast-images",
             "CREATE_BUCKET": "true",
         },

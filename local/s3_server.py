@@ -6,6 +6,7 @@ is what the promotion of a model is tested against.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -75,11 +76,16 @@ class S3Server:
     @property
     def airflow_connection(self) -> str:
         """The value of `AIRFLOW_CONN_AWS_DEFAULT` that points to it."""
-        import json
+        return airflow_connection(self.endpoint, self.access_key, self.secret_key)
 
-        # Of S3 alone: a queue that is watched (BCC_SQS_QUEUE_URL) lies elsewhere.
-        extra = {"service_config": {"s3": {"endpoint_url": self.endpoint}}, "region_name": "us-east-1"}
-        return json.dumps({"conn_type": "aws", "login": self.access_key, "password": self.secret_key, "extra": extra})
+
+def airflow_connection(endpoint: str, access_key: str, secret_key: str) -> str:
+    """An Airflow connection as JSON whose S3 is at `endpoint`.
+
+    Of S3 alone: a queue that is watched (BCC_SQS_QUEUE_URL) lies elsewhere.
+    """
+    extra = {"service_config": {"s3": {"endpoint_url": endpoint}}, "region_name": "us-east-1"}
+    return json.dumps({"conn_type": "aws", "login": access_key, "password": secret_key, "extra": extra})
 
 
 def start(

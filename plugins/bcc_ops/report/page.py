@@ -371,15 +371,19 @@ def _contents(run: RunRecord, plots_there: Any, files: Mapping[str, Any], model_
 def _tiles(document: EvaluationDocument) -> list[tuple[str, Estimate, Estimate | None]]:
     model, positive = document.challenger, document.positive_class
     differences = document.comparison.differences if document.comparison else {}
-    point = {
-        f"{positive}_sensitivity_at_operating_point": model.operating_point.sensitivity,
-        f"{positive}_specificity_at_operating_point": model.operating_point.specificity,
-    }
     return [
         ("Balanced accuracy", model.balanced_accuracy, differences.get("balanced_accuracy")),
         ("Macro AUC", model.macro_auc, differences.get("macro_auc")),
-        *((spelled(name), estimate, differences.get(name)) for name, estimate in point.items()),
+        *((spelled(name), estimate, differences.get(name)) for name, estimate in _at_operating_point(model, positive).items()),
     ]
+
+
+def _at_operating_point(model: ModelEvaluation, positive_class: str) -> dict[str, Estimate]:
+    """By the names that their differences to the champion have."""
+    return {
+        f"{positive_class}_sensitivity_at_operating_point": model.operating_point.sensitivity,
+        f"{positive_class}_specificity_at_operating_point": model.operating_point.specificity,
+    }
 
 
 @dataclass(frozen=True)
@@ -403,8 +407,7 @@ def _compared(document: EvaluationDocument) -> list[_ComparedRow]:
             "macro_auc": model.macro_auc,
             f"{positive}_sensitivity": model.per_class[positive].sensitivity,
             f"{positive}_specificity": model.per_class[positive].specificity,
-            f"{positive}_sensitivity_at_operating_point": model.operating_point.sensitivity,
-            f"{positive}_specificity_at_operating_point": model.operating_point.specificity,
+            **_at_operating_point(model, positive),
             "accuracy": model.accuracy,
             "macro_f1": model.macro_f1,
             "loss": model.loss,
