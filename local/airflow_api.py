@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote
 
@@ -128,16 +128,55 @@ class AirflowApi:
         """Pause a DAG, or let it run."""
         self.call("PATCH", f"/dags/{quote(dag_id)}", json={"is_paused": paused})
 
-    def trigger(self, dag_id: str, conf: Mapping[str, Any], run_id: str | None = None, logical_date: str | None = None) -> str:
+    def trigger(self, dag_id: str, conf: Mapping[str, Any], run_id: str | None = None) -> str:
         """Start a run by hand and return its id."""
-        body = {"conf": dict(conf), "logical_date": logical_date, **({"dag_run_id": run_id} if run_id else {})}
-        try:
-            return str(self.call("POST", f"/dags/{quote(dag_id)}/dagRuns", json=body)["dag_run_id"])
-        except AirflowUnavailable:
-            # the answer may be what is late, and not the run
-            if run_id is None or not any(run["dag_run_id"] == run_id for run in self.runs(dag_id)):
-                raise
-            return run_id
+        name = run_id or f"manual__{datetime.now(timezone.utc).isoformat()}"
+        body = {"conf": dict(conf), "logical_date": None, "dag_run_id": name}
+        self._create(f"/dags/{quote(dag_id)}/dagRuns", body, lambda: name in {run["dag_run_id"] for run in self.runs(dag_id)})
+        return name
+
+    def backfill(self, dag_id: str, first: datetime, last: datetime, reprocess: str, conf: dict[str, Any] | None = None) -> None:
+        """Ask for the runs of a DAG whose logical dates lie in a span.
+
+        Airflow takes a backfill back, with a 503, where another component wrote to its SQLite at that moment.
+
+        Args:
+            reprocess: "none", or which earlier runs of these dates are done again: "failed", "completed".
+            conf: of each run.
+        """
+        body = {
+            "dag_id": dag_id,
+            "from_date": first.isoformat(),
+            "to_date": last.isoformat(),
+            "reprocess_behavior": reprocess,
+            "dag_run_conf": conf,
+        }
+        known = self._backfills(dag_id)
+        self._create("/backfills", body, lambda: bool(self._backfills(dag_id) - known))
+
+    def _backfills(self, dag_id: str) -> set[int]:
+        return {backfill["id"] for backfill in self.call("GET", "/backfills", params={"dag_id": dag_id})["backfills"]}
+
+    def _create(self, path: str, body: Mapping[str, Any], made: Callable[[], bool]) -> None:
+        """POST, and again where no answer came.
+
+        Args:
+            made: whether what is asked for is there: the answer may be what was lost, and not the request.
+        """
+        deadline = time.monotonic() + self.patience
+        lost = False
+        while True:
+            try:
+                self.call("POST", path, json=body)
+            except AirflowError as error:
+                lost = lost or isinstance(error, AirflowUnavailable)
+                if lost and made():
+                    return
+                if not isinstance(error, AirflowUnavailable) or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+            else:
+                return
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """One run: state, start_date, end_date, conf, …"""

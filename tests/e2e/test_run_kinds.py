@@ -135,13 +135,7 @@ class Story:
 
     def backfill(self, reprocess: str) -> None:
         """A backfill over the three ticks."""
-        request = {
-            "dag_id": DAG_ID,
-            "from_date": self.ticks[0].isoformat(),
-            "to_date": self.ticks[-1].isoformat(),
-            "reprocess_behavior": reprocess,
-        }
-        self.stack.api.call("POST", "/backfills", json=request)
+        self.stack.api.backfill(DAG_ID, self.ticks[0], self.ticks[-1], reprocess)
 
     def announce(self, times: int) -> None:
         """Events of the images' asset, as the UI and other programs make them."""

@@ -129,17 +129,9 @@ def unanswered(worse: Station, station: Any, run_pipeline: Any) -> Station:
 
 @pytest.fixture(scope="module")
 def backfill(unanswered: Station, stack: LocalStack, tick: datetime, station: Any, follow_run: Any) -> Station:
-    asked = {
-        "dag_id": DAG_ID,
-        "from_date": tick.isoformat(),
-        "to_date": tick.isoformat(),
-        "dag_run_conf": COMPARED,
-        # A quick machine has read the DAG before the tick, and then Airflow makes up for that night too, and skips it.
-        "reprocess_behavior": "completed",
-    }
-
     def run() -> FinishedRun:
-        stack.api.call("POST", "/backfills", json=asked)
+        # A quick machine has read the DAG before the tick, and then Airflow makes up for that night too, and skips it.
+        stack.api.backfill(DAG_ID, tick, tick, "completed", COMPARED)
         deadline = time.monotonic() + 300
         while not (runs := stack.api.runs(DAG_ID, run_type=["backfill"])):
             assert time.monotonic() < deadline, "the backfill made no run"

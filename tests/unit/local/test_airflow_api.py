@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 
 import httpx
 import pytest
@@ -59,23 +60,52 @@ def test_waiting_for_a_server_has_an_end() -> None:
         api.run("dag", "mine")
 
 
-def test_a_trigger_is_not_sent_twice() -> None:
-    api, seen = _client(httpx.ReadTimeout("timed out"))
-    with pytest.raises(AirflowUnavailable):
-        api.trigger("dag", {})
-    assert len(seen) == 1
+RUNS = httpx.Response(200, json={"dag_runs": [{"dag_run_id": "mine"}]})
+NO_RUNS = httpx.Response(200, json={"dag_runs": []})
+LATE = httpx.ReadTimeout("timed out")
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_trigger_whose_answer_is_late_is_looked_for(there: bool) -> None:
-    found = httpx.Response(200, json={"dag_runs": [{"dag_run_id": "mine"}] if there else []})
-    api, seen = _client(httpx.ReadTimeout("timed out"), found)
-    if there:
-        assert api.trigger("dag", {}, run_id="mine") == "mine"
-    else:
-        with pytest.raises(AirflowUnavailable):
-            api.trigger("dag", {}, run_id="mine")
+def test_a_trigger_whose_answer_is_late_is_looked_for_before_it_is_sent_again() -> None:
+    api, seen = _client(LATE, RUNS)
+    assert api.trigger("dag", {}, run_id="mine") == "mine"
     assert [request.method for request in seen] == ["POST", "GET"]
+
+
+def test_a_trigger_that_was_not_heard_is_sent_again_under_the_same_name() -> None:
+    api, seen = _client(LATE, NO_RUNS, httpx.Response(200, json={}))
+    name = api.trigger("dag", {})
+    first, _, second = seen
+    assert json.loads(first.content) == json.loads(second.content)
+    assert json.loads(first.content)["dag_run_id"] == name
+
+
+def test_a_trigger_that_was_heard_after_all_is_no_error() -> None:
+    api, _ = _client(LATE, NO_RUNS, httpx.Response(409, json={"detail": "the run exists"}), RUNS)
+    assert api.trigger("dag", {}, run_id="mine") == "mine"
+
+
+def test_a_trigger_that_is_never_heard_ends() -> None:
+    api, _ = _client(LATE, NO_RUNS)
+    api.patience = 0
+    with pytest.raises(AirflowUnavailable):
+        api.trigger("dag", {}, run_id="mine")
+
+
+def test_a_backfill_that_airflow_takes_back_is_asked_for_again() -> None:
+    def backfills(*ids: int) -> httpx.Response:
+        return httpx.Response(200, json={"backfills": [{"id": number} for number in ids]})
+
+    api, seen = _client(backfills(1), httpx.Response(503), backfills(1), httpx.Response(200, json={"id": 3}))
+    day = datetime(2026, 11, 22, 3, tzinfo=timezone.utc)
+    api.backfill("dag", day, day, "none")
+    assert [request.method for request in seen] == ["GET", "POST", "GET", "POST"]
+    assert json.loads(seen[3].content) == {
+        "dag_id": "dag",
+        "from_date": "2026-11-22T03:00:00+00:00",
+        "to_date": "2026-11-22T03:00:00+00:00",
+        "reprocess_behavior": "none",
+        "dag_run_conf": None,
+    }
 
 
 def test_a_task_that_has_the_state_already_is_no_error() -> None:
