@@ -36,6 +36,7 @@ training/       architectures   build_model(config)
 evaluation/     predict         model + images -> probabilities
                 lean_keras      import Keras without what it takes along for nothing
                 metrics         probabilities -> figures, with confidence intervals
+                intervals       those in closed form, for where a bootstrap has nothing to vary
                 evaluate        challenger and champion on the same images -> EvaluationDocument
                 grad_cam        where a network looked
                 folder          the images of a labelled folder that a model can fairly be evaluated on

@@ -11,7 +11,7 @@ and sum to 1 along a row, weights are 0 or more.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcc_ops.artifacts import Calibration, ClassEvaluation, Estimate, ModelEvaluation, OperatingPoint, ReliabilityBin
+from bcc_ops.evaluation.intervals import (
+    Interval,
+    auc_at_an_end,
+    dice_of_overlap,
+    mean_of_dependent,
+    mean_of_independent,
+    wilson,
+)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -33,7 +41,7 @@ SMALLEST_PROBABILITY = 1e-7
 """Probabilities are clipped here before a logarithm, as Keras does: one confident error must not cost infinity."""
 
 _LEVEL = (0.025, 0.975)
-_Z = 1.959963984540054
+_SAME = 1e-12
 _NO_BETTER = 1e-6
 _CHUNK = 4_000_000
 """Weights held at a time: 32 MB."""
@@ -308,29 +316,18 @@ def figures(judged: Judged, classes: Sequence[str], positive_class: str, weights
     return found
 
 
-def wilson(proportion: float, trials: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion of independent trials (Wilson, 1927)."""
-    centre = (proportion + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
-    half = _Z / (1 + _Z**2 / trials) * math.sqrt(proportion * (1 - proportion) / trials + _Z**2 / (4 * trials**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def interval(value: float, draws: Floats, *, trials: int = 0, reflected: bool = False) -> tuple[float, float] | None:
+def interval(value: float, draws: Floats, *, reflected: bool = False) -> Interval | None:
     """A 95 % bootstrap interval, or None where too few draws are defined.
 
     Args:
         value: the figure itself.
         draws: (r,) its bootstrap draws; NaN where a resample left it undefined. At least half must be defined.
-        trials: for a proportion, the number of groups that it is over. A proportion of 0 or 1 never varies in a
-            bootstrap, which would promise certainty; it gets Wilson's interval over the groups.
         reflected: turn the draws about the value, at 0 and above. For the ECE, which noise only ever raises, so that its
             draws lie above it.
     """
     defined = draws[np.isfinite(draws)]
     if len(defined) * 2 < len(draws) or not len(defined):
         return None
-    if trials and np.ptp(defined) < 1e-12 and min(value, 1 - value) < 1e-12:
-        return wilson(round(value), trials)
     low, high = np.quantile(defined, _LEVEL)
     if reflected:
         low, high = max(0.0, 2 * value - high), max(0.0, 2 * value - low)
@@ -353,7 +350,10 @@ class Bootstrapped:
         if reason is not None:
             return Estimate.missing(reason)
         value = self.values[figure]
-        bounds = interval(value, self.draws[figure], trials=self._trials(figure), reflected=figure.startswith("ece"))
+        draws = self.draws[figure]
+        bounds = interval(value, draws, reflected=figure.startswith("ece"))
+        if bounds is not None and np.ptp(draws[np.isfinite(draws)]) < _SAME and min(value, 1 - value) < _SAME:
+            bounds = self._at_an_end(figure, round(value)) or bounds
         if bounds is None:
             return Estimate.missing("too few groups for an interval: most bootstrap resamples leave the figure undefined")
         return Estimate(value=value, low=bounds[0], high=bounds[1])
@@ -387,17 +387,35 @@ class Bootstrapped:
             return "all scores are the same: they rank nothing"
         return None
 
-    def _trials(self, figure: str) -> int:
+    def _at_an_end(self, figure: str, value: int) -> Interval | None:
+        """The interval of a figure that is 0 or 1 in every resample, over groups; None for a figure with no such ends."""
         scores = self.judged.scores
         name, _, kind = figure.rpartition(".")
+
+        def groups(chosen: NDArray[np.bool_]) -> int:
+            return len(np.unique(scores.groups[chosen]))
+
+        def share(chosen: NDArray[np.bool_]) -> Interval:
+            low, high = wilson(value, groups(chosen))
+            return float(low), float(high)
+
+        def of_classes(kind: str) -> list[Interval]:
+            return [ends for other in self.classes if (ends := self._at_an_end(f"{other}.{kind}", value)) is not None]
+
         of_class = self.classes.index(self.positive_class if name == "operating" else name) if name else -1
-        over = {
-            "accuracy": np.ones(len(scores.labels), bool),
-            "sensitivity": scores.labels == of_class,
-            "specificity": scores.labels != of_class,
-            "precision": scores.predicted == of_class,
-        }.get(kind)
-        return 0 if over is None else len(np.unique(scores.groups[over]))
+        is_class, is_called = scores.labels == of_class, scores.predicted == of_class
+        found: dict[str, Callable[[], Interval]] = {
+            "accuracy": lambda: share(np.ones(len(scores.labels), bool)),
+            "sensitivity": lambda: share(is_class),
+            "specificity": lambda: share(~is_class),
+            "precision": lambda: share(is_called),
+            "f1": lambda: dice_of_overlap(share(is_class | is_called)),
+            "auc": lambda: auc_at_an_end(value, groups(is_class), groups(~is_class)),
+            "balanced_accuracy": lambda: mean_of_independent(value, of_classes("sensitivity")),
+            "macro_f1": lambda: mean_of_dependent(of_classes("f1")),
+            "macro_auc": lambda: mean_of_dependent(of_classes("auc")),
+        }
+        return found[kind]() if kind in found else None
 
     def evaluation(self) -> ModelEvaluation:
         """All of it, as it goes into `evaluation.json`."""

@@ -33,6 +33,7 @@ from bcc_ops.artifacts import (
     Estimate,
     EvaluationDocument,
 )
+from bcc_ops.evaluation.intervals import wilson
 from bcc_ops.report.cases import WrongCase
 from bcc_ops.report.curves import GRID, Curve, precision_recall_curve, resample_weights, roc_curve
 from bcc_ops.report.differences import spelled, tone
@@ -368,7 +369,7 @@ def _reliability(axes: Axes, name: str, calibration: Calibration) -> None:
     if not bins:
         return
     right = np.array([bin_.accuracy for bin_ in bins])
-    low, high = _wilson(right, np.array([bin_.images for bin_ in bins]))
+    low, high = wilson(right, np.array([bin_.images for bin_ in bins]))
     axes.errorbar(
         [bin_.confidence for bin_ in bins],
         right,
@@ -382,14 +383,6 @@ def _reliability(axes: Axes, name: str, calibration: Calibration) -> None:
         elinewidth=1,
         label=f"{name}  ECE {_figure_text(calibration.ece)}",
     )
-
-
-def _wilson(share: npt.NDArray[Any], count: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """95 % interval of a share of `count`: Wilson, JASA 22 (1927) 209."""
-    z = 1.959964
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return middle - half, middle + half
 
 
 @_styled

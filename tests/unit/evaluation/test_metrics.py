@@ -11,6 +11,7 @@ import pytest
 from sklearn import metrics as reference
 
 from bcc_ops.artifacts import Estimate, ModelEvaluation
+from bcc_ops.evaluation.intervals import auc_at_an_end, dice_of_overlap, wilson
 from bcc_ops.evaluation.metrics import (
     Bootstrapped,
     Judged,
@@ -28,7 +29,6 @@ from bcc_ops.evaluation.metrics import (
     weighted_auc,
     weighted_confusion,
     weighted_ece,
-    wilson,
 )
 
 CLASSES = ("benign", "malignant", "normal")
@@ -247,13 +247,32 @@ def test_the_interval_of_thirty_six_found_of_forty_is_about_what_tables_say() ->
     assert sensitivity.high == pytest.approx(0.98, abs=0.02)
 
 
-def test_a_proportion_of_one_keeps_an_interval_instead_of_certainty() -> None:
-    labels = np.r_[np.ones(20, int), np.zeros(20, int)]
+@pytest.mark.parametrize("figure", ["accuracy", "balanced_accuracy", "macro_f1", "macro_auc"])
+def test_a_perfect_figure_and_a_hopeless_one_keep_an_interval_instead_of_certainty(figure: str) -> None:
+    labels = np.repeat([0, 1, 2], 20)
+    truth = np.eye(3)[labels]
+    perfect = evaluated(Scores(labels, truth * 0.97 + 0.01, np.arange(60))).estimate(figure)
+    hopeless = evaluated(Scores(labels, (1 - truth) / 2, np.arange(60))).estimate(figure)
+    assert (perfect.value, perfect.high) == (1.0, 1.0)
+    assert 0.8 < perfect.low < 0.96
+    assert (hopeless.value, hopeless.low) == (0.0, 0.0)
+    assert 0.04 < hopeless.high < 0.3
+
+
+@pytest.mark.parametrize(
+    ("figure", "low"),
+    [
+        ("accuracy", wilson(1, 40)[0]),
+        ("malignant.sensitivity", wilson(1, 20)[0]),
+        ("malignant.f1", dice_of_overlap((wilson(1, 20)[0], 1))[0]),
+        ("malignant.auc", auc_at_an_end(1, 20, 20)[0]),
+    ],
+)
+def test_what_is_perfect_is_counted_in_groups(figure: str, low: float) -> None:
+    labels = np.repeat([0, 1, 1, 0], 20)
+    groups = np.tile(np.arange(40), 2) // 2 * 2 + (labels == 1)  # two images a group, all of a class
     p = np.eye(3)[labels] * 0.97 + 0.01
-    sensitivity = evaluated(Scores(labels, p, np.arange(40))).estimate("malignant.sensitivity")
-    assert (sensitivity.value, sensitivity.high) == (1.0, 1.0)
-    assert sensitivity.low == pytest.approx(wilson(1.0, 20)[0])
-    assert wilson(0.9, 40) == pytest.approx((0.7695, 0.9604), abs=1e-3)  # Wilson (1927), worked out
+    assert evaluated(Scores(labels, p, groups)).estimate(figure).low == pytest.approx(low)
 
 
 def test_groups_and_not_images_are_drawn() -> None:

@@ -1,0 +1,53 @@
+"""Closed intervals, against worked answers and against what they promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bcc_ops.evaluation.intervals import auc_at_an_end, dice_of_overlap, mean_of_dependent, mean_of_independent, wilson
+
+Z2 = 1.959963984540054**2
+
+
+def test_wilsons_interval_is_the_published_one() -> None:
+    assert wilson(0.9, 40) == pytest.approx((0.7695, 0.9604), abs=1e-4)
+    low, high = wilson([0.0, 1.0], [20, 20])
+    assert low == pytest.approx([0, 20 / (20 + Z2)])
+    assert high == pytest.approx([Z2 / (20 + Z2), 1])
+
+
+def test_an_auc_over_one_pair_is_a_proportion_of_one_trial() -> None:
+    assert auc_at_an_end(1, 1, 1) == pytest.approx((1 / (1 + Z2), 1.0))
+    assert auc_at_an_end(0, 1, 1) == pytest.approx((0.0, Z2 / (1 + Z2)))
+
+
+def test_a_perfect_auc_is_surer_with_more_images_and_as_sure_either_way_round() -> None:
+    few, more, many = (auc_at_an_end(1, positives, 40)[0] for positives in (5, 20, 80))
+    assert few < more < many < 1
+    assert auc_at_an_end(1, 5, 40) == auc_at_an_end(1, 40, 5)
+
+
+def test_at_its_low_end_a_perfect_auc_is_not_seen_often() -> None:
+    """Scores of two normal distributions whose area is the low end of the interval for 1: seldom apart altogether."""
+    from scipy.stats import norm
+
+    low = auc_at_an_end(1, 20, 30)[0]
+    generator = np.random.default_rng(11)
+    positives = generator.normal(np.sqrt(2) * norm.ppf(low), size=(20_000, 20))
+    others = generator.normal(size=(20_000, 30))
+    perfect = (positives.min(axis=1) > others.max(axis=1)).mean()
+    assert 0.0 < perfect < 0.05
+
+
+def test_an_overlap_of_a_half_is_an_f1_of_two_thirds() -> None:
+    assert dice_of_overlap((0.5, 1.0)) == pytest.approx((2 / 3, 1.0))
+
+
+def test_the_mean_of_independent_figures_is_surer_than_each() -> None:
+    assert mean_of_independent(1.0, [(0.8, 1.0)] * 4) == pytest.approx((0.9, 1.0))
+    assert mean_of_independent(0.0, [(0.0, 0.3), (0.0, 0.4)]) == pytest.approx((0.0, 0.25))
+
+
+def test_the_mean_of_figures_that_move_together_is_no_surer() -> None:
+    assert mean_of_dependent([(0.8, 1.0), (0.9, 1.0)]) == pytest.approx((0.85, 1.0))
