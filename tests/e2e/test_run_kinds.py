@@ -21,7 +21,7 @@ from bcc_ops.run_index import find_run
 from local.airflow_api import AirflowUnavailable
 from local.stack import LocalStack
 from tests.e2e.conftest import wait_until
-from tests.integration.mock_sqs import Queue, notification, queue
+from tests.services.mock_sqs import Queue, notification, queue
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 

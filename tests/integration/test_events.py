@@ -13,7 +13,7 @@ from airflow.sdk.module_loading import import_string
 
 from bcc_ops.config import Settings
 from bcc_ops.sensors.events import images_asset
-from tests.integration.mock_sqs import Queue, notification, queue
+from tests.services.mock_sqs import Queue, notification, queue
 
 BURST = 500
 

@@ -25,7 +25,7 @@ from bcc_ops.sensors.new_images import NewImagesSensor
 from bcc_ops.storage import ObjectStore
 from bcc_ops.triggers.new_images import NewImagesTrigger
 from local.s3_server import S3Server
-from tests.integration.faulty_proxy import FaultyProxy, faulty
+from tests.services.faulty_proxy import FaultyProxy, faulty
 
 Play = Callable[..., dict[str, Any]]
 PARAMS = {"settle_seconds": 0, "wait_for_images_minutes": 60}

@@ -23,7 +23,7 @@ import pytest
 
 from local.s3_server import S3Server
 from tests.e2e.compose_runs import TINY, upload_made_up_images
-from tests.integration.faulty_proxy import FaultyProxy
+from tests.services.faulty_proxy import FaultyProxy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 POLICY = json.loads((REPOSITORY / "deploy" / "iam-policy.json").read_text())

@@ -35,7 +35,7 @@ from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
 from bcc_ops.tables import ContentRow, SplitRow, write_rows
 from local.s3_server import S3Server
-from tests.integration.faulty_proxy import FAULTS, faulty
+from tests.services.faulty_proxy import FAULTS, faulty
 from tests.unit.report.samples import (
     class_weights_document,
     gate_document,

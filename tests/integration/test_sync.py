@@ -27,7 +27,7 @@ from bcc_ops.exceptions import AccessDenied, CacheError, ObjectChanged, StorageU
 from bcc_ops.storage import ObjectStore
 from bcc_ops.tables import ImageRow
 from local.s3_server import S3Server
-from tests.integration.faulty_proxy import FAULTS, faulty
+from tests.services.faulty_proxy import FAULTS, faulty
 
 RULES = ImageRules("images", ("benign", "malignant", "normal"), ("*_mask*",))
 MakeStore = Callable[..., ObjectStore]

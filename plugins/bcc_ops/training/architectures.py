@@ -36,6 +36,7 @@ _STAGES = (  # kernel, stride, expansion, filters, repeats: table 1 of arXiv:190
     (3, 1, 6, 320, 1),
 )
 _EPSILON = 1e-3
+_LAST = "probabilities"
 _CNN_FILTERS = (16, 32, 64, 128)
 _CNN_SMALLEST = 46
 
@@ -78,7 +79,7 @@ def build_classifier(
         _freeze(backbone, frozen_part)
     features = layers.GlobalAveragePooling2D(name="average")(backbone(scaled))
     features = layers.Dropout(dropout, name="dropout")(features)
-    probabilities = layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")(features)
+    probabilities = layers.Dense(classes, activation="softmax", dtype="float32", name=_LAST)(features)
     return keras.Model(pixels, probabilities, name="classifier")
 
 
@@ -98,16 +99,23 @@ def with_mirror_image(classifier: keras.Model) -> keras.Model:
     return keras.Model(pixels, mean, name="classifier_with_mirror_image")
 
 
-def emphasise(classifier: keras.Model, factors: Sequence[float] | None) -> None:
-    """Multiply the odds of each class by its factor, in the biases of the last layer; None sets those to 0.
+def emphasise(classifier: keras.Model, factors: Sequence[float]) -> None:
+    """Multiply the odds of each class by its factor, in the biases of the last layer.
 
     Args:
         classifier: as `build_classifier` gives it.
         factors: (classes,), above 0. What is multiplied are softmax' numerators: a factor of 2 makes 1 : 3 into 2 : 3.
     """
-    layer = classifier.get_layer("probabilities")
+    layer = classifier.get_layer(_LAST)
     kernel, bias = layer.get_weights()
-    layer.set_weights([kernel, np.zeros_like(bias) if factors is None else bias + np.log(np.asarray(factors, bias.dtype))])
+    layer.set_weights([kernel, bias + np.log(np.asarray(factors, bias.dtype))])
+
+
+def drop_class_biases(classifier: keras.Model) -> None:
+    """Set the biases of the last layer to 0, and with them whatever emphasis its weights came with."""
+    layer = classifier.get_layer(_LAST)
+    kernel, bias = layer.get_weights()
+    layer.set_weights([kernel, np.zeros_like(bias)])
 
 
 def efficientnet_lite0(image_size: int, weights: Arrays | str | Path | None = None) -> keras.Model:
@@ -191,7 +199,7 @@ def _cnn(pixels: Any, classes: int, dropout: float) -> Any:
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(128, activation="relu", name="dense")(x)
     x = layers.Dropout(dropout, name="dropout")(x)
-    return layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")(x)
+    return layers.Dense(classes, activation="softmax", dtype="float32", name=_LAST)(x)
 
 
 def _keras_application(name: str) -> tuple[Callable[..., keras.Model], Callable[[np.ndarray], np.ndarray]]:

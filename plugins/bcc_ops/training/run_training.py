@@ -21,7 +21,13 @@ from bcc_ops.exceptions import ArtifactError, StorageUnavailable
 from bcc_ops.run_paths import RunPaths, checkpoint_folder
 from bcc_ops.storage import ObjectStore
 from bcc_ops.tables import SplitRow, read_rows
-from bcc_ops.training.architectures import build_classifier, copy_matching_weights, emphasise, with_mirror_image
+from bcc_ops.training.architectures import (
+    build_classifier,
+    copy_matching_weights,
+    drop_class_biases,
+    emphasise,
+    with_mirror_image,
+)
 from bcc_ops.training.checkpoints import CheckpointFolder
 from bcc_ops.training.devices import Devices, peak_memory_mb, prepare_devices, require_gpu, versions
 from bcc_ops.training.finished import find_finished
@@ -160,7 +166,7 @@ def _build(inputs: RunInputs, devices: Devices, store: ObjectStore, champion: Wa
         )
         if champion is not None:
             copied = copy_matching_weights(champion.model, classifier)
-            emphasise(classifier, None)  # the champion's own; a model that starts with it would have it twice
+            drop_class_biases(classifier)  # the champion's own; a model that starts with it would have it twice
             log.info("%d layers start with the weights of the champion %s", copied, champion.version)
     return classifier
 

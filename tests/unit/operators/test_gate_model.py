@@ -22,7 +22,7 @@ from bcc_ops.operators.upload_model import approver
 from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
 from local.s3_server import S3Server
-from tests.integration.faulty_proxy import FAULTS, faulty
+from tests.services.faulty_proxy import FAULTS, faulty
 from tests.unit.promotion.samples import FailingClient, client_error
 from tests.unit.report.samples import (
     AS_OF,

@@ -18,6 +18,7 @@ from bcc_ops.training import architectures
 from bcc_ops.training.architectures import (
     build_classifier,
     copy_matching_weights,
+    drop_class_biases,
     efficientnet_lite0,
     emphasise,
     with_mirror_image,
@@ -155,7 +156,7 @@ def test_emphasis_multiplies_the_odds_of_a_class(imagenet: dict[str, np.ndarray]
 
     np.testing.assert_allclose(after[:, 1] / after[:, 0], 2 * before[:, 1] / before[:, 0], rtol=1e-4)
     np.testing.assert_allclose(after[:, 2] / after[:, 0], before[:, 2] / before[:, 0], rtol=1e-4)
-    emphasise(classifier, None)
+    drop_class_biases(classifier)
     assert classifier.get_layer("probabilities").get_weights()[1].tolist() == [0, 0, 0]
 
 

@@ -1,6 +1,6 @@
 """moto's SQS behind a port: moto in a process cannot be asked by aiobotocore, and its own server needs Flask.
 
-python -m tests.integration.mock_sqs        prints its port and serves until its input ends
+python -m tests.services.mock_sqs        prints its port and serves until its input ends
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def queue() -> Iterator[Queue]:
     """A queue on a server of its own, in a process of its own."""
     environment = {**os.environ, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    command = [sys.executable, "-m", "tests.integration.mock_sqs"]
+    command = [sys.executable, "-m", "tests.services.mock_sqs"]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         yield Queue(f"http://127.0.0.1:{server.stdout.readline().strip()}")
