@@ -27,9 +27,10 @@ from bcc_ops.exceptions import ArtifactError, ModelError, PromotionLost, Storage
 from bcc_ops.promotion.champion import champion_state, load_champion
 from bcc_ops.promotion.gate import decide
 from bcc_ops.promotion.looks import count_looks
+from bcc_ops.promotion.model_card import RunDocuments
 from bcc_ops.promotion.promote import set_champion
 from bcc_ops.promotion.registry import MODEL_FILES, ModelRegistry
-from bcc_ops.promotion.run_upload import RunDocumentsForUpload, smoke_test_version, upload_run
+from bcc_ops.promotion.run_upload import smoke_test_version, upload_run
 from bcc_ops.promotion.smoke_test import Sample, run_smoke_test
 from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
@@ -167,9 +168,7 @@ class Run:
 
     def upload(self, evaluation: EvaluationDocument, gate: GateDocument, template: str = "") -> PromotionDocument:
         inputs = self.inputs
-        documents = RunDocumentsForUpload(
-            inputs.snapshot, inputs.validation, inputs.class_weights, inputs.training, evaluation, gate
-        )
+        documents = RunDocuments(inputs.snapshot, inputs.validation, inputs.class_weights, inputs.training, evaluation, gate)
         return upload_run(
             self.place.registry,
             self.paths,

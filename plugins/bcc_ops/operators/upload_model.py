@@ -46,11 +46,12 @@ class UploadModelOperator(BccOperator):
     def work(self, context: Context) -> dict[str, str]:
         """Upload, promote, announce."""
         from bcc_ops.dataset.sync import sync_images
+        from bcc_ops.promotion.model_card import RunDocuments
         from bcc_ops.promotion.registry import ModelRegistry
-        from bcc_ops.promotion.run_upload import RunDocumentsForUpload, upload_run
+        from bcc_ops.promotion.run_upload import upload_run
 
         run = self.run_documents(self.snapshot)
-        documents = RunDocumentsForUpload(
+        documents = RunDocuments(
             snapshot=self.store.load(SnapshotDocument, self.snapshot),
             validation=self.store.load_key(ValidationDocument, run.paths.document("validation.json")),
             class_weights=self.store.load_key(ClassWeightsDocument, run.paths.document("class_weights.json")),

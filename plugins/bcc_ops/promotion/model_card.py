@@ -34,10 +34,9 @@ MISSING = "**Missing.** Nobody has written this yet; see `BCC_MODEL_CARD_TEMPLAT
 
 
 @dataclass(frozen=True)
-class CardSources:
-    """The documents that a card is rendered from, all of one run."""
+class RunDocuments:
+    """The documents of one run that a version and its card are made from."""
 
-    model: ModelDocument
     snapshot: SnapshotDocument
     validation: ValidationDocument
     class_weights: ClassWeightsDocument
@@ -67,14 +66,14 @@ def template_sections(template: str) -> dict[str, str]:
     return {heading: written[heading.lower()] for heading in WRITTEN_BY_PEOPLE if written.get(heading.lower())}
 
 
-def render_model_card(sources: CardSources, template: str) -> str:
+def render_model_card(model: ModelDocument, run: RunDocuments, template: str) -> str:
     """The model card as Markdown.
 
     Args:
-        sources: the run's documents.
+        model: the version's `model.json`.
+        run: what it was made from.
         template: the text of the template file, "" for none.
     """
-    model = sources.model
     written = template_sections(template)
     made_up = "> **The images are made up: no figure below says anything about any patient.**\n\n" if model.made_up else ""
     blocks = [
@@ -82,15 +81,15 @@ def render_model_card(sources: CardSources, template: str) -> str:
         f"{made_up}Classifies a breast-ultrasound image as {_enumerate(model.classes)}. Research software, not a medical device.",
         *(f"## {heading}\n\n{written.get(heading, MISSING)}" for heading in WRITTEN_BY_PEOPLE),
         f"## Use of the file\n\n{_usage(model)}",
-        f"## Images\n\n{_flow(sources)}",
-        f"## Split\n\n{_split(sources.class_weights)}",
-        f"## Training\n\n{_training(sources.training)}",
-        f"## Figures on the validation images\n\n{_figures(sources.evaluation)}",
-        f"## Calibration and operating point\n\n{_calibration(sources.evaluation)}",
-        f"## Against the champion before it\n\n{_comparison(sources.evaluation.comparison, sources.evaluation.positive_class)}",
-        f"## Images from elsewhere\n\n{_external(sources.evaluation)}",
-        f"## The gate's decision\n\n{_gate(sources.gate)}",
-        f"## Known limits\n\n{_limits(sources)}",
+        f"## Images\n\n{_flow(run)}",
+        f"## Split\n\n{_split(run.class_weights)}",
+        f"## Training\n\n{_training(run.training)}",
+        f"## Figures on the validation images\n\n{_figures(run.evaluation)}",
+        f"## Calibration and operating point\n\n{_calibration(run.evaluation)}",
+        f"## Against the champion before it\n\n{_comparison(run.evaluation.comparison, run.evaluation.positive_class)}",
+        f"## Images from elsewhere\n\n{_external(run.evaluation)}",
+        f"## The gate's decision\n\n{_gate(run.gate)}",
+        f"## Known limits\n\n{_limits(run)}",
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -131,8 +130,8 @@ def _usage(model: ModelDocument) -> str:
     )
 
 
-def _flow(sources: CardSources) -> str:
-    snapshot, validation, weights = sources.snapshot, sources.validation, sources.class_weights
+def _flow(run: RunDocuments) -> str:
+    snapshot, validation, weights = run.snapshot, run.validation, run.class_weights
     refused = Counter(image.reason for image in validation.refused)
     left_out = Counter(image.reason for image in weights.left_out)
     conflicts = sum(len(group.keys) for group in validation.conflicts)
@@ -275,8 +274,8 @@ def _gate(gate: GateDocument) -> str:
     return f"{gate.verdict.replace('_', ' ')}. {' '.join(gate.reasons)}\n\n{_table(('rule', 'holds', 'why'), rows)}"
 
 
-def _limits(sources: CardSources) -> str:
-    evaluation, weights, snapshot = sources.evaluation, sources.class_weights, sources.snapshot
+def _limits(run: RunDocuments) -> str:
+    evaluation, weights, snapshot = run.evaluation, run.class_weights, run.snapshot
     limits = []
     if weights.split_unit != "patient":
         limits.append(
@@ -287,8 +286,8 @@ def _limits(sources: CardSources) -> str:
         limits.append("Not evaluated on images from another site or device.")
     if snapshot.as_of_source != "versions":
         limits.append("The bucket keeps no versions: the snapshot is what could still be seen of that moment.")
-    if sources.gate.looks > 1:
-        limits.append(f"The validation set had served {sources.gate.looks - 1} gate decisions before this one.")
+    if run.gate.looks > 1:
+        limits.append(f"The validation set had served {run.gate.looks - 1} gate decisions before this one.")
     wide = evaluation.challenger.operating_point.sensitivity
     if wide.low is not None and wide.high is not None and wide.high - wide.low > 0.1:
         support = evaluation.challenger.per_class[evaluation.positive_class].support
@@ -296,6 +295,6 @@ def _limits(sources: CardSources) -> str:
             f"The interval of the {evaluation.positive_class} sensitivity at the operating point is "
             f"{wide.high - wide.low:.2f} wide: {support} such images are few."
         )
-    limits += [f"{warning}" for warning in sources.validation.warnings]
+    limits += [f"{warning}" for warning in run.validation.warnings]
     limits.append("An image that is no breast ultrasound gets an answer too; nothing here tells it apart.")
     return "\n".join(f"- {limit}" for limit in limits)

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bcc_ops.artifacts import (
-    ClassWeightsDocument,
     EvaluationDocument,
-    GateDocument,
     ModelDocument,
     PromotionDocument,
     Reference,
     SnapshotDocument,
-    TrainingDocument,
-    ValidationDocument,
 )
 from bcc_ops.exceptions import ArtifactError, ObjectChanged, ObjectNotFound, PromotionLost
-from bcc_ops.promotion.model_card import CardSources, read_template, render_model_card
+from bcc_ops.promotion.model_card import RunDocuments, read_template, render_model_card
 from bcc_ops.promotion.promote import Upload, lost, upload_challenger
 from bcc_ops.promotion.registry import ModelRegistry, version_name
 from bcc_ops.promotion.smoke_test import Sample, run_smoke_test
@@ -37,22 +32,10 @@ Fetch = Callable[[list[ImageRow]], "Sequence[LocalImage]"]
 """Brings images of the bucket to this machine."""
 
 
-@dataclass(frozen=True)
-class RunDocumentsForUpload:
-    """The run's documents that a version is made from."""
-
-    snapshot: SnapshotDocument
-    validation: ValidationDocument
-    class_weights: ClassWeightsDocument
-    training: TrainingDocument
-    evaluation: EvaluationDocument
-    gate: GateDocument
-
-
 def upload_run(
     registry: ModelRegistry,
     paths: RunPaths,
-    documents: RunDocumentsForUpload,
+    documents: RunDocuments,
     *,
     template: str,
     fetch: Fetch,
@@ -77,17 +60,8 @@ def upload_run(
     text = read_template(template)
     document = model_document(registry, paths, documents, text)
     evaluation, gate = documents.evaluation, documents.gate
-    sources = CardSources(
-        model=document,
-        snapshot=documents.snapshot,
-        validation=documents.validation,
-        class_weights=documents.class_weights,
-        training=documents.training,
-        evaluation=evaluation,
-        gate=gate,
-    )
     model = registry.store.get_referenced(documents.training.model)
-    upload = Upload(document, model, evaluation, render_model_card(sources, text))
+    upload = Upload(document, model, evaluation, render_model_card(document, documents, text))
 
     def smoke_test(path: Path) -> None:
         run_smoke_test(path, smoke_test_samples(registry.store, documents, fetch), len(document.classes))
@@ -99,7 +73,7 @@ def upload_run(
         raise
 
 
-def model_document(registry: ModelRegistry, paths: RunPaths, documents: RunDocumentsForUpload, template: str) -> ModelDocument:
+def model_document(registry: ModelRegistry, paths: RunPaths, documents: RunDocuments, template: str) -> ModelDocument:
     """The version's `model.json`.
 
     Raises:
@@ -131,7 +105,7 @@ def model_document(registry: ModelRegistry, paths: RunPaths, documents: RunDocum
     )
 
 
-def smoke_test_samples(store: ObjectStore, documents: RunDocumentsForUpload, fetch: Fetch) -> list[Sample]:
+def smoke_test_samples(store: ObjectStore, documents: RunDocuments, fetch: Fetch) -> list[Sample]:
     """A few validation images of the run, spread over its classes, with the challenger's answers about them.
 
     Raises:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from bcc_ops.artifacts import Estimate
+from bcc_ops.artifacts import Estimate, ModelDocument
 from bcc_ops.exceptions import ConfigError
 from bcc_ops.promotion.approval import approval_text
-from bcc_ops.promotion.model_card import MISSING, WRITTEN_BY_PEOPLE, CardSources, read_template, render_model_card
+from bcc_ops.promotion.model_card import MISSING, WRITTEN_BY_PEOPLE, RunDocuments, read_template, render_model_card
 from bcc_ops.promotion.registry import ModelRegistry
 from bcc_ops.storage import ObjectStore
 from tests.unit.promotion.samples import model_document
@@ -32,9 +32,9 @@ not for the card
 """
 
 
-def sources(**changes: Any) -> CardSources:
+def card_of(template: str = "", model: ModelDocument | None = None, **changes: Any) -> str:
+    """The card of a run's documents, some of them changed."""
     documents: dict[str, Any] = {
-        "model": model_document(REGISTRY, b"weights"),
         "snapshot": samples.snapshot_document(),
         "validation": samples.validation_document(),
         "class_weights": samples.class_weights_document(),
@@ -42,7 +42,8 @@ def sources(**changes: Any) -> CardSources:
         "evaluation": samples.evaluation_document(),
         "gate": samples.gate_document("approved"),
     }
-    return CardSources(**{**documents, **changes})
+    model = model or model_document(REGISTRY, b"weights")
+    return render_model_card(model, RunDocuments(**{**documents, **changes}), template)
 
 
 def section(card: str, heading: str) -> str:
@@ -50,12 +51,12 @@ def section(card: str, heading: str) -> str:
 
 
 def test_what_nobody_wrote_is_shown_as_missing() -> None:
-    card = render_model_card(sources(), "")
+    card = card_of()
     assert [section(card, heading) for heading in WRITTEN_BY_PEOPLE] == [MISSING] * len(WRITTEN_BY_PEOPLE)
 
 
 def test_what_people_wrote_is_taken_from_the_template_and_an_empty_heading_stays_missing() -> None:
-    card = render_model_card(sources(), TEMPLATE)
+    card = card_of(TEMPLATE)
     assert section(card, "Intended use") == "A second reader for trained sonographers."
     assert section(card, "Reference standard").startswith("Histology;")
     assert section(card, "Contact") == MISSING
@@ -63,7 +64,7 @@ def test_what_people_wrote_is_taken_from_the_template_and_an_empty_heading_stays
 
 
 def test_the_images_are_shown_as_a_flow_that_adds_up() -> None:
-    flow = section(render_model_card(sources(), ""), "Images")
+    flow = section(card_of(), "Images")
     assert "| – refused: damaged | 1 |" in flow
     assert "| – refused: too small | 1 |" in flow
     assert "| – one lesion under two labels | 2 |" in flow
@@ -75,7 +76,7 @@ def test_the_images_are_shown_as_a_flow_that_adds_up() -> None:
 def test_figures_come_with_their_intervals_and_missing_ones_with_their_reason() -> None:
     evaluation = samples.evaluation_document()
     challenger = evaluation.challenger.model_copy(update={"macro_auc": Estimate.missing("there is no image of normal")})
-    card = render_model_card(sources(evaluation=evaluation.model_copy(update={"challenger": challenger})), "")
+    card = card_of(evaluation=evaluation.model_copy(update={"challenger": challenger}))
     figures = section(card, "Figures on the validation images")
     assert "not available: there is no image of normal" in figures
     assert "| malignant sensitivity there | 0.880 (0.830 to 0.930) |" in card
@@ -83,22 +84,22 @@ def test_figures_come_with_their_intervals_and_missing_ones_with_their_reason() 
 
 
 def test_the_comparison_names_the_champion_and_what_was_left_out() -> None:
-    text = section(render_model_card(sources(), ""), "Against the champion before it")
+    text = section(card_of(), "Against the champion before it")
     assert "20261115T020000Z-3f9c2a1b" in text and "4 left out" in text
-    alone = render_model_card(sources(evaluation=samples.evaluation_document(champion=False)), "")
+    alone = card_of(evaluation=samples.evaluation_document(champion=False))
     assert section(alone, "Against the champion before it") == "There was no champion."
 
 
 def test_a_card_of_made_up_images_says_so_before_anything_else() -> None:
-    card = render_model_card(sources(model=model_document(REGISTRY, b"w", made_up=True)), "")
+    card = card_of(model=model_document(REGISTRY, b"w", made_up=True))
     assert card.splitlines()[2] == "> **The images are made up: no figure below says anything about any patient.**"
 
 
 def test_limits_follow_from_what_the_run_could_and_could_not_do() -> None:
-    limits = section(render_model_card(sources(), ""), "Known limits")
+    limits = section(card_of(), "Known limits")
     assert "Patients are not known" in limits and "Not evaluated on images from another site" in limits
-    by_patient = sources(class_weights=samples.class_weights_document(split_unit="patient"))
-    assert "Patients are not known" not in render_model_card(by_patient, "")
+    by_patient = card_of(class_weights=samples.class_weights_document(split_unit="patient"))
+    assert "Patients are not known" not in by_patient
 
 
 def test_a_pipe_or_a_line_break_in_a_name_does_not_break_a_table() -> None:
@@ -107,11 +108,11 @@ def test_a_pipe_or_a_line_break_in_a_name_does_not_break_a_table() -> None:
         counts={part: {"benign": 1, "mal|ign\nant": 2, "normal": 3} for part in ("train", "tuning", "validation")},
         weights={"benign": 1.0, "mal|ign\nant": 1.0, "normal": 1.0},
     )
-    assert "| mal\\|ign ant | 2 | 2 | 2 | 1.000 |" in render_model_card(sources(class_weights=broken), "")
+    assert "| mal\\|ign ant | 2 | 2 | 2 | 1.000 |" in card_of(class_weights=broken)
 
 
 def test_the_same_documents_give_the_same_bytes() -> None:
-    assert render_model_card(sources(), TEMPLATE) == render_model_card(sources(), TEMPLATE)
+    assert card_of(TEMPLATE) == card_of(TEMPLATE)
 
 
 def test_a_template_that_cannot_be_read_is_named(tmp_path: Path) -> None:
