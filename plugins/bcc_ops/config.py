@@ -207,7 +207,7 @@ class RetrainingConfig(BaseModel):
         _EVALUATION,
     )
     malignant_emphasis: float = _knob(
-        2.0,
+        4.0,
         "Emphasis on malignant",
         "The saved model's odds of malignant are multiplied by this: a missed cancer is the dearer error.",
         _EVALUATION,
