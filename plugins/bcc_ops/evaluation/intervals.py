@@ -60,15 +60,18 @@ def dice_of_overlap(overlap: Interval) -> Interval:
     return low, high
 
 
-def mean_of_independent(value: float, intervals: Sequence[Interval]) -> Interval:
+def mean_of_independent(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:
     """The interval of a mean of independent figures (MOVER; Zou and Donner, Statistics in Medicine 27, 2008).
 
     Args:
-        value: each of the figures, which is therefore their mean.
+        values: the figures, at least one.
         intervals: of each.
     """
-    below, above = (math.sqrt(sum((value - ends[side]) ** 2 for ends in intervals)) / len(intervals) for side in (0, 1))
-    return value - below, value + above
+    mean = math.fsum(values) / len(values)
+    below, above = (
+        math.sqrt(math.fsum((value - ends[side]) ** 2 for value, ends in zip(values, intervals))) / len(values) for side in (0, 1)
+    )
+    return mean - below, mean + above
 
 
 def mean_of_dependent(intervals: Sequence[Interval]) -> Interval:

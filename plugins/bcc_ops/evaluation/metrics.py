@@ -350,13 +350,32 @@ class Bootstrapped:
         if reason is not None:
             return Estimate.missing(reason)
         value = self.values[figure]
-        draws = self.draws[figure]
-        bounds = interval(value, draws, reflected=figure.startswith("ece"))
-        if bounds is not None and np.ptp(draws[np.isfinite(draws)]) < _SAME and min(value, 1 - value) < _SAME:
-            bounds = self._at_an_end(figure, round(value)) or bounds
+        bounds = self._bounds(figure)
         if bounds is None:
             return Estimate.missing("too few groups for an interval: most bootstrap resamples leave the figure undefined")
         return Estimate(value=value, low=bounds[0], high=bounds[1])
+
+    def _bounds(self, figure: str) -> Interval | None:
+        value, draws = self.values[figure], self.draws[figure]
+        bounds = interval(value, draws, reflected=figure.startswith("ece"))
+        if bounds is None:
+            return None
+        if figure == "balanced_accuracy":
+            return self._balanced()
+        if np.ptp(draws[np.isfinite(draws)]) < _SAME and min(value, 1 - value) < _SAME:
+            return self._at_an_end(figure, round(value)) or bounds
+        return bounds
+
+    def _balanced(self) -> Interval:
+        """The interval of the balanced accuracy from those of the classes' sensitivities.
+
+        Its own draws do not vary with a class that is always or never found. Each class has groups of its own, since a
+        group with two labels is a conflict and left out.
+        """
+        sensitivities = [f"{name}.sensitivity" for name in self.classes]
+        found = [(self.values[name], ends) for name in sensitivities if (ends := self._bounds(name)) is not None]
+        values, intervals = zip(*found)
+        return mean_of_independent(values, intervals)
 
     def _count(self, name: str) -> int:
         return int((self.judged.scores.labels == self.classes.index(name)).sum())
@@ -411,7 +430,6 @@ class Bootstrapped:
             "precision": lambda: share(is_called),
             "f1": lambda: dice_of_overlap(share(is_class | is_called)),
             "auc": lambda: auc_at_an_end(value, groups(is_class), groups(~is_class)),
-            "balanced_accuracy": lambda: mean_of_independent(value, of_classes("sensitivity")),
             "macro_f1": lambda: mean_of_dependent(of_classes("f1")),
             "macro_auc": lambda: mean_of_dependent(of_classes("auc")),
         }

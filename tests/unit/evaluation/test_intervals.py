@@ -45,8 +45,8 @@ def test_an_overlap_of_a_half_is_an_f1_of_two_thirds() -> None:
 
 
 def test_the_mean_of_independent_figures_is_surer_than_each() -> None:
-    assert mean_of_independent(1.0, [(0.8, 1.0)] * 4) == pytest.approx((0.9, 1.0))
-    assert mean_of_independent(0.0, [(0.0, 0.3), (0.0, 0.4)]) == pytest.approx((0.0, 0.25))
+    assert mean_of_independent([1.0] * 4, [(0.8, 1.0)] * 4) == pytest.approx((0.9, 1.0))
+    assert mean_of_independent([0.0, 1.0], [(0.0, 0.3), (0.6, 1.0)]) == pytest.approx((0.3, 0.65))
 
 
 def test_the_mean_of_figures_that_move_together_is_no_surer() -> None:

@@ -259,6 +259,23 @@ def test_a_perfect_figure_and_a_hopeless_one_keep_an_interval_instead_of_certain
     assert 0.04 < hopeless.high < 0.3
 
 
+def test_the_interval_of_the_balanced_accuracy_is_about_that_of_its_draws_where_all_classes_vary() -> None:
+    model = evaluated(random_scores(n=400), resamples=2000)
+    balanced = model.estimate("balanced_accuracy")
+    drawn = np.quantile(model.draws["balanced_accuracy"], [0.025, 0.975])
+    assert (balanced.low, balanced.high) == pytest.approx(tuple(drawn), abs=0.006)
+
+
+def test_a_model_that_knows_one_answer_has_no_certain_balanced_accuracy() -> None:
+    labels = np.repeat([0, 1, 2], 20)
+    always = np.tile([0.1, 0.8, 0.1], (60, 1))
+    balanced = evaluated(Scores(labels, always, np.arange(60))).estimate("balanced_accuracy")
+    missed = 1 - wilson(1, 20)[0]
+    assert balanced.value == pytest.approx(1 / 3)
+    assert balanced.low == pytest.approx(1 / 3 - missed / 3)
+    assert balanced.high == pytest.approx(1 / 3 + np.sqrt(2) * missed / 3)
+
+
 @pytest.mark.parametrize(
     ("figure", "low"),
     [
