@@ -29,7 +29,7 @@ DAG_ID = "run_kinds"
 SETTLE = 3
 TOO_BUSY = "this machine is too busy for the times of this story; nothing is wrong with the pipeline"
 DAG_FILE = f'''
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_current_context, task
 
@@ -51,6 +51,8 @@ with DAG(
     start_date=datetime(2024, 1, 1, tzinfo=timezone.utc),
     catchup=False,
     max_active_runs=1,
+    # A task that comes back from the triggerer before the scheduler has read that it went there counts as failed.
+    default_args={{"retries": 2, "retry_delay": timedelta(seconds=2)}},
     params={{knob: Param(quick.get(knob, default), **schema) for knob, (default, schema) in knobs.items()}},
 ):
     wait = NewImagesSensor(task_id="wait_for_new_images", deferrable=True, poke_interval=2)
@@ -333,6 +335,12 @@ def test_a_night_that_only_waits_gives_way_to_a_person(story: Story, quiet_night
 
 def test_the_dag_file_of_this_test_uses_the_pipelines_own_parts() -> None:
     real = (Path(__file__).resolve().parents[2] / "dags" / "bcc_retraining.py").read_text()
-    for line in ("schedule=AssetOrTimeSchedule(", "assets=[images_asset(settings)]", "max_active_runs=1", "deferrable=True"):
+    for line in (
+        "schedule=AssetOrTimeSchedule(",
+        "assets=[images_asset(settings)]",
+        "max_active_runs=1",
+        "deferrable=True",
+        '"retries": 2',
+    ):
         assert line in real
         assert line in DAG_FILE
