@@ -168,6 +168,7 @@ class AirflowApi:
         while True:
             try:
                 self.call("POST", path, json=body)
+                return
             except AirflowError as error:
                 lost = lost or isinstance(error, AirflowUnavailable)
                 if lost and made():
@@ -175,8 +176,6 @@ class AirflowApi:
                 if not isinstance(error, AirflowUnavailable) or time.monotonic() > deadline:
                     raise
                 time.sleep(1)
-            else:
-                return
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """One run: state, start_date, end_date, conf, …"""

@@ -6,7 +6,6 @@ import email
 import email.policy
 import json
 import socketserver
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -26,6 +25,7 @@ from bcc_ops.artifacts import GateDocument, Reference
 from bcc_ops.config import Settings
 from bcc_ops.notifications import failure_notifiers, verdict_notifiers
 from bcc_ops.storage import ObjectStore
+from tests.services.serving import serving
 
 EVERYWHERE = Settings(
     slack_conn_id="slack_test",
@@ -53,14 +53,8 @@ def slack() -> Iterator[tuple[str, list[dict[str, Any]]]]:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with serving(server):
         yield f"http://127.0.0.1:{server.server_address[1]}/services/", received
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def context(**more: Any) -> dict[str, Any]:
@@ -141,15 +135,10 @@ class SmtpHandler(socketserver.StreamRequestHandler):
 @contextmanager
 def mail_server() -> Iterator[tuple[int, list[email.message.EmailMessage]]]:
     """A mail server; its port and the mails that it received."""
-    with socketserver.TCPServer(("127.0.0.1", 0), SmtpHandler) as server:
-        server.mails = []  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield server.server_address[1], server.mails  # type: ignore[attr-defined]
-        finally:
-            server.shutdown()
-            thread.join()
+    server = socketserver.TCPServer(("127.0.0.1", 0), SmtpHandler)
+    server.mails = []  # type: ignore[attr-defined]
+    with serving(server):
+        yield server.server_address[1], server.mails  # type: ignore[attr-defined]
 
 
 def test_verdict_reaches_a_mailbox_as_html_in_which_nothing_of_a_document_is_markup(
