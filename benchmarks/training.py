@@ -1,10 +1,14 @@
 """Train with the preset `transfer` and as the notebook did, side by side, on the same split of the same images.
 
-    python -m benchmarks.training IMAGES [--results DIR] [--seeds 1 2 3] [--notebook-epochs 20] [--only PART …] [--write]
+    python -m benchmarks.training IMAGES [--results DIR] [--seeds 1 2 3] [--salts 1 2 3 4] [--notebook-epochs 20]
+                                         [--only PART …] [--write]
 
 IMAGES is a folder with a folder a class. Each part runs in a process of its own, one after the other, and leaves a JSON
 file in DIR; what lies there already is not done again, so an interrupted benchmark goes on where it was. `--write` puts
 the tables into docs/benchmarks.md. The validation part is only ever looked at here, to report; nothing is chosen by it.
+
+Each of SALTS draws another split of the same images, on which the preset is trained once more: what a figure owes to the
+validation images that it happened to get is seen there, and in no number of seeds.
 """
 
 from __future__ import annotations
@@ -44,8 +48,11 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="a folder with a folder a class")
     parser.add_argument("--results", type=Path, default=Path(".local/benchmarks/training"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--salts", nargs="*", default=["1", "2", "3", "4"], help="`split_salt` of each further split")
     parser.add_argument("--notebook-epochs", type=int, default=20)
-    parser.add_argument("--only", nargs="+", metavar="PART", help="notebook, transfer-SEED, input-notebook, input-pipeline")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PART", help="notebook, transfer-SEED, split-SALT, input-notebook, input-pipeline"
+    )
     parser.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
     parser.add_argument("--note", default="", help="a sentence for the section: what else the machine had to do, say")
     parser.add_argument("--part", help=argparse.SUPPRESS)
@@ -54,11 +61,12 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     images = list_images(arguments.images)
     if arguments.part:
-        result = run_part(arguments.part, images, read_split(folder), folder)
+        result = run_part(arguments.part, images, folder)
         (folder / f"{arguments.part}.json").write_text(json.dumps(result))
         return
-    prepare(images, folder)
-    parts = ["input-pipeline", "input-notebook", *(f"transfer-{seed}" for seed in arguments.seeds), "notebook"]
+    prepare(images, folder, arguments.salts)
+    trainings = [*(f"transfer-{seed}" for seed in arguments.seeds), "notebook", *(f"split-{salt}" for salt in arguments.salts)]
+    parts = ["input-pipeline", "input-notebook", *trainings]
     for part in arguments.only or parts:
         if (folder / f"{part}.json").exists():
             print(f"{part}: done before", flush=True)
@@ -71,7 +79,7 @@ def main() -> None:
         else:
             command = ["benchmarks.training", str(arguments.images), "--results", str(folder), "--part", part]
         subprocess.run([sys.executable, "-m", *command], check=True)
-    report = "\n\n".join(part for part in (markdown(folder, arguments.seeds), arguments.note) if part)
+    report = "\n\n".join(part for part in (markdown(folder, arguments.seeds, arguments.salts), arguments.note) if part)
     print(report)
     if arguments.write:
         write_section("training", report)
@@ -88,43 +96,54 @@ def list_images(folder: Path) -> list[LocalImage]:
     ]
 
 
-def prepare(images: Sequence[LocalImage], folder: Path) -> None:
+def prepare(images: Sequence[LocalImage], folder: Path, salts: Sequence[str]) -> None:
     """Split as the project does; the notebook's 80 % are the train and the tuning part together."""
-    if not (folder / "split.parquet").exists():
-        config = RetrainingConfig()
+    missing = [salt for salt in ("", *salts) if not _split_file(folder, salt).exists()]
+    if missing:
         checked = validate_images(
             images,
-            config,
+            RetrainingConfig(),
             memory_path=folder / "contents.sqlite",
             snapshot_digest="benchmark",
             classes=CLASSES,
             previous=None,
         )
-        rows = split_images(checked.contents, [], config, CLASSES).rows
-        (folder / "split.parquet").write_bytes(write_rows(SplitRow, rows))
-    side_of = read_split(folder)
-    for view, sides in {"train": ("train", "tuning"), "validation": ("validation",)}.items():
+        for salt in missing:
+            rows = split_images(checked.contents, [], RetrainingConfig.resolve({"split_salt": salt}), CLASSES).rows
+            _split_file(folder, salt).write_bytes(write_rows(SplitRow, rows))
+    sides = divide(images, folder)
+    for view, chosen in {"train": ("train", "tuning"), "validation": ("validation",)}.items():
         (folder / "notebook").mkdir(exist_ok=True)
-        training_view([image for image in images if side_of.get(image.key) in sides], folder / "notebook" / view)
+        training_view([image for side in chosen for image in sides[side]], folder / "notebook" / view)
 
 
-def read_split(folder: Path) -> dict[str, str]:
-    """Key -> partition."""
-    return {row.key: row.partition for row in read_rows(SplitRow, (folder / "split.parquet").read_bytes())}
+def _split_file(folder: Path, salt: str = "") -> Path:
+    return folder / (f"split-{salt}.parquet" if salt else "split.parquet")
 
 
-def run_part(part: str, images: Sequence[LocalImage], side_of: dict[str, str], folder: Path) -> dict[str, Any]:
+def divide(images: Sequence[LocalImage], folder: Path, salt: str = "") -> dict[str, list[LocalImage]]:
+    """Partition -> its images, by the split of a salt; "" is the project's own."""
+    side_of = {row.key: row.partition for row in read_rows(SplitRow, _split_file(folder, salt).read_bytes())}
+    return {side: [image for image in images if side_of.get(image.key) == side] for side in ("train", "tuning", "validation")}
+
+
+def run_part(part: str, images: Sequence[LocalImage], folder: Path) -> dict[str, Any]:
     """One part of the benchmark, in this process."""
-    sides = {side: [image for image in images if side_of.get(image.key) == side] for side in ("train", "tuning", "validation")}
     if part.startswith("transfer-"):
-        return transfer(sides, int(part.removeprefix("transfer-")), folder)
-    return {"input-notebook": input_of_notebook, "input-pipeline": input_pipeline}[part](sides["train"], folder)
+        return transfer(divide(images, folder), int(part.removeprefix("transfer-")), folder / part, each_epoch=True)
+    if part.startswith("split-"):
+        return transfer(divide(images, folder, part.removeprefix("split-")), 1, folder / part, each_epoch=False)
+    return {"input-notebook": input_of_notebook, "input-pipeline": input_pipeline}[part](divide(images, folder)["train"], folder)
 
 
-def transfer(sides: dict[str, list[LocalImage]], seed: int, folder: Path) -> dict[str, Any]:
+def transfer(sides: dict[str, list[LocalImage]], seed: int, scratch: Path, each_epoch: bool) -> dict[str, Any]:
     """Train with the default knobs; validation is answered by the saved file, as a user would have it.
 
-    What each epoch's model would have answered is asked for beside the clock.
+    Args:
+        sides: partition -> its images.
+        seed: of the training.
+        scratch: a folder to work in, which is removed.
+        each_epoch: whether to ask also what each epoch's model would have answered, beside the clock.
     """
     began = time.monotonic()
     from bcc_ops.dataset.input_pipeline import decode_images
@@ -137,7 +156,6 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, folder: Path) -> dic
     from bcc_ops.training.run_training import class_emphasis, save_model
 
     config = RetrainingConfig.resolve({"seed": seed})
-    scratch = folder / f"scratch-{seed}"
     devices = prepare_devices(config.seed, config.deterministic, config.mixed_precision)
 
     def build() -> Any:
@@ -146,7 +164,7 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, folder: Path) -> dic
             config.image_size,
             len(CLASSES),
             dropout=config.dropout,
-            weights=efficientnet_lite0_weights(folder / "cache"),
+            weights=efficientnet_lite0_weights(scratch.parent / "cache"),
             frozen_part=config.frozen_part,
         )
 
@@ -165,6 +183,9 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, folder: Path) -> dic
 
     def record(rows: Sequence[Any]) -> None:
         nonlocal beside_the_clock, cpu_beside_the_clock
+        print(f"  epoch {len(rows)}: {rows[-1].seconds:.0f} s, tuning loss {rows[-1].tuning_loss:.3f}", flush=True)
+        if not each_epoch:
+            return
         end, cpu_end = time.monotonic(), time.process_time()
         reached = checkpoints.load()
         assert reached is not None
@@ -174,7 +195,6 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, folder: Path) -> dic
         epochs.append({"end": end - began - beside_the_clock, "probabilities": answers.tolist()})
         beside_the_clock += time.monotonic() - end
         cpu_beside_the_clock += time.process_time() - cpu_end
-        print(f"  epoch {len(rows)}: {rows[-1].seconds:.0f} s, tuning loss {rows[-1].tuning_loss:.3f}", flush=True)
 
     result = train(
         classifier,
@@ -187,7 +207,7 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, folder: Path) -> dic
         stop=threading.Event(),
         on_epoch=record,
     )
-    file = save_model(classifier, result.weights, folder / f"transfer-{seed}.h5", **saved)
+    file = save_model(classifier, result.weights, scratch.parent / f"{scratch.name}.h5", **saved)
     seconds = time.monotonic() - began - beside_the_clock
     cpu_seconds = time.process_time() - cpu_beside_the_clock
     model = load_classifier(file)
@@ -300,7 +320,7 @@ def reaches(part: dict[str, Any], figure: str, goal: float) -> float | None:
     return None
 
 
-def markdown(folder: Path, seeds: Sequence[int]) -> str:
+def markdown(folder: Path, seeds: Sequence[int], salts: Sequence[str]) -> str:
     """The tables of what was measured so far."""
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     runs = [found[f"transfer-{seed}"] for seed in seeds if f"transfer-{seed}" in found]
@@ -335,13 +355,16 @@ def markdown(folder: Path, seeds: Sequence[int]) -> str:
         lines.append(f"| {called} | {' | '.join(cells)} |")
     if runs and notebook:
         lines += ["", *_races(runs, notebook, history), "", *_floors(finals, points, history[-1])]
+    splits = {salt: found[f"split-{salt}"] for salt in salts if f"split-{salt}" in found}
+    if runs and splits:
+        lines += ["", *_other_splits(runs[0], splits)]
     if "input-pipeline" in found and "input-notebook" in found:
         lines += ["", *_input_rates(found["input-pipeline"], found["input-notebook"])]
     return "\n".join(lines)
 
 
 def _split_sentence(folder: Path) -> str:
-    counts = count_partitions(read_rows(SplitRow, (folder / "split.parquet").read_bytes()), CLASSES)
+    counts = count_partitions(read_rows(SplitRow, _split_file(folder).read_bytes()), CLASSES)
     parts = "; ".join(
         f"{side} {sum(by.values())} ({', '.join(f'{n} {c}' for c, n in by.items())})" for side, by in counts.items()
     )
@@ -349,6 +372,27 @@ def _split_sentence(folder: Path) -> str:
         f"Images: {parts}. The notebook trains on train and tuning together, and is told nothing of the near copies but "
         "by the split. No knob was chosen by the validation part."
     )
+
+
+def _other_splits(own: dict[str, Any], others: dict[str, dict[str, Any]]) -> list[str]:
+    """The figures on further splits, beside those of the same seed on the project's own."""
+    measured = []
+    for run in (own, *others.values()):
+        sensitivity, specificity = at_operating_point(run)
+        measured.append(
+            figures(run["labels"], run["final"])
+            | {"sensitivity at the operating point": sensitivity, "specificity at the operating point": specificity}
+        )
+    names = ["", "goal", "the split above", *(f"`split_salt` {salt}" for salt in others), "mean", "standard deviation"]
+    lines = ["One seed, on the split above and on others of the same images:", ""]
+    lines += [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for name in measured[0]:
+        values = [figure[name] for figure in measured]
+        goal = f"{GOALS[name]:.2f}" if name in GOALS else ""
+        cells = [f"{value:.3f}" for value in values]
+        cells += [f"**{np.mean(values):.3f}**", f"{np.std(values, ddof=1):.3f}"]
+        lines.append(f"| {name.replace('_', ' ')} | {goal} | {' | '.join(cells)} |")
+    return lines
 
 
 def _races(runs: Sequence[dict[str, Any]], notebook: dict[str, Any], history: Sequence[dict[str, float]]) -> list[str]:

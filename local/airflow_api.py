@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -13,6 +14,8 @@ import httpx
 RUN_ENDED = ("success", "failed")
 
 _PATIENCE = 180.0
+
+T = TypeVar("T")
 
 
 class AirflowError(RuntimeError):
@@ -58,10 +61,15 @@ class AirflowApi:
         return self._ask("GET", path).text
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
-        deadline = time.monotonic() + (self.patience if method in ("GET", "PATCH") else 0)
+        ask = partial(self._ask_once, method, path, **request)
+        return self._patiently(ask) if method in ("GET", "PATCH") else ask()
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """What `ask` returns, which is asked again while Airflow does not answer."""
+        deadline = time.monotonic() + self.patience
         while True:
             try:
-                return self._ask_once(method, path, **request)
+                return ask()
             except AirflowUnavailable:
                 if time.monotonic() > deadline:
                     raise
@@ -163,19 +171,18 @@ class AirflowApi:
         Args:
             made: whether what is asked for is there: the answer may be what was lost, and not the request.
         """
-        deadline = time.monotonic() + self.patience
         lost = False
-        while True:
+
+        def post() -> None:
+            nonlocal lost
             try:
                 self.call("POST", path, json=body)
-                return
             except AirflowError as error:
                 lost = lost or isinstance(error, AirflowUnavailable)
-                if lost and made():
-                    return
-                if not isinstance(error, AirflowUnavailable) or time.monotonic() > deadline:
+                if not (lost and made()):
                     raise
-                time.sleep(1)
+
+        self._patiently(post)
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """One run: state, start_date, end_date, conf, …"""

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import pytest
 from local.s3_server import S3Server
 from tests.e2e.compose_runs import TINY, upload_made_up_images
 from tests.services.faulty_proxy import FaultyProxy
+from tests.services.serving import serving
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 POLICY = json.loads((REPOSITORY / "deploy" / "iam-policy.json").read_text())
@@ -104,14 +104,8 @@ class RecordingProxy(FaultyProxy):
 @contextmanager
 def recording(behind: S3Server) -> Iterator[RecordingProxy]:
     proxy = RecordingProxy(behind)
-    thread = threading.Thread(target=proxy.server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with serving(proxy.server):
         yield proxy
-    finally:
-        proxy.server.shutdown()
-        thread.join()
-        proxy.server.server_close()
 
 
 @dataclass(frozen=True)

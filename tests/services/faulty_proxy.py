@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 from local.s3_server import S3Server
+from tests.services.serving import serving
 
 FAULTS = ("500", "503", "truncated", "reset", "stall", "altered")
 """An internal error; SlowDown; a body that ends early; a connection that is reset in the middle of the body; a body that
@@ -123,12 +124,8 @@ class FaultyProxy:
 def faulty(behind: S3Server, plan: Callable[[str, int], str | None], listings: bool = False) -> Iterator[FaultyProxy]:
     """A proxy for as long as the block lasts."""
     proxy = FaultyProxy(behind, plan, listings)
-    thread = threading.Thread(target=proxy.server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield proxy
-    finally:
-        proxy.released.set()
-        proxy.server.shutdown()
-        thread.join()
-        proxy.server.server_close()
+    with serving(proxy.server):
+        try:
+            yield proxy
+        finally:
+            proxy.released.set()
