@@ -359,7 +359,7 @@ READS = {
 """What an evaluation reads -> the end of its path."""
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "altered"])
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.usefixtures("smoke_tests")
 def test_an_s3_error_at_any_read_of_an_evaluation_is_one_clear_line_that_a_retry_mends(
     place: Place, models: dict[str, bytes], s3_server: S3Server, fault: str
