@@ -357,7 +357,7 @@ def markdown(folder: Path, seeds: Sequence[int], salts: Sequence[str]) -> str:
         lines += ["", *_races(runs, notebook, history), "", *_floors(finals, points, history[-1])]
     splits = {salt: found[f"split-{salt}"] for salt in salts if f"split-{salt}" in found}
     if runs and splits:
-        lines += ["", *_other_splits(runs[0], splits)]
+        lines += ["", *other_splits(runs[0], splits)]
     if "input-pipeline" in found and "input-notebook" in found:
         lines += ["", *_input_rates(found["input-pipeline"], found["input-notebook"])]
     return "\n".join(lines)
@@ -374,7 +374,7 @@ def _split_sentence(folder: Path) -> str:
     )
 
 
-def _other_splits(own: dict[str, Any], others: dict[str, dict[str, Any]]) -> list[str]:
+def other_splits(own: dict[str, Any], others: dict[str, dict[str, Any]]) -> list[str]:
     """The figures on further splits, beside those of the same seed on the project's own."""
     measured = []
     for run in (own, *others.values()):
