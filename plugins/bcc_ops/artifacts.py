@@ -321,7 +321,7 @@ class TrainingDocument(Document):
     epochs_planned: int
     epochs_run: int
     best_epoch: int
-    """Counted from 1."""
+    """Counted from 1: the latest one whose tuning loss is not higher than the lowest with 95 % confidence."""
     stopped_early: bool
     resumed_after_epochs: tuple[int, ...]
     """For each time that training was taken up again: how many epochs were done by then."""

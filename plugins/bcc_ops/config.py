@@ -165,7 +165,12 @@ class RetrainingConfig(BaseModel):
     dropout: float = _knob(0.3, "Dropout", "Before the last layer.", _FIT, ge=0, lt=1)
     ema: bool = _knob(True, "Average weights", "Evaluate and save an exponential moving average of the weights.", _FIT)
     early_stopping_patience: int = _knob(
-        6, "Patience (epochs)", "Stop after so many epochs without a better tuning loss. 0: never.", _FIT, ge=0, le=500
+        6,
+        "Patience (epochs)",
+        "Stop after so many epochs whose tuning loss is, with confidence, higher than the lowest. 0: never.",
+        _FIT,
+        ge=0,
+        le=500,
     )
     seed: int = _knob(20261122, "Seed", "Of every random draw in training.", _FIT, ge=0, le=2**31 - 1)
     deterministic: bool = _knob(True, "Deterministic", "The same seed gives the same figures on the same device.", _FIT)

@@ -24,7 +24,7 @@ from bcc_ops.storage import ObjectStore
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Checkpoint:
     Attributes:
         variables: of the model and then the optimizer, in their order: weights, moments, averages, random states.
         best: the trained model's weights at the best epoch so far.
+        lowest: each tuning image's loss in the epoch in which their mean was lowest.
         rows: the epochs so far.
         best_epoch: counted from 1.
         resumed_after: for each earlier resumption, how many epochs were done by then.
@@ -42,6 +43,7 @@ class Checkpoint:
 
     variables: tuple[np.ndarray, ...]
     best: tuple[np.ndarray, ...]
+    lowest: np.ndarray
     rows: tuple[EpochRow, ...]
     best_epoch: int
     resumed_after: tuple[int, ...]
@@ -63,6 +65,7 @@ class Checkpoint:
         }
         arrays = {f"variable{position}": array for position, array in enumerate(self.variables)}
         arrays |= {f"best{position}": array for position, array in enumerate(self.best)}
+        arrays["lowest"] = self.lowest
         file = io.BytesIO()
         np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
         return file.getvalue()
@@ -82,6 +85,7 @@ class Checkpoint:
                 return cls(
                     _numbered(arrays, "variable"),
                     _numbered(arrays, "best"),
+                    arrays["lowest"],
                     tuple(EpochRow.model_validate(row) for row in meta["rows"]),
                     int(meta["best_epoch"]),
                     tuple(meta["resumed_after"]),

@@ -1,8 +1,12 @@
 """Train a classifier: images in, the best epoch's model and the record of its training out.
 
 The tuning part picks the best epoch and ends training early, on its unweighted loss; the validation part is never seen
-here. After each epoch all that training consists of lies in a checkpoint. What an epoch does is a function of that and of
-(seed, epoch), so a training that was taken up again ends with the figures of one that nobody disturbed.
+here. The best epoch is the latest one whose tuning loss is not, with confidence, higher than the lowest: the learning rate
+falls along a cosine, so that later epochs are better by themselves, and which of them has the lowest loss on some 70 images
+is mostly chance.
+
+After each epoch all that training consists of lies in a checkpoint. What an epoch does is a function of that and of (seed,
+epoch), so a training that was taken up again ends with the figures of one that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -32,6 +36,8 @@ log = logging.getLogger(__name__)
 _EXPLODED = 10.0
 _EMA_MOMENTUM = 0.98
 _TUNING_BATCH = 32
+_CONFIDENT = 1.96
+"""Standard errors on either side of a mean that make its 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def train(
     weights = {position: class_weights[name] for position, name in enumerate(pixels.classes)}
     state = [*classifier.variables, *optimizer.variables]
     reached = _resume(checkpoints, state, classifier)
-    rows, best, best_epoch = list(reached.rows), reached.best, reached.best_epoch
+    rows, best, best_epoch, lowest = list(reached.rows), reached.best, reached.best_epoch, reached.lowest
     resumed_after = (*reached.resumed_after, len(rows)) if rows else ()
     seconds = reached.seconds
     watch = _Watch(stop, limit=_EXPLODED * math.log(len(pixels.classes)) * max(weights.values()))
@@ -102,12 +108,14 @@ def train(
             logs = classifier.fit(batches, epochs=1, verbose=0, shuffle=False, class_weight=weights, callbacks=[watch]).history
         trained = time.monotonic() - began
         averaged, raw = _averaged_weights(classifier, optimizer, config)
-        loss, accuracy, balanced = tuning_figures(predict(classifier, tuning), tuning.labels)
+        probabilities = predict(classifier, tuning)
+        losses = cross_entropies(probabilities, tuning.labels)
+        accuracy, balanced = accuracies(probabilities, tuning.labels)
         row = EpochRow(
             epoch=epoch,
             loss=logs["loss"][-1],
             accuracy=logs["accuracy"][-1],
-            tuning_loss=loss,
+            tuning_loss=float(losses.mean()),
             tuning_accuracy=accuracy,
             tuning_balanced_accuracy=balanced,
             learning_rate=max(rate, float(optimizer.learning_rate)),
@@ -116,10 +124,12 @@ def train(
         )
         rows.append(row)
         seconds += row.seconds
-        if row.tuning_loss <= min(earlier.tuning_loss for earlier in rows):
+        if not len(lowest) or losses.mean() <= lowest.mean():
+            lowest = losses
+        if not is_worse(losses, lowest):
             best, best_epoch = averaged, epoch
         _assign(classifier.trainable_variables, raw)
-        checkpoints.save(Checkpoint(_values(state), best, tuple(rows), best_epoch, resumed_after, seconds))
+        checkpoints.save(Checkpoint(_values(state), best, lowest, tuple(rows), best_epoch, resumed_after, seconds))
         on_epoch(rows)
         log.info("%s", describe_epoch(row, config.epochs, best_epoch))
     return TrainingRecord(best, tuple(rows), best_epoch, len(rows) < config.epochs, resumed_after, seconds)
@@ -155,7 +165,7 @@ def _compile(classifier: keras.Model, config: RetrainingConfig, devices: Devices
 def _resume(checkpoints: CheckpointFolder, state: Sequence[Any], classifier: keras.Model) -> Checkpoint:
     """What an earlier attempt reached, put into the model and the optimizer; else the start."""
     found = checkpoints.load()
-    start = Checkpoint((), (), (), 0, (), 0.0)
+    start = Checkpoint((), (), np.empty(0), (), 0, (), 0.0)
     if found is None:
         return start
     if not found.fits(state, classifier.weights):
@@ -196,16 +206,31 @@ def predict(classifier: keras.Model, pixels: Pixels) -> np.ndarray:
     return probabilities
 
 
-def tuning_figures(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
-    """Mean cross-entropy (unweighted), accuracy and balanced accuracy (over the classes that occur).
+def cross_entropies(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Each image's cross-entropy, float64 (n,).
 
     Args:
         probabilities: (n, classes).
         labels: (n,): indices of the true classes.
     """
-    loss = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-7)).mean()
+    losses: np.ndarray = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-7).astype(np.float64))
+    return losses
+
+
+def accuracies(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Accuracy, and balanced accuracy over the classes that occur. Arguments as in `cross_entropies`."""
     right = probabilities.argmax(axis=1) == labels
-    return float(loss), float(right.mean()), float(np.mean([right[labels == name].mean() for name in np.unique(labels)]))
+    return float(right.mean()), float(np.mean([right[labels == name].mean() for name in np.unique(labels)]))
+
+
+def is_worse(losses: np.ndarray, lowest: np.ndarray) -> bool:
+    """Whether losses are higher than others of the same images: the 95 % interval of the mean difference is above 0.
+
+    Args:
+        losses, lowest: (n,), in the same order.
+    """
+    differences = losses - lowest
+    return bool(differences.mean() > _CONFIDENT * differences.std() / math.sqrt(len(differences)))
 
 
 def describe_epoch(row: EpochRow, epochs: int, best_epoch: int) -> str:

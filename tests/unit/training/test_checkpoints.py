@@ -30,7 +30,8 @@ def _row(epoch: int) -> EpochRow:
 def _checkpoint(epochs: int) -> Checkpoint:
     variables = (np.full((2, 3), epochs, np.float32), np.array(epochs, np.int64), np.array([1, 2], np.uint32))
     best = (np.arange(3, dtype=np.float32),)
-    return Checkpoint(variables, best, tuple(_row(epoch + 1) for epoch in range(epochs)), 1, (1,), 12.5)
+    lowest = np.array([0.1, 0.7])
+    return Checkpoint(variables, best, lowest, tuple(_row(epoch + 1) for epoch in range(epochs)), 1, (1,), 12.5)
 
 
 def test_a_checkpoint_comes_back_bit_by_bit(tmp_path: Path, store: ObjectStore) -> None:
@@ -47,7 +48,8 @@ def test_a_checkpoint_comes_back_bit_by_bit(tmp_path: Path, store: ObjectStore) 
         (1,),
         12.5,
     )
-    for one, other in zip(found.variables + found.best, _checkpoint(2).variables + _checkpoint(2).best):
+    saved = _checkpoint(2)
+    for one, other in zip((*found.variables, *found.best, found.lowest), (*saved.variables, *saved.best, saved.lowest)):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
 

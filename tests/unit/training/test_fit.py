@@ -23,7 +23,15 @@ from bcc_ops.exceptions import DivergedError, OutOfMemory, TrainingInterrupted
 from bcc_ops.training.architectures import build_classifier
 from bcc_ops.training.checkpoints import CheckpointFolder
 from bcc_ops.training.devices import Devices, prepare_devices
-from bcc_ops.training.fit import TrainingRecord, describe_epoch, history_csv, train, tuning_figures
+from bcc_ops.training.fit import (
+    TrainingRecord,
+    accuracies,
+    cross_entropies,
+    describe_epoch,
+    history_csv,
+    is_worse,
+    train,
+)
 
 CLASSES = ("benign", "malignant", "normal")
 SIDE = 46
@@ -144,22 +152,72 @@ def test_a_checkpoint_of_another_network_is_ignored_with_a_warning(
     assert _figures(record) == _figures(undisturbed)
 
 
-def test_the_best_epoch_is_that_of_the_lowest_tuning_loss(undisturbed: TrainingRecord) -> None:
-    losses = [row.tuning_loss for row in undisturbed.rows]
+LOSSES = [
+    [0.9, 0.9, 0.9, 0.9],
+    [0.4, 0.4, 0.4, 0.4],  # the lowest
+    [0.1, 0.1, 0.1, 1.7],  # higher by 0.1, on one image alone: chance
+    [0.5, 0.6, 0.5, 0.6],  # higher by 0.15 on all: the interval of the difference is 0.10 to 0.20
+]
+"""What each of four tuning images loses in each of four epochs."""
 
-    assert undisturbed.best_epoch == 1 + losses.index(min(losses))
-    assert not undisturbed.stopped_early
+
+def _tell(monkeypatch: pytest.MonkeyPatch, losses: Sequence[Sequence[float]]) -> Pixels:
+    """A tuning part of benign images, about which each epoch's answers are such that they lose this much."""
+
+    def predict(classifier: keras.Model, pixels: Pixels) -> np.ndarray:
+        right = np.exp(-np.array(next(epochs)))
+        return np.stack([right, (1 - right) / 2, (1 - right) / 2], axis=1)
+
+    epochs, count = iter(losses), len(losses[0])
+    monkeypatch.setattr("bcc_ops.training.fit.predict", predict)
+    return Pixels(np.zeros((count, SIDE, SIDE, 3), np.uint8), np.zeros(count, np.int64), CLASSES)
 
 
-def test_patience_ends_training(tmp_path: Path) -> None:
-    # The tuning part's labels contradict the train part's: the more is learned, the worse.
-    mislabelled = _pixels(9, seed=1)
-    mislabelled = Pixels(mislabelled.images, (mislabelled.labels + 1) % 3, CLASSES)
+def test_the_best_epoch_is_the_latest_that_is_not_worse_than_the_lowest_loss_with_confidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = _train(tmp_path, tuning=_tell(monkeypatch, LOSSES))
 
-    record = _train(tmp_path, tuning=mislabelled, epochs=12, learning_rate=0.01, early_stopping_patience=2)
+    assert [row.tuning_loss for row in record.rows] == pytest.approx([0.9, 0.4, 0.5, 0.55])
+    assert record.best_epoch == 3
+    assert not record.stopped_early
+
+
+def test_a_resumed_training_knows_what_was_lost_in_the_lowest_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(rows: Sequence[EpochRow]) -> None:
+        if len(rows) == 3:
+            raise _Dies
+
+    tuning = _tell(monkeypatch, LOSSES)
+    with pytest.raises(_Dies):
+        _train(tmp_path, tuning=tuning, on_epoch=die)
+    assert _train(tmp_path, tuning=tuning).best_epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("differences", "worse"),
+    [
+        # mean 1, standard error sqrt(0.5) / sqrt(4): 1 - 1.96 * 0.354 is above 0
+        ([0.0, 1.0, 1.0, 2.0], True),
+        # mean 1, standard error sqrt(3) / sqrt(4): 1 - 1.96 * 0.866 is below
+        ([0.0, 0.0, 0.0, 4.0], False),
+        ([0.0, 0.0, 0.0, 0.0], False),
+        ([-1.0, -1.0, -1.0, -1.0], False),
+    ],
+)
+def test_a_loss_is_worse_where_the_interval_of_the_difference_says_so(differences: list[float], worse: bool) -> None:
+    lowest = np.array([0.3, 0.1, 0.2, 0.4])
+    assert is_worse(lowest + differences, lowest) is worse
+
+
+def test_patience_ends_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance, worse = LOSSES[2], LOSSES[3]
+    tuning = _tell(monkeypatch, [LOSSES[1], worse, chance, worse, worse, worse])
+
+    record = _train(tmp_path, tuning=tuning, epochs=6, early_stopping_patience=2)
 
     assert record.stopped_early
-    assert len(record.rows) == record.best_epoch + 2
+    assert (record.best_epoch, len(record.rows)) == (3, 5)
 
 
 def test_the_learning_rate_rises_over_the_warm_up_and_falls_along_a_cosine(undisturbed: TrainingRecord) -> None:
@@ -206,13 +264,12 @@ def test_exhausted_memory_is_one_line_with_a_batch_size_to_try(tmp_path: Path, m
 
 def test_tuning_figures_are_unweighted() -> None:
     probabilities = np.array([[0.8, 0.1, 0.1], [0.5, 0.25, 0.25], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
+    labels = np.array([0, 0, 1, 2])
 
-    loss, accuracy, balanced = tuning_figures(probabilities, np.array([0, 0, 1, 2]))
-
-    # -(ln 0.8 + ln 0.5 + ln 0.3 + ln 0.6) / 4; three of four right; classes right by 1, 0 and 1.
-    assert loss == pytest.approx(0.65778, abs=1e-5)
-    assert accuracy == 0.75
-    assert balanced == pytest.approx(2 / 3)
+    # -ln 0.8, -ln 0.5, -ln 0.3, -ln 0.6
+    assert cross_entropies(probabilities, labels) == pytest.approx([0.22314, 0.69315, 1.20397, 0.51083], abs=1e-5)
+    # Three of four are right, and of the classes 1, 0 and 1.
+    assert accuracies(probabilities, labels) == (0.75, pytest.approx(2 / 3))
 
 
 def test_an_epochs_line_says_what_a_person_waits_for() -> None:
