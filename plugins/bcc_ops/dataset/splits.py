@@ -90,11 +90,11 @@ def split_images(
                 held[side][image.label] += 1
 
     wanted = {name: config.validation_fraction * total[name] for name in total}
-    validation = _fill(new, held["validation"], wanted, spare=UNITS_NEEDED - 1)
+    validation = _fill(new, held["validation"], wanted, others=[held["tuning"], held["train"]])
     rest = [unit for unit in new if unit.name not in validation]
     held["validation"].update(image.label for unit in new if unit.name in validation for image in unit.images)
     wanted = {name: config.tuning_fraction * (total[name] - held["validation"][name]) for name in total}
-    tuning = _fill(rest, held["tuning"], wanted, spare=UNITS_NEEDED - 2)
+    tuning = _fill(rest, held["tuning"], wanted, others=[held["train"]])
     for unit in new:
         side_of[unit.name] = "validation" if unit.name in validation else "tuning" if unit.name in tuning else "train"
 
@@ -209,18 +209,22 @@ def _draw(salt: str, name: str) -> str:
     return hashlib.sha256(f"{salt}\0{name}".encode()).hexdigest()
 
 
-def _fill(units: Sequence[_Unit], held: Counter[str], wanted: Mapping[str, float], spare: int) -> set[str]:
+def _fill(units: Sequence[_Unit], held: Counter[str], wanted: Mapping[str, float], others: Sequence[Counter[str]]) -> set[str]:
     """Names of the units that bring a partition nearest to what it should hold of each class.
 
     Args:
         units: candidates, in the order in which they were drawn.
         held: images per class that the partition has already.
         wanted: images per class that it should have.
-        spare: of each class, so many units must be left for the other partitions.
+        others: images per class that the partitions to be filled later have already. For each of them that has none of a
+            class, a unit of that class is left over.
     """
     held = Counter(held)
     left = Counter(name for unit in units for name in unit.counts)
     chosen: set[str] = set()
+
+    def owed(name: str) -> int:
+        return sum(other[name] == 0 for other in others)
 
     def fits(counts: Counter[str]) -> bool:
         return all(held[name] + count <= wanted[name] + 0.5 for name, count in counts.items())
@@ -233,7 +237,7 @@ def _fill(units: Sequence[_Unit], held: Counter[str], wanted: Mapping[str, float
     for takes in (fits, helps):  # what fits goes first: a large unit taken early could overshoot where small ones are left
         for unit in units:
             counts = unit.counts
-            if unit.name not in chosen and takes(counts) and all(left[name] > spare for name in counts):
+            if unit.name not in chosen and takes(counts) and all(left[name] > owed(name) for name in counts):
                 chosen.add(unit.name)
                 held.update(counts)
                 left.subtract(dict.fromkeys(counts, 1))
@@ -268,7 +272,8 @@ def _check(split: Split, units: Sequence[_Unit], classes: Sequence[str]) -> None
         independent = [unit for unit in units if unit.counts[name]]
         images = sum(unit.counts[name] for unit in independent)
         settled = any(unit.sides for unit in independent)
-        more = f"; what is there keeps its side, so that {len(empty)} new ones must come" if settled else ""
+        missing = f"{len(empty)} new group{'s' if len(empty) > 1 else ''}"
+        more = f"; what is there keeps its side, so that {missing} must come" if settled else ""
         raise SplitError(
             f"class {name} has no image for {' and '.join(empty)}: it has {images} usable images in {len(independent)} groups "
             f"that may not be torn apart, and at least {UNITS_NEEDED} groups are needed, one a partition{more}"

@@ -180,6 +180,20 @@ def test_shares_are_kept_while_the_set_grows():
         assert abs(counts["validation"] / len(rows) - 0.2) <= 0.02
 
 
+def test_shares_are_kept_when_one_image_a_class_comes_a_night():
+    images = [row for number in range(30) for row in copies(f"o{number}", CLASSES[number % 3], 1)]
+    rows = split_images(images, (), CONFIG, CLASSES).rows
+    for night in range(40):
+        images = images + [row for label in CLASSES for row in copies(f"o-{night}", label, 1)]
+        rows = split_images(images, rows, CONFIG, CLASSES).rows
+    # of 50 images a class, 10 are for validation, and 15 % of the other 40 for tuning
+    assert count_partitions(rows, CLASSES) == {
+        "train": dict.fromkeys(CLASSES, 34),
+        "tuning": dict.fromkeys(CLASSES, 6),
+        "validation": dict.fromkeys(CLASSES, 10),
+    }
+
+
 def test_the_salt_draws_another_split_of_what_is_new_only():
     images = [row for number in range(300) for row in copies(f"s{number}", CLASSES[number % 3], 1)]
     split = split_images(images, (), CONFIG, CLASSES)
@@ -236,12 +250,18 @@ def test_too_few_groups_of_a_class_fail_with_how_many_are_needed():
         split_images(images, (), CONFIG, CLASSES)
 
 
-def test_a_class_whose_validation_images_were_removed_says_that_new_ones_must_come():
+@pytest.mark.parametrize("emptied", [["validation"], ["tuning"], ["train"], ["tuning", "validation"], ["train", "validation"]])
+def test_a_class_whose_images_were_removed_says_how_many_must_come_and_goes_on_with_them(emptied):
     images = [row for number in range(30) for row in copies(f"g{number}", CLASSES[number % 3], 1)]
     split = split_images(images, (), CONFIG, CLASSES)
-    gone = {row.sha256 for row in split.rows if row.label == "normal" and row.partition == "validation"}
-    with pytest.raises(SplitError, match=r"normal has no image for validation: .* keeps its side, so that 1 new ones must come"):
-        split_images([one for one in images if one.sha256 not in gone], split.rows, CONFIG, CLASSES)
+    gone = {row.sha256 for row in split.rows if row.label == "normal" and row.partition in emptied}
+    left = [one for one in images if one.sha256 not in gone]
+    needed = f"{len(emptied)} new groups" if len(emptied) > 1 else "1 new group"
+    with pytest.raises(SplitError, match=f"normal has no image for {' and '.join(emptied)}: .* so that {needed} must come"):
+        split_images(left, split.rows, CONFIG, CLASSES)
+    new = [row for number in range(len(emptied)) for row in copies(f"new{number}", "normal", 1)]
+    after = sides(split_images(left + new, split.rows, CONFIG, CLASSES))
+    assert sorted(after[row.key] for row in new) == emptied
 
 
 def test_a_class_without_any_image_fails():
