@@ -33,6 +33,21 @@ def wilson(share: ArrayLike, trials: ArrayLike) -> tuple[NDArray[Any], NDArray[A
     return np.clip(centre - half, 0, share), np.clip(centre + half, share, 1)
 
 
+def paired_share(differences: ArrayLike) -> Interval:
+    """The interval of the difference of two shares of the same trials (Agresti and Min, Statistics in Medicine 24, 2005).
+
+    It is that of the mean over two trials more, in one of which neither side is ahead, and in the other each by a half.
+
+    Args:
+        differences: (n,) one side's answer minus the other's, in [-1, 1]; n at least 1.
+    """
+    differences = np.asarray(differences, float)
+    trials = len(differences) + 2
+    mean = differences.sum() / trials
+    half = _Z * math.sqrt((differences**2).sum() + 1 - trials * mean**2) / trials
+    return float(mean - half), float(mean + half)
+
+
 def auc_at_an_end(auc: int, positives: int, others: int) -> Interval:
     """The score interval of an area under the ROC curve of 0 or 1 (Newcombe, Statistics in Medicine 25, 2006, method 5).
 

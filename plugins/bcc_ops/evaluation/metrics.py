@@ -26,6 +26,7 @@ from bcc_ops.evaluation.intervals import (
     dice_of_overlap,
     mean_of_dependent,
     mean_of_independent,
+    paired_share,
     wilson,
 )
 
@@ -80,6 +81,12 @@ class Scores:
     def predicted(self) -> Ints:
         """(n,) the most probable class of each image; the first of equals."""
         return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
+
+    @cached_property
+    def groups_are_of_one_class(self) -> bool:
+        """Whether no group has images of two classes: near copies never do, a patient may."""
+        codes = np.unique(self.groups, return_inverse=True)[1]
+        return len(np.unique(codes)) == len(np.unique(codes * self.classes_count + self.labels))
 
     def subset(self, chosen: NDArray[np.bool_]) -> Scores:
         """The images where `chosen` (n,) is true."""
@@ -360,7 +367,7 @@ class Bootstrapped:
         bounds = interval(value, draws, reflected=figure.startswith("ece"))
         if bounds is None:
             return None
-        if figure == "balanced_accuracy":
+        if figure == "balanced_accuracy" and self.judged.scores.groups_are_of_one_class:
             return self._balanced()
         if np.ptp(draws[np.isfinite(draws)]) < _SAME and min(value, 1 - value) < _SAME:
             return self._at_an_end(figure, round(value)) or bounds
@@ -369,13 +376,28 @@ class Bootstrapped:
     def _balanced(self) -> Interval:
         """The interval of the balanced accuracy from those of the classes' sensitivities.
 
-        Its own draws do not vary with a class that is always or never found. Each class has groups of its own, since a
-        group with two labels is a conflict and left out.
+        Its own draws do not vary with a class that is always or never found.
         """
         sensitivities = [f"{name}.sensitivity" for name in self.classes]
         found = [(self.values[name], ends) for name in sensitivities if (ends := self._bounds(name)) is not None]
         values, intervals = zip(*found)
         return mean_of_independent(values, intervals)
+
+    def shares(self, figure: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+        """Of a figure that is a share of images: which (n,) it counts, and which (n,) are answered right. None for others."""
+        scores = self.judged.scores
+        name, _, kind = figure.rpartition(".")
+        if figure == "accuracy":
+            return np.ones(len(scores.labels), bool), scores.predicted == scores.labels
+        if kind not in ("sensitivity", "specificity"):
+            return None
+        of_class = self.classes.index(self.positive_class if name == "operating" else name)
+        is_class, called = scores.labels == of_class, scores.predicted == of_class
+        if name == "operating":
+            if self.judged.threshold.value is None:
+                return None
+            called = scores.probabilities[:, of_class] >= self.judged.threshold.value
+        return (is_class, called) if kind == "sensitivity" else (~is_class, ~called)
 
     def _count(self, name: str) -> int:
         return int((self.judged.scores.labels == self.classes.index(name)).sum())
@@ -528,8 +550,35 @@ def paired_difference(one: Bootstrapped, other: Bootstrapped, figure: str) -> Es
         estimate = model.estimate(figure)
         if estimate.value is None:
             return estimate
-    value = one.values[figure] - other.values[figure]
-    bounds = interval(value, one.draws[figure] - other.draws[figure])
+    bounds = _paired_bounds(one, other, figure)
     if bounds is None:
         return Estimate.missing("too few groups for an interval: most bootstrap resamples leave the difference undefined")
-    return Estimate(value=value, low=bounds[0], high=bounds[1])
+    return Estimate(value=one.values[figure] - other.values[figure], low=bounds[0], high=bounds[1])
+
+
+def _paired_bounds(one: Bootstrapped, other: Bootstrapped, figure: str) -> Interval | None:
+    low_high = interval(one.values[figure] - other.values[figure], one.draws[figure] - other.draws[figure])
+    if low_high is None:
+        return None
+    scores = one.judged.scores
+    if figure == "balanced_accuracy" and scores.groups_are_of_one_class:
+        sensitivities = [f"{name}.sensitivity" for name in one.classes]
+        found = [
+            (one.values[name] - other.values[name], ends)
+            for name in sensitivities
+            if (ends := _paired_bounds(one, other, name)) is not None
+        ]
+        values, intervals = zip(*found)
+        return mean_of_independent(values, intervals)
+    shares, other_shares = one.shares(figure), other.shares(figure)
+    if shares is None or other_shares is None:
+        return low_high
+    counted = shares[0]
+    ahead = shares[1][counted].astype(float) - other_shares[1][counted]
+    codes = np.unique(scores.groups[counted], return_inverse=True)[1]
+    by_group = np.bincount(codes, ahead) / np.bincount(codes)
+    closed = paired_share(by_group)
+    # Resamples repeat what was seen. Where no group speaks against a model, none of them would, however few groups there are.
+    low = low_high[0] if (by_group < 0).any() else min(low_high[0], closed[0])
+    high = low_high[1] if (by_group > 0).any() else max(low_high[1], closed[1])
+    return low, high

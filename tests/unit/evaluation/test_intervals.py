@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bcc_ops.evaluation.intervals import auc_at_an_end, dice_of_overlap, mean_of_dependent, mean_of_independent, wilson
+from bcc_ops.evaluation.intervals import (
+    auc_at_an_end,
+    dice_of_overlap,
+    mean_of_dependent,
+    mean_of_independent,
+    paired_share,
+    wilson,
+)
 
 Z2 = 1.959963984540054**2
 
@@ -15,6 +22,15 @@ def test_wilsons_interval_is_the_published_one() -> None:
     low, high = wilson([0.0, 1.0], [20, 20])
     assert low == pytest.approx([0, 20 / (20 + Z2)])
     assert high == pytest.approx([Z2 / (20 + Z2), 1])
+
+
+def test_a_paired_difference_counts_two_pairs_more_that_speak_for_neither_side() -> None:
+    z = np.sqrt(Z2)
+    assert paired_share(np.zeros(42)) == pytest.approx((-z / 44, z / 44))
+    # one pair of eight for the first: a mean of 1 / 10, and 1 + 1 squares less 10 x 0.1^2
+    assert paired_share([1] + [0] * 7) == pytest.approx((0.1 - z * np.sqrt(1.9) / 10, 0.1 + z * np.sqrt(1.9) / 10))
+    low, high = paired_share([-1] * 3)
+    assert (low, high) == pytest.approx((-0.6 - z * np.sqrt(4 - 1.8) / 5, -0.6 + z * np.sqrt(4 - 1.8) / 5))
 
 
 def test_an_auc_over_one_pair_is_a_proportion_of_one_trial() -> None:

@@ -356,6 +356,49 @@ def test_a_difference_is_taken_pair_by_pair() -> None:
     assert difference.low > 0
 
 
+def difference_of(one: Scores, other: Scores, figure: str) -> Estimate:
+    models = {"one": Judged(one, AT_HALF, None), "other": Judged(other, AT_HALF, None)}
+    both = bootstrap(models, CLASSES, "malignant", resamples=400, seed=3)
+    return paired_difference(both["one"], both["other"], figure)
+
+
+@pytest.mark.parametrize("figure", ["accuracy", "malignant.sensitivity", "operating.sensitivity", "malignant.specificity"])
+def test_two_models_that_answer_alike_are_not_equal_with_certainty(figure: str) -> None:
+    labels = np.repeat([0, 1, 2], 20)
+    right = Scores(labels, np.eye(3)[labels] * 0.97 + 0.01, np.repeat(np.arange(30), 2))  # two images a group
+    counted = {"accuracy": 30, "malignant.specificity": 20}.get(figure, 10)
+    found = difference_of(right, right, figure)
+    assert (found.value, found.low, found.high) == pytest.approx((0, -1.96 / (counted + 2), 1.96 / (counted + 2)), abs=1e-4)
+
+
+def test_one_cancer_that_both_models_find_says_hardly_anything_of_their_sensitivities() -> None:
+    labels = np.r_[1, np.zeros(30, int), np.full(30, 2)]
+    right = Scores(labels, np.eye(3)[labels] * 0.97 + 0.01, np.arange(61))
+    assert difference_of(right, right, "malignant.sensitivity").low == pytest.approx(-1.96 / 3, abs=1e-3)
+    balanced = difference_of(right, right, "balanced_accuracy")
+    assert balanced.low == pytest.approx(-math.hypot(1.96 / 3, 1.96 / 32, 1.96 / 32) / 3, abs=1e-3)
+
+
+def test_where_no_image_speaks_against_a_model_the_low_end_is_no_promise() -> None:
+    labels = np.repeat([0, 1, 2], 6)
+    one = Scores(labels, np.eye(3)[labels] * 0.97 + 0.01, np.arange(18))
+    other = Scores(labels, one.probabilities.copy(), one.groups)
+    other.probabilities[6] = [0.9, 0.05, 0.05]  # a cancer of six that only the first finds
+    found = difference_of(one, other, "malignant.sensitivity")
+    assert found.value == pytest.approx(1 / 6)
+    assert found.low == pytest.approx(1 / 8 - 1.96 * math.sqrt(2 - 1 / 8) / 8, abs=1e-4)
+    assert found.high == pytest.approx(0.5, abs=0.17), "of what speaks for it, resamples tell"
+
+
+def test_patients_with_images_of_two_classes_are_drawn_whole_for_the_balanced_accuracy() -> None:
+    scores = random_scores(n=200)
+    patients = Scores(scores.labels, scores.probabilities, np.arange(200) // 4)
+    model = evaluated(patients, resamples=1000)
+    balanced = model.estimate("balanced_accuracy")
+    drawn = np.quantile(model.draws["balanced_accuracy"], [0.025, 0.975])
+    assert (balanced.low, balanced.high) == pytest.approx(tuple(drawn), abs=1e-12)
+
+
 def test_models_on_other_images_are_never_compared() -> None:
     one, other = random_scores(n=30, seed=1), random_scores(n=30, seed=2)
     with pytest.raises(ValueError, match="same images"):
