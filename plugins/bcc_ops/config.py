@@ -52,6 +52,9 @@ NOTEBOOK: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {"transfer": {}, "notebook": NOTEBOOK}
 """What a preset changes of the defaults below, which are those of `transfer`."""
 
+LARGEST_IMAGE = 89_000_000
+"""Pixels that an image has at most, whatever a run's knob says: from 89.5 million on, Pillow itself takes it for a bomb."""
+
 _DATA, _CHECKS, _SPLIT = "Images", "Checks", "Split"
 _MODEL, _FIT, _AUGMENTATION = "Model", "Training", "Augmentation"
 _EVALUATION, _GATE, _PROMOTION = "Evaluation", "Gate", "Promotion"
@@ -97,7 +100,7 @@ class RetrainingConfig(BaseModel):
         "Images whose header promises more are refused unopened.",
         _CHECKS,
         ge=10_000,
-        le=89_000_000,  # from 89.5 million on, Pillow itself takes an image for a bomb
+        le=LARGEST_IMAGE,
     )
     max_refused_fraction: float = _knob(
         0.05, "Refused at most", "The run fails where a larger part of the images is refused.", _CHECKS, ge=0, le=1

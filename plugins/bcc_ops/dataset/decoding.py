@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from bcc_ops.config import LARGEST_IMAGE
 from bcc_ops.exceptions import ImageRefused
 
 FORMATS = ("PNG", "JPEG", "BMP")
 """What is read. Fewer of Pillow's readers than there are, since each of them parses what strangers upload."""
-
-MAX_PIXELS = 50_000_000
-"""The default of the knob `max_pixels`, for callers without a run."""
 
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP"}
 _ORIENTATION = int(ExifTags.Base.Orientation)
@@ -46,6 +44,8 @@ class DecodedImage:
 def decode_rgb(source: Path | bytes) -> np.ndarray:
     """Pixels of an image file or of its content: uint8, (height, width, 3).
 
+    Whether it is larger than a run wants is for validation to say, which has the knob `max_pixels`.
+
     Gray, palette and CMYK images are converted, 16 bits are scaled to 8, transparent pixels lie on black, and an EXIF
     orientation is applied.
 
@@ -55,7 +55,7 @@ def decode_rgb(source: Path | bytes) -> np.ndarray:
     return decode_image(source.read_bytes() if isinstance(source, Path) else source).rgb
 
 
-def decode_image(content: bytes, min_side: int = 1, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+def decode_image(content: bytes, min_side: int = 1, max_pixels: int = LARGEST_IMAGE) -> DecodedImage:
     """Decode the content of an image file.
 
     Args:

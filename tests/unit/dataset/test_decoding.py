@@ -38,6 +38,13 @@ def test_a_bomb_is_refused_by_its_header_without_unpacking(monkeypatch):
         decode_image(png_promising(1001, 1000), max_pixels=1_000_000)
 
 
+@pytest.mark.parametrize(("width", "reason"), [(89_000, "damaged"), (89_001, "too large")])
+def test_what_a_run_may_admit_is_not_too_large_for_the_steps_after_it(width, reason):
+    with pytest.raises(ImageRefused) as refused:
+        decode_rgb(png_promising(width, 1000))
+    assert refused.value.reason == reason
+
+
 def test_the_content_decides_not_the_name(tmp_path):
     path = tmp_path / "picture.png"
     path.write_bytes(encoded(picture(), "BMP"))
