@@ -298,6 +298,24 @@ def test_a_damaged_index_costs_a_download_and_nothing_else(store: ObjectStore, t
     assert counts.fetched == 1
 
 
+def test_an_index_damaged_behind_its_first_pages_costs_one_attempt(store: ObjectStore, tmp_path: Path) -> None:
+    put(store, "images/benign/a.png")
+    rows = rows_of(store)
+    first = ImageCache(tmp_path / "cache", 10**9)
+    sync_images(store, rows, first)
+    first.close()
+    index = tmp_path / "cache" / "index.sqlite3"
+    content = index.read_bytes()
+    index.write_bytes(content[:4096] + b"x" * (len(content) - 4096))  # the first page alone is whole
+
+    with pytest.raises(CacheError, match="is damaged and was thrown away"):
+        sync_images(store, rows, ImageCache(tmp_path / "cache", 10**9))
+
+    counts = Counts()
+    sync_images(store, rows, ImageCache(tmp_path / "cache", 10**9), counts=counts)
+    assert counts.fetched == 1
+
+
 _CHILD = """
 import sys
 from pathlib import Path

@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 from bcc_ops.exceptions import CacheError
 
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 PIN_OUTLIVES_PROCESS = 6 * 3600.0
 """Seconds: the tasks of a run are processes of their own, and what one fetched must be there for the next."""
+_INDEX = "index.sqlite3"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS contents (sha256 TEXT PRIMARY KEY, size INTEGER, modified_ns INTEGER, used_ns INTEGER) WITHOUT ROWID;
@@ -275,16 +277,15 @@ class ImageCache:
             self.directory.mkdir(parents=True, exist_ok=True)
             try:
                 return self._open_index()
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):  # locked, full, not writable: not damaged
+            except sqlite3.Error as error:
+                if not is_damage(error):
                     raise
                 log.warning("the index of %s is damaged (%s); its images are fetched again", self.directory, error)
-                (self.directory / "index.sqlite3").unlink(missing_ok=True)
-                (self.directory / "index.sqlite3-journal").unlink(missing_ok=True)
+                throw_away(self.directory / _INDEX)
                 return self._open_index()
 
     def _open_index(self) -> sqlite3.Connection:
-        index = sqlite3.connect(self.directory / "index.sqlite3", timeout=60, isolation_level=None)
+        index = sqlite3.connect(self.directory / _INDEX, timeout=60, isolation_level=None)
         try:
             # Nothing is lost with the index but time, so no commit waits for the disk.
             index.execute("PRAGMA synchronous = OFF")
@@ -313,7 +314,44 @@ class ImageCache:
         except OSError as error:
             raise cache_error(self.directory, error) from error
         except sqlite3.Error as error:
+            if is_damage(error) and "_index" in self.__dict__:  # opening it had read no more than its first pages
+                self.__dict__.pop("_index").close()
+                throw_away(self.directory / _INDEX)
+                raise CacheError(f"the index of {self.directory} is damaged and was thrown away: {error}") from error
             raise CacheError(f"the cache's index in {self.directory}: {error}; removing the directory is safe") from error
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether SQLite means that a file is no database, or no longer: what it has no class of errors for.
+
+    Locked, full and not writable are an `OperationalError`.
+    """
+    return type(error) is sqlite3.DatabaseError
+
+
+def throw_away(database: Path) -> None:
+    """Remove an SQLite file and its journals."""
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that is at `path`, in the place of the one before, once the block has ended well.
+
+    Raises:
+        CacheError: the disk does not take it. Nothing is left of it.
+    """
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("xb") as file:
+            yield file
+        part.replace(path)
+    except OSError as error:
+        raise cache_error(path.parent, error) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def cache_error(directory: Path, error: OSError) -> CacheError:

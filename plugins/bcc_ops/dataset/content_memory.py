@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bcc_ops.dataset.cache import is_damage, throw_away
 from bcc_ops.dataset.duplicates import Candidates, Pair
 from bcc_ops.dataset.fingerprints import DESCRIPTOR_BYTES, METHOD, Fingerprint
 from bcc_ops.dataset.likeness import Likeness
@@ -63,7 +64,8 @@ class ContentMemory:
         path: made, with its folder, where it is not there.
 
     Raises:
-        CacheError: on entering, if the file cannot be made.
+        CacheError: on entering or leaving: the file cannot be made, read or written, or turned out to be damaged and was
+            thrown away, so that the next one starts anew.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,16 +76,23 @@ class ContentMemory:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._open()
-            except sqlite3.DatabaseError:
-                log.warning("%s is damaged; what it held is learned again", self.path)
-                self.path.unlink(missing_ok=True)
+            except sqlite3.Error as error:
+                if not is_damage(error):
+                    raise
+                log.warning("%s is damaged (%s); what it held is learned again", self.path, error)
+                throw_away(self.path)
                 self._open()
         except (OSError, sqlite3.Error) as error:
             raise CacheError(f"{self.path} cannot be used: {error}") from None
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._db.close()
+        if isinstance(error, sqlite3.Error):
+            if is_damage(error):  # opening it had read no more than its first pages
+                throw_away(self.path)
+                raise CacheError(f"{self.path} is damaged and was thrown away: {error}") from error
+            raise CacheError(f"{self.path} cannot be used: {error}") from error
 
     def _open(self) -> None:
         self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
@@ -154,12 +163,9 @@ class ContentMemory:
         self._write("INSERT OR REPLACE INTO likeness VALUES (?,?,?,?)", rows)
 
     def _write(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany(statement, rows)
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise CacheError(f"{self.path} cannot be written: {error}") from None
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.executemany(statement, rows)
+        self._db.execute("COMMIT")
 
 
 def _columns(facts: ContentFacts) -> tuple[object, ...]:

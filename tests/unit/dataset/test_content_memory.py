@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import sqlite3
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from bcc_ops.dataset.content_memory import ContentFacts, ContentMemory
 from bcc_ops.dataset.duplicates import Candidates
 from bcc_ops.dataset.fingerprints import Fingerprint
 from bcc_ops.dataset.likeness import Likeness
+from bcc_ops.exceptions import CacheError
 
 
 def facts(number: int) -> ContentFacts:
@@ -40,6 +43,38 @@ def test_an_image_without_features_comes_back_too(tmp_path):
         memory.remember([("a", ContentFacts(width=1, fingerprint=bare))], 64, 1000)
         mark = memory.recall(["a"], 64, 1000)["a"].fingerprint
     assert (mark.points.shape, mark.descriptors.shape) == ((0, 3), (0, 32))
+
+
+def test_damage_behind_the_first_pages_costs_one_attempt_and_nothing_else(tmp_path):
+    path = tmp_path / "memory.sqlite3"
+    names = [f"{number:03}" for number in range(200)]
+    with ContentMemory(path) as memory:
+        memory.remember([(name, facts(1)) for name in names], 64, 1000)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + b"x" * (len(content) // 2))
+
+    with pytest.raises(CacheError, match="is damaged and was thrown away") as caught:
+        with ContentMemory(path) as memory:
+            memory.recall(names, 64, 1000)
+
+    assert caught.value.retryable
+    with ContentMemory(path) as memory:
+        assert memory.recall(names, 64, 1000) == {}
+
+
+def test_a_memory_that_somebody_else_writes_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "memory.sqlite3"
+    with ContentMemory(path) as memory:
+        memory.remember([("a", facts(1))], 64, 1000)
+        connect = sqlite3.connect
+        monkeypatch.setattr(sqlite3, "connect", lambda *args, timeout, **kwargs: connect(*args, timeout=0, **kwargs))
+        memory._db.execute("BEGIN IMMEDIATE")
+        with pytest.raises(CacheError, match="locked"):
+            with ContentMemory(path) as other:
+                other.remember([("b", facts(2))], 64, 1000)
+        memory._db.execute("COMMIT")
+        assert set(memory.recall(["a"], 64, 1000)) == {"a"}
+    assert path.exists()
 
 
 def test_likeness_is_kept_by_pair(tmp_path):
