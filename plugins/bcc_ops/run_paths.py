@@ -108,6 +108,10 @@ def champion_pointer(models_prefix: str) -> str:
     return f"{models_prefix}/champion.json"
 
 
-def checkpoint_folder(artifacts_prefix: str, snapshot_digest: str, config_digest: str) -> str:
-    """Where a training that is not done yet keeps its checkpoint: the same images and knobs find it again."""
-    return f"{artifacts_prefix}/checkpoints/{snapshot_digest[:16]}-{config_digest[:16]}"
+def checkpoint_folder(artifacts_prefix: str, *, snapshot_digest: str, config_digest: str, split_digest: str) -> str:
+    """Where a training that is not done yet keeps its checkpoint: the same images, knobs and split find it again.
+
+    Images and knobs do not say who is on which side: that is carried forward from the last assessed run, which may be
+    another one by the time of a retry.
+    """
+    return f"{artifacts_prefix}/checkpoints/{snapshot_digest[:16]}-{config_digest[:16]}-{split_digest[:16]}"

@@ -22,7 +22,7 @@ from urllib.parse import quote
 import psutil
 import pytest
 
-from bcc_ops.artifacts import ConfigDocument, SnapshotDocument
+from bcc_ops.artifacts import ClassWeightsDocument, ConfigDocument, SnapshotDocument
 from bcc_ops.exceptions import StorageError
 from bcc_ops.run_index import find_run
 from bcc_ops.run_paths import RunPaths, checkpoint_folder
@@ -90,7 +90,11 @@ class Training:
         """The epochs in the checkpoint that a retry on the GPU worker will find, in its cache or in the bucket."""
         snapshot = self.stack.store.load_key(SnapshotDocument, self.paths.document("snapshot.json"))
         config = self.stack.store.load_key(ConfigDocument, self.paths.document("config.json"))
-        folder = checkpoint_folder(ARTIFACTS, snapshot.digest, config.digest)
+        weights = self.stack.store.load_key(ClassWeightsDocument, self.paths.document("class_weights.json"))
+        assert weights.split is not None
+        folder = checkpoint_folder(
+            ARTIFACTS, snapshot_digest=snapshot.digest, config_digest=config.digest, split_digest=weights.split.sha256
+        )
         found = CheckpointFolder(self.stack.volume("cache-gpu"), folder, self.stack.store).load()
         assert found is not None
         assert 1 <= found.epochs < LONG["epochs"], "it was not hit in the middle"

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from bcc_ops.artifacts import ConfigDocument, EpochRow, SnapshotDocument, TrainingDocument
+from bcc_ops.artifacts import ClassWeightsDocument, ConfigDocument, EpochRow, SnapshotDocument, TrainingDocument
 from bcc_ops.dataset.made_up import write_images
 from bcc_ops.exceptions import StorageUnavailable, TrainingInterrupted
 from bcc_ops.operators.compute_class_weights import ComputeClassWeightsOperator
@@ -89,7 +89,11 @@ def _figures(store: ObjectStore, paths: RunPaths) -> list[list[float]]:
 def _checkpoints(store: ObjectStore, references: dict[str, Any]) -> str:
     snapshot = store.load(SnapshotDocument, references["snapshot"])
     config = store.load_key(ConfigDocument, _paths(store, references).document("config.json"))
-    return checkpoint_folder("artifacts", snapshot.digest, config.digest)
+    weights = store.load(ClassWeightsDocument, references["class_weights"])
+    assert weights.split is not None
+    return checkpoint_folder(
+        "artifacts", snapshot_digest=snapshot.digest, config_digest=config.digest, split_digest=weights.split.sha256
+    )
 
 
 def test_training_leaves_its_documents_and_no_checkpoint(place: ObjectStore, start: Callable[..., dict[str, Any]]) -> None:

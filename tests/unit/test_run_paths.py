@@ -4,7 +4,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from bcc_ops.run_paths import RunPaths, parse_run_folder, run_slug
+from bcc_ops.run_paths import RunPaths, checkpoint_folder, parse_run_folder, run_slug
 
 AS_OF = datetime(2026, 11, 22, 2, 0, tzinfo=timezone.utc)
 
@@ -44,3 +44,11 @@ def test_a_key_outside_of_every_run_is_refused(key: str) -> None:
 
 def test_a_foreign_folder_among_the_runs_is_passed_over() -> None:
     assert parse_run_folder("artifacts", "artifacts/runs/notes/") is None
+
+
+@pytest.mark.parametrize("other", ["snapshot_digest", "config_digest", "split_digest"])
+def test_a_checkpoint_is_found_again_by_the_same_images_knobs_and_split_alone(other: str) -> None:
+    of = {"snapshot_digest": "a" * 64, "config_digest": "b" * 64, "split_digest": "c" * 64}
+    folder = checkpoint_folder("artifacts", **of)
+    assert folder == f"artifacts/checkpoints/{'a' * 16}-{'b' * 16}-{'c' * 16}"
+    assert checkpoint_folder("artifacts", **of | {other: "d" * 64}) != folder

@@ -1,7 +1,7 @@
 """Where a training that is not done yet survives: one file, in this worker's cache and in the bucket.
 
-It is named by the snapshot's and the knobs' digests, so that a retry finds it on whatever worker it lands, and another
-run about the same images with the same knobs goes on from it too.
+It is named by the snapshot's, the knobs' and the split's digests, so that a retry finds it on whatever worker it lands, and
+another run about the same images with the same knobs and the same split goes on from it too.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-import tempfile
-import zipfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,15 @@ from typing import Any
 import numpy as np
 
 from bcc_ops.artifacts import EpochRow
-from bcc_ops.exceptions import StorageError
+from bcc_ops.dataset.cache import write_whole
+from bcc_ops.exceptions import CacheError, StorageError
 from bcc_ops.storage import ObjectStore
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
+_ABANDONED_AFTER = 14 * 24 * 3600
+"""Seconds since it was written after which nobody comes back for a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Checkpoint:
         lowest: each tuning image's loss in the epoch in which their mean was lowest.
         rows: the epochs so far.
         best_epoch: counted from 1.
+        warm_started_from: version of the champion that the first attempt started with; None without one.
         resumed_after: for each earlier resumption, how many epochs were done by then.
         seconds: spent so far, over all attempts.
     """
@@ -46,6 +49,7 @@ class Checkpoint:
     lowest: np.ndarray
     rows: tuple[EpochRow, ...]
     best_epoch: int
+    warm_started_from: str | None
     resumed_after: tuple[int, ...]
     seconds: float
 
@@ -60,6 +64,7 @@ class Checkpoint:
             "format": _FORMAT,
             "rows": [row.model_dump(mode="json") for row in self.rows],
             "best_epoch": self.best_epoch,
+            "warm_started_from": self.warm_started_from,
             "resumed_after": self.resumed_after,
             "seconds": self.seconds,
         }
@@ -88,10 +93,11 @@ class Checkpoint:
                     arrays["lowest"],
                     tuple(EpochRow.model_validate(row) for row in meta["rows"]),
                     int(meta["best_epoch"]),
+                    meta["warm_started_from"],
                     tuple(meta["resumed_after"]),
                     float(meta["seconds"]),
                 )
-        except (OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zipfile and numpy raise anything on damaged headers: NotImplementedError, zlib.error, …
             raise ValueError(f"{type(error).__name__}: {error}") from None
 
     def fits(self, variables: Sequence[Any], best: Sequence[Any]) -> bool:
@@ -128,18 +134,19 @@ class CheckpointFolder:
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint in the place of the one before.
 
-        A bucket that does not take it is no reason to lose a training that goes well: that is a warning.
+        A disk or a bucket that does not take it is no reason to lose a training that goes well: that is a warning.
         """
         content = checkpoint.to_bytes()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.path.parent, suffix=".part", delete=False) as file:
-            file.write(content)
-        Path(file.name).replace(self.path)
+        try:
+            with write_whole(self.path) as file:
+                file.write(content)
+        except CacheError as error:
+            log.warning("the checkpoint of epoch %d does not lie on this worker: %s", checkpoint.epochs, error)
         if self.store is not None:
             try:
                 self.store.put(self.key, content)
             except StorageError as error:
-                log.warning("the checkpoint of epoch %d lies on this worker only: %s", checkpoint.epochs, error)
+                log.warning("the checkpoint of epoch %d does not lie in the bucket: %s", checkpoint.epochs, error)
 
     def load(self) -> Checkpoint | None:
         """The checkpoint with the most epochs; None where there is none. A damaged one is ignored with a warning."""
@@ -163,8 +170,16 @@ class CheckpointFolder:
         return self.store.get(self.key)
 
     def clear(self) -> None:
-        """Remove it: the training is done."""
-        for path in self.path.parent.glob("*"):
-            path.unlink(missing_ok=True)
-        if self.store is not None:
-            self.store.delete_folder(self.folder)
+        """Remove it: the training is done. What cannot be removed is told in a warning.
+
+        With it goes what trainings that were never done, or done on another worker, left here long ago.
+        """
+        abandoned = time.time() - _ABANDONED_AFTER
+        try:
+            for path in self.path.parent.parent.glob("*/*"):
+                if path.parent == self.path.parent or path.stat().st_mtime < abandoned:
+                    path.unlink(missing_ok=True)
+            if self.store is not None:
+                self.store.delete_folder(self.folder)
+        except (OSError, StorageError) as error:
+            log.warning("the checkpoint %s could not be removed: %s", self.folder, error)

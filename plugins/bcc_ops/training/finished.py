@@ -17,11 +17,18 @@ log = logging.getLogger(__name__)
 
 
 def find_finished(
-    store: ObjectStore, paths: RunPaths, *, snapshot_digest: str, config_digest: str, class_weights: Reference
+    store: ObjectStore,
+    paths: RunPaths,
+    *,
+    snapshot_digest: str,
+    config_digest: str,
+    class_weights: Reference,
+    preprocessing: str,
 ) -> Reference | None:
     """The reference to this run's training.json; None where training has still to be done.
 
-    Training is done where the document was made of the same images, knobs, split and weights, and the model and the history
+    Training is done where the document was made of the same images, knobs, split and weights, its model file does the same
+    besides (`RunInputs.preprocessing`: knobs that the file depends on and training does not), and the model and the history
     that it names lie there with the content that it promises. What is there and is not that is told in a warning.
 
     Raises:
@@ -35,11 +42,8 @@ def find_finished(
     reference = Reference.of(store.uri(key), content)
     try:
         document = parse_document(TrainingDocument, content, reference.uri)
-        if (document.snapshot_digest, document.config_digest, document.class_weights) != (
-            snapshot_digest,
-            config_digest,
-            class_weights,
-        ):
+        made_of = (document.snapshot_digest, document.config_digest, document.class_weights, document.preprocessing)
+        if made_of != (snapshot_digest, config_digest, class_weights, preprocessing):
             log.warning("%s is of other images, knobs or weights than this run's by now: training anew", reference.uri)
             return None
         for named in (document.model, document.history):

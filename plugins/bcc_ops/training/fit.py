@@ -49,6 +49,7 @@ class TrainingRecord:
         rows: a row an epoch.
         best_epoch: counted from 1.
         stopped_early: whether patience ended it.
+        warm_started_from: version of the champion whose weights the first attempt started with; None without one.
         resumed_after: for each resumption, how many epochs were done by then.
         seconds: spent on epochs, over all attempts.
     """
@@ -57,6 +58,7 @@ class TrainingRecord:
     rows: tuple[EpochRow, ...]
     best_epoch: int
     stopped_early: bool
+    warm_started_from: str | None
     resumed_after: tuple[int, ...]
     seconds: float
 
@@ -66,6 +68,7 @@ def train(
     pixels: Pixels,
     tuning: Pixels,
     *,
+    warm_started_from: str | None = None,
     class_weights: Mapping[str, float],
     config: RetrainingConfig,
     devices: Devices,
@@ -78,6 +81,8 @@ def train(
     Args:
         classifier: the network, built under `devices.strategy`; afterwards it has the last epoch's weights.
         pixels, tuning: the train and the tuning part.
+        warm_started_from: version of the champion whose weights `classifier` has. The champion may be another one by the
+            time of a retry; what is told is where the training that goes on began.
         class_weights: class -> weight of its images in the loss.
         config: the run's knobs.
         devices: as `prepare_devices` gave them.
@@ -94,7 +99,7 @@ def train(
         optimizer = _compile(classifier, config, devices, steps_per_epoch=math.ceil(len(pixels) / config.batch_size))
     weights = {position: class_weights[name] for position, name in enumerate(pixels.classes)}
     state = [*classifier.variables, *optimizer.variables]
-    reached = _resume(checkpoints, state, classifier)
+    reached = _resume(checkpoints, state, classifier) or Checkpoint((), (), np.empty(0), (), 0, warm_started_from, (), 0.0)
     rows, best, best_epoch, lowest = list(reached.rows), reached.best, reached.best_epoch, reached.lowest
     resumed_after = (*reached.resumed_after, len(rows)) if rows else ()
     seconds = reached.seconds
@@ -110,6 +115,8 @@ def train(
         averaged, raw = _averaged_weights(classifier, optimizer, config)
         probabilities = predict(classifier, tuning)
         losses = cross_entropies(probabilities, tuning.labels)
+        if not np.isfinite(losses).all():  # the last batch's update is seen by no later batch of its epoch
+            raise DivergedError(f"the network answers no numbers after epoch {epoch}: try a lower learning_rate")
         accuracy, balanced = accuracies(probabilities, tuning.labels)
         row = EpochRow(
             epoch=epoch,
@@ -129,10 +136,14 @@ def train(
         if not is_worse(losses, lowest):
             best, best_epoch = averaged, epoch
         _assign(classifier.trainable_variables, raw)
-        checkpoints.save(Checkpoint(_values(state), best, lowest, tuple(rows), best_epoch, resumed_after, seconds))
+        checkpoints.save(
+            Checkpoint(_values(state), best, lowest, tuple(rows), best_epoch, reached.warm_started_from, resumed_after, seconds)
+        )
         on_epoch(rows)
         log.info("%s", describe_epoch(row, config.epochs, best_epoch))
-    return TrainingRecord(best, tuple(rows), best_epoch, len(rows) < config.epochs, resumed_after, seconds)
+    return TrainingRecord(
+        best, tuple(rows), best_epoch, len(rows) < config.epochs, reached.warm_started_from, resumed_after, seconds
+    )
 
 
 def _compile(classifier: keras.Model, config: RetrainingConfig, devices: Devices, steps_per_epoch: int) -> keras.Optimizer:
@@ -162,15 +173,14 @@ def _compile(classifier: keras.Model, config: RetrainingConfig, devices: Devices
     return classifier.optimizer
 
 
-def _resume(checkpoints: CheckpointFolder, state: Sequence[Any], classifier: keras.Model) -> Checkpoint:
-    """What an earlier attempt reached, put into the model and the optimizer; else the start."""
+def _resume(checkpoints: CheckpointFolder, state: Sequence[Any], classifier: keras.Model) -> Checkpoint | None:
+    """What an earlier attempt reached, put into the model and the optimizer."""
     found = checkpoints.load()
-    start = Checkpoint((), (), np.empty(0), (), 0, (), 0.0)
     if found is None:
-        return start
+        return None
     if not found.fits(state, classifier.weights):
         log.warning("the checkpoint after epoch %d is ignored: it is of a network of another shape", found.epochs)
-        return start
+        return None
     _assign(state, found.variables)
     log.info("going on after epoch %d, from a checkpoint", found.epochs)
     return found

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
-import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bcc_ops.dataset.cache import write_whole
 from bcc_ops.exceptions import ObjectNotFound, WeightsUnavailable
 from bcc_ops.storage import ObjectStore, split_uri
 
@@ -191,19 +191,18 @@ def efficientnet_lite0_weights(cache_dir: Path) -> dict[str, np.ndarray]:
 
     Raises:
         WeightsUnavailable: the package is not installed, or its file is not the expected one.
+        CacheError: the cache does not take the converted file.
     """
     converted = cache_dir / "weights" / f"efficientnet_lite0-{PACKAGE_SHA256[:8]}.npz"
     if converted.exists():
         try:
             with converted.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zipfile and numpy raise anything on damaged headers: NotImplementedError, zlib.error, …
             log.warning("%s is damaged (%s); it is made anew", converted, error)
     weights = to_keras_layout(read_state_dict(_packaged_file()))
-    converted.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=converted.parent, suffix=".part", delete=False) as part:
+    with write_whole(converted) as part:
         np.savez(part, **weights)  # type: ignore[arg-type]
-    Path(part.name).replace(converted)
     return weights
 
 
@@ -232,6 +231,7 @@ def fetch_weights_file(weights: str, cache_dir: Path, store: ObjectStore) -> Pat
 
     Raises:
         WeightsUnavailable: there is no such file.
+        CacheError: the cache does not take a downloaded one.
     """
     if not weights.startswith("s3://"):
         path = Path(weights).expanduser()
@@ -246,12 +246,10 @@ def fetch_weights_file(weights: str, cache_dir: Path, store: ObjectStore) -> Pat
         raise WeightsUnavailable(f"weights: there is nothing at {weights}")
     path = cache_dir / "weights" / f"{head.etag}-{Path(key).name}"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             content = store.get(key)
         except ObjectNotFound:
             raise WeightsUnavailable(f"weights: there is nothing at {weights}") from None
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        with write_whole(path) as file:
             file.write(content)
-        Path(file.name).replace(path)
     return path

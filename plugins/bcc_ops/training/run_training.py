@@ -74,6 +74,28 @@ class RunInputs:
     warm_start: Callable[[], WarmStart | None]
     cache_dir: Path
 
+    @property
+    def split(self) -> Reference:
+        """Names split.parquet.
+
+        Raises:
+            ArtifactError: class_weights.json names none.
+        """
+        if self.class_weights.split is None:
+            raise ArtifactError("class_weights.json names no split.parquet: there is nothing to train on")
+        return self.class_weights.split
+
+    @property
+    def preprocessing(self) -> str:
+        """What the model file does besides the network that was trained, in a sentence."""
+        sentence = "inside the model: it takes raw 0-255 RGB pixels"
+        if self.config.test_time_flip:
+            sentence += " and answers the mean over the image and its mirror image"
+        if self.config.malignant_emphasis != 1:
+            factor = f"{self.config.malignant_emphasis:g}"
+            sentence += f"; its odds of {self.snapshot.positive_class} are multiplied by {factor}"
+        return sentence
+
 
 def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: threading.Event) -> Reference:
     """Train this run's challenger and write `history.csv`, as epochs end, `model.h5` and `training.json`.
@@ -95,7 +117,12 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         DivergedError, OutOfMemory, TrainingInterrupted: see `fit.train`.
     """
     config = inputs.config
-    folder = checkpoint_folder(paths.artifacts_prefix, inputs.snapshot.digest, inputs.config_digest)
+    folder = checkpoint_folder(
+        paths.artifacts_prefix,
+        snapshot_digest=inputs.snapshot.digest,
+        config_digest=inputs.config_digest,
+        split_digest=inputs.split.sha256,
+    )
     checkpoints = CheckpointFolder(inputs.cache_dir, folder, store)
     finished = find_finished(
         store,
@@ -103,6 +130,7 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         snapshot_digest=inputs.snapshot.digest,
         config_digest=inputs.config_digest,
         class_weights=inputs.class_weights_reference,
+        preprocessing=inputs.preprocessing,
     )
     if finished is not None:
         checkpoints.clear()
@@ -127,6 +155,7 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         classifier,
         parts["train"],
         parts["tuning"],
+        warm_started_from=champion.version if champion else None,
         class_weights=inputs.class_weights.weights,
         config=config,
         devices=devices,
@@ -145,7 +174,7 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         )
         model = store.put_file(paths.document("model.h5"), file)
     history = store.put_referenced(history_key, history_csv(record.rows), "text/csv")
-    document = _describe(inputs, devices, record, champion, parameters=classifier.count_params(), history=history, model=model)
+    document = _describe(inputs, devices, record, parameters=classifier.count_params(), history=history, model=model)
     reference = store.save(paths.document("training.json"), document)
     checkpoints.clear()  # not before the document lies there: until then a retry needs it
     log.info("trained in %.0f s, best epoch %d of %d: %s", record.seconds, record.best_epoch, len(record.rows), model.uri)
@@ -172,9 +201,7 @@ def _build(inputs: RunInputs, devices: Devices, store: ObjectStore, champion: Wa
 
 
 def _decode(inputs: RunInputs, store: ObjectStore) -> dict[Partition, Pixels]:
-    if inputs.class_weights.split is None:
-        raise ArtifactError("class_weights.json names no split.parquet: there is nothing to train on")
-    rows = read_rows(SplitRow, store.get_referenced(inputs.class_weights.split))
+    rows = read_rows(SplitRow, store.get_referenced(inputs.split))
     side_of = {row.key: row.partition for row in rows}
     images = inputs.images()
     read = read_as_notebook if inputs.config.preset == "notebook" else decode_images
@@ -224,7 +251,6 @@ def _describe(
     inputs: RunInputs,
     devices: Devices,
     record: TrainingRecord,
-    champion: WarmStart | None,
     *,
     parameters: int,
     history: Reference,
@@ -235,16 +261,10 @@ def _describe(
         preset=config.preset,
         architecture=config.architecture,
         weights=config.weights,
-        warm_started_from=champion.version if champion else None,
+        warm_started_from=record.warm_started_from,
         classes=inputs.class_weights.classes,
         image_size=config.image_size,
-        preprocessing="inside the model: it takes raw 0-255 RGB pixels"
-        + (" and answers the mean over the image and its mirror image" if config.test_time_flip else "")
-        + (
-            f"; its odds of {inputs.snapshot.positive_class} are multiplied by {config.malignant_emphasis:g}"
-            if config.malignant_emphasis != 1
-            else ""
-        ),
+        preprocessing=inputs.preprocessing,
         parameters=parameters,
         seed=config.seed,
         deterministic=config.deterministic,

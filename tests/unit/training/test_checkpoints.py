@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bcc_ops.artifacts import EpochRow
-from bcc_ops.exceptions import StorageUnavailable
+from bcc_ops.exceptions import AccessDenied, StorageUnavailable
 from bcc_ops.storage import ObjectStore
 from bcc_ops.training.checkpoints import Checkpoint, CheckpointFolder
 
@@ -31,7 +34,7 @@ def _checkpoint(epochs: int) -> Checkpoint:
     variables = (np.full((2, 3), epochs, np.float32), np.array(epochs, np.int64), np.array([1, 2], np.uint32))
     best = (np.arange(3, dtype=np.float32),)
     lowest = np.array([0.1, 0.7])
-    return Checkpoint(variables, best, lowest, tuple(_row(epoch + 1) for epoch in range(epochs)), 1, (1,), 12.5)
+    return Checkpoint(variables, best, lowest, tuple(_row(epoch + 1) for epoch in range(epochs)), 1, "v1", (1,), 12.5)
 
 
 def test_a_checkpoint_comes_back_bit_by_bit(tmp_path: Path, store: ObjectStore) -> None:
@@ -41,14 +44,9 @@ def test_a_checkpoint_comes_back_bit_by_bit(tmp_path: Path, store: ObjectStore) 
     found = folder.load()
 
     assert found is not None
-    assert (found.epochs, found.rows, found.best_epoch, found.resumed_after, found.seconds) == (
-        2,
-        _checkpoint(2).rows,
-        1,
-        (1,),
-        12.5,
-    )
     saved = _checkpoint(2)
+    told = ("epochs", "rows", "best_epoch", "warm_started_from", "resumed_after", "seconds")
+    assert [getattr(found, name) for name in told] == [2, saved.rows, 1, "v1", (1,), 12.5]
     for one, other in zip((*found.variables, *found.best, found.lowest), (*saved.variables, *saved.best, saved.lowest)):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
@@ -78,7 +76,7 @@ def test_without_one_there_is_none(tmp_path: Path, store: ObjectStore) -> None:
     assert CheckpointFolder(tmp_path, FOLDER, store).load() is None
 
 
-@pytest.mark.parametrize("damage", ["cut short", "a bit flipped", "no archive", "empty"])
+@pytest.mark.parametrize("damage", ["cut short", "a bit flipped", "no archive", "empty", "an unknown compression"])
 def test_a_damaged_one_is_ignored_with_a_warning_and_the_other_copy_used(
     tmp_path: Path, store: ObjectStore, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
@@ -87,6 +85,8 @@ def test_a_damaged_one_is_ignored_with_a_warning_and_the_other_copy_used(
     content = bytearray(folder.path.read_bytes())
     if damage == "a bit flipped":
         content[content.index(np.float32(2).tobytes() * 6)] ^= 1
+    if damage == "an unknown compression":  # the field lies 10 bytes into each entry of the archive's directory
+        content[content.index(b"PK\x01\x02") + 10] = 99
     damaged = {"cut short": bytes(content[:-200]), "no archive": b"x" * 500, "empty": b""}.get(damage, bytes(content))
     folder.path.write_bytes(damaged)
 
@@ -118,8 +118,26 @@ def test_a_bucket_that_fails_costs_a_warning_and_no_training(
 
     folder.save(_checkpoint(2))
 
-    assert "this worker only" in caplog.text
+    assert "does not lie in the bucket" in caplog.text
     assert folder.path.exists()
+
+
+def test_a_disk_that_fails_costs_a_warning_and_the_bucket_has_it(
+    tmp_path: Path, store: ObjectStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    folder = CheckpointFolder(tmp_path, FOLDER, store)
+
+    folder.save(_checkpoint(2))
+
+    assert "does not lie on this worker: the disk of" in caplog.text
+    assert list(folder.path.parent.iterdir()) == [], "what was written until then fills the disk"
+    found = folder.load()
+    assert found is not None
+    assert found.epochs == 2
 
 
 def test_a_done_training_leaves_nothing_behind(tmp_path: Path, store: ObjectStore) -> None:
@@ -132,4 +150,32 @@ def test_a_done_training_leaves_nothing_behind(tmp_path: Path, store: ObjectStor
 
     assert folder.load() is None
     assert list(store.list_objects(f"{FOLDER}/")) == []
+    assert other.path.exists()
     assert other.load() is not None
+
+
+def test_with_it_goes_what_was_abandoned_on_this_worker_two_weeks_ago(tmp_path: Path) -> None:
+    done, lately, abandoned = (CheckpointFolder(tmp_path, f"artifacts/checkpoints/{name}", None) for name in "abc")
+    for folder, days in ((done, 0), (lately, 13), (abandoned, 15)):
+        folder.save(_checkpoint(1))
+        written = time.time() - days * 24 * 3600
+        os.utime(folder.path, (written, written))
+
+    done.clear()
+
+    assert [folder.path.exists() for folder in (done, lately, abandoned)] == [False, True, False]
+
+
+def test_one_that_cannot_be_removed_costs_a_warning(
+    tmp_path: Path, store: ObjectStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> int:
+        raise AccessDenied("removing: access denied")
+
+    monkeypatch.setattr(store, "delete_folder", refuse)
+    folder = CheckpointFolder(tmp_path, FOLDER, store)
+    folder.save(_checkpoint(1))
+
+    folder.clear()
+
+    assert f"{FOLDER} could not be removed: removing: access denied" in caplog.text

@@ -16,6 +16,7 @@ INPUTS: dict[str, Any] = {
     "snapshot_digest": "d" * 64,
     "config_digest": "c" * 64,
     "class_weights": reference("class_weights.json"),
+    "preprocessing": "inside the model; its odds of malignant are multiplied by 4",
 }
 
 
@@ -41,7 +42,12 @@ def test_nothing_is_found_before_the_first_training(store: ObjectStore, caplog: 
 
 @pytest.mark.parametrize(
     "other",
-    [{"snapshot_digest": "e" * 64}, {"config_digest": "e" * 64}, {"class_weights": reference("class_weights.json of before")}],
+    [
+        {"snapshot_digest": "e" * 64},
+        {"config_digest": "e" * 64},
+        {"class_weights": reference("class_weights.json of before")},
+        {"preprocessing": "inside the model; its odds of malignant are multiplied by 2"},
+    ],
     ids=lambda other: next(iter(other)),
 )
 def test_a_training_of_other_inputs_is_not_handed_on(

@@ -61,6 +61,7 @@ def _train(
     tuning: Pixels | None = None,
     stop: threading.Event | None = None,
     on_epoch: Callable[[Sequence[EpochRow]], None] = lambda rows: None,
+    warm_started_from: str | None = None,
     **knobs: Any,
 ) -> TrainingRecord:
     config = RetrainingConfig.resolve({**KNOBS, **knobs})
@@ -72,6 +73,7 @@ def _train(
         classifier,
         _pixels(18, seed=0),
         tuning or _pixels(9, seed=1),
+        warm_started_from=warm_started_from,
         class_weights={"benign": 1.0, "malignant": 2.0, "normal": 0.5},
         config=config,
         devices=devices,
@@ -134,6 +136,17 @@ def test_training_stops_within_a_batch_and_keeps_its_checkpoint(undisturbed: Tra
     resumed = _train(tmp_path)
     assert resumed.resumed_after == (2,)
     assert _figures(resumed) == _figures(undisturbed)
+
+
+def test_a_resumed_training_names_the_champion_that_its_first_attempt_started_with(tmp_path: Path) -> None:
+    def die(rows: Sequence[EpochRow]) -> None:
+        if len(rows) == 1:
+            raise _Dies
+
+    with pytest.raises(_Dies):
+        _train(tmp_path, warm_started_from="v1", on_epoch=die)
+
+    assert _train(tmp_path, warm_started_from="v2").warm_started_from == "v1"
 
 
 def test_a_checkpoint_of_another_network_is_ignored_with_a_warning(
@@ -234,6 +247,15 @@ def test_the_learning_rate_rises_over_the_warm_up_and_falls_along_a_cosine(undis
 def test_a_loss_that_is_no_number_ends_with_no_model(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="learning_rate"):
         _train(tmp_path, learning_rate=1.0, weight_decay=0.0, warmup_epochs=0, epochs=20)
+
+
+def test_weights_that_the_last_batch_of_an_epoch_spoils_end_with_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuning = _tell(monkeypatch, [LOSSES[0], [math.nan] * 4])
+
+    with pytest.raises(DivergedError, match="after epoch 2: try a lower learning_rate"):
+        _train(tmp_path, tuning=tuning)
 
 
 def test_history_grows_with_each_epoch(tmp_path: Path) -> None:
