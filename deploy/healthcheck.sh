@@ -31,8 +31,9 @@ api-server) get "http://localhost:${AIRFLOW__API__PORT:-8080}/api/v2/version" ;;
 scheduler) get "http://localhost:${AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_PORT:-8974}/health" ;;
 dag-processor) heartbeat dag_processor ;;
 triggerer) heartbeat triggerer ;;
-# A ping that names the node is answered by this worker and by no other one.
-worker) celery --broker "$AIRFLOW__CELERY__BROKER_URL" inspect ping --timeout 10 --destination "${CELERY_NODE:?names the Celery node}@${HOSTNAME}" ;;
+# A ping that names the node is answered by this worker and by no other one. The broker's URL holds its password: as an
+# argument it would show in the host's process list.
+worker) BROKER_URL="$AIRFLOW__CELERY__BROKER_URL" celery inspect ping --timeout 10 --destination "${CELERY_NODE:?names the Celery node}@${HOSTNAME}" ;;
 *)
     echo "healthcheck.sh: no service is named, and the container's command names none" >&2
     exit 2

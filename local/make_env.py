@@ -25,6 +25,9 @@ def make_env(gpu: bool) -> str:
     """
     access_key, secret_key = secrets.token_hex(10), secrets.token_urlsafe(32)
     sections = {
+        "What the names of volumes and containers begin with. Under another one, the volumes would be new and empty.": {
+            "COMPOSE_PROJECT_NAME": "breast-ultrasound",
+        },
         "What runs here. Leave out s3 where there is a real one, and point AIRFLOW_CONN_AWS_DEFAULT to it.": {
             "COMPOSE_PROFILES": f"s3,{'gpu' if gpu else 'cpu'}",
             "GPU_SLOTS": "1",

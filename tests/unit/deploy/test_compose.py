@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from celery.bin.celery import celery
 
 from bcc_ops.config import Settings
 from local.make_env import make_env
@@ -113,6 +114,15 @@ def test_gpu_worker_takes_one_training_on_one_gpu_and_has_time_for_a_checkpoint(
 
 
 @needs_compose
+def test_each_image_is_built_from_the_target_that_its_tag_names(services: dict[str, Any]) -> None:
+    ours = {name: service for name, service in services.items() if service["image"].startswith("bcc-retraining:")}
+    gpu = {name for name, service in ours.items() if service["image"].endswith(":gpu")}
+    assert gpu == {"worker-gpu", "worker-gpu-1"}
+    targets = {name: service["build"]["target"] for name, service in ours.items()}
+    assert targets == {name: "gpu" if name in gpu else "cpu" for name in ours}
+
+
+@needs_compose
 def test_workers_have_caches_of_their_own(services: dict[str, Any]) -> None:
     caches = {
         name: [v for v in services[name]["volumes"] if ":/opt/airflow/cache" in str(v)] for name in ("worker", "worker-gpu")
@@ -141,6 +151,34 @@ def test_overrides_fit_the_compose_file(override: Path, env_file: Path) -> None:
         "-f", "docker-compose.yaml", "-f", str(override), "config", "--quiet", env_file=env_file, environment=addresses
     )
     assert answer.returncode == 0, answer.stderr
+
+
+@needs_compose
+@pytest.mark.parametrize("told", ["deploy/compose.published.yaml", "docs/operations.md"])
+def test_server_beside_a_gpu_host_runs_no_worker_that_takes_its_trainings(told: str, services: dict[str, Any]) -> None:
+    (given,) = re.findall(r"PRIVATE_ADDRESS=\S+ GPU_HOST=\S+ COMPOSE_PROFILES=(\S+) ", (REPOSITORY / told).read_text())
+    profiles = set(given.split(","))
+    started = {name for name, service in services.items() if "profiles" not in service or profiles & set(service["profiles"])}
+    assert "s3" in started
+    assert started & set(WORKERS) == {"worker"}
+
+
+def test_health_check_of_a_worker_hands_the_brokers_password_to_celery_by_no_argument(tmp_path: Path) -> None:
+    asked = tmp_path / "celery"
+    asked.write_text('#!/bin/bash\necho "$@"\necho "$BROKER_URL"\n')
+    asked.chmod(0o755)
+    broker = "redis://:password@redis:6379/0"
+    environment = {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "HOSTNAME": "host",
+        "CELERY_NODE": "gpu",
+        "AIRFLOW__CELERY__BROKER_URL": broker,
+    }
+    script = REPOSITORY / "deploy" / "healthcheck.sh"
+    answer = subprocess.run([script, "worker"], env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines() == ["inspect ping --timeout 10 --destination gpu@host", broker]
+    (option,) = (option for option in celery.params if option.name == "broker")
+    assert option.envvar == "BROKER_URL"
 
 
 def test_image_is_of_the_locked_airflow() -> None:

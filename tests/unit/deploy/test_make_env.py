@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from deploy.write_logins import logins
 from local import make_env
 from local.s3_server import S3Server, free_ports
 
+REPOSITORY = Path(__file__).resolve().parents[3]
+
 
 def read(text: str) -> dict[str, str]:
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
@@ -26,7 +29,9 @@ def read(text: str) -> dict[str, str]:
 def test_two_env_files_share_no_secret() -> None:
     one, other = read(make_env.make_env(gpu=False)), read(make_env.make_env(gpu=False))
     alike = {name for name in one if one[name] == other[name]}
-    assert alike == {"COMPOSE_PROFILES", "GPU_SLOTS", "UI_ADDRESS", "UI_PORT", "BCC_BUCKET", "CREATE_BUCKET"}
+    assert alike == {
+        *("COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES", "GPU_SLOTS", "UI_ADDRESS", "UI_PORT", "BCC_BUCKET", "CREATE_BUCKET"),
+    }
 
 
 def test_secrets_are_what_airflow_takes() -> None:
@@ -49,6 +54,12 @@ def test_env_is_for_its_owner_alone_and_never_overwritten(tmp_path: Path, monkey
 def test_profiles_follow_the_host() -> None:
     assert read(make_env.make_env(gpu=True))["COMPOSE_PROFILES"] == "s3,gpu"
     assert read(make_env.make_env(gpu=False))["COMPOSE_PROFILES"] == "s3,cpu"
+
+
+def test_the_volume_that_the_docs_back_up_is_of_this_project() -> None:
+    """Docker makes an empty volume where the name is wrong, and the backup would be one of nothing."""
+    copied = re.findall(r"-v (\S+):/from", (REPOSITORY / "docs" / "operations.md").read_text())
+    assert copied == [f"{read(make_env.make_env(gpu=False))['COMPOSE_PROJECT_NAME']}_s3"]
 
 
 def test_each_user_has_the_password_of_its_variable() -> None:
