@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from bcc_ops.dataset.made_up import write_images
 from local.processes import Supervisor, stop_owner
 from local.run import RunRequest, main, run, say
-from local.stack import LocalStack
+from local.stack import LocalStack, keep_to_ones_own
 
 
 def _home() -> Path:
@@ -32,6 +33,7 @@ def _stop() -> int:
 def _s3() -> int:
     """The S3 server alone, until a signal."""
     request = RunRequest.from_environment(os.environ)
+    keep_to_ones_own(os.environ, own_s3=True)
     stack = LocalStack(request.home, bucket=request.settings.bucket, say=say)
     stack.supervisor = Supervisor(request.home, say)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -39,7 +41,8 @@ def _s3() -> int:
         stack.start_store()
         buckets = [bucket["Name"] for bucket in stack.s3.client().list_buckets()["Buckets"]]
         say(f"{stack.s3.endpoint} with the buckets {', '.join(buckets)}; its keys are in {request.home / 'secrets.json'}.")
-        say(f"AIRFLOW_CONN_AWS_DEFAULT='{stack.s3.airflow_connection}'")
+        for name, value in {**stack.s3.aws_variables, "AIRFLOW_CONN_AWS_DEFAULT": stack.s3.airflow_connection}.items():
+            print(f"export {name}={shlex.quote(value)}", flush=True)  # without the time, to be pasted into a shell
         while True:
             signal.pause()
     except KeyboardInterrupt:

@@ -55,11 +55,11 @@ def read_folder(root: Path, classes: Sequence[str]) -> ImageFolder:
     """See what lies in a folder of labelled images.
 
     Args:
-        root: holds a folder a class, matched regardless of case, as the pipeline does.
+        root: holds a folder a class, named exactly as the class is: the pipeline ignores any other.
         classes: the configured classes.
 
     Raises:
-        FolderError: there is no such folder, no class in it, or no image in any class.
+        FolderError: there is no such folder, no class in it or one only in another case, or no image in any class.
     """
     if not root.exists():
         raise FolderError(f"IMAGES={root}: there is no such folder")
@@ -69,8 +69,14 @@ def read_folder(root: Path, classes: Sequence[str]) -> ImageFolder:
         entries = sorted(root.iterdir())
     except OSError as error:
         raise FolderError(f"IMAGES={root} cannot be read: {error.strerror}") from None
-    known = {name.casefold() for name in classes}
-    labelled = [entry for entry in entries if entry.is_dir() and entry.name.casefold() in known]
+    labelled = [entry for entry in entries if entry.is_dir() and entry.name in classes]
+    meant = {name.casefold(): name for name in classes}
+    other_case = [entry.name for entry in entries if entry.is_dir() and entry not in labelled and entry.name.casefold() in meant]
+    if other_case:
+        renames = ", ".join(f"{name} to {meant[name.casefold()]}" for name in other_case)
+        raise FolderError(
+            f"IMAGES={root}: a folder must be named as its class is: rename {renames}, or set BCC_CLASSES and BCC_POSITIVE_CLASS"
+        )
     left_out: Counter[str] = Counter()
     for entry in entries:
         if entry not in labelled and not entry.name.startswith("."):

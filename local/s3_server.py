@@ -74,6 +74,12 @@ class S3Server:
         )
 
     @property
+    def aws_variables(self) -> dict[str, str]:
+        """The environment in which boto3 and the AWS command line reach it without being told more."""
+        keys = {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
+        return {"AWS_ENDPOINT_URL_S3": self.endpoint, **keys}
+
+    @property
     def airflow_connection(self) -> str:
         """The value of `AIRFLOW_CONN_AWS_DEFAULT` that points to it."""
         return airflow_connection(self.endpoint, self.access_key, self.secret_key)

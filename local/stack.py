@@ -242,7 +242,6 @@ class LocalStack:
         try:
             # only now: what a killed start left may have held the port until a moment ago
             self.port = s3_server.free_ports(1)[0] if self._ui_ports is None else first_free_port(self._ui_ports)
-            self._s3_port = s3_server.free_ports(1)[0]
             self.start_store()
             self._start_airflow()
             if self.wait:
@@ -264,6 +263,7 @@ class LocalStack:
     def start_store(self) -> None:
         """Start the own S3 server and make the bucket, or make sure that the configured one answers."""
         if self.own_s3:
+            self._s3_port = s3_server.free_ports(1)[0]
             keys = self.secrets
             log = self.supervisor.log_path("s3")
 

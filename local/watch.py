@@ -71,13 +71,13 @@ class RunWatcher:
     def _give_way(self) -> None:
         """Let a nightly run that only waits for images make room: one run at a time is active, and a person waits for this one.
 
-        Airflow makes up for the last missed night as soon as the DAG may run, and such a run may wait for hours.
+        Airflow makes up for the last missed night as soon as the DAG may run, and such a run may wait for hours. A
+        run of any other kind is left alone: an event's waits for its images to settle and no longer, and the days of a
+        backfill, which are active beside this run, are in nobody's way.
         """
         if self._api.run(self._dag_id, self._run_id)["state"] != "queued":
             return
-        for other in self._api.runs(self._dag_id, state=["running"]):
-            if other["dag_run_id"] == self._run_id:  # it began between the two questions
-                return
+        for other in self._api.runs(self._dag_id, state=["running"], run_type=["scheduled"]):
             waiting = self._api.tasks(self._dag_id, other["dag_run_id"])[SENSOR]["state"]
             if waiting not in ("success", "skipped", "failed"):
                 self._api.set_task_state(self._dag_id, other["dag_run_id"], SENSOR, "skipped")

@@ -26,12 +26,12 @@ def _listing(store: ObjectStore) -> dict[str, bytes]:
 
 def test_images_of_classes_are_taken_and_the_rest_is_counted_by_reason(tmp_path: Path) -> None:
     root = _write(
-        tmp_path, "benign/a (1).png", "benign/a (1)_mask.png", "Normal/deep/b.JPG", "malignant/notes.txt", "cysts/c.png", "README"
+        tmp_path, "benign/a (1).png", "benign/a (1)_mask.png", "normal/deep/b.JPG", "malignant/notes.txt", "cysts/c.png", "README"
     )
     (root / "benign" / "gone.png").symlink_to(root / "nowhere.png")
     folder = read_folder(root, CLASSES)
-    assert [str(file) for file in folder.files] == ["Normal/deep/b.JPG", "benign/a (1).png", "benign/a (1)_mask.png"]
-    assert folder.counts(("*_mask*",)) == {"Normal": 1, "benign": 1}
+    assert [str(file) for file in folder.files] == ["benign/a (1).png", "benign/a (1)_mask.png", "normal/deep/b.JPG"]
+    assert folder.counts(("*_mask*",)) == {"benign": 1, "normal": 1}
     assert folder.left_out == {
         "file outside of a class": 1,
         "folder that is no class": 1,
@@ -63,6 +63,11 @@ def test_names_that_cannot_be_keys_are_left_out(tmp_path: Path) -> None:
         (["a.png"], "", "no folder of a class (benign, malignant, normal); it holds no folder"),
         (["data/benign/a.png"], "", "holds no folder named benign, malignant, normal, but data/ does: IMAGES="),
         (["benign/a.png"], "benign", "is itself the folder of a class; name the one above it"),
+        (
+            ["Benign/a.png", "NORMAL/b.png", "malignant/c.png"],
+            "",
+            "rename Benign to benign, NORMAL to normal, or set BCC_CLASSES",
+        ),
         (["benign/a.txt"], "", "no image (.png .jpg .jpeg .bmp) in benign"),
     ],
 )

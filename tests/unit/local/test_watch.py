@@ -23,16 +23,18 @@ class FakeAirflow:
     def __init__(self) -> None:
         self.states: dict[str, dict[str, str | None]] = {"mine": {}}
         self.run_states = {"mine": "running"}
+        self.run_types = {"mine": "manual", "scheduled__x": "scheduled"}
         self.marked: list[tuple[str, str, str]] = []
 
     def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
         return {name: _task(name, state) for name, state in self.states[run_id].items()}
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
-        return {"dag_run_id": run_id, "state": self.run_states[run_id]}
+        return {"dag_run_id": run_id, "state": self.run_states[run_id], "run_type": self.run_types[run_id]}
 
-    def runs(self, dag_id: str, **filters: Any) -> list[dict[str, Any]]:
-        return [self.run(dag_id, run_id) for run_id, state in self.run_states.items() if state in filters["state"]]
+    def runs(self, dag_id: str, **filters: list[str]) -> list[dict[str, Any]]:
+        runs = [self.run(dag_id, run_id) for run_id in self.run_states]
+        return [run for run in runs if all(run[name] in wanted for name, wanted in filters.items())]
 
     def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
         self.marked.append((run_id, task_id, state))
@@ -90,12 +92,31 @@ def test_a_nightly_run_that_only_waits_gives_way(airflow: FakeAirflow, watch: tu
     assert "scheduled__x was only waiting" in lines[0]
 
 
+@pytest.mark.parametrize("run_type", ["asset_triggered", "manual", "operator_triggered", "backfill"])
+def test_a_waiting_run_of_another_kind_is_left_alone(
+    airflow: FakeAirflow, watch: tuple[RunWatcher, list[str]], run_type: str
+) -> None:
+    """A night that a backfill does again keeps its id: only its type tells."""
+    airflow.run_states = {"mine": "queued", "scheduled__x": "running"}
+    airflow.run_types["scheduled__x"] = run_type
+    airflow.states["scheduled__x"] = {"wait_for_new_images": "deferred"}
+    watch[0]()
+    assert airflow.marked == []
+
+
 def test_a_run_that_begins_meanwhile_does_not_give_way_to_itself(
     airflow: FakeAirflow, watch: tuple[RunWatcher, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     airflow.states["mine"] = {"wait_for_new_images": "queued"}
-    monkeypatch.setattr(airflow, "run", lambda dag_id, run_id: {"dag_run_id": run_id, "state": "queued"})
-    monkeypatch.setattr(airflow, "runs", lambda dag_id, **filters: [{"dag_run_id": "mine", "state": "running"}])
+    airflow.run_states = {"mine": "queued"}
+    look = airflow.run
+
+    def look_before_it_begins(dag_id: str, run_id: str) -> dict[str, Any]:
+        seen = look(dag_id, run_id)
+        airflow.run_states["mine"] = "running"
+        return seen
+
+    monkeypatch.setattr(airflow, "run", look_before_it_begins)
     watch[0]()
     assert airflow.marked == []
 
