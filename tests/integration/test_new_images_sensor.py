@@ -234,11 +234,12 @@ def test_a_person_is_not_asked_to_wait(place: ObjectStore, play: Play) -> None:
     assert (seen["images"], seen["change"]["added"]) == (1, 0)
 
 
-def test_a_person_may_ask_for_a_past_moment(place: ObjectStore, play: Play) -> None:
+@pytest.mark.parametrize("run_type", ["manual", "operator_triggered"])
+def test_a_person_or_a_persons_dag_may_ask_for_a_past_moment(place: ObjectStore, play: Play, run_type: str) -> None:
     upload(place, "benign/a")
     moment = past_second()
     upload(place, "benign/b")
-    seen = play(context_of("manual", as_of=moment.isoformat()))
+    seen = play(context_of(run_type, as_of=moment.isoformat()))
     assert (seen["images"], seen["as_of"]) == (1, moment.isoformat())
 
 

@@ -54,8 +54,16 @@ def run_kind(context: Context) -> RunKind:
     """Which kind of run this is. A reprocessed run keeps its `scheduled__…` id: only its type tells."""
     run = context["dag_run"]
     run_type = getattr(run.run_type, "value", run.run_type)
-    kinds: dict[str, RunKind] = {"scheduled": "nightly", "manual": "manual", "backfill": "backfill"}
-    return kinds.get(run_type, "event")
+    kinds: dict[str, RunKind] = {
+        "scheduled": "nightly",
+        "asset_triggered": "event",
+        "manual": "manual",
+        # These two ask for a run, as a person does in the UI, and do not only tell of images.
+        "operator_triggered": "manual",
+        "asset_materialization": "manual",
+        "backfill": "backfill",
+    }
+    return kinds[run_type]
 
 
 def logical_moment(context: Context) -> datetime:

@@ -103,7 +103,11 @@ class NewImagesTrigger(BaseTrigger):
 
 
 def queued_runs(dag_id: str) -> int:
-    """How many runs of a DAG are waiting to start."""
+    """How many runs of a DAG are waiting to start.
+
+    The days of a backfill are among them, though Airflow counts their active runs apart and they wait for none of ours:
+    a trigger may ask how many runs there are, and not of which type.
+    """
     count: int = RuntimeTaskInstance.get_dr_count(dag_id=dag_id, states=["queued"])
     return count
 
