@@ -426,6 +426,8 @@ class Comparison(Part):
     """Challenger minus champion, paired: balanced_accuracy, macro_auc, accuracy, malignant_sensitivity, …"""
     problem: str | None
     """Why the champion could not be compared; null where it was."""
+    caution: str | None = None
+    """What the comparison may have missed; null where there is nothing to say."""
 
 
 class SliceEvaluation(Part):
@@ -448,7 +450,7 @@ class EvaluationDocument(Document):
     made_up: bool
     validation_digest: str
     challenger: ModelEvaluation
-    """On all validation images."""
+    """On all validation images, less those that `warm_start_note` tells of."""
     comparison: Comparison | None
     """Null where there is no champion."""
     slices: tuple[SliceEvaluation, ...]
@@ -458,6 +460,9 @@ class EvaluationDocument(Document):
     bootstrap_resamples: int
     bootstrap_seed: int
     bootstrap_unit: str
+    """Which images are drawn together. Those of `external` always are by near-copy group."""
+    warm_start_note: str | None = None
+    """What the champion that training started from had seen; null where it started from none."""
     model: Reference | None
     predictions: Reference | None
 
@@ -500,7 +505,8 @@ class GateDocument(Document):
 class ApprovalDocument(Document):
     """What a person answered when asked for an approval; only there where the run asked."""
 
-    approved: bool
+    approved: bool | None
+    """Null where the question was put again: the earlier answer no longer counts, and there is no other yet."""
     by: str
     at: datetime
     timed_out: bool
@@ -518,6 +524,7 @@ class PromotionDocument(Document):
     promoted: bool
     """Whether the champion's pointer moved."""
     reason: str
+    """Where it did not move, this says too whether the version was uploaded."""
     previous_champion: str | None
     approved_by: str
     at: datetime
@@ -541,6 +548,8 @@ class ModelDocument(Document):
     as_of: datetime
     run: str
     """Folder of the run that trained it."""
+    warm_started_from: str | None = None
+    """The version whose weights training started with; null where it started from none."""
     snapshot_digest: str
     split: Reference
     model: Reference

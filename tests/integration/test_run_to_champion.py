@@ -256,7 +256,7 @@ def test_a_lost_race_is_kept_in_promotion_json(place: Place, models: dict[str, b
     with pytest.raises(PromotionLost, match="Clear evaluate_model"):
         run.upload(evaluation, gate)
     kept = place.store.load_key(PromotionDocument, run.paths.document("promotion.json"))
-    assert not kept.promoted and "was not promoted" in kept.reason
+    assert not kept.promoted and "was not uploaded, since" in kept.reason
 
 
 @pytest.mark.parametrize("damage", ["gone", "truncated", "lambda", "two classes", "no split", "no model.json"])
@@ -306,15 +306,16 @@ def test_external_images_are_reported_as_of_the_run_and_never_the_runs_own(place
     place.store.put("elsewhere/normal/broken.png", b"no image")
     place.store.put("elsewhere/normal/100_mask.png", picture("normal", 7))
     later = (datetime.now(timezone.utc) - FIRST).days + 2
-    run = place.run(models["good"], days=later, external_prefix="elsewhere/")
+    run = place.run(models["good"], days=later, external_prefix="elsewhere/", min_side=SIDE)
     evaluation = run.evaluate()
     assert evaluation.external is not None and evaluation.external.images == 18
     assert evaluation.external_note == (
-        "18 images under elsewhere/ (6 benign, 6 malignant, 6 normal); left out: 1 cannot be read, 1 is an image of this run too."
+        "18 images in 18 near-copy groups under elsewhere/ (6 benign, 6 malignant, 6 normal); "
+        "left out: 1 also in this run, 1 not an image."
     )
     assert not {row.rule for row in run.gate(evaluation).rules if "external" in row.rule}
     before = place.run(models["good"], external_prefix="elsewhere").evaluate()
-    assert before.external is None and (before.external_note or "").startswith("0 images under elsewhere/")
+    assert before.external is None and (before.external_note or "").startswith("0 images in 0 near-copy groups under elsewhere/")
     inside = place.run(models["good"], external_prefix="images/benign").evaluate()
     assert inside.external is None and "overlaps" in (inside.external_note or "")
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 from pydantic import ValidationError
 
 from bcc_ops.artifacts import ChampionDocument as Champion
-from bcc_ops.artifacts import Estimate, Reference, SliceEvaluation, digest_of, parse_document
+from bcc_ops.artifacts import Estimate, EvaluationDocument, ModelDocument, Reference, SliceEvaluation, digest_of, parse_document
 from bcc_ops.exceptions import ArtifactError
+from tests.unit.report.samples import evaluation_document, model_document
 
 
 def test_an_estimate_reads_back_as_it_was_written() -> None:
@@ -35,6 +37,14 @@ def test_what_is_no_such_document_is_told_in_one_line_with_its_origin(content: b
 def test_an_unknown_field_is_refused_rather_than_ignored() -> None:
     with pytest.raises(ValidationError, match="colour"):
         Reference.model_validate({"uri": "s3://b/k", "sha256": "0", "colour": "blue"})
+
+
+def test_an_evaluation_and_a_version_from_before_their_notes_are_still_read() -> None:
+    evaluation = json.loads(evaluation_document().to_json())
+    version = json.loads(model_document().to_json())
+    del evaluation["warm_start_note"], evaluation["comparison"]["caution"], version["warm_started_from"]
+    assert EvaluationDocument.model_validate_json(json.dumps(evaluation)) == evaluation_document()
+    assert ModelDocument.model_validate_json(json.dumps(version)) == model_document()
 
 
 def test_documents_are_frozen() -> None:

@@ -1,11 +1,12 @@
 """Judge challenger and champion on the same validation images: predictions in, the evaluation document out.
 
-The champion is never judged on what it was trained on, nor on near copies of it. What cannot be compared (its file is
-gone, it knows other classes) is said and not guessed.
+The champion is never judged on what it was trained on, nor on near copies of it; neither is a challenger that started from
+it. What cannot be compared (its file is gone, it knows other classes) is said and not guessed.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,6 +38,8 @@ from bcc_ops.evaluation.metrics import (
 )
 from bcc_ops.exceptions import DataError, ModelError
 from bcc_ops.tables import ContentRow, SplitRow, write_predictions
+
+log = logging.getLogger(__name__)
 
 TUNING_PART = "tuning part"
 TRAINED_ON = "the champion was trained on it"
@@ -116,11 +119,11 @@ class LabelledImages:
     paths: tuple[Path, ...]
 
     @classmethod
-    def of_rows(cls, rows: Iterable[SplitRow], paths: Mapping[str, Path]) -> LabelledImages:
-        """The images of split rows, with their files.
+    def of_rows(cls, rows: Iterable[SplitRow | ContentRow], paths: Mapping[str, Path]) -> LabelledImages:
+        """The images of rows, with their files.
 
         Args:
-            rows: of `split.parquet`.
+            rows: of `split.parquet`, whose groups may be patients, or of what validation saw, whose groups are near copies.
             paths: key -> local file.
 
         Raises:
@@ -129,7 +132,7 @@ class LabelledImages:
         rows = list(rows)
         missing = [row.key for row in rows if row.key not in paths]
         if missing:
-            raise DataError(f"{len(missing)} images of the split are not at hand, {missing[0]} the first")
+            raise DataError(f"{len(missing)} images are not at hand, {missing[0]} the first")
         columns = ([r.key for r in rows], [r.label for r in rows], [r.group for r in rows], [paths[r.key] for r in rows])
         return cls(*(tuple(column) for column in columns))  # type: ignore[arg-type]
 
@@ -191,6 +194,20 @@ def seen_by(seen: frozenset[str], split: Iterable[SplitRow], contents: Iterable[
     return reasons | {row.key: TRAINED_ON for row in split if row.sha256 in seen}
 
 
+def caution_about(seen: frozenset[str], contents: Iterable[ContentRow]) -> str | None:
+    """What `seen_by` cannot tell: near copies of images that are gone, or were encoded anew. None where none are.
+
+    Arguments as in `seen_by`.
+    """
+    gone = len(seen - {row.sha256 for row in contents})
+    if not gone:
+        return None
+    return (
+        f"Images that the champion was trained on and that are not in this snapshot: {gone}. Validation images that are "
+        "near copies of them cannot be told, and are compared on."
+    )
+
+
 def evaluate(
     *,
     plan: EvaluationPlan,
@@ -203,6 +220,7 @@ def evaluate(
     as_of: datetime | None,
     made_up: bool,
     validation_digest: str,
+    started_from: str | None = None,
     external: LabelledImages | None = None,
     external_note: str | None = None,
     say: Callable[[str], None] = lambda sentence: None,
@@ -218,28 +236,38 @@ def evaluate(
         paths: key -> local file, of the tuning and validation images at least.
         earlier: sha256 of the images of the previous assessed run; None without one.
         as_of, made_up, validation_digest: of the run.
+        started_from: the version whose weights the challenger's training started with; None where it started from none.
         external: labelled images from elsewhere, reported only.
         external_note: what is to be said of them, or why there are none.
         say: takes a sentence for the log.
 
     Raises:
         ModelError: the challenger does not answer as a classifier of these classes.
-        DataError: the validation part is empty, or an image has no file.
+        DataError: the validation part is empty or was all seen before, or an image has no file.
     """
-    rows = [row for row in split if row.partition == "validation"]
+    validation = [row for row in split if row.partition == "validation"]
+    reasons = seen_by(champion.seen, split, contents) if champion else {}
+    inherits = champion is not None and champion.version == started_from and bool(champion.seen)
+    rows = [row for row in validation if not (inherits and row.key in reasons)]
     if not rows:
-        raise DataError("the split has no validation image: there is nothing to evaluate on")
+        raise DataError("the split has no validation image that the model has not seen: there is nothing to evaluate on")
+    warm_start_note = _warm_start_note(started_from, len(validation) - len(rows) if inherits else None)
+    if warm_start_note:
+        say(warm_start_note)
     images = LabelledImages.of_rows(rows, paths)
     tuning = LabelledImages.of_rows((row for row in split if row.partition == "tuning"), paths)
     judged = judge(challenger, tuning, images, plan)
     whole = _bootstrap({"challenger": judged}, plan)["challenger"]
-    reasons = seen_by(champion.seen, split, contents) if champion else {}
     unseen = np.array([row.key not in reasons for row in rows])
     comparison, champion_scores = None, None
     if champion:
-        left_out = Counter(reasons[row.key] for row in rows if row.key in reasons)
+        left_out = Counter(reasons[row.key] for row in validation if row.key in reasons)
         comparison, champion_scores = _compare(champion, judged, images=images, unseen=unseen, left_out=dict(left_out), plan=plan)
         say(_told(comparison))
+        caution = None if comparison.problem else caution_about(champion.seen, contents)
+        if caution:
+            log.warning("%s", caution)
+            comparison = comparison.model_copy(update={"caution": caution})
         if champion.model is not None and champion.model.image_size != challenger.image_size:
             sides = f"The champion sees {champion.model.image_size} pixels a side, the challenger {challenger.image_size}"
             say(f"{sides}: each its own")
@@ -259,6 +287,7 @@ def evaluate(
         bootstrap_resamples=plan.resamples,
         bootstrap_seed=plan.seed,
         bootstrap_unit=plan.unit,
+        warm_start_note=warm_start_note,
         model=None,
         predictions=None,
     )
@@ -300,6 +329,21 @@ def evaluate_folder(
 
 def _bootstrap(models: Mapping[str, Judged], plan: EvaluationPlan) -> dict[str, Bootstrapped]:
     return bootstrap(models, plan.classes, plan.positive_class, resamples=plan.resamples, seed=plan.seed)
+
+
+def _warm_start_note(started_from: str | None, left_out: int | None) -> str | None:
+    """`left_out`: validation images; None where nobody knows here which ones the version has seen."""
+    if started_from is None:
+        return None
+    if left_out is None:
+        return (
+            f"Training started from version {started_from}, and what that was trained on is not known here: it is no longer the "
+            "champion, or its split is gone. Validation images that it has seen, if there are any, flatter the figures."
+        )
+    return (
+        f"Training started from champion {started_from}. Validation images that it was trained on, or near copies of them, are "
+        f"left out of every figure: {left_out}."
+    )
 
 
 def _compare(

@@ -35,10 +35,4 @@ def usable_images(folder: Path, config: RetrainingConfig, classes: Sequence[str]
     _, listed, _, validation = validate_folder(folder, config, classes=classes)
     paths = {image.key: image.path for image in listed}
     rows = [row for row in validation.contents if not row.refused]
-    images = LabelledImages(
-        keys=tuple(row.key for row in rows),
-        labels=tuple(row.label for row in rows),
-        groups=tuple(row.group for row in rows),
-        paths=tuple(paths[row.key] for row in rows),
-    )
-    return FolderImages(images, validation.document, digest_of(sorted(row.sha256 for row in rows)))
+    return FolderImages(LabelledImages.of_rows(rows, paths), validation.document, digest_of(sorted(row.sha256 for row in rows)))

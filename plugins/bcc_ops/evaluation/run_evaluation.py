@@ -19,7 +19,7 @@ from bcc_ops.artifacts import (
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.snapshot import ImageRules, list_images
 from bcc_ops.evaluation.evaluate import ChampionModel, EvaluationPlan, LabelledImages, evaluate, with_references
-from bcc_ops.exceptions import ArtifactError, DataError
+from bcc_ops.exceptions import ArtifactError
 from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
 from bcc_ops.tables import ContentRow, ImageRow, Row, SplitRow, read_rows
@@ -63,7 +63,7 @@ def evaluate_run(
         paths: of the run.
         inputs: its documents and images.
         champion: the model in use; None where there is none.
-        folder: an empty folder of this machine, for the model file.
+        folder: an empty folder of this machine, for the model file and what is learned of the external images.
         say: takes a sentence for the log.
 
     Raises:
@@ -78,7 +78,7 @@ def evaluate_run(
     model_path = folder / "challenger.h5"
     model_path.write_bytes(store.get_referenced(inputs.training.model))
     plan = plan_of(inputs)
-    external, external_note = external_images(store, inputs, frozenset(row.sha256 for row in split))
+    external, external_note = external_images(store, inputs, frozenset(row.sha256 for row in split), folder)
     evaluated = evaluate(
         plan=plan,
         challenger=load_classifier(model_path),
@@ -90,6 +90,7 @@ def evaluate_run(
         as_of=inputs.snapshot.as_of,
         made_up=inputs.validation.made_up > 0,
         validation_digest=inputs.class_weights.validation_digest,
+        started_from=inputs.training.warm_started_from,
         external=external,
         external_note=external_note,
         say=say,
@@ -111,18 +112,21 @@ def plan_of(inputs: RunInputs) -> EvaluationPlan:
     )
 
 
-def external_images(store: ObjectStore, inputs: RunInputs, own: frozenset[str]) -> tuple[LabelledImages | None, str | None]:
+def external_images(
+    store: ObjectStore, inputs: RunInputs, own: frozenset[str], folder: Path
+) -> tuple[LabelledImages | None, str | None]:
     """The labelled images under `external_prefix` as of the run's moment, with what is to be said of them.
 
-    Left out, and counted: what cannot be read, and what is byte for byte an image of this run, which would be no test
-    from outside.
+    They are checked and grouped as the run's own: near copies are no independent evidence here either. Left out, and
+    counted: what a run would refuse, and what is byte for byte an image of this run, which would be no test from outside.
 
     Args:
         store: the bucket.
         inputs: the run's documents.
         own: sha256 of the images of this run's split.
+        folder: of this machine, for what is learned of them.
     """
-    from bcc_ops.dataset.decoding import decode_rgb
+    from bcc_ops.dataset.validation import CONFLICT, validate_images
 
     prefix = inputs.config.external_prefix.strip("/")
     if not prefix:
@@ -135,24 +139,28 @@ def external_images(store: ObjectStore, inputs: RunInputs, own: frozenset[str]) 
         )
     rules = ImageRules(prefix, inputs.training.classes, inputs.config.ignored_names)
     listing = list_images(store, rules, inputs.snapshot.as_of)
-    usable: list[LocalImage] = []
-    left_out: Counter[str] = Counter()
-    for image in inputs.fetch(listing.images) if listing.images else ():
-        if image.sha256 in own:
-            left_out["is an image of this run too"] += 1
-            continue
-        try:
-            decode_rgb(image.path)
-        except DataError:
-            left_out["cannot be read"] += 1
-            continue
-        usable.append(image)
-    counts = Counter(image.label for image in usable)
-    note = f"{len(usable)} images under {prefix}/ ({', '.join(f'{counts[name]} {name}' for name in inputs.training.classes)})"
+    fetched = inputs.fetch(listing.images) if listing.images else []
+    images = [image for image in fetched if image.sha256 not in own]
+    rows: tuple[ContentRow, ...] = ()
+    if images:
+        rows = validate_images(
+            images,
+            inputs.config.model_copy(update={"max_refused_fraction": 1.0}),  # a test from outside fails no run
+            memory_path=folder / "external.sqlite3",
+            snapshot_digest="",
+            classes=inputs.training.classes,
+            previous=None,
+        ).contents
+    usable = [row for row in rows if not row.refused]
+    counts, groups = Counter(row.label for row in usable), len({row.group for row in usable})
+    by_class = ", ".join(f"{counts[name]} {name}" for name in inputs.training.classes)
+    note = f"{len(usable)} images in {groups} near-copy groups under {prefix}/ ({by_class})"
+    left_out = Counter("under two labels" if row.refused == CONFLICT else row.refused for row in rows if row.refused)
+    if len(images) < len(fetched):
+        left_out["also in this run"] = len(fetched) - len(images)
     if left_out:
         note += f"; left out: {', '.join(f'{count} {reason}' for reason, count in sorted(left_out.items()))}"
-    columns = zip(*((image.key, image.label, image.sha256, image.path) for image in usable))
-    return (LabelledImages(*columns) if usable else None), f"{note}."
+    return (LabelledImages.of_rows(usable, {image.key: image.path for image in images}) if usable else None), f"{note}."
 
 
 def _earlier(store: ObjectStore, paths: RunPaths, previous_run: str | None) -> frozenset[str] | None:

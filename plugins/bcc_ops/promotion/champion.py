@@ -49,13 +49,19 @@ def load_champion(registry: ModelRegistry, folder: Path) -> ChampionModel | None
 
 
 def images_seen(registry: ModelRegistry, document: ModelDocument) -> frozenset[str]:
-    """sha256 of the images that a version was trained or tuned on.
+    """sha256 of the images that a version, or one that its weights come from, was trained or tuned on.
 
     Raises:
-        ArtifactError, ObjectNotFound: its split is damaged or gone, so that nobody knows.
+        ArtifactError, ModelError, ObjectNotFound: the split or the `model.json` of one of them is damaged or gone, so that
+            nobody knows.
     """
-    rows = read_rows(SplitRow, registry.store.get_referenced(document.split))
-    return frozenset(row.sha256 for row in rows if row.partition in TRAINED_OR_TUNED)
+    seen: set[str] = set()
+    while True:
+        rows = read_rows(SplitRow, registry.store.get_referenced(document.split))
+        seen.update(row.sha256 for row in rows if row.partition in TRAINED_OR_TUNED)
+        if document.warm_started_from is None:
+            return frozenset(seen)
+        document = registry.model(document.warm_started_from)
 
 
 def champion_state(pointer: Pointer | None) -> ChampionState | None:

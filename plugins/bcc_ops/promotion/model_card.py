@@ -206,6 +206,7 @@ def _figures(evaluation: EvaluationDocument) -> str:
     blocks = [
         f"{model.images} images in {model.groups} groups. In brackets 95 % intervals: {evaluation.bootstrap_resamples} bootstrap "
         f"resamples by {evaluation.bootstrap_unit}, seed {evaluation.bootstrap_seed}.",
+        *([evaluation.warm_start_note] if evaluation.warm_start_note else []),
         _table(("figure", "value"), _summary(model)),
         _table(("class", "images", *figures), per_class),
         _table(("true \\ predicted", *evaluation.classes), confusion),
@@ -255,6 +256,7 @@ def _comparison(comparison: Comparison | None, positive_class: str) -> str:
     return "\n\n".join(
         [
             f"Both on the same {comparison.champion.images} images ({left_out}).",
+            *([comparison.caution] if comparison.caution else []),
             _table(("figure", "this version", comparison.champion_version), rows),
             _table(("difference, paired", "this version minus the champion"), differences),
         ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -161,6 +162,62 @@ def test_a_champion_that_has_seen_every_image_is_not_compared() -> None:
     assert comparison.left_out == {TRAINED_ON: 60}
 
 
+def test_train_images_that_are_gone_are_counted_since_their_near_copies_cannot_be_told(caplog: pytest.LogCaptureFixture) -> None:
+    seen = frozenset({"sha-train-0", "sha-tuning-1", "sha-encoded-anew", "sha-removed"})
+    with caplog.at_level(logging.WARNING):
+        comparison = run(champion(seen=seen)).document.comparison
+    assert comparison is not None
+    assert comparison.caution == (
+        "Images that the champion was trained on and that are not in this snapshot: 2. Validation images that are near "
+        "copies of them cannot be told, and are compared on."
+    )
+    assert [record.getMessage() for record in caplog.records] == [comparison.caution]
+
+
+def test_a_refused_image_is_not_gone_and_what_was_not_compared_needs_no_caution() -> None:
+    refused = content(SplitRow("refused", "sha-refused", "benign", "", ""), "g-refused")
+    compared = run(champion(seen=frozenset({"sha-train-0", "sha-refused"})), contents=[*CONTENTS, refused]).document.comparison
+    broken = run(champion(seen=frozenset({"sha-removed"}), problem="its file is gone")).document.comparison
+    assert compared is not None and compared.caution is None
+    assert broken is not None and broken.caution is None
+
+
+def test_a_challenger_is_not_judged_on_what_the_champion_that_it_started_from_was_trained_on() -> None:
+    validation = [row for row in SPLIT if row.partition == "validation"]
+    challenger, told = Answering(), list[str]()
+    seen = frozenset(row.sha256 for row in validation[:3])
+    evaluated = run(champion(seen=seen), challenger=challenger, started_from="v1", say=told.append)
+    document = evaluated.document
+    assert document.challenger.images == 57
+    assert not {row.key for row in validation[:3]} & set(challenger.asked)
+    assert len(read_predictions(evaluated.predictions)["key"]) == 57
+    assert document.comparison is not None and document.comparison.champion is not None
+    assert (document.comparison.left_out, document.comparison.champion.images) == ({TRAINED_ON: 3}, 57)
+    assert document.warm_start_note == told[0]
+    assert told[0] == (
+        "Training started from champion v1. Validation images that it was trained on, or near copies of them, are left out of "
+        "every figure: 3."
+    )
+
+
+@pytest.mark.parametrize(
+    "known",
+    [None, champion(version="v2", seen=frozenset({"sha-validation-0"})), champion(problem="no such object", model=None)],
+    ids=["no champion by now", "another champion by now", "its split is gone"],
+)
+def test_where_nobody_knows_what_a_warm_start_had_seen_that_is_said(known: ChampionModel | None) -> None:
+    document = run(known, started_from="v1").document
+    assert document.challenger.images == 60
+    assert (document.warm_start_note or "").startswith(
+        "Training started from version v1, and what that was trained on is not known here"
+    )
+
+
+def test_without_a_warm_start_the_challenger_is_judged_on_every_validation_image() -> None:
+    document = run(champion(seen=frozenset({"sha-validation-0"}))).document
+    assert (document.challenger.images, document.warm_start_note) == (60, None)
+
+
 def test_a_champion_with_its_classes_in_another_order_is_read_by_name() -> None:
     order = ("normal", "benign", "malignant")
     same = run(champion(model=Answering(0.99, order=order), classes=order)).document.comparison
@@ -233,8 +290,11 @@ def test_the_champion_keeps_its_own_operating_point() -> None:
 def test_an_empty_validation_part_and_a_missing_file_are_clear_errors() -> None:
     with pytest.raises(DataError, match="no validation image"):
         run(split=[row for row in SPLIT if row.partition != "validation"])
-    with pytest.raises(DataError, match="60 images of the split are not at hand"):
+    with pytest.raises(DataError, match="60 images are not at hand"):
         run(paths={})
+    seen = frozenset(row.sha256 for row in SPLIT)
+    with pytest.raises(DataError, match="no validation image that the model has not seen"):
+        run(champion(seen=seen), started_from="v1")
 
 
 def test_a_run_without_tuning_images_has_no_operating_point_and_a_reason() -> None:

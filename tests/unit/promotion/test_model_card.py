@@ -90,6 +90,16 @@ def test_the_comparison_names_the_champion_and_what_was_left_out() -> None:
     assert section(alone, "Against the champion before it") == "There was no champion."
 
 
+def test_the_card_tells_what_the_comparison_may_have_missed_and_what_a_warm_start_had_seen() -> None:
+    evaluation = samples.evaluation_document(warm_start_note="Training started from champion v1.")
+    assert evaluation.comparison is not None
+    comparison = evaluation.comparison.model_copy(update={"caution": "3 images are gone."})
+    card = card_of(evaluation=evaluation.model_copy(update={"comparison": comparison}))
+    assert "3 images are gone." in section(card, "Against the champion before it")
+    assert "Training started from champion v1." in section(card, "Figures on the validation images")
+    assert "None" not in section(card_of(), "Against the champion before it")
+
+
 def test_a_card_of_made_up_images_says_so_before_anything_else() -> None:
     card = card_of(model=model_document(REGISTRY, b"w", made_up=True))
     assert card.splitlines()[2] == "> **The images are made up: no figure below says anything about any patient.**"
