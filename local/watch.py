@@ -131,6 +131,7 @@ def describe_verdict(store: ObjectStore, paths: RunPaths, models_prefix: str) ->
     )
     if promotion is not None:
         lines.append(f"Version {promotion.version}: {promotion.reason}")
+    if promotion is not None and promotion.promoted:
         lines.append(f"  {store.uri(f'{models_prefix}/{promotion.version}/model.h5')}")
     return lines
 

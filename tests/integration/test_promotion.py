@@ -190,7 +190,11 @@ def test_twenty_races_between_processes_have_one_winner_each_and_the_others_say_
         won = [(version, before) for _, how, version, before in of_race if how == "won"]
         assert len(won) == 1, of_race
         assert won[0][1] == previous
-        assert all("was not promoted: the champion has moved to" in said for _, how, said, _ in of_race if how == "lost")
+        assert all(
+            "is uploaded but was not promoted, since the champion has moved to" in said
+            for _, how, said, _ in of_race
+            if how == "lost"
+        )
         previous = won[0][0]
     assert champion(registry).version == previous
     assert len(champion(registry).history) == RACES - 1
@@ -224,7 +228,7 @@ def test_a_champion_that_moved_after_the_comparison_is_not_replaced(registry: Mo
     promote(registry, b"one")
     gate = approved(registry.read_pointer())
     between = promote(registry, b"two", days=1)
-    with pytest.raises(PromotionLost, match=f"the champion is {between.version} by now"):
+    with pytest.raises(PromotionLost, match=f"was not uploaded, since .* the champion is {between.version} by now"):
         promote(registry, b"three", days=2, gate=gate)
     assert champion(registry).version == between.version
     assert len(registry.versions()) == 2
@@ -237,9 +241,10 @@ def test_a_roll_back_and_an_upload_cannot_both_win(registry: ModelRegistry) -> N
     def roll_back_meanwhile(path: Path) -> None:
         set_champion(registry, first.version, lambda document, path: None, by="ana", reason="worse on our images", now=NOW)
 
-    with pytest.raises(PromotionLost, match=f"has moved to {first.version}"):
+    with pytest.raises(PromotionLost, match=f"is uploaded but was not promoted, since the champion has moved to {first.version}"):
         promote(registry, b"three", days=2, smoke_test=roll_back_meanwhile)
     assert champion(registry).version == first.version
+    assert registry.model(registry.versions()[2]).as_of == AS_OF.replace(day=24)
     assert [move.version for move in champion(registry).history] == [second.version, first.version]
 
 
@@ -349,6 +354,30 @@ def test_a_damaged_pointer_is_replaced_by_choosing_a_version(registry: ModelRegi
     set_champion(registry, first.version, lambda document, path: None, by="ana", reason="pointer was damaged", now=NOW)
     assert champion(registry).version == first.version
     assert champion(registry).history == ()
+
+
+@pytest.mark.parametrize("versioned", [False, True])
+def test_a_pointer_that_was_put_aside_lets_the_next_model_begin_and_its_versions_stay(
+    make_store: Callable[..., ObjectStore], versioned: bool
+) -> None:
+    """The way out of a champion that can never be compared, as docs/operations.md tells it."""
+    registry = ModelRegistry(make_store(versioned=versioned), "models")
+    old = promote(registry, b"old", days=1)
+    under_way = approved(registry.read_pointer())
+    client, bucket = registry.store.client, registry.store.bucket
+    source = {"Bucket": bucket, "Key": "models/champion.json"}
+    client.copy_object(Bucket=bucket, Key="models/champion-2026-11-23.json", CopySource=source)
+    client.delete_object(**source)
+    assert registry.champion() is None
+    with pytest.raises(PromotionLost, match="the champion is nobody by now"):
+        promote(registry, b"new", days=2, gate=under_way)
+    new = promote(registry, b"new")  # of older images than the old champion's, too
+    assert (new.promoted, new.previous_champion) == (True, None)
+    assert champion(registry).history == ()
+    assert registry.versions() == [new.version, old.version]
+    back = set_champion(registry, old.version, lambda document, path: None, by="ana", reason="after all", now=NOW)
+    assert [move.version for move in back.history] == [new.version]
+    assert_sound(registry)
 
 
 @pytest.mark.parametrize("damage", ["gone", "truncated", "swapped"])

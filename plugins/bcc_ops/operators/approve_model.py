@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
@@ -20,7 +20,8 @@ class ApproveModelOperator(BccOperator, ApprovalOperator):
     """Show the gate's reasons to a person and wait for an answer; none in time is a rejection.
 
     The provider's `ApprovalOperator` with what it takes at parse time (the text, the time-out) taken from the run.
-    Writes `approval.json`. The XCom stays the provider's: chosen option, who answered and when.
+    Writes `approval.json`, and takes an earlier answer in it back when it asks again. The XCom stays the provider's: chosen
+    option, who answered and when.
 
     Args:
         snapshot: reference to the run's snapshot.json.
@@ -39,6 +40,10 @@ class ApproveModelOperator(BccOperator, ApprovalOperator):
         run = self.run_documents(self.snapshot)
         self.response_timeout = timedelta(minutes=run.config.approval_timeout_minutes)
         self.subject, self.body = approval_text(self.store.load(GateDocument, self.gate), run.paths, self.report_url(context))
+        answer = run.paths.document("approval.json")
+        if self.store.head(answer):  # Overwritten and not deleted: the workers may delete nothing but checkpoints.
+            again = ApprovalDocument(approved=None, by="nobody yet", at=datetime.now(timezone.utc), timed_out=False)
+            self.store.save(answer, again)
         return ApprovalOperator.execute(self, context)
 
     def report_url(self, context: Context) -> str:

@@ -134,7 +134,10 @@ def _compared(comparison: Comparison | None, champion: ChampionState | None, con
         sentence = f"The champion is {champion.version} by now, but the comparison is with {comparison.champion_version}."
         return _rule(rule, False, sentence, threshold=needed)
     if comparison.problem or comparison.champion is None:
-        sentence = f"Champion {champion.version} could not be compared: {comparison.problem}."
+        sentence = (
+            f"Champion {champion.version} could not be compared: {comparison.problem}. Where that lasts, set another champion or "
+            'begin without one: see "A champion that cannot be compared" in docs/operations.md.'
+        )
         return _rule(rule, False, sentence, threshold=needed)
     images, left_out = comparison.champion.images, sum(comparison.left_out.values())
     passed = images >= needed

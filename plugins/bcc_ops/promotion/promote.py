@@ -59,8 +59,9 @@ def upload_challenger(
     if (before.etag if before else None) != gate.champion_etag:
         held_by = before.champion.version if before and before.champion else "nobody"
         raise PromotionLost(
-            f"version {document.version} was not promoted: the gate compared it with champion {gate.champion_version or 'none'}, "
-            f"but the champion is {held_by} by now. Clear evaluate_model to compare it with that one"
+            f"version {document.version} was not uploaded, since the gate compared it with champion "
+            f"{gate.champion_version or 'none'} and the champion is {held_by} by now. Clear evaluate_model to compare it with "
+            "that one"
         )
     registry.write_once(document.version, "model.h5", upload.model, metadata=_metadata(document), tags=_tags(document))
     _test_uploaded(registry, document, smoke_test)

@@ -46,7 +46,7 @@ def version_name(as_of: datetime, *contents: str) -> str:
 
     Args:
         as_of: of the snapshot, aware.
-        contents: sha256 of what the version is made of: the model, its evaluation, the card's template.
+        contents: sha256 of all that the version's files are made of: the model, the run's documents, the card's template.
     """
     return f"{as_of.astimezone(timezone.utc).strftime(AS_OF_FORMAT)}-{digest_of(contents)[:12]}"
 
@@ -202,7 +202,8 @@ class ModelRegistry:
                 return champion  # Our own write, whose answer was lost on the way and which the client sent again.
             winner = now.champion.version if now and now.champion else "nothing readable"
             raise PromotionLost(
-                f"version {document.version} was not promoted: the champion has moved to {winner} in the meantime ({error})"
+                f"version {document.version} is uploaded but was not promoted, since the champion has moved to {winner} in the "
+                f"meantime ({error})"
             ) from None
         return champion
 

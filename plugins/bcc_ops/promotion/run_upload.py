@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -82,9 +83,10 @@ def model_document(registry: ModelRegistry, paths: RunPaths, documents: RunDocum
     training, evaluation, snapshot = documents.training, documents.evaluation, documents.snapshot
     if documents.class_weights.split is None:
         raise ArtifactError("class_weights.json names no split.parquet: a version must say what it was trained on")
-    own = Reference.of("s3://-/evaluation.json", evaluation.to_json()).sha256
-    card = Reference.of("s3://-/template", template.encode()).sha256
-    version = version_name(snapshot.as_of, training.model.sha256, own, card)
+    # All that the card tells of: with another text under the same name, an upload that was cut short could never be finished.
+    told = (snapshot, documents.validation, documents.class_weights, training, evaluation, documents.gate)
+    contents = [*(document.to_json() for document in told), template.encode()]
+    version = version_name(snapshot.as_of, training.model.sha256, *(hashlib.sha256(content).hexdigest() for content in contents))
     store = registry.store
     return ModelDocument(
         version=version,
@@ -98,10 +100,11 @@ def model_document(registry: ModelRegistry, paths: RunPaths, documents: RunDocum
         made_up=evaluation.made_up,
         as_of=snapshot.as_of,
         run=paths.folder_name,
+        warm_started_from=training.warm_started_from,
         snapshot_digest=snapshot.digest,
         split=documents.class_weights.split,
         model=Reference(uri=store.uri(registry.key(version, "model.h5")), sha256=training.model.sha256),
-        evaluation=Reference(uri=store.uri(registry.key(version, "evaluation.json")), sha256=own),
+        evaluation=Reference.of(store.uri(registry.key(version, "evaluation.json")), evaluation.to_json()),
     )
 
 

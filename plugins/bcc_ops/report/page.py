@@ -159,7 +159,9 @@ def verdict_of(run: RunRecord, progress: RunProgress | None = None) -> Verdict |
     stays = f"Champion {gate.champion_version} stays in use." if gate.champion_version else "There is still no champion."
     if gate.verdict == "rejected":
         return Verdict("bad", "✗", "Rejected", f"The challenger was not uploaded. {stays}")
-    if run.approval is not None and not run.approval.approved:
+    if progress is not None and progress.awaits_answer:  # An answer or an upload that lies there is of an earlier question.
+        return Verdict("", "?", "Approved by the gate, waiting for a person", "Nothing is uploaded before somebody answers.")
+    if run.approval is not None and run.approval.approved is False:
         return _turned_down(run.approval, stays)
     title = "Approved" if gate.verdict == "approved" else "Approved, with no champion to compare with"
     if promotion is None:
@@ -167,7 +169,7 @@ def verdict_of(run: RunRecord, progress: RunProgress | None = None) -> Verdict |
     if promotion.promoted:
         consequence = f"In use as version {promotion.version}, approved by {promotion.approved_by}."
     else:
-        consequence = f"Uploaded as version {promotion.version}; the champion stays: {promotion.reason}"
+        consequence = f"It did not come into use: {promotion.reason}."
     return Verdict("good", "✓", title, consequence)
 
 
@@ -184,8 +186,6 @@ def _not_uploaded(title: str, progress: RunProgress | None) -> Verdict:
     if progress is None:
         return Verdict("good", "✓", title, "What became of it is told by promotion.json beside this file, if it was uploaded.")
     states = {task.task_id: task.state for task in progress.tasks}
-    if states.get("approve_model") == "awaiting_input":
-        return Verdict("", "?", "Approved by the gate, waiting for a person", "Nothing is uploaded before somebody answers.")
     if not progress.is_over:
         return Verdict("good", "✓", title, "It is not uploaded yet.")
     if states.get("upload_model") == "skipped":

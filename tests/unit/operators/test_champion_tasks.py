@@ -141,11 +141,11 @@ def test_an_upload_writes_promotion_json_with_who_approved_and_updates_the_asset
 
 def test_a_lost_race_fails_the_task_and_announces_nothing(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def lose(*given: Any, **more: Any) -> PromotionDocument:
-        raise PromotionLost("version v2 was not promoted: the champion has moved to v3 in the meantime")
+        raise PromotionLost("version v2 is uploaded but was not promoted, since the champion has moved to v3 in the meantime")
 
     monkeypatch.setattr("bcc_ops.promotion.run_upload.upload_run", lose)
     given = context()
-    with pytest.raises(AirflowFailException, match="PromotionLost: version v2 was not promoted"):
+    with pytest.raises(AirflowFailException, match="PromotionLost: version v2 is uploaded but was not promoted"):
         uploading(store).execute(given)
     assert given["outlet_events"] == {}
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,7 +135,22 @@ def test_a_champion_that_cannot_be_compared_is_never_replaced_in_silence() -> No
     broken = broken.model_copy(update={"differences": {}})
     rejected = gate(evaluation(against=broken))
     assert rejecting(rejected) == ["comparable", "balanced_accuracy_not_worse", "malignant_sensitivity_not_inferior"]
-    assert rejected.reasons[0] == f"Champion {CHAMPION.version} could not be compared: its file is gone."
+    assert rejected.reasons[0] == (
+        f"Champion {CHAMPION.version} could not be compared: its file is gone. Where that lasts, set another champion or begin "
+        'without one: see "A champion that cannot be compared" in docs/operations.md.'
+    )
+
+
+def test_the_way_out_that_the_gate_names_is_written_down() -> None:
+    operations = Path(__file__).parents[3] / "docs" / "operations.md"
+    assert "\n## A champion that cannot be compared\n" in operations.read_text(encoding="utf-8")
+
+
+def test_once_the_champion_is_taken_away_a_comparison_that_failed_rejects_no_longer() -> None:
+    broken = comparison(problem="it knows other classes", challenger=None, champion=None)
+    broken = broken.model_copy(update={"differences": {}})
+    begun = gate(evaluation(against=broken), None, as_of=CHAMPION.as_of - timedelta(days=1))
+    assert (begun.verdict, begun.champion_version, begun.champion_etag) == ("approved_without_champion", None, None)
 
 
 def test_too_few_images_that_the_champion_has_not_seen_reject() -> None:

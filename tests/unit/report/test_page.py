@@ -67,6 +67,17 @@ def test_a_comparison_that_failed_is_told() -> None:
     assert "could not be compared: its file is damaged" in page
 
 
+def test_what_a_comparison_may_have_missed_and_what_a_warm_start_had_seen_are_told() -> None:
+    document = samples.evaluation_document(warm_start_note="Training started from champion v1.")
+    assert document.comparison is not None
+    page = render(record())
+    assert "3 images are gone" not in page and "Training started" not in page
+    careful = document.comparison.model_copy(update={"caution": "3 images are gone."})
+    page = render(record(evaluation__json=document.model_copy(update={"comparison": careful})))
+    assert page.index("left out of the comparison") < page.index("3 images are gone.") < page.index("By class")
+    assert page.index("By class") < page.index("Training started from champion v1.")
+
+
 def test_no_champion_is_told() -> None:
     page = render(record("approved_without_champion", evaluation__json=samples.evaluation_document(champion=False)))
     assert "There was no champion" in page
@@ -85,11 +96,12 @@ def test_promotion_tells_version_and_approver() -> None:
     assert verdict.consequence == "In use as version 20261122T020000Z-9a8b7c6d, approved by ada."
 
 
-def test_an_upload_that_left_the_champion_alone_says_why() -> None:
-    kept = samples.promotion_document(promoted=False, reason="the champion's images are newer")
+def test_a_version_that_did_not_come_into_use_is_told_with_the_reason_alone() -> None:
+    """The reason knows whether it was uploaded: a champion that moved before the upload leaves nothing of the version."""
+    kept = samples.promotion_document(promoted=False, reason="version v2 was not uploaded, since the champion is v3 by now")
     verdict = verdict_of(record("approved", promotion__json=kept))
     assert verdict is not None
-    assert "the champion stays: the champion's images are newer" in verdict.consequence
+    assert verdict.consequence == ("It did not come into use: version v2 was not uploaded, since the champion is v3 by now.")
 
 
 def test_verdict_waits_for_a_person_and_tells_a_refusal() -> None:
@@ -99,6 +111,31 @@ def test_verdict_waits_for_a_person_and_tells_a_refusal() -> None:
     assert waiting is not None and refused is not None
     assert waiting.title == "Approved by the gate, waiting for a person"
     assert refused.title == "Approved by the gate, turned down by a person"
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {
+            "approval__json": ApprovalDocument(approved=False, by="ada", at=samples.AS_OF, timed_out=False),
+            "promotion__json": None,
+        },
+        {"promotion__json": samples.promotion_document(promoted=False, reason="version v2 was not uploaded")},
+    ],
+    ids=["an earlier answer", "an earlier lost upload"],
+)
+def test_what_an_earlier_try_left_does_not_answer_the_question_that_is_open_now(left: dict[str, object]) -> None:
+    verdict = verdict_of(record("approved", **left), progress("running", approve_model="awaiting_input"))
+    assert verdict is not None
+    assert verdict.title == "Approved by the gate, waiting for a person"
+    assert verdict.consequence == "Nothing is uploaded before somebody answers."
+
+
+def test_an_answer_that_was_taken_back_turns_nothing_down() -> None:
+    again = ApprovalDocument(approved=None, by="nobody yet", at=samples.AS_OF, timed_out=False)
+    verdict = verdict_of(record("approved", promotion__json=None, approval__json=again), progress("running"))
+    assert verdict is not None
+    assert (verdict.title, verdict.consequence) == ("Approved", "It is not uploaded yet.")
 
 
 def test_an_approval_that_was_refused_is_told_with_who_and_when() -> None:
@@ -117,7 +154,8 @@ def test_an_approval_that_was_refused_is_told_with_who_and_when() -> None:
 def test_the_list_of_runs_tells_a_refused_approval_from_an_approved_model() -> None:
     no = ApprovalDocument(approved=False, by="ada", at=samples.AS_OF, timed_out=False)
     tags = []
-    for approval in (None, no, no.model_copy(update={"timed_out": True})):
+    taken_back = no.model_copy(update={"approved": None, "by": "nobody yet"})
+    for approval in (None, no, no.model_copy(update={"timed_out": True}), taken_back):
         documents = samples.whole_run("approved", promotion__json=None, approval__json=approval)
         summary = summarise_run(samples.PATHS, lambda key, documents=documents: documents.get(key.rsplit("/", 1)[-1]))
         page = render_models(
@@ -132,7 +170,7 @@ def test_the_list_of_runs_tells_a_refused_approval_from_an_approved_model() -> N
             set_champion_href="",
         )
         tags += re.findall(r'<span class="tag \w+">(.*?)</span>', page)
-    assert tags == ["✓ approved", "– turned down by ada", "– nobody answered"]
+    assert tags == ["✓ approved", "– turned down by ada", "– nobody answered", "✓ approved"]
 
 
 def test_a_worn_validation_set_is_a_warning_and_no_failure() -> None:

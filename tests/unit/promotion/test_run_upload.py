@@ -1,0 +1,84 @@
+"""A version's name: kept by a retry, and never one that other documents have taken."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from bcc_ops.artifacts import Document, PromotionDocument
+from bcc_ops.exceptions import StorageUnavailable
+from bcc_ops.promotion.model_card import RunDocuments
+from bcc_ops.promotion.registry import ModelRegistry
+from bcc_ops.promotion.run_upload import model_document, upload_run
+from bcc_ops.storage import ObjectStore
+from tests.unit.promotion.samples import client_error, failing_registry
+from tests.unit.report import samples
+
+OFFLINE = ModelRegistry(ObjectStore(None, "bucket"), "models")  # type: ignore[arg-type]
+
+
+def documents(**changes: Document) -> RunDocuments:
+    kept: dict[str, Any] = {
+        "snapshot": samples.snapshot_document(),
+        "validation": samples.validation_document(),
+        "class_weights": samples.class_weights_document(),
+        "training": samples.training_document(),
+        "evaluation": samples.evaluation_document(champion=False),
+        "gate": samples.gate_document("approved_without_champion", champion_version=None, champion_etag=None),
+    }
+    return RunDocuments(**{**kept, **changes})
+
+
+def name_of(run: RunDocuments, template: str = "") -> str:
+    return model_document(OFFLINE, samples.PATHS, run, template).version
+
+
+def test_the_same_documents_have_the_same_name_at_every_retry() -> None:
+    assert name_of(documents(), "## Contact\nana") == name_of(documents(), "## Contact\nana")
+
+
+def test_whatever_the_model_card_tells_changes_the_name() -> None:
+    """The card is written before model.json: under the same name, an upload that ended between the two could never go on."""
+    base = documents()
+    others = [
+        name_of(documents(snapshot=base.snapshot.model_copy(update={"prefix": "other"}))),
+        name_of(documents(validation=base.validation.model_copy(update={"warnings": ("look",)}))),
+        name_of(documents(class_weights=base.class_weights.model_copy(update={"salt": "s"}))),
+        name_of(documents(training=base.training.model_copy(update={"seconds": 499.0}))),
+        name_of(documents(evaluation=base.evaluation.model_copy(update={"external_note": "3 images"}))),
+        name_of(documents(gate=base.gate.model_copy(update={"looks": 5}))),
+        name_of(base, "## Contact\nana"),
+    ]
+    assert len({name_of(base), *others}) == 8
+
+
+def test_a_version_says_what_its_training_started_from() -> None:
+    run = documents(training=samples.training_document(warm_started_from="v1"))
+    assert model_document(OFFLINE, samples.PATHS, run, "").warm_started_from == "v1"
+
+
+def test_an_upload_that_was_cut_short_goes_on_after_the_gate_has_decided_again(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bcc_ops.promotion.run_upload.smoke_test_samples", lambda *given: [])
+    monkeypatch.setattr("bcc_ops.promotion.run_upload.run_smoke_test", lambda *given: None)
+    model = store.put_referenced(samples.PATHS.document("model.h5"), b"weights")
+    trained = samples.training_document(model=model)
+    first = documents(training=trained)
+
+    def upload(registry: ModelRegistry, run: RunDocuments) -> PromotionDocument:
+        now = datetime(2026, 11, 22, 3, tzinfo=timezone.utc)
+        return upload_run(registry, samples.PATHS, run, template="", fetch=lambda rows: [], by="the gate", now=now)
+
+    dying, _ = failing_registry(
+        store, lambda name, key: name == "put_object" and key.endswith("/model.json"), client_error("SlowDown", 503)
+    )
+    with pytest.raises(StorageUnavailable):
+        upload(dying, first)
+    registry = ModelRegistry(store, "models")
+    done = upload(registry, documents(training=trained, gate=first.gate.model_copy(update={"looks": 5})))
+    assert done.promoted
+    assert registry.model(done.version).model.sha256 == model.sha256
+    assert "had served 4 gate decisions" in store.get(registry.key(done.version, "model_card.md")).decode()
