@@ -218,7 +218,8 @@ def test_a_burst_of_events_is_one_run_that_saw_every_image(place: ObjectStore, p
     more = [lambda n=n: upload(place, *(f"normal/{n}-{m}" for m in range(10))) for n in range(5)]
     context = context_of("asset_triggered")
     upload(place, "benign/b")
-    seen = play({**context, "params": {**context["params"], "settle_seconds": 4}}, *more, pause=0.1)
+    # long enough that a machine which stands still for some seconds between two uploads does not end the burst
+    seen = play({**context, "params": {**context["params"], "settle_seconds": 10}}, *more, pause=0.1)
     assert seen["change"]["added"] == 51
     snapshot = SnapshotDatasetOperator(task_id="s", sighting=seen).execute(context)
     assert give_verdict(place, snapshot).total == 52
