@@ -122,15 +122,18 @@ def start(
     server = S3Server(f"http://127.0.0.1:{s3}", access_key, secret_key, process.pid)
     client = server.client(connect_timeout=1, read_timeout=5)
     deadline = time.monotonic() + READY_WITHIN
-    while True:
-        try:
-            client.list_buckets()
-            return process
-        except (BotoCoreError, ClientError) as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                stop(process)
-                raise ServerError(f"the S3 server did not answer on port {s3}: {error}") from error
-            time.sleep(0.1)
+    try:
+        while True:
+            try:
+                client.list_buckets()
+                return process
+            except (BotoCoreError, ClientError) as error:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise ServerError(f"the S3 server did not answer on port {s3}: {error}") from error
+                time.sleep(0.1)
+    except BaseException:  # a Ctrl-C too: nobody else knows of the process yet
+        stop(process)
+        raise
 
 
 def weed_command(weed: str, words: Sequence[str]) -> list[str]:

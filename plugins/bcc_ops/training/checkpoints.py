@@ -176,10 +176,10 @@ class CheckpointFolder:
         """
         abandoned = time.time() - _ABANDONED_AFTER
         try:
+            if self.store is not None:
+                self.store.delete_folder(self.folder)
             for path in self.path.parent.parent.glob("*/*"):
                 if path.parent == self.path.parent or path.stat().st_mtime < abandoned:
                     path.unlink(missing_ok=True)
-            if self.store is not None:
-                self.store.delete_folder(self.folder)
         except (OSError, StorageError) as error:
             log.warning("the checkpoint %s could not be removed: %s", self.folder, error)
