@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from html import escape
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+from markupsafe import escape
 
 from bcc_ops.artifacts import (
     ApprovalDocument,
