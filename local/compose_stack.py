@@ -97,7 +97,7 @@ class ComposeStack:
     @cached_property
     def ports(self) -> dict[str, int]:
         """Port on loopback of each server, and of what only listens inside of its container."""
-        names = [*SERVERS, "scheduler-health", "s3-master", "s3-volume", "s3-filer"]
+        names = [*SERVERS, "scheduler-health", "s3-master", "s3-volume", "s3-filer", "s3-admin"]
         return dict(zip(names, free_ports(len(names))))
 
     @cached_property
@@ -287,7 +287,7 @@ class ComposeStack:
             f"-s3.port={SERVERS['s3']}": f"-s3.port={self.ports['s3']}",
         }
         words = [here.get(word, word) for word in self.services["s3"]["command"]]
-        ports = [f"-{name}.port={self.ports[f's3-{name}']}" for name in ("master", "volume", "filer")]
+        ports = [f"-{name}.port={self.ports[f's3-{name}']}" for name in ("master", "volume", "filer", "admin")]
         self._start("s3", weed_command("weed", [*words, *ports]))
 
     def _servers_are_ready(self) -> bool:

