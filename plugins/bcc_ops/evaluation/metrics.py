@@ -330,14 +330,14 @@ def interval(value: float, draws: Floats, *, reflected: bool = False) -> Interva
         value: the figure itself.
         draws: (r,) its bootstrap draws; NaN where a resample left it undefined. At least half must be defined.
         reflected: turn the draws about the value, at 0 and above. For the ECE, which noise only ever raises, so that its
-            draws lie above it.
+            draws lie above it; the interval then ends at the value itself, where it would end below.
     """
     defined = draws[np.isfinite(draws)]
     if len(defined) * 2 < len(draws) or not len(defined):
         return None
     low, high = np.quantile(defined, _LEVEL)
     if reflected:
-        low, high = max(0.0, 2 * value - high), max(0.0, 2 * value - low)
+        low, high = max(0.0, 2 * value - high), max(value, 2 * value - low)
     return float(low), float(high)
 
 
