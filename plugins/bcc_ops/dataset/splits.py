@@ -1,11 +1,11 @@
 """The sticky, group-safe split into train, tuning and validation, and the class weights.
 
-A *unit* is what may not be torn apart: a group of near copies, or all images of a patient where patients are known.
-What the last assessed run put on a side stays there, recognised by content, so that neither growth nor renaming nor a
-second upload moves an image. A unit with a known member takes that member's side; one with known members on two sides
-is a bridge: its new images are left out. Only units that are new altogether are drawn, in an order that a salted digest
-of their content fixes, so that every class comes as near to its share as its units allow. The answer depends on the set of
-images alone, never on the order of a listing.
+A *group* is what must stay on one side of the split: near-duplicates, or all images of a patient if patients are known.
+An image that the last assessed run put on a side stays there. It is recognised by its content, so that neither growth nor
+renaming nor a second upload moves it. A group with a known member takes that member's side. A group with known members
+on two sides is a bridge, and its new images are left out. Only groups that are new altogether are drawn, in an order fixed
+by a salted digest of their content, so that every class comes as near to its share as its groups allow. The result depends
+on the set of images alone, never on the order of a listing.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from bcc_ops.tables import ContentRow, SplitRow
 if TYPE_CHECKING:
     from bcc_ops.config import RetrainingConfig
 
-UNITS_NEEDED = len(PARTITIONS)
-"""Units that a class needs at least: one a partition."""
+GROUPS_NEEDED = len(PARTITIONS)
+"""Groups that a class needs at least: one per partition."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Who is where.
+    """Which image is in which partition.
 
     Attributes:
-        rows: a row an image that is in a partition, sorted by key.
-        left_out: usable images that are in none, each with its reason, sorted by key.
-        carried_forward: images whose side was taken over from the previous run by their content.
+        rows: one row per image that is in a partition, sorted by key.
+        left_out: usable images that are in no partition, each with its reason, sorted by key.
+        carried_forward: how many images kept the side that the previous run gave to their content.
     """
 
     rows: tuple[SplitRow, ...]
@@ -44,7 +44,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class _Unit:
+class _Group:
     name: str
     images: tuple[ContentRow, ...]
     sides: frozenset[str]
@@ -53,6 +53,10 @@ class _Unit:
     @property
     def counts(self) -> Counter[str]:
         return Counter(image.label for image in self.images)
+
+    @property
+    def is_bridge(self) -> bool:
+        return len(self.sides) > 1
 
 
 def split_images(
@@ -64,60 +68,36 @@ def split_images(
     """Put every usable image into a partition, or say why not.
 
     Args:
-        images: what validation saw. Refused images, conflicts among them, are passed over.
-        previous: split.parquet of the last assessed earlier run; empty without one.
+        images: the results of the image checks. Refused images, conflicts among them, are skipped.
+        previous: split.parquet of the last assessed earlier run; empty if there is none.
         config: `validation_fraction`, `tuning_fraction`, `split_salt` and `patient_pattern` count.
-        classes: the classes that must be in every partition.
+        classes: the classes that every partition must contain.
 
     Raises:
         SplitError: a class would have no image in a partition; the message says how many are needed.
     """
     usable = sorted((image for image in images if not image.refused), key=lambda image: image.key)
     known = {row.sha256: row.partition for row in previous}
-    units = _units(usable, known, config.patient_pattern)
-
-    side_of: dict[str, str] = {unit.name: next(iter(unit.sides)) for unit in units if len(unit.sides) == 1}
-    bridges = [unit for unit in units if len(unit.sides) > 1]
-    new = sorted((unit for unit in units if not unit.sides), key=lambda unit: _draw(config.split_salt, unit.name))
-
-    total = Counter(image.label for unit in units if len(unit.sides) < 2 for image in unit.images)
-    total.update(image.label for unit in bridges for image in unit.images if image.sha256 in known)
-    held: dict[str, Counter[str]] = {partition: Counter() for partition in PARTITIONS}
-    for unit in units:
-        for image in unit.images:
-            side = side_of.get(unit.name) or known.get(image.sha256)
-            if side:
-                held[side][image.label] += 1
-
-    wanted = {name: config.validation_fraction * total[name] for name in total}
-    validation = _fill(new, held["validation"], wanted, others=[held["tuning"], held["train"]])
-    rest = [unit for unit in new if unit.name not in validation]
-    held["validation"].update(image.label for unit in new if unit.name in validation for image in unit.images)
-    wanted = {name: config.tuning_fraction * (total[name] - held["validation"][name]) for name in total}
-    tuning = _fill(rest, held["tuning"], wanted, others=[held["train"]])
-    for unit in new:
-        side_of[unit.name] = "validation" if unit.name in validation else "tuning" if unit.name in tuning else "train"
+    groups = _group_images(usable, known, config.patient_pattern)
+    side_of = {group.name: next(iter(group.sides)) for group in groups if len(group.sides) == 1}
+    side_of |= _draw_sides(groups, side_of, known, config)
 
     rows: list[SplitRow] = []
     left_out: list[LeftOutImage] = []
-    for unit in units:
-        settled = (
-            _settle_bridge(unit, known)
-            if len(unit.sides) > 1
-            else dict.fromkeys((image.key for image in unit.images), side_of[unit.name])
-        )
-        for image in unit.images:
-            side = settled.get(image.key)
+    for group in groups:
+        sides = _sides_in_bridge(group, known) if group.is_bridge else {}
+        for image in group.images:
+            side = sides.get(image.key) if group.is_bridge else side_of[group.name]
             if side:
-                rows.append(SplitRow(image.key, image.sha256, image.label, unit.name, side))
+                rows.append(SplitRow(image.key, image.sha256, image.label, group.name, side))
             else:
-                left_out.append(LeftOutImage(key=image.key, reason=_bridge_reason(unit)))
+                left_out.append(LeftOutImage(key=image.key, reason=_bridge_reason(group)))
     split = Split(
         tuple(sorted(rows)),
         tuple(sorted(left_out, key=lambda image: image.key)),
         sum(row.sha256 in known for row in rows),
     )
-    _check(split, units, classes)
+    _check(split, groups, classes)
     return split
 
 
@@ -152,11 +132,11 @@ def describe_split(
     previous_run: str | None,
     reference: Reference | None,
 ) -> ClassWeightsDocument:
-    """`class_weights.json`: counts, weights and how the split came about.
+    """Return `class_weights.json`: counts, weights and how the split came about.
 
     Args:
         previous_run: folder of the run whose split was carried forward.
-        reference: where the split's rows lie.
+        reference: to the split's rows.
     """
     counts = count_partitions(split.rows, classes)
     return ClassWeightsDocument(
@@ -175,52 +155,74 @@ def describe_split(
     )
 
 
-def _units(images: Sequence[ContentRow], known: Mapping[str, str], patient_pattern: str) -> list[_Unit]:
-    """Join what a group, a content or a patient holds together; named by the smallest digest in it."""
-    parent: dict[str, str] = {}
-
-    def find(node: str) -> str:
-        while parent.setdefault(node, node) != node:
-            parent[node] = node = parent[parent[node]]
-        return node
+def _group_images(images: Sequence[ContentRow], known: Mapping[str, str], patient_pattern: str) -> list[_Group]:
+    """Join images that share a content, a near-duplicate group or a patient; a group is named by its smallest digest."""
+    from scipy.cluster.hierarchy import DisjointSet
 
     pattern = re.compile(patient_pattern) if patient_pattern else None
+    joined: DisjointSet = DisjointSet()
     for image in images:
-        ties = [f"sha256 {image.sha256}", f"group {image.group}"]
+        ties = [("content", image.sha256), ("near-duplicates", image.group)]
         if pattern and (match := pattern.search(image.key)) and match.group(1):
-            ties.append(f"patient {match.group(1)}")
-        root = find(ties[0])
-        for tie in ties[1:]:
-            parent[find(tie)] = root
-    members: defaultdict[str, list[ContentRow]] = defaultdict(list)
+            ties.append(("patient", match.group(1)))
+        for tie in ties:
+            joined.add(tie)
+            joined.merge(ties[0], tie)
+    members: defaultdict[tuple[str, str], list[ContentRow]] = defaultdict(list)
     for image in images:
-        members[find(f"sha256 {image.sha256}")].append(image)
+        members[joined["content", image.sha256]].append(image)
     return [
-        _Unit(
-            name=min(image.sha256 for image in unit),
-            images=tuple(unit),
-            sides=frozenset(known[image.sha256] for image in unit if image.sha256 in known),
+        _Group(
+            name=min(image.sha256 for image in group),
+            images=tuple(group),
+            sides=frozenset(known[image.sha256] for image in group if image.sha256 in known),
         )
-        for unit in members.values()
+        for group in members.values()
     ]
+
+
+def _draw_sides(
+    groups: Sequence[_Group], side_of: Mapping[str, str], known: Mapping[str, str], config: RetrainingConfig
+) -> dict[str, str]:
+    """Sides of the groups that are new altogether: validation is filled first, then tuning; the rest is for training."""
+    new = sorted((group for group in groups if not group.sides), key=lambda group: _draw(config.split_salt, group.name))
+    total: Counter[str] = Counter()
+    held: dict[str, Counter[str]] = {partition: Counter() for partition in PARTITIONS}
+    for group in groups:
+        for image in group.images:
+            side = side_of.get(group.name) or known.get(image.sha256)
+            if side:
+                held[side][image.label] += 1
+            if side or not group.is_bridge:
+                total[image.label] += 1
+
+    wanted = {name: config.validation_fraction * total[name] for name in total}
+    validation = _fill(new, held["validation"], wanted, others=[held["tuning"], held["train"]])
+    held["validation"].update(image.label for group in new if group.name in validation for image in group.images)
+    rest = [group for group in new if group.name not in validation]
+    wanted = {name: config.tuning_fraction * (total[name] - held["validation"][name]) for name in total}
+    tuning = _fill(rest, held["tuning"], wanted, others=[held["train"]])
+    return {
+        group.name: "validation" if group.name in validation else "tuning" if group.name in tuning else "train" for group in new
+    }
 
 
 def _draw(salt: str, name: str) -> str:
     return hashlib.sha256(f"{salt}\0{name}".encode()).hexdigest()
 
 
-def _fill(units: Sequence[_Unit], held: Counter[str], wanted: Mapping[str, float], others: Sequence[Counter[str]]) -> set[str]:
-    """Names of the units that bring a partition nearest to what it should hold of each class.
+def _fill(groups: Sequence[_Group], held: Counter[str], wanted: Mapping[str, float], others: Sequence[Counter[str]]) -> set[str]:
+    """Names of the groups that bring a partition nearest to what it should hold of each class.
 
     Args:
-        units: candidates, in the order in which they were drawn.
+        groups: candidates, in the order in which they were drawn.
         held: images per class that the partition has already.
         wanted: images per class that it should have.
         others: images per class that the partitions to be filled later have already. For each of them that has none of a
-            class, a unit of that class is left over.
+            class, a group of that class is left over.
     """
     held = Counter(held)
-    left = Counter(name for unit in units for name in unit.counts)
+    left = Counter(name for group in groups for name in group.counts)
     chosen: set[str] = set()
 
     def owed(name: str) -> int:
@@ -234,47 +236,46 @@ def _fill(units: Sequence[_Unit], held: Counter[str], wanted: Mapping[str, float
         before = sum(abs(held[name] - wanted[name]) for name in counts)
         return after < before or any(held[name] == 0 for name in counts)
 
-    for takes in (fits, helps):  # what fits goes first: a large unit taken early could overshoot where small ones are left
-        for unit in units:
-            counts = unit.counts
-            if unit.name not in chosen and takes(counts) and all(left[name] > owed(name) for name in counts):
-                chosen.add(unit.name)
+    for takes in (fits, helps):  # what fits goes first: a large group taken early could overshoot where small ones are left
+        for group in groups:
+            counts = group.counts
+            if group.name not in chosen and takes(counts) and all(left[name] > owed(name) for name in counts):
+                chosen.add(group.name)
                 held.update(counts)
                 left.subtract(dict.fromkeys(counts, 1))
     return chosen
 
 
-def _settle_bridge(unit: _Unit, known: Mapping[str, str]) -> dict[str, str]:
-    """Sides of a unit whose known members lie on several: each keeps its own, what is new gets none.
+def _sides_in_bridge(group: _Group, known: Mapping[str, str]) -> dict[str, str]:
+    """Sides in a group whose known members are on several sides: each member keeps its own, new images get none.
 
-    Where nothing is new in it, the known members are near copies of one another by themselves (the thresholds were
-    changed, say): then only the validation side keeps its images, so that nothing leaks and the validation set stays
-    what it was.
+    If nothing in it is new, the known members are near-duplicates of one another (because the thresholds changed, say). Then
+    only the validation side keeps its images, so that nothing leaks and the validation set stays the same.
     """
-    settled = {image.key: known[image.sha256] for image in unit.images if image.sha256 in known}
-    if len(settled) < len(unit.images):
+    settled = {image.key: known[image.sha256] for image in group.images if image.sha256 in known}
+    if len(settled) < len(group.images):
         return settled
-    kept = next(side for side in ("validation", "tuning", "train") if side in unit.sides)
+    kept = next(side for side in ("validation", "tuning", "train") if side in group.sides)
     return {key: side for key, side in settled.items() if side == kept}
 
 
-def _bridge_reason(unit: _Unit) -> str:
-    sides = [side for side in PARTITIONS if side in unit.sides]
+def _bridge_reason(group: _Group) -> str:
+    sides = [side for side in PARTITIONS if side in group.sides]
     return f"belongs together with images in {' and '.join(sides)}"
 
 
-def _check(split: Split, units: Sequence[_Unit], classes: Sequence[str]) -> None:
+def _check(split: Split, groups: Sequence[_Group], classes: Sequence[str]) -> None:
     counts = count_partitions(split.rows, classes)
     for name in classes:
         empty = [partition for partition in PARTITIONS if counts[partition][name] == 0]
         if not empty:
             continue
-        independent = [unit for unit in units if unit.counts[name]]
-        images = sum(unit.counts[name] for unit in independent)
-        settled = any(unit.sides for unit in independent)
+        independent = [group for group in groups if group.counts[name]]
+        images = sum(group.counts[name] for group in independent)
+        settled = any(group.sides for group in independent)
         missing = f"{len(empty)} new group{'s' if len(empty) > 1 else ''}"
         more = f"; what is there keeps its side, so that {missing} must come" if settled else ""
         raise SplitError(
             f"class {name} has no image for {' and '.join(empty)}: it has {images} usable images in {len(independent)} groups "
-            f"that may not be torn apart, and at least {UNITS_NEEDED} groups are needed, one a partition{more}"
+            f"that may not be torn apart, and at least {GROUPS_NEEDED} groups are needed, one per partition{more}"
         )
