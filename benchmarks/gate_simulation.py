@@ -21,7 +21,7 @@ import numpy as np
 
 from bcc_ops.artifacts import Estimate, EvaluationDocument, OperatingPoint, Reference
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.evaluation.evaluate import ChampionModel, EvaluationPlan, evaluate
+from bcc_ops.evaluation.evaluate import ChampionModel, EvaluationInputs, EvaluationPlan, evaluate
 from bcc_ops.evaluation.metrics import Scores, choose_threshold
 from bcc_ops.promotion.gate import ChampionState, decide
 from bcc_ops.tables import SplitRow
@@ -126,10 +126,7 @@ def night(seed: int, truth: Truth, config: RetrainingConfig) -> EvaluationDocume
     plan = EvaluationPlan(CLASSES, "malignant", config.wanted_sensitivity, config.bootstrap_resamples, seed, "image")
     asked = Answers(known["champion"])
     champion = ChampionModel("champion", NOW - timedelta(days=1), False, CLASSES, operating_point=point, model=asked)
-    return evaluate(
-        plan=plan,
-        challenger=Answers(known["challenger"]),
-        champion=champion,
+    inputs = EvaluationInputs(
         split=rows,
         contents=[],
         paths={row.key: Path(row.key) for row in rows},
@@ -137,7 +134,8 @@ def night(seed: int, truth: Truth, config: RetrainingConfig) -> EvaluationDocume
         as_of=NOW,
         made_up=False,
         validation_digest=str(seed),
-    ).document
+    )
+    return evaluate(plan, Answers(known["challenger"]), champion, inputs).document
 
 
 def operating_point(answers: np.ndarray, labels: np.ndarray, config: RetrainingConfig) -> OperatingPoint:

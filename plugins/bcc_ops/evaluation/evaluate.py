@@ -1,7 +1,7 @@
-"""Judge challenger and champion on the same validation images: predictions in, the evaluation document out.
+"""Evaluate challenger and champion on the same validation images: predictions in, the evaluation document out.
 
-The champion is never judged on what it was trained on, nor on near copies of it; neither is a challenger that started from
-it. What cannot be compared (its file is gone, it knows other classes) is said and not guessed.
+The champion is never evaluated on images that it was trained on, nor on near copies of them; neither is a challenger that
+started from it. If a comparison is impossible (its file is gone, it knows other classes), the document says why.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bcc_ops.artifacts import (
 )
 from bcc_ops.evaluation.metrics import (
     Bootstrapped,
-    Judged,
+    ScoredModel,
     Scores,
     Threshold,
     bootstrap,
@@ -111,7 +111,7 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with their labels: one entry an image in each. `groups` are drawn together in the bootstrap."""
+    """Images with their labels: one entry per image in each. `groups` are drawn together in the bootstrap."""
 
     keys: tuple[str, ...]
     labels: tuple[str, ...]
@@ -167,12 +167,12 @@ def score(model: PredictsImages, images: LabelledImages, plan: EvaluationPlan, o
     return Scores(labels, (answers / total)[:, columns], np.asarray(images.groups, dtype=str))
 
 
-def judge(model: PredictsImages, tuning: LabelledImages, images: LabelledImages, plan: EvaluationPlan) -> Judged:
+def score_and_fit(model: PredictsImages, tuning: LabelledImages, images: LabelledImages, plan: EvaluationPlan) -> ScoredModel:
     """A model's answers on `images`, with its threshold and temperature fitted on `tuning`."""
     fitted = score(model, tuning, plan)
     positive = plan.classes.index(plan.positive_class)
     threshold = choose_threshold(fitted, positive, plan.wanted_sensitivity, TUNING_PART)
-    return Judged(score(model, images, plan), threshold, fit_temperature(fitted))
+    return ScoredModel(score(model, images, plan), threshold, fit_temperature(fitted))
 
 
 def seen_by(seen: frozenset[str], split: Iterable[SplitRow], contents: Iterable[ContentRow]) -> dict[str, str]:
@@ -208,90 +208,137 @@ def caution_about(seen: frozenset[str], contents: Iterable[ContentRow]) -> str |
     )
 
 
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """The images of a run, and what is known of them.
+
+    Attributes:
+        split: the run's `split.parquet`.
+        contents: the run's `contents.parquet`.
+        paths: key -> local file, of the tuning and validation images at least.
+        earlier: sha256 of the previous assessed run's images; None if there is no such run.
+        as_of, made_up, validation_digest: of the run.
+        started_from: the version whose weights the challenger's training started with; None if there is none.
+        external: labelled images from elsewhere, reported only.
+        external_note: a sentence about them, or why there are none.
+    """
+
+    split: Sequence[SplitRow]
+    contents: Sequence[ContentRow]
+    paths: Mapping[str, Path]
+    earlier: frozenset[str] | None
+    as_of: datetime | None
+    made_up: bool
+    validation_digest: str
+    started_from: str | None = None
+    external: LabelledImages | None = None
+    external_note: str | None = None
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """The validation images of an evaluation.
+
+    Attributes:
+        rows: those on which the challenger is evaluated.
+        images: the same, with their files.
+        unseen: (n,) which of them the champion has not seen.
+        left_out: why validation images are left out of the comparison -> how many.
+        warm_start_note: a sentence about images left out since the challenger's training started from a version.
+    """
+
+    rows: Sequence[SplitRow]
+    images: LabelledImages
+    unseen: np.ndarray
+    left_out: Mapping[str, int]
+    warm_start_note: str | None
+
+
 def evaluate(
-    *,
     plan: EvaluationPlan,
     challenger: PredictsImages,
     champion: ChampionModel | None,
-    split: Sequence[SplitRow],
-    contents: Sequence[ContentRow],
-    paths: Mapping[str, Path],
-    earlier: frozenset[str] | None,
-    as_of: datetime | None,
-    made_up: bool,
-    validation_digest: str,
-    started_from: str | None = None,
-    external: LabelledImages | None = None,
-    external_note: str | None = None,
+    inputs: EvaluationInputs,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Evaluated:
-    """Judge the challenger on the validation part, and both models on what of it the champion has not seen.
+    """Evaluate the challenger on the validation part, and both models on those images that the champion has not seen.
 
     Args:
         plan: classes, resamples and the like.
         challenger: the model just trained.
-        champion: the model in use; None where there is none.
-        split: this run's `split.parquet`.
-        contents: this run's `contents.parquet`.
-        paths: key -> local file, of the tuning and validation images at least.
-        earlier: sha256 of the images of the previous assessed run; None without one.
-        as_of, made_up, validation_digest: of the run.
-        started_from: the version whose weights the challenger's training started with; None where it started from none.
-        external: labelled images from elsewhere, reported only.
-        external_note: what is to be said of them, or why there are none.
+        champion: the model in use; None if there is none.
+        inputs: the run's images.
         say: takes a sentence for the log.
 
     Raises:
         ModelError: the challenger does not answer as a classifier of these classes.
         DataError: the validation part is empty or was all seen before, or an image has no file.
     """
-    validation = [row for row in split if row.partition == "validation"]
-    reasons = seen_by(champion.seen, split, contents) if champion else {}
-    inherits = champion is not None and champion.version == started_from and bool(champion.seen)
-    rows = [row for row in validation if not (inherits and row.key in reasons)]
-    if not rows:
-        raise DataError("the split has no validation image that the model has not seen: there is nothing to evaluate on")
-    warm_start_note = _warm_start_note(started_from, len(validation) - len(rows) if inherits else None)
-    if warm_start_note:
-        say(warm_start_note)
-    images = LabelledImages.of_rows(rows, paths)
-    tuning = LabelledImages.of_rows((row for row in split if row.partition == "tuning"), paths)
-    judged = judge(challenger, tuning, images, plan)
-    whole = _bootstrap({"challenger": judged}, plan)["challenger"]
-    unseen = np.array([row.key not in reasons for row in rows])
+    held_out = _held_out(champion, inputs)
+    if held_out.warm_start_note:
+        say(held_out.warm_start_note)
+    tuning = LabelledImages.of_rows((row for row in inputs.split if row.partition == "tuning"), inputs.paths)
+    scored = score_and_fit(challenger, tuning, held_out.images, plan)
     comparison, champion_scores = None, None
     if champion:
-        left_out = Counter(reasons[row.key] for row in validation if row.key in reasons)
-        comparison, champion_scores = _compare(champion, judged, images=images, unseen=unseen, left_out=dict(left_out), plan=plan)
-        say(_told(comparison))
-        caution = None if comparison.problem else caution_about(champion.seen, contents)
-        if caution:
-            log.warning("%s", caution)
-            comparison = comparison.model_copy(update={"caution": caution})
+        comparison, champion_scores = _compare(champion, scored, held_out, plan)
+        say(_comparison_sentence(comparison))
+        comparison = _with_caution(comparison, champion, inputs)
         if champion.model is not None and champion.model.image_size != challenger.image_size:
-            sides = f"The champion sees {champion.model.image_size} pixels a side, the challenger {challenger.image_size}"
-            say(f"{sides}: each its own")
-    slices, slices_unavailable = _slices(rows, judged, contents, earlier, plan)
+            say(
+                f"The champion sees {champion.model.image_size} pixels per side, the challenger {challenger.image_size}: "
+                "each its own"
+            )
+    slices, slices_unavailable = _slices(held_out.rows, scored, inputs, plan)
     document = EvaluationDocument(
         classes=plan.classes,
         positive_class=plan.positive_class,
-        as_of=as_of,
-        made_up=made_up,
-        validation_digest=validation_digest,
-        challenger=whole.evaluation(),
+        as_of=inputs.as_of,
+        made_up=inputs.made_up,
+        validation_digest=inputs.validation_digest,
+        challenger=_bootstrap({"challenger": scored}, plan)["challenger"].evaluation(),
         comparison=comparison,
         slices=slices,
         slices_unavailable=slices_unavailable,
-        external=_external(challenger, judged, external, plan),
-        external_note=external_note,
+        external=_external(challenger, scored, inputs.external, plan),
+        external_note=inputs.external_note,
         bootstrap_resamples=plan.resamples,
         bootstrap_seed=plan.seed,
         bootstrap_unit=plan.unit,
-        warm_start_note=warm_start_note,
+        warm_start_note=held_out.warm_start_note,
         model=None,
         predictions=None,
     )
-    return Evaluated(document, _predictions(images, judged.scores, champion_scores, unseen, plan))
+    return Evaluated(document, _predictions(held_out, scored.scores, champion_scores, plan))
+
+
+def _held_out(champion: ChampionModel | None, inputs: EvaluationInputs) -> _HeldOut:
+    """Choose the validation images that neither model has seen, itself or in the version that it started from.
+
+    Raises:
+        DataError: none is left, or an image has no file.
+    """
+    validation = [row for row in inputs.split if row.partition == "validation"]
+    reasons = seen_by(champion.seen, inputs.split, inputs.contents) if champion else {}
+    inherits = champion is not None and champion.version == inputs.started_from and bool(champion.seen)
+    rows = [row for row in validation if not (inherits and row.key in reasons)]
+    if not rows:
+        raise DataError("the split has no validation image that the model has not seen: there is nothing to evaluate on")
+    return _HeldOut(
+        rows,
+        LabelledImages.of_rows(rows, inputs.paths),
+        np.array([row.key not in reasons for row in rows]),
+        dict(Counter(reasons[row.key] for row in validation if row.key in reasons)),
+        _warm_start_note(inputs.started_from, len(validation) - len(rows) if inherits else None),
+    )
+
+
+def _with_caution(comparison: Comparison, champion: ChampionModel, inputs: EvaluationInputs) -> Comparison:
+    caution = None if comparison.problem else caution_about(champion.seen, inputs.contents)
+    if caution is None:
+        return comparison
+    log.warning("%s", caution)
+    return comparison.model_copy(update={"caution": caution})
 
 
 def with_references(evaluated: Evaluated, model: Reference, predictions: Reference) -> EvaluationDocument:
@@ -306,14 +353,14 @@ def evaluate_folder(
 
     There is no tuning part here, so `threshold` is the one that came with the model, and there is no temperature.
     """
-    judged = Judged(score(model, images, plan), threshold, None)
+    scored = ScoredModel(score(model, images, plan), threshold, None)
     return EvaluationDocument(
         classes=plan.classes,
         positive_class=plan.positive_class,
         as_of=None,
         made_up=made_up,
         validation_digest=digest,
-        challenger=_bootstrap({"model": judged}, plan)["model"].evaluation(),
+        challenger=_bootstrap({"model": scored}, plan)["model"].evaluation(),
         comparison=None,
         slices=(),
         slices_unavailable="not available: a folder has no history to slice by",
@@ -327,7 +374,7 @@ def evaluate_folder(
     )
 
 
-def _bootstrap(models: Mapping[str, Judged], plan: EvaluationPlan) -> dict[str, Bootstrapped]:
+def _bootstrap(models: Mapping[str, ScoredModel], plan: EvaluationPlan) -> dict[str, Bootstrapped]:
     return bootstrap(models, plan.classes, plan.positive_class, resamples=plan.resamples, seed=plan.seed)
 
 
@@ -338,51 +385,45 @@ def _warm_start_note(started_from: str | None, left_out: int | None) -> str | No
     if left_out is None:
         return (
             f"Training started from version {started_from}, and what that was trained on is not known here: it is no longer the "
-            "champion, or its split is gone. Validation images that it has seen, if there are any, flatter the figures."
+            "champion, or its split is gone. Validation images that it has seen, if there are any, flatter the metrics."
         )
     return (
         f"Training started from champion {started_from}. Validation images that it was trained on, or near copies of them, are "
-        f"left out of every figure: {left_out}."
+        f"left out of every metric: {left_out}."
     )
 
 
 def _compare(
-    champion: ChampionModel,
-    challenger: Judged,
-    *,
-    images: LabelledImages,
-    unseen: np.ndarray,
-    left_out: dict[str, int],
-    plan: EvaluationPlan,
+    champion: ChampionModel, challenger: ScoredModel, held_out: _HeldOut, plan: EvaluationPlan
 ) -> tuple[Comparison, Scores | None]:
     scores, problem = None, champion.problem
     if problem is None and set(champion.classes) != set(plan.classes):
         problem = f"the champion knows the classes {', '.join(champion.classes)}, not {', '.join(plan.classes)}"
-    if problem is None and not unseen.any():
+    if problem is None and not held_out.unseen.any():
         problem = "the champion was trained on every validation image, or on near copies"
     if problem is None and champion.model is not None:
         try:
-            scores = score(champion.model, images.chosen(unseen), plan, champion.classes)
+            scores = score(champion.model, held_out.images.chosen(held_out.unseen), plan, champion.classes)
         except ModelError as error:
             problem = f"the champion cannot be asked: {error}"
     if scores is None:
-        return _uncompared(champion, left_out, problem or "the champion's model is not at hand"), None
+        return _uncompared(champion, dict(held_out.left_out), problem or "the champion's model is not at hand"), None
     point = champion.operating_point
     threshold = Threshold(None, plan.wanted_sensitivity, TUNING_PART, "the champion has no operating point")
     if point is not None and point.threshold is not None:
         threshold = Threshold(point.threshold, point.wanted_sensitivity, point.chosen_on)
-    own = Judged(challenger.scores.subset(unseen), challenger.threshold, challenger.temperature)
-    both = _bootstrap({"challenger": own, "champion": Judged(scores, threshold, champion.temperature)}, plan)
-    figures = {name: name for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "loss", "brier", "ece")}
+    own = ScoredModel(challenger.scores.subset(held_out.unseen), challenger.threshold, challenger.temperature)
+    both = _bootstrap({"challenger": own, "champion": ScoredModel(scores, threshold, champion.temperature)}, plan)
+    metrics = {name: name for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "loss", "brier", "ece")}
     for kind in ("sensitivity", "specificity"):
-        figures[f"{plan.positive_class}_{kind}"] = f"{plan.positive_class}.{kind}"
-        figures[f"{plan.positive_class}_{kind}_at_operating_point"] = f"operating.{kind}"
-    differences = {name: paired_difference(both["challenger"], both["champion"], figure) for name, figure in figures.items()}
+        metrics[f"{plan.positive_class}_{kind}"] = f"{plan.positive_class}.{kind}"
+        metrics[f"{plan.positive_class}_{kind}_at_operating_point"] = f"operating.{kind}"
+    differences = {name: paired_difference(both["challenger"], both["champion"], metric) for name, metric in metrics.items()}
     comparison = Comparison(
         champion_version=champion.version,
         champion_as_of=champion.as_of,
         champion_made_up=champion.made_up,
-        left_out=left_out,
+        left_out=dict(held_out.left_out),
         challenger=both["challenger"].evaluation(),
         champion=both["champion"].evaluation(),
         differences=differences,
@@ -404,7 +445,7 @@ def _uncompared(champion: ChampionModel, left_out: dict[str, int], problem: str)
     )
 
 
-def _told(comparison: Comparison) -> str:
+def _comparison_sentence(comparison: Comparison) -> str:
     if comparison.problem or comparison.champion is None:
         return f"Champion {comparison.champion_version} not compared: {comparison.problem}"
     left_out = ", ".join(f"{count}: {reason}" for reason, count in comparison.left_out.items()) or "none"
@@ -412,26 +453,22 @@ def _told(comparison: Comparison) -> str:
 
 
 def _external(
-    challenger: PredictsImages, judged: Judged, images: LabelledImages | None, plan: EvaluationPlan
+    challenger: PredictsImages, scored: ScoredModel, images: LabelledImages | None, plan: EvaluationPlan
 ) -> ModelEvaluation | None:
     if images is None or not images.keys:
         return None
     scores = score(challenger, images, plan)
-    return _bootstrap({"external": Judged(scores, judged.threshold, judged.temperature)}, plan)["external"].evaluation()
+    return _bootstrap({"external": ScoredModel(scores, scored.threshold, scored.temperature)}, plan)["external"].evaluation()
 
 
 def _slices(
-    rows: Sequence[SplitRow],
-    judged: Judged,
-    contents: Sequence[ContentRow],
-    earlier: frozenset[str] | None,
-    plan: EvaluationPlan,
+    rows: Sequence[SplitRow], scored: ScoredModel, inputs: EvaluationInputs, plan: EvaluationPlan
 ) -> tuple[tuple[SliceEvaluation, ...], str | None]:
     found: list[SliceEvaluation] = []
-    for by, values in slice_values(rows, contents, earlier, plan.slice_pattern).items():
+    for by, values in slice_values(rows, inputs.contents, inputs.earlier, plan.slice_pattern).items():
         for value in sorted(set(values) - {""}):
             chosen = np.array([own == value for own in values])
-            found.append(_slice(by, value, judged, chosen, plan))
+            found.append(_slice(by, value, scored, chosen, plan))
     return tuple(found), None if found else "not available: nothing tells one part of the validation images from another"
 
 
@@ -447,7 +484,7 @@ def slice_values(
         pattern: regular expression whose first group names the slice that a key belongs to; "" for none.
 
     Returns:
-        What is sliced by -> a value a row, "" for a row in no slice. Nothing where all rows have the same value.
+        What is sliced by -> one value per row, "" for a row in no slice. Nothing where all rows have the same value.
     """
     pixels = {row.key: row.width * row.height for row in contents}
     sizes = [pixels.get(row.key, 0) for row in rows]
@@ -462,20 +499,19 @@ def slice_values(
     return {name: values for name, values in by.items() if len(set(values) - {""}) > 1}
 
 
-def _slice(by: str, value: str, judged: Judged, chosen: np.ndarray, plan: EvaluationPlan) -> SliceEvaluation:
+def _slice(by: str, value: str, scored: ScoredModel, chosen: np.ndarray, plan: EvaluationPlan) -> SliceEvaluation:
     count = int(chosen.sum())
     if count < SMALLEST_SLICE:
         missing = Estimate.missing(f"{count} images are too few")
         return SliceEvaluation(by=by, value=value, images=count, balanced_accuracy=missing, positive_sensitivity=missing)
-    part = _bootstrap({"part": Judged(judged.scores.subset(chosen), judged.threshold, None)}, plan)["part"]
+    part = _bootstrap({"part": ScoredModel(scored.scores.subset(chosen), scored.threshold, None)}, plan)["part"]
     sensitivity = part.estimate("operating.sensitivity")
     balanced = part.estimate("balanced_accuracy")
     return SliceEvaluation(by=by, value=value, images=count, balanced_accuracy=balanced, positive_sensitivity=sensitivity)
 
 
-def _predictions(
-    images: LabelledImages, challenger: Scores, champion: Scores | None, unseen: np.ndarray, plan: EvaluationPlan
-) -> bytes:
+def _predictions(held_out: _HeldOut, challenger: Scores, champion: Scores | None, plan: EvaluationPlan) -> bytes:
+    images, unseen = held_out.images, held_out.unseen
     probabilities = {"challenger": {name: challenger.probabilities[:, c].tolist() for c, name in enumerate(plan.classes)}}
     if champion is not None:
         places = np.cumsum(unseen) - 1

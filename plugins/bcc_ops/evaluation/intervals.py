@@ -1,7 +1,7 @@
 """95 % intervals in closed form, for small counts and where a bootstrap has nothing to vary.
 
-A figure that is perfect on the images at hand is perfect in each of their resamples too: a bootstrap would promise
-certainty. Score intervals do not, since they ask which true values make what was seen unlikely.
+A metric that is perfect on these images is perfect in each of their resamples too, so a bootstrap would promise certainty.
+Score intervals do not: they ask which true values would make the observation unlikely.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def wilson(share: ArrayLike, trials: ArrayLike) -> tuple[NDArray[Any], NDArray[A
     """The score intervals of shares of independent trials: their low ends and their high ends (Wilson, 1927).
 
     Args:
-        share: in [0, 1]; a figure or an array.
+        share: in [0, 1]; a metric or an array.
         trials: of the same shape, at least 1.
     """
     share, trials = np.asarray(share, float), np.asarray(trials, float)
@@ -76,10 +76,10 @@ def dice_of_overlap(overlap: Interval) -> Interval:
 
 
 def mean_of_independent(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:
-    """The interval of a mean of independent figures (MOVER; Zou and Donner, Statistics in Medicine 27, 2008).
+    """The interval of a mean of independent metrics (MOVER; Zou and Donner, Statistics in Medicine 27, 2008).
 
     Args:
-        values: the figures, at least one.
+        values: the metrics, at least one.
         intervals: of each.
     """
     mean = math.fsum(values) / len(values)
@@ -90,6 +90,6 @@ def mean_of_independent(values: Sequence[float], intervals: Sequence[Interval]) 
 
 
 def mean_of_dependent(intervals: Sequence[Interval]) -> Interval:
-    """An interval of a mean of figures that may move together: the mean of their ends, which is as wide as it can be."""
+    """An interval of a mean of metrics that may move together: the mean of their ends, which is as wide as it can be."""
     low, high = np.mean(intervals, axis=0)
     return float(low), float(high)

@@ -1,8 +1,8 @@
-"""Turn probabilities into figures, with confidence intervals.
+"""Turn probabilities into metrics, with confidence intervals.
 
-Pure numpy on one idea: every figure is a function of image *weights*. All ones give the figure itself; the weights of
-a bootstrap resample, which are how often each image's group was drawn, give one draw of it. Thousands of resamples are
-then a few matrix products, and two models that are weighed alike are compared as pairs.
+Pure numpy on one idea: every metric is a function of image *weights*. All ones give the metric itself. The weights of a
+bootstrap resample, which say how often each image's group was drawn, give one draw of it. Thousands of resamples are then
+a few matrix products, and two models under the same weights are compared as pairs.
 
 Shapes throughout: n images, k classes, r resamples. Labels are class numbers in 0..k-1, probabilities are in [0, 1]
 and sum to 1 along a row, weights are 0 or more.
@@ -55,7 +55,7 @@ class Scores:
     Args:
         labels: (n,) true class numbers.
         probabilities: (n, k) the model's answers.
-        groups: (n,) one value an image; images with the same value are near copies (or of one patient), and are drawn
+        groups: (n,) one value per image; images with the same value are near copies (or of one patient) and are drawn
             together.
     """
 
@@ -93,7 +93,7 @@ class Scores:
         return Scores(self.labels[chosen], self.probabilities[chosen], self.groups[chosen])
 
 
-# Figures of weights ---------------------------------------------------------------------------------------------------
+# Metrics of weights ---------------------------------------------------------------------------------------------------
 
 
 def weighted_confusion(scores: Scores, weights: Floats) -> Floats:
@@ -234,7 +234,7 @@ class Resamples:
     Hinkley, 1997, section 3.8).
 
     Args:
-        groups: (n,) one value an image.
+        groups: (n,) one value per image.
         count: r, how many resamples.
         seed: the same seed and groups give the same resamples.
     """
@@ -269,7 +269,7 @@ class Resamples:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredModel:
     """A model's answers with what was fitted for it on its tuning part."""
 
     scores: Scores
@@ -277,16 +277,16 @@ class Judged:
     temperature: float | None
 
 
-Figures = Mapping[str, Floats]
-"""Figure -> (r,) its value at each row of weights; NaN where it is not defined."""
+Metrics = Mapping[str, Floats]
+"""Metric -> (r,) its value at each row of weights; NaN if it is not defined."""
 
 
-def figures(judged: Judged, classes: Sequence[str], positive_class: str, weights: Floats) -> Figures:
-    """Every figure of `evaluation.json` at each row of `weights` (r, n).
+def weighted_metrics(scored: ScoredModel, classes: Sequence[str], positive_class: str, weights: Floats) -> Metrics:
+    """Compute every metric of `evaluation.json` at each row of `weights` (r, n).
 
-    One name a figure: `accuracy`, `malignant.sensitivity`, `operating.specificity`, `ece_scaled`, …
+    One name per metric: `accuracy`, `malignant.sensitivity`, `operating.specificity`, `ece_scaled`, …
     """
-    scores = judged.scores
+    scores = scored.scores
     total = weights.sum(axis=1)
     found: dict[str, Floats] = {}
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -310,15 +310,15 @@ def figures(judged: Judged, classes: Sequence[str], positive_class: str, weights
             found[f"{name}.f1"] = np.where(true[:, c] > 0, f1[:, c], np.nan)
             found[f"{name}.auc"] = auc[:, c]
         positive = scores.labels == classes.index(positive_class)
-        if judged.threshold.value is not None:
-            called = scores.probabilities[:, classes.index(positive_class)] >= judged.threshold.value
+        if scored.threshold.value is not None:
+            called = scores.probabilities[:, classes.index(positive_class)] >= scored.threshold.value
             found["operating.sensitivity"] = weights @ (positive & called) / (weights @ positive)
             found["operating.specificity"] = weights @ ~(positive | called) / (weights @ ~positive)
         found["brier"] = weights @ brier(scores) / total
         correct = scores.predicted == scores.labels
         found["ece"] = weighted_ece(correct, scores.probabilities.max(axis=1), weights)
-        if judged.temperature is not None:
-            scaled = scale_temperature(scores.probabilities, judged.temperature)
+        if scored.temperature is not None:
+            scaled = scale_temperature(scores.probabilities, scored.temperature)
             found["ece_scaled"] = weighted_ece(correct, scaled.max(axis=1), weights)
     return found
 
@@ -327,7 +327,7 @@ def interval(value: float, draws: Floats, *, reflected: bool = False) -> Interva
     """A 95 % bootstrap interval, or None where too few draws are defined.
 
     Args:
-        value: the figure itself.
+        value: the metric itself.
         draws: (r,) its bootstrap draws; NaN where a resample left it undefined. At least half must be defined.
         reflected: turn the draws about the value, at 0 and above. For the ECE, which noise only ever raises, so that its
             draws lie above it; the interval then ends at the value itself, where it would end below.
@@ -343,34 +343,34 @@ def interval(value: float, draws: Floats, *, reflected: bool = False) -> Interva
 
 @dataclass(frozen=True)
 class Bootstrapped:
-    """One model's figures and their bootstrap draws."""
+    """One model's metrics and their bootstrap draws."""
 
-    judged: Judged
+    scored: ScoredModel
     classes: tuple[str, ...]
     positive_class: str
     values: Mapping[str, float]
-    draws: Figures
+    draws: Metrics
 
-    def estimate(self, figure: str) -> Estimate:
-        """One figure with its interval, or the reason why it cannot be had."""
-        reason = self._why_not(figure)
+    def estimate(self, metric: str) -> Estimate:
+        """Return one metric with its interval, or the reason why it is missing."""
+        reason = self._why_not(metric)
         if reason is not None:
             return Estimate.missing(reason)
-        value = self.values[figure]
-        bounds = self._bounds(figure)
+        value = self.values[metric]
+        bounds = self._bounds(metric)
         if bounds is None:
-            return Estimate.missing("too few groups for an interval: most bootstrap resamples leave the figure undefined")
+            return Estimate.missing("too few groups for an interval: most bootstrap resamples leave the metric undefined")
         return Estimate(value=value, low=bounds[0], high=bounds[1])
 
-    def _bounds(self, figure: str) -> Interval | None:
-        value, draws = self.values[figure], self.draws[figure]
-        bounds = interval(value, draws, reflected=figure.startswith("ece"))
+    def _bounds(self, metric: str) -> Interval | None:
+        value, draws = self.values[metric], self.draws[metric]
+        bounds = interval(value, draws, reflected=metric.startswith("ece"))
         if bounds is None:
             return None
-        if figure == "balanced_accuracy" and self.judged.scores.groups_are_of_one_class:
+        if metric == "balanced_accuracy" and self.scored.scores.groups_are_of_one_class:
             return self._balanced()
         if np.ptp(draws[np.isfinite(draws)]) < _SAME and min(value, 1 - value) < _SAME:
-            return self._at_an_end(figure, round(value)) or bounds
+            return self._at_an_end(metric, round(value)) or bounds
         return bounds
 
     def _balanced(self) -> Interval:
@@ -383,39 +383,39 @@ class Bootstrapped:
         values, intervals = zip(*found)
         return mean_of_independent(values, intervals)
 
-    def shares(self, figure: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
-        """Of a figure that is a share of images: which (n,) it counts, and which (n,) are answered right. None for others."""
-        scores = self.judged.scores
-        name, _, kind = figure.rpartition(".")
-        if figure == "accuracy":
+    def shares(self, metric: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+        """Of a metric that is a share of images: which (n,) it counts, and which (n,) are answered right. None for others."""
+        scores = self.scored.scores
+        name, _, kind = metric.rpartition(".")
+        if metric == "accuracy":
             return np.ones(len(scores.labels), bool), scores.predicted == scores.labels
         if kind not in ("sensitivity", "specificity"):
             return None
         of_class = self.classes.index(self.positive_class if name == "operating" else name)
         is_class, called = scores.labels == of_class, scores.predicted == of_class
         if name == "operating":
-            if self.judged.threshold.value is None:
+            if self.scored.threshold.value is None:
                 return None
-            called = scores.probabilities[:, of_class] >= self.judged.threshold.value
+            called = scores.probabilities[:, of_class] >= self.scored.threshold.value
         return (is_class, called) if kind == "sensitivity" else (~is_class, ~called)
 
     def _count(self, name: str) -> int:
-        return int((self.judged.scores.labels == self.classes.index(name)).sum())
+        return int((self.scored.scores.labels == self.classes.index(name)).sum())
 
-    def _why_not(self, figure: str) -> str | None:  # noqa: PLR0911 (a return a reason)
-        scores = self.judged.scores
-        name, _, kind = figure.rpartition(".")
+    def _why_not(self, metric: str) -> str | None:  # noqa: PLR0911 (one return per reason)
+        scores = self.scored.scores
+        name, _, kind = metric.rpartition(".")
         of_class = self.positive_class if name == "operating" else name
         absent = [other for other in self.classes if not self._count(other)]
         if not len(scores.labels):
             return "there are no images"
         if len(np.unique(scores.groups)) < 2:
             return "all images are of one group, which tells nothing of others"
-        if name == "operating" and self.judged.threshold.value is None:
-            return self.judged.threshold.reason
-        if figure == "ece_scaled" and self.judged.temperature is None:
+        if name == "operating" and self.scored.threshold.value is None:
+            return self.scored.threshold.reason
+        if metric == "ece_scaled" and self.scored.temperature is None:
             return "the tuning part does not settle a temperature"
-        if figure in ("balanced_accuracy", "macro_f1", "macro_auc") and absent:
+        if metric in ("balanced_accuracy", "macro_f1", "macro_auc") and absent:
             return f"there is no image of {', '.join(absent)}"
         if kind in ("sensitivity", "f1", "auc") and name and not self._count(of_class):
             return f"there is no image of {of_class}"
@@ -423,15 +423,15 @@ class Bootstrapped:
             return f"there are only images of {of_class}"
         if kind == "precision" and not (scores.predicted == self.classes.index(name)).any():
             return f"no image was called {name}"
-        ranked = self.classes if figure == "macro_auc" else (name,) if kind == "auc" else ()
+        ranked = self.classes if metric == "macro_auc" else (name,) if kind == "auc" else ()
         if any(np.ptp(scores.probabilities[:, self.classes.index(other)]) == 0 for other in ranked):
             return "all scores are the same: they rank nothing"
         return None
 
-    def _at_an_end(self, figure: str, value: int) -> Interval | None:
-        """The interval of a figure that is 0 or 1 in every resample, over groups; None for a figure with no such ends."""
-        scores = self.judged.scores
-        name, _, kind = figure.rpartition(".")
+    def _at_an_end(self, metric: str, value: int) -> Interval | None:
+        """The interval of a metric that is 0 or 1 in every resample, over groups; None for a metric with no such ends."""
+        scores = self.scored.scores
+        name, _, kind = metric.rpartition(".")
 
         def groups(chosen: NDArray[np.bool_]) -> int:
             return len(np.unique(scores.groups[chosen]))
@@ -459,7 +459,7 @@ class Bootstrapped:
 
     def evaluation(self) -> ModelEvaluation:
         """All of it, as it goes into `evaluation.json`."""
-        judged, scores = self.judged, self.judged.scores
+        scored, scores = self.scored, self.scored.scores
         ones = np.ones((1, len(scores.labels)))
         matrix = weighted_confusion(scores, ones)[0].astype(int)
         return ModelEvaluation(
@@ -468,16 +468,16 @@ class Bootstrapped:
             **{name: self.estimate(name) for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1", "macro_auc")},
             per_class={name: self._of_class(name) for name in self.classes},
             operating_point=OperatingPoint(
-                threshold=judged.threshold.value,
-                wanted_sensitivity=judged.threshold.wanted_sensitivity,
-                chosen_on=judged.threshold.chosen_on,
+                threshold=scored.threshold.value,
+                wanted_sensitivity=scored.threshold.wanted_sensitivity,
+                chosen_on=scored.threshold.chosen_on,
                 sensitivity=self.estimate("operating.sensitivity"),
                 specificity=self.estimate("operating.specificity"),
             ),
             calibration=Calibration(
                 ece=self.estimate("ece"),
                 brier=self.estimate("brier"),
-                temperature=judged.temperature,
+                temperature=scored.temperature,
                 ece_scaled=self.estimate("ece_scaled"),
                 bins=reliability_bins(scores),
             ),
@@ -504,9 +504,9 @@ def reliability_bins(scores: Scores) -> tuple[ReliabilityBin, ...]:
 
 
 def bootstrap(
-    models: Mapping[str, Judged], classes: Sequence[str], positive_class: str, *, resamples: int, seed: int
+    models: Mapping[str, ScoredModel], classes: Sequence[str], positive_class: str, *, resamples: int, seed: int
 ) -> dict[str, Bootstrapped]:
-    """Figures of one or more models on the same images, each with the draws of the same resamples.
+    """Metrics of one or more models on the same images, each with the draws of the same resamples.
 
     Args:
         models: name -> answers; all on the same images, in the same order.
@@ -519,49 +519,50 @@ def bootstrap(
         ValueError: the models were not asked about the same images.
     """
     first = next(iter(models.values())).scores
-    for judged in models.values():
-        if not (np.array_equal(judged.scores.labels, first.labels) and np.array_equal(judged.scores.groups, first.groups)):
+    for scored in models.values():
+        if not (np.array_equal(scored.scores.labels, first.labels) and np.array_equal(scored.scores.groups, first.groups)):
             raise ValueError("models can only be compared on the same images")
     classes = tuple(classes)
-    drawn: dict[str, list[Figures]] = {name: [] for name in models}
-    values: dict[str, Figures] = {name: {} for name in models}
+    drawn: dict[str, list[Metrics]] = {name: [] for name in models}
+    values: dict[str, Metrics] = {name: {} for name in models}
     if len(first.labels):
         values = {
-            name: figures(model, classes, positive_class, np.ones((1, len(first.labels)))) for name, model in models.items()
+            name: weighted_metrics(model, classes, positive_class, np.ones((1, len(first.labels))))
+            for name, model in models.items()
         }
         for weights in Resamples(first.groups, resamples, seed).weights():
             for name, model in models.items():
-                drawn[name].append(figures(model, classes, positive_class, weights))
+                drawn[name].append(weighted_metrics(model, classes, positive_class, weights))
     return {
         name: Bootstrapped(
             model,
             classes,
             positive_class,
-            {figure: float(value[0]) for figure, value in values[name].items()},
-            {figure: np.concatenate([chunk[figure] for chunk in drawn[name]]) for figure in values[name]},
+            {metric: float(value[0]) for metric, value in values[name].items()},
+            {metric: np.concatenate([chunk[metric] for chunk in drawn[name]]) for metric in values[name]},
         )
         for name, model in models.items()
     }
 
 
-def paired_difference(one: Bootstrapped, other: Bootstrapped, figure: str) -> Estimate:
+def paired_difference(one: Bootstrapped, other: Bootstrapped, metric: str) -> Estimate:
     """`one` minus `other`, with the interval of the difference over the resamples that both went through."""
     for model in (one, other):
-        estimate = model.estimate(figure)
+        estimate = model.estimate(metric)
         if estimate.value is None:
             return estimate
-    bounds = _paired_bounds(one, other, figure)
+    bounds = _paired_bounds(one, other, metric)
     if bounds is None:
         return Estimate.missing("too few groups for an interval: most bootstrap resamples leave the difference undefined")
-    return Estimate(value=one.values[figure] - other.values[figure], low=bounds[0], high=bounds[1])
+    return Estimate(value=one.values[metric] - other.values[metric], low=bounds[0], high=bounds[1])
 
 
-def _paired_bounds(one: Bootstrapped, other: Bootstrapped, figure: str) -> Interval | None:
-    low_high = interval(one.values[figure] - other.values[figure], one.draws[figure] - other.draws[figure])
+def _paired_bounds(one: Bootstrapped, other: Bootstrapped, metric: str) -> Interval | None:
+    low_high = interval(one.values[metric] - other.values[metric], one.draws[metric] - other.draws[metric])
     if low_high is None:
         return None
-    scores = one.judged.scores
-    if figure == "balanced_accuracy" and scores.groups_are_of_one_class:
+    scores = one.scored.scores
+    if metric == "balanced_accuracy" and scores.groups_are_of_one_class:
         sensitivities = [f"{name}.sensitivity" for name in one.classes]
         found = [
             (one.values[name] - other.values[name], ends)
@@ -570,7 +571,7 @@ def _paired_bounds(one: Bootstrapped, other: Bootstrapped, figure: str) -> Inter
         ]
         values, intervals = zip(*found)
         return mean_of_independent(values, intervals)
-    shares, other_shares = one.shares(figure), other.shares(figure)
+    shares, other_shares = one.shares(metric), other.shares(metric)
     if shares is None or other_shares is None:
         return low_high
     counted = shares[0]

@@ -18,7 +18,7 @@ from bcc_ops.artifacts import (
 )
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.snapshot import ImageRules, list_images
-from bcc_ops.evaluation.evaluate import ChampionModel, EvaluationPlan, LabelledImages, evaluate, with_references
+from bcc_ops.evaluation.evaluate import ChampionModel, EvaluationInputs, EvaluationPlan, LabelledImages, evaluate, with_references
 from bcc_ops.exceptions import ArtifactError
 from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
@@ -80,20 +80,22 @@ def evaluate_run(
     plan = plan_of(inputs)
     external, external_note = external_images(store, inputs, frozenset(row.sha256 for row in split), folder)
     evaluated = evaluate(
-        plan=plan,
-        challenger=load_classifier(model_path),
-        champion=champion,
-        split=split,
-        contents=contents,
-        paths=inputs.images,
-        earlier=_earlier(store, paths, inputs.class_weights.previous_run),
-        as_of=inputs.snapshot.as_of,
-        made_up=inputs.validation.made_up > 0,
-        validation_digest=inputs.class_weights.validation_digest,
-        started_from=inputs.training.warm_started_from,
-        external=external,
-        external_note=external_note,
-        say=say,
+        plan,
+        load_classifier(model_path),
+        champion,
+        EvaluationInputs(
+            split=split,
+            contents=contents,
+            paths=inputs.images,
+            earlier=_earlier(store, paths, inputs.class_weights.previous_run),
+            as_of=inputs.snapshot.as_of,
+            made_up=inputs.validation.made_up > 0,
+            validation_digest=inputs.class_weights.validation_digest,
+            started_from=inputs.training.warm_started_from,
+            external=external,
+            external_note=external_note,
+        ),
+        say,
     )
     table = store.put_referenced(paths.document("predictions.parquet"), evaluated.predictions, "application/vnd.apache.parquet")
     return with_references(evaluated, inputs.training.model, table)

@@ -17,6 +17,7 @@ from bcc_ops.evaluation.evaluate import (
     TRAINED_ON,
     ChampionModel,
     Evaluated,
+    EvaluationInputs,
     EvaluationPlan,
     LabelledImages,
     evaluate,
@@ -94,20 +95,27 @@ def champion(**changes: Any) -> ChampionModel:
     return replace(known, **changes)
 
 
-def run(against: ChampionModel | None = None, **changes: Any) -> Evaluated:
-    given: dict[str, Any] = {
-        "plan": PLAN,
-        "challenger": Answering(),
-        "champion": against,
-        "split": SPLIT,
-        "contents": CONTENTS,
-        "paths": {row.key: Path(row.key) for row in SPLIT},
-        "earlier": None,
-        "as_of": AS_OF,
-        "made_up": False,
-        "validation_digest": "v" * 64,
-    }
-    return evaluate(**{**given, **changes})
+INPUTS = EvaluationInputs(
+    split=SPLIT,
+    contents=CONTENTS,
+    paths={row.key: Path(row.key) for row in SPLIT},
+    earlier=None,
+    as_of=AS_OF,
+    made_up=False,
+    validation_digest="v" * 64,
+)
+
+
+def run(
+    against: ChampionModel | None = None,
+    *,
+    plan: EvaluationPlan = PLAN,
+    challenger: Any = None,
+    say: Any = lambda sentence: None,
+    **changes: Any,
+) -> Evaluated:
+    """Evaluate; `changes` are to the inputs."""
+    return evaluate(plan, challenger or Answering(), against, replace(INPUTS, **changes), say)
 
 
 def test_both_models_are_judged_on_the_same_images_and_as_pairs() -> None:
@@ -196,7 +204,7 @@ def test_a_challenger_is_not_judged_on_what_the_champion_that_it_started_from_wa
     assert document.warm_start_note == told[0]
     assert told[0] == (
         "Training started from champion v1. Validation images that it was trained on, or near copies of them, are left out of "
-        "every figure: 3."
+        "every metric: 3."
     )
 
 
@@ -229,7 +237,7 @@ def test_a_champion_with_another_input_size_is_compared_and_that_is_said() -> No
     told: list[str] = []
     comparison = run(champion(model=Answering(image_size=500)), say=told.append).document.comparison
     assert comparison is not None and comparison.problem is None
-    assert told[1] == "The champion sees 500 pixels a side, the challenger 256: each its own"
+    assert told[1] == "The champion sees 500 pixels per side, the challenger 256: each its own"
 
 
 @pytest.mark.parametrize(

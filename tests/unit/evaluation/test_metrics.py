@@ -14,14 +14,13 @@ from bcc_ops.artifacts import Estimate, ModelEvaluation
 from bcc_ops.evaluation.intervals import auc_at_an_end, dice_of_overlap, wilson
 from bcc_ops.evaluation.metrics import (
     Bootstrapped,
-    Judged,
     Resamples,
+    ScoredModel,
     Scores,
     Threshold,
     bootstrap,
     choose_threshold,
     equal_mass_bins,
-    figures,
     fit_temperature,
     interval,
     paired_difference,
@@ -29,6 +28,7 @@ from bcc_ops.evaluation.metrics import (
     weighted_auc,
     weighted_confusion,
     weighted_ece,
+    weighted_metrics,
 )
 
 CLASSES = ("benign", "malignant", "normal")
@@ -56,8 +56,8 @@ HAND = Scores(
 def evaluated(
     scores: Scores, threshold: Threshold = AT_HALF, temperature: float | None = None, resamples: int = 500
 ) -> Bootstrapped:
-    judged = Judged(scores, threshold, temperature)
-    return bootstrap({"m": judged}, CLASSES, "malignant", resamples=resamples, seed=1)["m"]
+    scored = ScoredModel(scores, threshold, temperature)
+    return bootstrap({"m": scored}, CLASSES, "malignant", resamples=resamples, seed=1)["m"]
 
 
 def random_scores(n: int = 400, seed: int = 0, skill: float = 0.5) -> Scores:
@@ -114,9 +114,9 @@ def test_weights_mean_what_repeating_the_images_means() -> None:
     weights = np.random.default_rng(1).integers(0, 4, 60)
     repeated = np.repeat(np.arange(60), weights)
     again = Scores(scores.labels[repeated], scores.probabilities[repeated], repeated)
-    judged, plain = Judged(scores, AT_HALF, 1.3), Judged(again, AT_HALF, 1.3)
-    by_weight = figures(judged, CLASSES, "malignant", weights[None, :].astype(float))
-    by_repeating = figures(plain, CLASSES, "malignant", np.ones((1, len(repeated))))
+    scored, plain = ScoredModel(scores, AT_HALF, 1.3), ScoredModel(again, AT_HALF, 1.3)
+    by_weight = weighted_metrics(scored, CLASSES, "malignant", weights[None, :].astype(float))
+    by_repeating = weighted_metrics(plain, CLASSES, "malignant", np.ones((1, len(repeated))))
     for name, value in by_weight.items():
         if not name.startswith("ece"):  # its bins are those of the images, whatever their weights
             assert value[0] == pytest.approx(by_repeating[name][0]), name
@@ -326,8 +326,8 @@ def test_a_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> No
         correct = generator.random(150) < 0.8
         labels = np.zeros(150, int)
         p = np.where(correct[:, None], [0.9, 0.05, 0.05], [0.05, 0.9, 0.05])
-        judged = Judged(Scores(labels, p, np.arange(150)), AT_HALF, None)
-        bounds = bootstrap({"m": judged}, CLASSES, "malignant", resamples=300, seed=seed)["m"].estimate("accuracy")
+        scored = ScoredModel(Scores(labels, p, np.arange(150)), AT_HALF, None)
+        bounds = bootstrap({"m": scored}, CLASSES, "malignant", resamples=300, seed=seed)["m"].estimate("accuracy")
         covered += bounds.low <= 0.8 <= bounds.high
     assert 0.90 <= covered / 200 <= 0.99
 
@@ -348,7 +348,7 @@ def test_a_difference_is_taken_pair_by_pair() -> None:
     worse = Scores(one.labels, one.probabilities.copy(), one.groups)
     right = np.flatnonzero(one.predicted == one.labels)[:6]  # six images that only the first gets right
     worse.probabilities[right] = np.eye(3)[(one.labels[right] + 1) % 3]
-    models = {"one": Judged(one, AT_HALF, None), "other": Judged(worse, AT_HALF, None)}
+    models = {"one": ScoredModel(one, AT_HALF, None), "other": ScoredModel(worse, AT_HALF, None)}
     both = bootstrap(models, CLASSES, "malignant", resamples=1000, seed=2)
     difference = paired_difference(both["one"], both["other"], "accuracy")
     assert difference.value == pytest.approx(6 / 300)
@@ -358,7 +358,7 @@ def test_a_difference_is_taken_pair_by_pair() -> None:
 
 
 def difference_of(one: Scores, other: Scores, figure: str) -> Estimate:
-    models = {"one": Judged(one, AT_HALF, None), "other": Judged(other, AT_HALF, None)}
+    models = {"one": ScoredModel(one, AT_HALF, None), "other": ScoredModel(other, AT_HALF, None)}
     both = bootstrap(models, CLASSES, "malignant", resamples=400, seed=3)
     return paired_difference(both["one"], both["other"], figure)
 
@@ -404,7 +404,11 @@ def test_models_on_other_images_are_never_compared() -> None:
     one, other = random_scores(n=30, seed=1), random_scores(n=30, seed=2)
     with pytest.raises(ValueError, match="same images"):
         bootstrap(
-            {"a": Judged(one, AT_HALF, None), "b": Judged(other, AT_HALF, None)}, CLASSES, "malignant", resamples=10, seed=0
+            {"a": ScoredModel(one, AT_HALF, None), "b": ScoredModel(other, AT_HALF, None)},
+            CLASSES,
+            "malignant",
+            resamples=10,
+            seed=0,
         )
 
 
@@ -466,7 +470,7 @@ def test_too_few_groups_for_an_interval_are_said() -> None:
     p[0] = [0.6, 0.3, 0.1]
     draws = evaluated(Scores(labels, p, np.array([0, 0, 1, 1, 2, 2])), resamples=300)
     assert draws.estimate("balanced_accuracy").reason == (
-        "too few groups for an interval: most bootstrap resamples leave the figure undefined"
+        "too few groups for an interval: most bootstrap resamples leave the metric undefined"
     )
 
 
@@ -487,7 +491,7 @@ def test_what_is_no_answer_is_refused(labels: np.ndarray, p: np.ndarray, problem
 def test_two_thousand_resamples_over_ten_thousand_images_take_seconds() -> None:
     generator = np.random.default_rng(0)
     scores = random_scores(n=10_000)
-    judged = Judged(Scores(scores.labels, scores.probabilities, generator.integers(0, 8000, 10_000)), AT_HALF, 1.2)
+    scored = ScoredModel(Scores(scores.labels, scores.probabilities, generator.integers(0, 8000, 10_000)), AT_HALF, 1.2)
     began = time.process_time()
-    bootstrap({"m": judged}, CLASSES, "malignant", resamples=2000, seed=1)
+    bootstrap({"m": scored}, CLASSES, "malignant", resamples=2000, seed=1)
     assert time.process_time() - began < 20  # 5 s on an idle core; the bound leaves room for a slow one
