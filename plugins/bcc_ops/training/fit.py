@@ -18,7 +18,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -46,7 +46,7 @@ class TrainingRecord:
 
     Attributes:
         weights: of the classifier at the best epoch, in the order of `classifier.weights`.
-        rows: a row an epoch.
+        rows: one row per epoch.
         best_epoch: counted from 1.
         stopped_early: whether patience ended it.
         warm_started_from: version of the champion whose weights the first attempt started with; None without one.
@@ -95,29 +95,91 @@ def train(
         TrainingInterrupted: `stop` was set; the checkpoint is kept.
         OutOfMemory: a batch does not fit into the device's memory.
     """
-    with devices.strategy.scope():
-        optimizer = _compile(classifier, config, devices, steps_per_epoch=math.ceil(len(pixels) / config.batch_size))
-    weights = {position: class_weights[name] for position, name in enumerate(pixels.classes)}
-    state = [*classifier.variables, *optimizer.variables]
-    reached = _resume(checkpoints, state, classifier) or Checkpoint((), (), np.empty(0), (), 0, warm_started_from, (), 0.0)
-    rows, best, best_epoch, lowest = list(reached.rows), reached.best, reached.best_epoch, reached.lowest
-    resumed_after = (*reached.resumed_after, len(rows)) if rows else ()
-    seconds = reached.seconds
-    watch = _Watch(stop, limit=_EXPLODED * math.log(len(pixels.classes)) * max(weights.values()))
-    augmentation = Augmentation.of(config)
+    trainer = _Trainer.prepare(classifier, pixels, tuning, class_weights=class_weights, config=config, devices=devices, stop=stop)
+    reached = trainer.resume(checkpoints.load()) or Checkpoint((), (), np.empty(0), (), 0, warm_started_from, (), 0.0)
+    while reached.epochs < config.epochs and not _patience_ended(reached, config):
+        reached = trainer.run_epoch(reached)
+        checkpoints.save(reached)
+        on_epoch(reached.rows)
+        log.info("%s", describe_epoch(reached.rows[-1], config.epochs, reached.best_epoch))
+    return TrainingRecord(
+        weights=reached.best,
+        rows=reached.rows,
+        best_epoch=reached.best_epoch,
+        stopped_early=reached.epochs < config.epochs,
+        warm_started_from=reached.warm_started_from,
+        resumed_after=reached.resumed_after,
+        seconds=reached.seconds,
+    )
 
-    while len(rows) < config.epochs and not _patience_ended(rows, best_epoch, config):
-        epoch, began, rate = len(rows) + 1, time.monotonic(), float(optimizer.learning_rate)
-        batches = training_batches(pixels, augmentation, config.batch_size, config.seed, epoch)
-        with telling_out_of_memory(config.batch_size):
-            logs = classifier.fit(batches, epochs=1, verbose=0, shuffle=False, class_weight=weights, callbacks=[watch]).history
+
+@dataclass(frozen=True)
+class _Trainer:
+    """A compiled network and its images: takes training from one epoch's end to the next.
+
+    Attributes:
+        class_weights: number of the class -> weight of its images in the loss.
+        watch: ends an epoch that was stopped or that diverges.
+    """
+
+    classifier: keras.Model
+    optimizer: keras.Optimizer
+    pixels: Pixels
+    tuning: Pixels
+    class_weights: Mapping[int, float]
+    config: RetrainingConfig
+    watch: _Watch
+
+    @classmethod
+    def prepare(
+        cls,
+        classifier: keras.Model,
+        pixels: Pixels,
+        tuning: Pixels,
+        *,
+        class_weights: Mapping[str, float],
+        config: RetrainingConfig,
+        devices: Devices,
+        stop: threading.Event,
+    ) -> _Trainer:
+        """Compile the network; arguments as in `train`."""
+        with devices.strategy.scope():
+            optimizer = _compile(classifier, config, devices, steps_per_epoch=math.ceil(len(pixels) / config.batch_size))
+        weights = {position: class_weights[name] for position, name in enumerate(pixels.classes)}
+        watch = _Watch(stop, limit=_EXPLODED * math.log(len(pixels.classes)) * max(weights.values()))
+        return cls(classifier, optimizer, pixels, tuning, weights, config, watch)
+
+    @property
+    def state(self) -> list[Any]:
+        """The variables that make up training: of the model, and then of the optimizer."""
+        return [*self.classifier.variables, *self.optimizer.variables]
+
+    def resume(self, found: Checkpoint | None) -> Checkpoint | None:
+        """Put what an earlier attempt reached into the model and the optimizer; None if there is nothing that fits."""
+        if found is None:
+            return None
+        if not found.fits(self.state, self.classifier.weights):
+            log.warning("the checkpoint after epoch %d is ignored: it is of a network of another shape", found.epochs)
+            return None
+        _assign(self.state, found.variables)
+        log.info("going on after epoch %d, from a checkpoint", found.epochs)
+        return replace(found, resumed_after=(*found.resumed_after, found.epochs))
+
+    def run_epoch(self, reached: Checkpoint) -> Checkpoint:
+        """Train one epoch more, and look at the tuning part.
+
+        Raises:
+            DivergedError, TrainingInterrupted, OutOfMemory: see `train`.
+        """
+        epoch, began, rate = reached.epochs + 1, time.monotonic(), float(self.optimizer.learning_rate)
+        logs = self._fit(epoch)
         trained = time.monotonic() - began
-        averaged, raw = _averaged_weights(classifier, optimizer, config)
-        probabilities = predict(classifier, tuning)
-        losses = cross_entropies(probabilities, tuning.labels)
-        if not np.isfinite(losses).all():  # the last batch's update is seen by no later batch of its epoch
+        averaged, raw = _averaged_weights(self.classifier, self.optimizer, self.config)
+        probabilities = predict(self.classifier, self.tuning)
+        losses = cross_entropies(probabilities, self.tuning.labels)
+        if not np.isfinite(losses).all():  # no later batch of this epoch sees what its last batch's update did
             raise DivergedError(f"the network answers no numbers after epoch {epoch}: try a lower learning_rate")
-        accuracy, balanced = accuracies(probabilities, tuning.labels)
+        accuracy, balanced = accuracies(probabilities, self.tuning.labels)
         row = EpochRow(
             epoch=epoch,
             loss=logs["loss"][-1],
@@ -125,25 +187,31 @@ def train(
             tuning_loss=float(losses.mean()),
             tuning_accuracy=accuracy,
             tuning_balanced_accuracy=balanced,
-            learning_rate=max(rate, float(optimizer.learning_rate)),
+            learning_rate=max(rate, float(self.optimizer.learning_rate)),
             seconds=time.monotonic() - began,
-            images_per_second=len(pixels) / trained,
+            images_per_second=len(self.pixels) / trained,
         )
-        rows.append(row)
-        seconds += row.seconds
-        if not len(lowest) or losses.mean() <= lowest.mean():
-            lowest = losses
-        if not is_worse(losses, lowest):
-            best, best_epoch = averaged, epoch
-        _assign(classifier.trainable_variables, raw)
-        checkpoints.save(
-            Checkpoint(_values(state), best, lowest, tuple(rows), best_epoch, reached.warm_started_from, resumed_after, seconds)
+        lowest = losses if not len(reached.lowest) or losses.mean() <= reached.lowest.mean() else reached.lowest
+        best, best_epoch = (reached.best, reached.best_epoch) if is_worse(losses, lowest) else (averaged, epoch)
+        _assign(self.classifier.trainable_variables, raw)
+        return replace(
+            reached,
+            variables=_values(self.state),
+            best=best,
+            best_epoch=best_epoch,
+            lowest=lowest,
+            rows=(*reached.rows, row),
+            seconds=reached.seconds + row.seconds,
         )
-        on_epoch(rows)
-        log.info("%s", describe_epoch(row, config.epochs, best_epoch))
-    return TrainingRecord(
-        best, tuple(rows), best_epoch, len(rows) < config.epochs, reached.warm_started_from, resumed_after, seconds
-    )
+
+    def _fit(self, epoch: int) -> Mapping[str, Sequence[float]]:
+        config = self.config
+        batches = training_batches(self.pixels, Augmentation.of(config), config.batch_size, config.seed, epoch)
+        with telling_out_of_memory(config.batch_size):
+            history: Mapping[str, Sequence[float]] = self.classifier.fit(
+                batches, epochs=1, verbose=0, shuffle=False, class_weight=dict(self.class_weights), callbacks=[self.watch]
+            ).history
+        return history
 
 
 def _compile(classifier: keras.Model, config: RetrainingConfig, devices: Devices, steps_per_epoch: int) -> keras.Optimizer:
@@ -173,22 +241,9 @@ def _compile(classifier: keras.Model, config: RetrainingConfig, devices: Devices
     return classifier.optimizer
 
 
-def _resume(checkpoints: CheckpointFolder, state: Sequence[Any], classifier: keras.Model) -> Checkpoint | None:
-    """What an earlier attempt reached, put into the model and the optimizer."""
-    found = checkpoints.load()
-    if found is None:
-        return None
-    if not found.fits(state, classifier.weights):
-        log.warning("the checkpoint after epoch %d is ignored: it is of a network of another shape", found.epochs)
-        return None
-    _assign(state, found.variables)
-    log.info("going on after epoch %d, from a checkpoint", found.epochs)
-    return found
-
-
-def _patience_ended(rows: Sequence[EpochRow], best_epoch: int, config: RetrainingConfig) -> bool:
+def _patience_ended(reached: Checkpoint, config: RetrainingConfig) -> bool:
     patience = config.early_stopping_patience
-    return bool(rows) and patience > 0 and len(rows) - best_epoch >= patience
+    return reached.epochs > 0 and patience > 0 and reached.epochs - reached.best_epoch >= patience
 
 
 def _values(variables: Sequence[Any]) -> tuple[np.ndarray, ...]:
@@ -254,7 +309,7 @@ def describe_epoch(row: EpochRow, epochs: int, best_epoch: int) -> str:
 
 
 def history_csv(rows: Sequence[EpochRow]) -> bytes:
-    """history.csv: a header, and a row an epoch."""
+    """history.csv: a header, and one row per epoch."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(EpochRow.model_fields), lineterminator="\n")
     writer.writeheader()
