@@ -74,19 +74,19 @@ with DAG(
     snapshot_dataset = SnapshotDatasetOperator(
         task_id="snapshot_dataset", sighting=wait_for_new_images.output, inlets=[images_asset(settings)]
     )
-    snapshot = snapshot_dataset.output
+    run = snapshot_dataset.output
 
-    download_images = DownloadImagesOperator(task_id="download_images", snapshot=snapshot, execution_timeout=timedelta(hours=3))
+    download_images = DownloadImagesOperator(task_id="download_images", run=run, execution_timeout=timedelta(hours=3))
 
-    validate_images = ValidateImagesOperator(task_id="validate_images", snapshot=snapshot, execution_timeout=timedelta(hours=2))
+    validate_images = ValidateImagesOperator(task_id="validate_images", run=run, execution_timeout=timedelta(hours=2))
     validation = validate_images.output
 
-    compute_class_weights = ComputeClassWeightsOperator(task_id="compute_class_weights", snapshot=snapshot, validation=validation)
+    compute_class_weights = ComputeClassWeightsOperator(task_id="compute_class_weights", run=run, validation=validation)
     class_weights = compute_class_weights.output
 
     train_model = TrainModelOperator(
         task_id="train_model",
-        snapshot=snapshot,
+        run=run,
         validation=validation,
         class_weights=class_weights,
         execution_timeout=timedelta(hours=12),
@@ -96,7 +96,7 @@ with DAG(
 
     evaluate_model = EvaluateModelOperator(
         task_id="evaluate_model",
-        snapshot=snapshot,
+        run=run,
         validation=validation,
         class_weights=class_weights,
         training=training,
@@ -107,7 +107,8 @@ with DAG(
 
     gate_model = GateModelOperator(
         task_id="gate_model",
-        snapshot=snapshot,
+        run=run,
+        class_weights=class_weights,
         evaluation=evaluation,
         approve_task_id="approve_model",
         upload_task_id="upload_model",
@@ -118,7 +119,7 @@ with DAG(
 
     publish_plots = PublishPlotsOperator(
         task_id="publish_plots",
-        snapshot=snapshot,
+        run=run,
         validation=validation,
         class_weights=class_weights,
         training=training,
@@ -126,15 +127,16 @@ with DAG(
         gate=gate,
     )
 
-    approve_model = ApproveModelOperator(task_id="approve_model", snapshot=snapshot, gate=gate, execution_timeout=None)
+    approve_model = ApproveModelOperator(task_id="approve_model", run=run, gate=gate, execution_timeout=None)
 
     upload_model = UploadModelOperator(
         task_id="upload_model",
-        snapshot=snapshot,
+        run=run,
+        validation=validation,
+        class_weights=class_weights,
         training=training,
         evaluation=evaluation,
         gate=gate,
-        approval=approve_model.output,
         trigger_rule="none_failed_min_one_success",
     )
 

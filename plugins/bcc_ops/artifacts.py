@@ -91,6 +91,25 @@ class Reference(Part):
         return {"uri": self.uri, "sha256": self.sha256}
 
 
+class RunHandle(Part):
+    """The run that a task works for. Goes through XCom as a plain dict, from the first task to all others.
+
+    The two digests pin what the run was asked to do and on which images, so that a file that somebody overwrites in the
+    run's folder changes nothing: it is refused.
+    """
+
+    folder: str
+    """The name of the run's folder: `<as_of>__<run slug>-<digest>`."""
+    config: str
+    """sha256 of config.json."""
+    snapshot: str
+    """sha256 of snapshot.json."""
+
+    def to_xcom(self) -> dict[str, str]:
+        """A plain dict: pydantic models do not come back from XCom."""
+        return self.model_dump()
+
+
 class Estimate(Part):
     """A figure with its 95 % interval, or the reason why there is none.
 
@@ -497,6 +516,8 @@ class GateDocument(Document):
     looks: int
     """Gate decisions against this validation set, this one included."""
     evaluation: Reference
+    class_weights: Reference | None = None
+    """The run's class_weights.json, which names its split: what the next run carries forward. Null in older documents."""
 
 
 # approval.json -------------------------------------------------------------------------------------------------------
@@ -511,6 +532,8 @@ class ApprovalDocument(Document):
     at: datetime
     timed_out: bool
     """Nobody answered in time, which rejects."""
+    gate: str | None = None
+    """sha256 of the gate.json that the question was about. An answer to another verdict, or without one, does not count."""
 
 
 # promotion.json ------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ BccError                          one clear line that names the thing and the wa
 │   └── TrainingInterrupted   *   stopped from outside; the checkpoint is kept
 ├── ModelError                    a model file is damaged, unsafe or not the one that was promised
 ├── PromotionLost                 another run moved the champion first
+├── ApprovalMissing               the run asks for an approval, and nobody has given it
 └── NothingNew                    no image is new: a skip and no failure
 
 * trying again may mend it
@@ -139,6 +140,10 @@ class ModelError(BccError):
 
 class PromotionLost(BccError):
     """Another run moved the champion between this run's comparison and its upload."""
+
+
+class ApprovalMissing(BccError):
+    """The run asks for an approval, and no person has approved this verdict."""
 
 
 class NothingNew(BccError):

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 AS_OF_FORMAT = "%Y%m%dT%H%M%SZ"
 _FOLDER = re.compile(r"(?P<as_of>\d{8}T\d{6}Z)__(?P<slug>[A-Za-z0-9._-]+)")
 _LONGEST_SLUG = 80
+_DIGEST_DIGITS = 12
 
 PLOTS = (
     "history",
@@ -29,11 +30,21 @@ PLOTS = (
 
 
 def run_slug(run_id: str) -> str:
-    """A run id as part of a key: letters, digits, `.`, `_` and `-`, at most 80 characters, different for different ids."""
+    """Return a run id as part of a key: letters, digits, `.`, `_` and `-`, at most 80 characters.
+
+    It always ends with a digest of the id. Without it, a person who chooses a run id could choose the folder of another run.
+    """
+    digest = hashlib.sha256(run_id.encode(errors="surrogatepass")).hexdigest()[:_DIGEST_DIGITS]
+    slug = re.sub(r"[^A-Za-z0-9._-]", "-", run_id)
+    return f"{slug[: _LONGEST_SLUG - _DIGEST_DIGITS - 1]}-{digest}"
+
+
+def older_run_slug(run_id: str) -> str:
+    """Return the slug that releases before 0.1 gave to a run id: with a digest only if the id is not a slug itself."""
     slug = re.sub(r"[^A-Za-z0-9._-]", "-", run_id)
     if slug == run_id and len(slug) <= _LONGEST_SLUG:
         return slug
-    digest = hashlib.sha256(run_id.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(run_id.encode(errors="surrogatepass")).hexdigest()[:8]
     return f"{slug[: _LONGEST_SLUG - 9]}-{digest}"
 
 

@@ -270,8 +270,16 @@ class ObjectStore:
         """Write a document and return the reference to it."""
         return self.put_referenced(key, document.to_json(), "application/json")
 
-    def load(self, kind: type[D], reference: Reference | Mapping[str, str]) -> D:
-        """Read the document that a reference (or its plain dict from XCom) promises."""
+    def load(self, kind: type[D], reference: Reference | Mapping[str, str] | None) -> D:
+        """Read the document that a reference (or its plain dict from XCom) promises.
+
+        Raises:
+            ArtifactError: it is not there with that content, or an earlier task handed on no reference.
+        """
+        if reference is None:
+            raise ArtifactError(
+                f"an earlier task handed on no {kind.__name__}: a task that is marked successful by hand does no work. Clear it"
+            )
         reference = reference if isinstance(reference, Reference) else Reference.model_validate(dict(reference))
         return parse_document(kind, self.get_referenced(reference), reference.uri)
 

@@ -56,23 +56,23 @@ with DAG(
     params={{knob: Param(quick.get(knob, default), **schema) for knob, (default, schema) in knobs.items()}},
 ):
     wait = NewImagesSensor(task_id="wait_for_new_images", deferrable=True, poke_interval=2)
-    snapshot = SnapshotDatasetOperator(task_id="snapshot_dataset", sighting=wait.output)
-    download = DownloadImagesOperator(task_id="download_images", snapshot=snapshot.output)
+    run = SnapshotDatasetOperator(task_id="snapshot_dataset", sighting=wait.output)
+    download = DownloadImagesOperator(task_id="download_images", run=run.output)
 
     @task
-    def give_verdict(snapshot):
-        from bcc_ops.artifacts import GateDocument, SnapshotDocument
-        from bcc_ops.operators.base import open_store
+    def give_verdict(handle):
+        from bcc_ops.artifacts import GateDocument
+        from bcc_ops.operators.base import Run, open_store
 
         store = open_store(settings)
-        document = store.load(SnapshotDocument, snapshot)
+        run = Run.load(store, settings.artifacts_prefix, handle)
         gate = GateDocument(
-            verdict="rejected", reasons=("no model was trained",), rules=(), as_of=document.as_of, made_up=True,
-            champion_version=None, champion_etag=None, validation_digest="", looks=1, evaluation=snapshot,
+            verdict="rejected", reasons=("no model was trained",), rules=(), as_of=run.snapshot.as_of, made_up=True,
+            champion_version=None, champion_etag=None, validation_digest="", looks=1, evaluation=run.references["snapshot"],
         )
-        store.save(snapshot["uri"].split("/", 3)[3].replace("snapshot.json", "gate.json"), gate)
+        store.save(run.paths.document("gate.json"), gate)
 
-    download >> give_verdict(snapshot.output)
+    download >> give_verdict(run.output)
 '''
 
 

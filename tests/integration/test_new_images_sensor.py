@@ -16,11 +16,14 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
 from airflow.sdk.module_loading import import_string
 
-from bcc_ops.artifacts import GateDocument, Reference, SnapshotDocument
+from bcc_ops.artifacts import GateDocument, SnapshotDocument
+from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.exceptions import StorageUnavailable
+from bcc_ops.operators.base import Run
 from bcc_ops.operators.download_images import DownloadImagesOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
 from bcc_ops.run_index import find_run
+from bcc_ops.run_paths import RunPaths, run_slug
 from bcc_ops.sensors.new_images import NewImagesSensor
 from bcc_ops.storage import ObjectStore
 from bcc_ops.triggers.new_images import NewImagesTrigger
@@ -122,8 +125,9 @@ def snapshot_as_of(as_of: datetime, context: Any) -> dict[str, str]:
     return dict(SnapshotDatasetOperator(task_id="snapshot", sighting=sighting).execute(context))
 
 
-def give_verdict(store: ObjectStore, reference: dict[str, str]) -> SnapshotDocument:
-    document = store.load(SnapshotDocument, reference)
+def give_verdict(store: ObjectStore, handle: dict[str, str]) -> SnapshotDocument:
+    run = Run.load(store, "artifacts", handle)
+    document = run.snapshot
     gate = GateDocument(
         verdict="rejected",
         reasons=("no reason",),
@@ -134,9 +138,9 @@ def give_verdict(store: ObjectStore, reference: dict[str, str]) -> SnapshotDocum
         champion_etag=None,
         validation_digest="",
         looks=1,
-        evaluation=Reference(**reference),
+        evaluation=run.references["snapshot"],
     )
-    store.save(reference["uri"].split("/", 3)[3].replace("snapshot.json", "gate.json"), gate)
+    store.save(run.paths.document("gate.json"), gate)
     return document
 
 
@@ -172,7 +176,9 @@ def test_a_night_waits_until_something_new_arrives(place: ObjectStore, play: Pla
 def test_a_night_without_news_is_skipped_with_a_sentence(place: ObjectStore, play: Play) -> None:
     upload(place, "benign/a")
     first = assess(place, "first", past_second())
-    with pytest.raises(AirflowSkipException, match=r"Nothing to train on until .*: the 1 images are those of .*__first\."):
+    with pytest.raises(
+        AirflowSkipException, match=r"Nothing to train on until .*: the 1 images are those of .*__first-[0-9a-f]+\."
+    ):
         play(context_of("scheduled", wait_for_images_minutes=0))
     assert first.total == 1
 
@@ -221,8 +227,8 @@ def test_a_burst_of_events_is_one_run_that_saw_every_image(place: ObjectStore, p
     # long enough that a machine which stands still for some seconds between two uploads does not end the burst
     seen = play({**context, "params": {**context["params"], "settle_seconds": 10}}, *more, pause=0.1)
     assert seen["change"]["added"] == 51
-    snapshot = SnapshotDatasetOperator(task_id="s", sighting=seen).execute(context)
-    assert give_verdict(place, snapshot).total == 52
+    run = SnapshotDatasetOperator(task_id="s", sighting=seen).execute(context)
+    assert give_verdict(place, run).total == 52
     past_second()
     with pytest.raises(AirflowSkipException, match="Nothing to train on: the 52 images are those of"):
         play(context_of("asset_triggered"))
@@ -302,11 +308,11 @@ def test_a_nightly_run_that_waits_does_not_hold_up_a_backfill(place: ObjectStore
 def test_the_same_backfill_again_changes_nothing(place: ObjectStore, play: Play) -> None:
     upload(place, "benign/a")
     context = context_of("backfill", "scheduled__day1", past_second())
-    snapshot = SnapshotDatasetOperator(task_id="s", sighting=play(context)).execute(context)
-    give_verdict(place, snapshot)
+    run = SnapshotDatasetOperator(task_id="s", sighting=play(context)).execute(context)
+    give_verdict(place, run)
     upload(place, "benign/b")
     objects = list(place.list_objects("artifacts/"))
-    assert SnapshotDatasetOperator(task_id="s", sighting=play(context)).execute(context) == snapshot
+    assert SnapshotDatasetOperator(task_id="s", sighting=play(context)).execute(context) == run
     again = list(place.list_objects("artifacts/"))
     assert [(one["Key"], one["ETag"]) for one in again] == [(one["Key"], one["ETag"]) for one in objects]
 
@@ -315,12 +321,12 @@ def test_a_cleared_run_keeps_to_its_snapshot(place: ObjectStore, play: Play) -> 
     upload(place, "benign/a")
     context = context_of("scheduled", "night")
     first = play(context)
-    snapshot = SnapshotDatasetOperator(task_id="s", sighting=first).execute(context)
+    run = SnapshotDatasetOperator(task_id="s", sighting=first).execute(context)
     upload(place, "benign/b")
     again = play(context)
     assert {**again, "sentence": ""} == {**first, "sentence": ""}
     assert "own snapshot" in again["sentence"]
-    assert SnapshotDatasetOperator(task_id="s", sighting=again).execute(context) == snapshot
+    assert SnapshotDatasetOperator(task_id="s", sighting=again).execute(context) == run
 
 
 def test_an_empty_prefix_is_a_failure_for_a_person_and_tells_what_is_there(place: ObjectStore) -> None:
@@ -339,10 +345,11 @@ def test_the_snapshot_names_its_predecessor_and_the_knobs(place: ObjectStore) ->
     upload(place, "normal/c")
     context = context_of("manual", "second", epochs=3)
     sighting = NewImagesSensor(task_id="wait").execute(context)
-    document = place.load(SnapshotDocument, SnapshotDatasetOperator(task_id="s", sighting=sighting).execute(context))
+    handle = SnapshotDatasetOperator(task_id="s", sighting=sighting).execute(context)
+    document = place.load_key(SnapshotDocument, RunPaths("artifacts", handle["folder"]).document("snapshot.json"))
     assert document.counts == {"benign": 1, "malignant": 1, "normal": 1}
     assert document.previous_run is not None
-    assert document.previous_run.endswith("__first")
+    assert document.previous_run.endswith(f"__{run_slug('first')}")
     assert document.change is not None
     assert document.change.added == 1
     assert document.digest == sighting["digest"]
@@ -356,10 +363,15 @@ def test_the_snapshot_names_its_predecessor_and_the_knobs(place: ObjectStore) ->
 def test_download_tells_counts_and_fetches_once(place: ObjectStore) -> None:
     upload(place, "benign/a", "malignant/b")
     context = context_of("manual", "asked")
-    snapshot = SnapshotDatasetOperator(task_id="s", sighting=NewImagesSensor(task_id="wait").execute(context)).execute(context)
-    counts = DownloadImagesOperator(task_id="d", snapshot=snapshot).execute(context)
+    run = SnapshotDatasetOperator(task_id="s", sighting=NewImagesSensor(task_id="wait").execute(context)).execute(context)
+    counts = DownloadImagesOperator(task_id="d", run=run).execute(context)
     assert (counts["images"], counts["fetched"]) == (2, 2)
-    assert DownloadImagesOperator(task_id="d", snapshot=snapshot).execute(context)["fetched"] == 0
+    assert DownloadImagesOperator(task_id="d", run=run).execute(context)["fetched"] == 0
+
+
+def local_images(run: dict[str, str]) -> list[LocalImage]:
+    task = DownloadImagesOperator(task_id="d", run=run)
+    return task.local_images(task.load_run(run).snapshot)
 
 
 def test_a_worker_without_the_images_fills_its_cache_from_the_same_snapshot(
@@ -367,11 +379,11 @@ def test_a_worker_without_the_images_fills_its_cache_from_the_same_snapshot(
 ) -> None:
     upload(place, "benign/a", "malignant/b")
     context = context_of("manual", "asked")
-    snapshot = SnapshotDatasetOperator(task_id="s", sighting=NewImagesSensor(task_id="wait").execute(context)).execute(context)
-    here = DownloadImagesOperator(task_id="d", snapshot=snapshot).local_images(snapshot)
+    run = SnapshotDatasetOperator(task_id="s", sighting=NewImagesSensor(task_id="wait").execute(context)).execute(context)
+    here = local_images(run)
     monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "another-host"))
     upload(place, "normal/c")
-    there = DownloadImagesOperator(task_id="t", snapshot=snapshot).local_images(snapshot)
+    there = local_images(run)
     assert [(image.key, image.sha256) for image in there] == [(image.key, image.sha256) for image in here]
     assert all((tmp_path / "another-host") in image.path.parents and image.path.exists() for image in there)
 

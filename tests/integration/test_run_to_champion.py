@@ -32,7 +32,7 @@ from bcc_ops.promotion.promote import set_champion
 from bcc_ops.promotion.registry import MODEL_FILES, ModelRegistry
 from bcc_ops.promotion.run_upload import smoke_test_version, upload_run
 from bcc_ops.promotion.smoke_test import Sample, run_smoke_test
-from bcc_ops.run_paths import RunPaths
+from bcc_ops.run_paths import RunPaths, run_slug
 from bcc_ops.storage import ObjectStore
 from bcc_ops.tables import ContentRow, SplitRow, write_rows
 from local.s3_server import S3Server
@@ -349,12 +349,12 @@ def test_a_roll_back_is_tested_with_its_own_runs_images_and_without_them_where_t
 # S3 errors -----------------------------------------------------------------------------------------------------------
 
 READS = {
-    "the split": "__manual-1/split.parquet",
-    "what validation saw": "__manual-1/contents.parquet",
-    "the challenger": "__manual-1/model.h5",
+    "the split": f"__{run_slug('manual-1')}/split.parquet",
+    "what validation saw": f"__{run_slug('manual-1')}/contents.parquet",
+    "the challenger": f"__{run_slug('manual-1')}/model.h5",
     "the pointer": "/models/champion.json",
     "the champion's document": "/models/*/model.json",
-    "the champion's split": "__manual-0/split.parquet",
+    "the champion's split": f"__{run_slug('manual-0')}/split.parquet",
     "the champion": "/models/*/model.h5",
 }
 """What an evaluation reads -> the end of its path."""

@@ -20,6 +20,7 @@ from bcc_ops.run_index import find_run, last_assessed, list_runs
 from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore, split_uri
 from local.s3_server import S3Server, free_ports
+from tests.unit.report.samples import config_document
 
 ANSWER = ApprovalDocument(approved=True, by="ann", at=datetime(2026, 1, 1, tzinfo=timezone.utc), timed_out=False)
 
@@ -114,6 +115,21 @@ def test_only_assessed_runs_count_and_only_earlier_ones(store: ObjectStore) -> N
     assert last_assessed(store, "artifacts", before=days[0].as_of) is None
     assert find_run(store, "artifacts", "run:2") == days[1]
     assert find_run(store, "artifacts", "run:9") is None
+
+
+def test_a_folder_whose_documents_name_another_run_is_refused(store: ObjectStore) -> None:
+    paths = RunPaths.of("artifacts", datetime(2026, 1, 1, tzinfo=timezone.utc), "mine")
+    store.save(paths.document("config.json"), config_document().model_copy(update={"run_id": "planted"}))
+    with pytest.raises(ArtifactError, match="holds the documents of the run 'planted', not of 'mine'"):
+        find_run(store, "artifacts", "mine")
+
+
+def test_a_folder_of_an_older_release_is_found_by_the_run_that_its_config_names(store: ObjectStore) -> None:
+    older = RunPaths("artifacts", "20260101T000000Z__nightly")
+    store.save(older.document("config.json"), config_document().model_copy(update={"run_id": "nightly"}))
+    assert find_run(store, "artifacts", "nightly") == older
+    store.save(older.document("config.json"), config_document().model_copy(update={"run_id": "another"}))
+    assert find_run(store, "artifacts", "nightly") is None
 
 
 def test_a_folder_is_removed_whole_and_nothing_beside_it(store: ObjectStore) -> None:

@@ -64,16 +64,16 @@ def start(place: ObjectStore) -> Callable[..., dict[str, Any]]:
             "params": {**KNOBS, **knobs},
         }
         sighting = {"as_of": now.isoformat(), "images": 36, "change": None}
-        snapshot = SnapshotDatasetOperator(task_id="snapshot", sighting=sighting).execute(context)
-        validation = ValidateImagesOperator(task_id="validate", snapshot=snapshot).execute(context)
-        weights = ComputeClassWeightsOperator(task_id="weigh", snapshot=snapshot, validation=validation).execute(context)
-        return {"snapshot": snapshot, "validation": validation, "class_weights": weights}
+        run = SnapshotDatasetOperator(task_id="snapshot", sighting=sighting).execute(context)
+        validation = ValidateImagesOperator(task_id="validate", run=run).execute(context)
+        weights = ComputeClassWeightsOperator(task_id="weigh", run=run, validation=validation).execute(context)
+        return {"run": run, "validation": validation, "class_weights": weights}
 
     return play
 
 
 def _paths(store: ObjectStore, references: dict[str, Any]) -> RunPaths:
-    return RunPaths.of_key("artifacts", references["snapshot"]["uri"].removeprefix(f"s3://{store.bucket}/"))
+    return RunPaths("artifacts", references["run"]["folder"])
 
 
 def _rows(store: ObjectStore, paths: RunPaths) -> list[dict[str, float]]:
@@ -87,7 +87,7 @@ def _figures(store: ObjectStore, paths: RunPaths) -> list[list[float]]:
 
 
 def _checkpoints(store: ObjectStore, references: dict[str, Any]) -> str:
-    snapshot = store.load(SnapshotDocument, references["snapshot"])
+    snapshot = store.load_key(SnapshotDocument, _paths(store, references).document("snapshot.json"))
     config = store.load_key(ConfigDocument, _paths(store, references).document("config.json"))
     weights = store.load(ClassWeightsDocument, references["class_weights"])
     assert weights.split is not None

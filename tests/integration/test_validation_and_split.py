@@ -20,6 +20,7 @@ from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
 from bcc_ops.tables import ContentRow, SplitRow, read_rows
 from local.s3_server import S3Server
+from tests.unit.report.samples import gate_document
 
 
 class Night(NamedTuple):
@@ -55,16 +56,16 @@ def place(store: ObjectStore, s3_server: S3Server, monkeypatch: pytest.MonkeyPat
             "dag_run": SimpleNamespace(run_type="manual", run_after=start),
         }
         sighting = {"as_of": (start + timedelta(minutes=minutes)).isoformat(), "images": 0, "change": None}
-        snapshot = SnapshotDatasetOperator(task_id="snapshot", sighting=sighting).execute(context)
-        validation = ValidateImagesOperator(task_id="validate", snapshot=snapshot).execute(context)
-        weights = ComputeClassWeightsOperator(task_id="weights", snapshot=snapshot, validation=validation).execute(context)
-        paths = RunPaths.of_key("artifacts", store.key_of(Reference.model_validate(snapshot)))
+        run = SnapshotDatasetOperator(task_id="snapshot", sighting=sighting).execute(context)
+        validation = ValidateImagesOperator(task_id="validate", run=run).execute(context)
+        weights = ComputeClassWeightsOperator(task_id="weights", run=run, validation=validation).execute(context)
+        paths = RunPaths("artifacts", run["folder"])
         if assessed:
-            store.put(paths.document("gate.json"), b"{}")
+            store.save(paths.document("gate.json"), gate_document(class_weights=Reference.model_validate(weights)))
         rows = read_rows(SplitRow, store.get(paths.document("split.parquet")))
         return Night(
             paths,
-            store.load(SnapshotDocument, snapshot),
+            store.load_key(SnapshotDocument, paths.document("snapshot.json")),
             store.load(ValidationDocument, validation),
             store.load(ClassWeightsDocument, weights),
             {row.key: row.partition for row in rows},
@@ -122,7 +123,10 @@ def test_a_lost_split_fails_rather_than_mixing_up_the_sides(place: Place) -> Non
     upload(place, first(place, 9))
     one = place.play(1)
     place.store.client.delete_object(Bucket=place.store.bucket, Key=one.paths.document("split.parquet"))
-    with pytest.raises(AirflowFailException, match=r"split.parquet is missing.*restore it, or remove that run's gate.json"):
+    with pytest.raises(
+        AirflowFailException,
+        match=r"split.parquet: .*without it images would change sides: restore it, or remove that run's gate.json",
+    ):
         place.play(2)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -11,8 +12,8 @@ AS_OF = datetime(2026, 11, 22, 2, 0, tzinfo=timezone.utc)
 
 def test_folders_sort_by_time_and_carry_the_run() -> None:
     paths = RunPaths.of("artifacts", AS_OF, "nightly")
-    assert paths.document("gate.json") == "artifacts/runs/20261122T020000Z__nightly/gate.json"
-    assert paths.plot("roc") == "artifacts/runs/20261122T020000Z__nightly/plots/roc.png"
+    assert paths.document("gate.json") == f"artifacts/runs/20261122T020000Z__{run_slug('nightly')}/gate.json"
+    assert paths.plot("roc") == f"artifacts/runs/20261122T020000Z__{run_slug('nightly')}/plots/roc.png"
     assert paths.as_of == AS_OF
 
 
@@ -28,6 +29,17 @@ def test_airflows_run_ids_become_slugs_that_stay_apart() -> None:
     for slug in slugs:
         assert len(slug) <= 80
         assert "/" not in slug
+
+
+def test_no_run_id_can_be_chosen_to_name_the_folder_of_another_run():
+    victim = run_slug("scheduled__2026-11-22T02:00:00+00:00")
+    assert run_slug(victim) != victim
+    assert run_slug(victim).startswith(victim)
+
+
+@pytest.mark.parametrize("run_id", ["with\0nul", "\ud800", "", "a/../b", "new\nline"])
+def test_a_strange_run_id_has_a_plain_slug(run_id):
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,80}", run_slug(run_id))
 
 
 def test_a_documents_key_leads_back_to_its_run() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from bcc_ops.artifacts import SnapshotDocument, ValidationDocument
+from bcc_ops.artifacts import ClassWeightsDocument, GateDocument, SnapshotDocument, ValidationDocument
 from bcc_ops.exceptions import ArtifactError, ObjectNotFound
 from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
@@ -24,32 +24,45 @@ def read_contents(store: ObjectStore, validation: ValidationDocument) -> list[Co
     return read_rows(ContentRow, store.get_referenced(validation.contents))
 
 
-def previous_split(store: ObjectStore, paths: RunPaths, snapshot: SnapshotDocument) -> list[SplitRow]:
-    """split.parquet of the last assessed earlier run; empty where there is no such run.
+def previous_split(store: ObjectStore, artifacts_prefix: str, previous_run: str | None) -> list[SplitRow]:
+    """split.parquet of the last assessed earlier run; empty if there is no such run.
+
+    The table is read by the digest that the earlier run's class_weights.json states, and that document by the digest in its
+    gate.json. The chain starts there: a listing finds gate.json, and nothing pins it.
+
+    Args:
+        store: the bucket.
+        artifacts_prefix: where runs are stored.
+        previous_run: folder of the last assessed earlier run; None if there is none.
 
     Raises:
-        ArtifactError: the run is there and its split is not, or cannot be read. Drawing another split instead would mix
-            up train and validation, so that nothing but an answer by a person helps.
+        ArtifactError: the run is there and its split is not, or is not the one that its documents name. Drawing another
+            split instead would mix up train and validation, so only a person can decide.
     """
-    if snapshot.previous_run is None:
+    if previous_run is None:
         return []
-    key = RunPaths(paths.artifacts_prefix, snapshot.previous_run).document("split.parquet")
+    earlier = RunPaths(artifacts_prefix, previous_run)
+    way_out = "restore it, or remove that run's gate.json so that it no longer counts as assessed"
     try:
-        return read_rows(SplitRow, store.get(key))
-    except ObjectNotFound:
-        raise ArtifactError(
-            f"{store.uri(key)} is missing, and without it images would change sides: restore it, or remove that run's "
-            "gate.json so that it no longer counts as assessed"
-        ) from None
+        gate = store.load_key(GateDocument, earlier.document("gate.json"))
+        if gate.class_weights is None:  # written by an older release
+            document = store.load_key(ClassWeightsDocument, earlier.document("class_weights.json"))
+        else:
+            document = store.load(ClassWeightsDocument, gate.class_weights)
+        if document.split is None:
+            raise ArtifactError(f"{store.uri(earlier.document('class_weights.json'))} names no split.parquet: {way_out}")
+        return read_rows(SplitRow, store.get_referenced(document.split))
+    except ObjectNotFound as error:
+        raise ArtifactError(f"{error}; without it images would change sides: {way_out}") from None
 
 
 def previous_contents(store: ObjectStore, paths: RunPaths, snapshot: SnapshotDocument) -> list[ContentRow] | None:
-    """contents.parquet of the last assessed earlier run; None where there is none that can be read (drift only warns)."""
+    """contents.parquet of the last assessed earlier run; None if there is none that can be read (drift only warns)."""
     if snapshot.previous_run is None:
         return None
-    key = RunPaths(paths.artifacts_prefix, snapshot.previous_run).document("contents.parquet")
+    key = RunPaths(paths.artifacts_prefix, snapshot.previous_run).document("validation.json")
     try:
-        return read_rows(ContentRow, store.get(key))
+        return read_contents(store, store.load_key(ValidationDocument, key))
     except (ObjectNotFound, ArtifactError) as error:
         log.warning("no comparison with the previous run's images: %s", error)
         return None

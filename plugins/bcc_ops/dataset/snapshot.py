@@ -16,9 +16,18 @@ from fnmatch import translate
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bcc_ops.artifacts import ConfigDocument, IgnoredKeys, Reference, RunKind, SnapshotChange, SnapshotDocument, digest_of
+from bcc_ops.artifacts import (
+    ConfigDocument,
+    IgnoredKeys,
+    Reference,
+    RunHandle,
+    RunKind,
+    SnapshotChange,
+    SnapshotDocument,
+    digest_of,
+)
 from bcc_ops.config import RetrainingConfig, Settings
-from bcc_ops.exceptions import NoImages
+from bcc_ops.exceptions import ArtifactError, NoImages
 from bcc_ops.run_index import find_run, last_assessed
 from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
@@ -282,21 +291,25 @@ def take_snapshot(
     *,
     run_id: str,
     run_kind: RunKind,
-) -> Reference:
-    """Write a run's config.json, images.parquet and snapshot.json and return the reference to the last.
+) -> RunHandle:
+    """Write a run's config.json, images.parquet and snapshot.json and return the run's handle.
 
-    A run that has a snapshot keeps to it, whatever `as_of` says; its config.json says the knobs it is run with now.
+    A run that has a snapshot keeps it, whatever `as_of` says; its config.json states the knobs that it is run with now.
 
     Raises:
         NoImages: there are none; the message counts what is there instead.
+        ArtifactError: the run's folder holds the documents of another run.
     """
     paths = find_run(store, settings.artifacts_prefix, run_id)
     saved = store.find(SnapshotDocument, paths.document("snapshot.json")) if paths else None
     if paths is None or saved is None:
         paths = RunPaths.of(settings.artifacts_prefix, as_of, run_id)
-    store.save(paths.document("config.json"), describe_config(config, run_id, run_kind))
+    saved_config = store.save(paths.document("config.json"), describe_config(config, run_id, run_kind))
     if saved is not None:
-        return Reference.of(store.uri(paths.document("snapshot.json")), store.get(paths.document("snapshot.json")))
+        if saved.run_id != run_id:
+            raise ArtifactError(f"{paths.folder}/snapshot.json is of the run {saved.run_id!r}, not of {run_id!r}: move it away")
+        snapshot = Reference.of(store.uri(paths.document("snapshot.json")), store.get(paths.document("snapshot.json")))
+        return RunHandle(folder=paths.folder_name, config=saved_config.sha256, snapshot=snapshot.sha256)
     listing = list_images(store, ImageRules.of(settings, config), paths.as_of)
     if not listing.images:
         raise NoImages(_what_is_there_instead(store, settings, listing, paths.as_of))
@@ -321,7 +334,8 @@ def take_snapshot(
         ignored=listing.ignored,
         images=store.put_referenced(paths.document("images.parquet"), write_images(listing.images)),
     )
-    return store.save(paths.document("snapshot.json"), document)
+    snapshot = store.save(paths.document("snapshot.json"), document)
+    return RunHandle(folder=paths.folder_name, config=saved_config.sha256, snapshot=snapshot.sha256)
 
 
 def describe_config(config: RetrainingConfig, run_id: str, run_kind: RunKind) -> ConfigDocument:

@@ -17,6 +17,7 @@ from bcc_ops.artifacts import (
     ValidationDocument,
 )
 from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.run_tables import previous_split
 from bcc_ops.dataset.snapshot import ImageRules, list_images
 from bcc_ops.evaluation.evaluate import ChampionModel, EvaluationInputs, EvaluationPlan, LabelledImages, evaluate, with_references
 from bcc_ops.exceptions import ArtifactError
@@ -87,7 +88,7 @@ def evaluate_run(
             split=split,
             contents=contents,
             paths=inputs.images,
-            earlier=_earlier(store, paths, inputs.class_weights.previous_run),
+            earlier=_earlier_images(store, paths, inputs.class_weights.previous_run),
             as_of=inputs.snapshot.as_of,
             made_up=inputs.validation.made_up > 0,
             validation_digest=inputs.class_weights.validation_digest,
@@ -165,12 +166,11 @@ def external_images(
     return (LabelledImages.of_rows(usable, {image.key: image.path for image in images}) if usable else None), f"{note}."
 
 
-def _earlier(store: ObjectStore, paths: RunPaths, previous_run: str | None) -> frozenset[str] | None:
-    """sha256 of the images in the previous assessed run's split; None where there is none."""
+def _earlier_images(store: ObjectStore, paths: RunPaths, previous_run: str | None) -> frozenset[str] | None:
+    """sha256 of the images in the previous assessed run's split; None if there is no such run."""
     if previous_run is None:
         return None
-    previous = RunPaths(paths.artifacts_prefix, previous_run.rsplit("/", 1)[-1])
-    return frozenset(row.sha256 for row in read_rows(SplitRow, store.get(previous.document("split.parquet"))))
+    return frozenset(row.sha256 for row in previous_split(store, paths.artifacts_prefix, previous_run))
 
 
 def _rows(store: ObjectStore, row_type: type[Row], reference: Reference | None, problem: str) -> list[Row]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
-from bcc_ops.artifacts import ApprovalDocument, GateDocument
+from bcc_ops.artifacts import ApprovalDocument, GateDocument, Reference
 from bcc_ops.operators.base import BccOperator, airflow_errors
 from bcc_ops.promotion.approval import approval_text
 
@@ -24,20 +24,20 @@ class ApproveModelOperator(BccOperator, ApprovalOperator):
     option, who answered and when.
 
     Args:
-        snapshot: reference to the run's snapshot.json.
+        run: the run's handle, from `snapshot_dataset`.
         gate: reference to gate.json.
     """
 
-    template_fields = (*ApprovalOperator.template_fields, "snapshot", "gate")
+    template_fields = (*ApprovalOperator.template_fields, "run", "gate")
 
-    def __init__(self, *, snapshot: Any, gate: Any, **kwargs: Any) -> None:
+    def __init__(self, *, run: Any, gate: Any, **kwargs: Any) -> None:
         super().__init__(subject="Replace the breast-ultrasound model in use?", defaults=ApprovalOperator.REJECT, **kwargs)
-        self.snapshot = snapshot
+        self.run = run
         self.gate = gate
 
     def work(self, context: Context) -> Any:
         """Put the question."""
-        run = self.run_documents(self.snapshot)
+        run = self.load_run(self.run)
         self.response_timeout = timedelta(minutes=run.config.approval_timeout_minutes)
         self.subject, self.body = approval_text(self.store.load(GateDocument, self.gate), run.paths, self.report_url(context))
         answer = run.paths.document("approval.json")
@@ -55,7 +55,7 @@ class ApproveModelOperator(BccOperator, ApprovalOperator):
         """Keep the answer, then go on or skip the upload."""
         if "error" not in event:
             with airflow_errors():
-                run = self.run_documents(self.snapshot)
+                run = self.load_run(self.run)
                 self.store.save(run.paths.document("approval.json"), self.answer(event))
         return super().execute_complete(context, event)
 
@@ -67,4 +67,5 @@ class ApproveModelOperator(BccOperator, ApprovalOperator):
             by=user["name"] if user else "nobody, in time",
             at=event["responded_at"],
             timed_out=user is None,
+            gate=Reference.model_validate(dict(self.gate)).sha256,
         )

@@ -17,9 +17,9 @@ from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
 
 from bcc_ops import metrics
-from bcc_ops.artifacts import ConfigDocument, Reference, RunKind, SnapshotDocument
+from bcc_ops.artifacts import ConfigDocument, Reference, RunHandle, RunKind, SnapshotDocument
 from bcc_ops.config import RetrainingConfig, Settings
-from bcc_ops.exceptions import BccError, NothingNew
+from bcc_ops.exceptions import ArtifactError, BccError, NothingNew
 from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
 
@@ -73,12 +73,34 @@ def logical_moment(context: Context) -> datetime:
 
 
 @dataclass(frozen=True)
-class RunDocuments:
-    """Where this run's documents lie, and its knobs."""
+class Run:
+    """The run that a task works for: where its documents are stored, its knobs and its images, each as its handle pins it."""
 
     paths: RunPaths
     config: RetrainingConfig
     config_document: ConfigDocument
+    snapshot: SnapshotDocument
+    references: Mapping[str, Reference]
+    """Of the two documents that the handle pins: "config" and "snapshot"."""
+
+    @classmethod
+    def load(cls, store: ObjectStore, artifacts_prefix: str, handle: Mapping[str, str] | None) -> Run:
+        """Load the run that a handle (a plain dict from XCom) names.
+
+        Raises:
+            ArtifactError: a document is missing, damaged, or not the one that the handle pins.
+        """
+        if not handle:
+            raise ArtifactError("snapshot_dataset handed on no run: if it was marked successful by hand, clear it")
+        pinned = RunHandle.model_validate(dict(handle))
+        paths = RunPaths(artifacts_prefix, pinned.folder)
+        references = {
+            name: Reference(uri=store.uri(paths.document(f"{name}.json")), sha256=sha256)
+            for name, sha256 in (("config", pinned.config), ("snapshot", pinned.snapshot))
+        }
+        document = store.load(ConfigDocument, references["config"])
+        snapshot = store.load(SnapshotDocument, references["snapshot"])
+        return cls(paths, RetrainingConfig.model_validate(document.config), document, snapshot, references)
 
 
 class BccOperator(BaseOperator):
@@ -109,9 +131,11 @@ class BccOperator(BaseOperator):
         """The configured bucket."""
         return open_store(self.settings)
 
-    def local_images(
-        self, snapshot: Mapping[str, str], *, reread: bool = False, counts: Counts | None = None
-    ) -> list[LocalImage]:
+    def load_run(self, handle: Mapping[str, str] | None) -> Run:
+        """Load the run that the handle from `snapshot_dataset` names."""
+        return Run.load(self.store, self.settings.artifacts_prefix, handle)
+
+    def local_images(self, snapshot: SnapshotDocument, *, reread: bool = False, counts: Counts | None = None) -> list[LocalImage]:
         """The files of the snapshot's images, in its order; what is missing on this worker is fetched.
 
         `reread` and `counts` as in `sync_images`.
@@ -119,8 +143,7 @@ class BccOperator(BaseOperator):
         from bcc_ops.dataset.snapshot import read_images
         from bcc_ops.dataset.sync import sync_images
 
-        document = self.store.load(SnapshotDocument, snapshot)
-        return sync_images(self.store, read_images(self.store, document), self.image_cache, reread=reread, counts=counts)
+        return sync_images(self.store, read_images(self.store, snapshot), self.image_cache, reread=reread, counts=counts)
 
     @cached_property
     def image_cache(self) -> ImageCache:
@@ -128,10 +151,3 @@ class BccOperator(BaseOperator):
         from bcc_ops.dataset.cache import ImageCache
 
         return ImageCache(self.settings.cache_dir, round(self.settings.cache_budget_gb * 1e9))
-
-    def run_documents(self, snapshot: Mapping[str, str]) -> RunDocuments:
-        """The run that a reference to a `snapshot.json` belongs to."""
-        key = self.store.key_of(Reference.model_validate(dict(snapshot)))
-        paths = RunPaths.of_key(self.settings.artifacts_prefix, key)
-        document = self.store.load_key(ConfigDocument, paths.document("config.json"))
-        return RunDocuments(paths, RetrainingConfig.model_validate(document.config), document)

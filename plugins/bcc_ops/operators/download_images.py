@@ -17,14 +17,14 @@ class DownloadImagesOperator(BccOperator):
     Returns counts: `{images, fetched, mb, seconds}`.
 
     Args:
-        snapshot: reference to snapshot.json.
+        run: the run's handle, from `snapshot_dataset`.
     """
 
-    template_fields: Sequence[str] = ("snapshot",)
+    template_fields: Sequence[str] = ("run",)
 
-    def __init__(self, *, snapshot: Mapping[str, str], **kwargs: Any) -> None:
+    def __init__(self, *, run: Mapping[str, str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.snapshot = snapshot
+        self.run = run
 
     def work(self, context: Context) -> dict[str, Any]:
         """Synchronise the cache. The tasks after this one trust it unless a file looks touched."""
@@ -33,6 +33,6 @@ class DownloadImagesOperator(BccOperator):
         from bcc_ops.dataset.sync import Counts
 
         counts = Counts()
-        self.local_images(self.snapshot, reread=True, counts=counts)
+        self.local_images(self.load_run(self.run).snapshot, reread=True, counts=counts)
         self.log.info("%d images in %s, %d of them fetched now", counts.images, self.settings.cache_dir, counts.fetched)
         return asdict(counts)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcc_ops.artifacts import ClassWeightsDocument, SnapshotDocument, TrainingDocument, ValidationDocument
+from bcc_ops.artifacts import ClassWeightsDocument, TrainingDocument, ValidationDocument
 from bcc_ops.operators.base import BccOperator
 
 if TYPE_CHECKING:
@@ -22,14 +22,15 @@ class EvaluateModelOperator(BccOperator):
     and `evaluation.json`; returns the reference to the latter.
 
     Args:
-        snapshot, validation, class_weights, training: references to this run's documents.
+        run: the run's handle, from `snapshot_dataset`.
+        validation, class_weights, training: references to this run's documents.
     """
 
-    template_fields: Sequence[str] = ("snapshot", "validation", "class_weights", "training")
+    template_fields: Sequence[str] = ("run", "validation", "class_weights", "training")
 
-    def __init__(self, *, snapshot: Any, validation: Any, class_weights: Any, training: Any, **kwargs: Any) -> None:
+    def __init__(self, *, run: Any, validation: Any, class_weights: Any, training: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.snapshot = snapshot
+        self.run = run
         self.validation = validation
         self.class_weights = class_weights
         self.training = training
@@ -41,14 +42,14 @@ class EvaluateModelOperator(BccOperator):
         from bcc_ops.promotion.champion import load_champion
         from bcc_ops.promotion.registry import ModelRegistry
 
-        run = self.run_documents(self.snapshot)
+        run = self.load_run(self.run)
         inputs = RunInputs(
             config=run.config,
-            snapshot=self.store.load(SnapshotDocument, self.snapshot),
+            snapshot=run.snapshot,
             validation=self.store.load(ValidationDocument, self.validation),
             class_weights=self.store.load(ClassWeightsDocument, self.class_weights),
             training=self.store.load(TrainingDocument, self.training),
-            images={image.key: image.path for image in self.local_images(self.snapshot)},
+            images={image.key: image.path for image in self.local_images(run.snapshot)},
             fetch=partial(sync_images, self.store, cache=self.image_cache),
         )
         with tempfile.TemporaryDirectory(prefix="bcc-evaluate-") as folder:

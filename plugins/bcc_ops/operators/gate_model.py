@@ -21,20 +21,21 @@ class GateModelOperator(BccOperator, BranchMixIn):
     A rejection is a result: the task succeeds. The XCom is the reference to `gate.json`.
 
     Args:
-        snapshot: reference to the run's snapshot.json.
-        evaluation: reference to evaluation.json.
+        run: the run's handle, from `snapshot_dataset`.
+        class_weights, evaluation: references to this run's documents.
         approve_task_id: the task that asks a person.
         upload_task_id: the task that uploads; downstream of the former too.
         always: tasks that run whatever the verdict.
     """
 
-    template_fields: Sequence[str] = ("snapshot", "evaluation")
+    template_fields: Sequence[str] = ("run", "class_weights", "evaluation")
     inherits_from_skipmixin = True
 
     def __init__(
         self,
         *,
-        snapshot: Any,
+        run: Any,
+        class_weights: Any,
         evaluation: Any,
         approve_task_id: str,
         upload_task_id: str,
@@ -42,7 +43,8 @@ class GateModelOperator(BccOperator, BranchMixIn):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.snapshot = snapshot
+        self.run = run
+        self.class_weights = class_weights
         self.evaluation = evaluation
         self.approve_task_id = approve_task_id
         self.upload_task_id = upload_task_id
@@ -55,7 +57,7 @@ class GateModelOperator(BccOperator, BranchMixIn):
         from bcc_ops.promotion.looks import count_looks
         from bcc_ops.promotion.registry import ModelRegistry
 
-        run = self.run_documents(self.snapshot)
+        run = self.load_run(self.run)
         evaluation = self.store.load(EvaluationDocument, self.evaluation)
         registry = ModelRegistry(self.store, self.settings.models_prefix)
         gate = decide(
@@ -66,6 +68,7 @@ class GateModelOperator(BccOperator, BranchMixIn):
             run_kind=run_kind(context),
             earlier_looks=count_looks(self.store, run.paths, evaluation.validation_digest),
             reference=Reference.model_validate(self.evaluation),
+            class_weights=Reference.model_validate(self.class_weights),
         )
         reference = self.store.save(run.paths.document("gate.json"), gate)
         metrics.verdict(gate)

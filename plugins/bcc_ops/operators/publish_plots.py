@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,16 @@ class PublishPlotsOperator(BccOperator):
     What the run has not got is left out, and the report says so. Doing it again writes the same.
 
     Args:
-        snapshot, validation, class_weights, training, evaluation, gate: references to this run's documents; all but the
-            first may be None.
+        run: the run's handle, from `snapshot_dataset`.
+        validation, class_weights, training, evaluation, gate: references to this run's documents; each may be None.
     """
 
-    template_fields: Sequence[str] = ("snapshot", "validation", "class_weights", "training", "evaluation", "gate")
+    template_fields: Sequence[str] = ("run", "validation", "class_weights", "training", "evaluation", "gate")
 
     def __init__(
         self,
         *,
-        snapshot: Any,
+        run: Any,
         validation: Any = None,
         class_weights: Any = None,
         training: Any = None,
@@ -37,7 +38,7 @@ class PublishPlotsOperator(BccOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.snapshot = snapshot
+        self.run = run
         self.validation = validation
         self.class_weights = class_weights
         self.training = training
@@ -48,19 +49,25 @@ class PublishPlotsOperator(BccOperator):
         """Hand the references on, and write what comes of them."""
         from bcc_ops.report.publish import publish_report
 
-        run = self.run_documents(self.snapshot)
-        references = {f"{name}.json": getattr(self, name) for name in self.template_fields}
+        run = self.load_run(self.run)
+        references = {f"{name}.json": getattr(self, name) for name in self.template_fields if name != "run"}
+        references |= {f"{name}.json": reference.to_xcom() for name, reference in run.references.items()}
         report = publish_report(
-            self.store, run.paths, run.config_document.run_id, references, fetch=self._local_files, say=self.log.info
+            self.store,
+            run.paths,
+            run.config_document.run_id,
+            references,
+            fetch=partial(self._local_files, run.snapshot),
+            say=self.log.info,
         )
         self.log.info("the run's report: %s", report.uri)
         return report.to_xcom()
 
-    def _local_files(self, keys: Iterable[str]) -> Mapping[str, Path]:
+    def _local_files(self, snapshot: SnapshotDocument, keys: Iterable[str]) -> Mapping[str, Path]:
         """The files of a few of the snapshot's images; what is missing on this worker is fetched."""
         from bcc_ops.dataset.snapshot import read_images
         from bcc_ops.dataset.sync import sync_images
 
         wanted = set(keys)
-        rows = [row for row in read_images(self.store, self.store.load(SnapshotDocument, self.snapshot)) if row.key in wanted]
+        rows = [row for row in read_images(self.store, snapshot) if row.key in wanted]
         return {image.key: image.path for image in sync_images(self.store, rows, self.image_cache)}

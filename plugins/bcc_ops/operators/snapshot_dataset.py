@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class SnapshotDatasetOperator(BccOperator):
     """List the images as of the moment that the sensor decided on, and write config.json and snapshot.json.
 
-    A run whose snapshot lies there already keeps to it. Returns the reference to snapshot.json.
+    A run whose snapshot lies there already keeps to it. Returns the run's handle, from which every later task loads the run.
 
     Args:
         sighting: the sensor's XCom.
@@ -32,7 +32,7 @@ class SnapshotDatasetOperator(BccOperator):
 
     def work(self, context: Context) -> dict[str, str]:
         """Take the run's snapshot."""
-        reference = take_snapshot(
+        handle = take_snapshot(
             self.store,
             self.settings,
             RetrainingConfig.resolve(context["params"]),
@@ -41,5 +41,5 @@ class SnapshotDatasetOperator(BccOperator):
             run_kind=run_kind(context),
         )
         metrics.new_images(self.sighting)
-        self.log.info("snapshot %s", reference.uri)
-        return reference.to_xcom()
+        self.log.info("the run's folder: %s", handle.folder)
+        return handle.to_xcom()

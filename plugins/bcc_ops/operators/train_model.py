@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcc_ops.artifacts import ClassWeightsDocument, Reference, SnapshotDocument, ValidationDocument
+from bcc_ops.artifacts import ClassWeightsDocument, Reference, ValidationDocument
 from bcc_ops.operators.base import BccOperator
 
 if TYPE_CHECKING:
@@ -29,14 +29,15 @@ class TrainModelOperator(BccOperator):
     `history.csv` as epochs end, `model.h5` and `training.json`; returns the reference to the latter.
 
     Args:
-        snapshot, validation, class_weights: references to this run's documents.
+        run: the run's handle, from `snapshot_dataset`.
+        validation, class_weights: references to this run's documents.
     """
 
-    template_fields: Sequence[str] = ("snapshot", "validation", "class_weights")
+    template_fields: Sequence[str] = ("run", "validation", "class_weights")
 
-    def __init__(self, *, snapshot: Any, validation: Any, class_weights: Any, **kwargs: Any) -> None:
+    def __init__(self, *, run: Any, validation: Any, class_weights: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.snapshot = snapshot
+        self.run = run
         self.validation = validation
         self.class_weights = class_weights
         self._stop: threading.Event | None = None
@@ -46,17 +47,18 @@ class TrainModelOperator(BccOperator):
         from bcc_ops.training.run_training import RunInputs, train_run
 
         self._stop = threading.Event()
-        run = self.run_documents(self.snapshot)
+        run = self.load_run(self.run)
         inputs = RunInputs(
             config=run.config,
             config_digest=run.config_document.digest,
-            snapshot=self.store.load(SnapshotDocument, self.snapshot),
+            snapshot=run.snapshot,
             class_weights=self.store.load(ClassWeightsDocument, self.class_weights),
             class_weights_reference=Reference.model_validate(dict(self.class_weights)),
             made_up=self.store.load(ValidationDocument, self.validation).made_up > 0,
-            images=partial(self.local_images, self.snapshot),
+            images=partial(self.local_images, run.snapshot),
             warm_start=self._champion,
             cache_dir=self.settings.cache_dir,
+            notes=context.get("task_state_store"),
         )
         return train_run(self.store, run.paths, inputs, self._stop).to_xcom()
 

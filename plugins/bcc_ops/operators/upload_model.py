@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bcc_ops.artifacts import (
+    ApprovalDocument,
     ClassWeightsDocument,
     EvaluationDocument,
     GateDocument,
-    SnapshotDocument,
+    Reference,
     TrainingDocument,
     ValidationDocument,
 )
 from bcc_ops.config import Settings
 from bcc_ops.operators.assets import announce, champion_asset
-from bcc_ops.operators.base import BccOperator
+from bcc_ops.operators.base import BccOperator, Run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -29,19 +30,22 @@ class UploadModelOperator(BccOperator):
     Updates the asset of the champion, on which other DAGs can be scheduled.
 
     Args:
-        snapshot, training, evaluation, gate: references to this run's documents.
-        approval: the XCom of the task that asked a person; None where none was asked.
+        run: the run's handle, from `snapshot_dataset`.
+        validation, class_weights, training, evaluation, gate: references to this run's documents.
     """
 
-    template_fields: Sequence[str] = ("snapshot", "training", "evaluation", "gate", "approval")
+    template_fields: Sequence[str] = ("run", "validation", "class_weights", "training", "evaluation", "gate")
 
-    def __init__(self, *, snapshot: Any, training: Any, evaluation: Any, gate: Any, approval: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, run: Any, validation: Any, class_weights: Any, training: Any, evaluation: Any, gate: Any, **kwargs: Any
+    ) -> None:
         super().__init__(outlets=[champion_asset(Settings.from_environment())], **kwargs)
-        self.snapshot = snapshot
+        self.run = run
+        self.validation = validation
+        self.class_weights = class_weights
         self.training = training
         self.evaluation = evaluation
         self.gate = gate
-        self.approval = approval
 
     def work(self, context: Context) -> dict[str, str]:
         """Upload, promote, announce."""
@@ -50,11 +54,12 @@ class UploadModelOperator(BccOperator):
         from bcc_ops.promotion.registry import ModelRegistry
         from bcc_ops.promotion.run_upload import upload_run
 
-        run = self.run_documents(self.snapshot)
+        run = self.load_run(self.run)
+        by = self._approver(run)
         documents = RunDocuments(
-            snapshot=self.store.load(SnapshotDocument, self.snapshot),
-            validation=self.store.load_key(ValidationDocument, run.paths.document("validation.json")),
-            class_weights=self.store.load_key(ClassWeightsDocument, run.paths.document("class_weights.json")),
+            snapshot=run.snapshot,
+            validation=self.store.load(ValidationDocument, self.validation),
+            class_weights=self.store.load(ClassWeightsDocument, self.class_weights),
             training=self.store.load(TrainingDocument, self.training),
             evaluation=self.store.load(EvaluationDocument, self.evaluation),
             gate=self.store.load(GateDocument, self.gate),
@@ -66,15 +71,18 @@ class UploadModelOperator(BccOperator):
             documents,
             template=self.settings.model_card_template,
             fetch=partial(sync_images, self.store, cache=self.image_cache),
-            by=approver(self.approval),
+            by=by,
             now=datetime.now(timezone.utc),
         )
         announce(context, champion_asset(self.settings), promotion.version, promotion.model.sha256)
         self.log.info("Champion is now %s, after %s", promotion.version, promotion.previous_champion or "none")
         return self.store.save(run.paths.document("promotion.json"), promotion).to_xcom()
 
+    def _approver(self, run: Run) -> str:
+        """Who approved: the gate, or the person that the run had to ask."""
+        if not run.config.require_approval:
+            return "the gate"
+        from bcc_ops.promotion.approval import require_approval
 
-def approver(approval: Mapping[str, Any] | None) -> str:
-    """Who approved, from the approval task's XCom."""
-    user = (approval or {}).get("responded_by_user")
-    return f"{user['name']} (asked in the UI)" if user else "the gate"
+        gate = Reference.model_validate(dict(self.gate))
+        return require_approval(self.store.find(ApprovalDocument, run.paths.document("approval.json")), gate.sha256)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bcc_ops.artifacts import SnapshotDocument
 from bcc_ops.operators.base import BccOperator
 
 if TYPE_CHECKING:
@@ -18,14 +17,14 @@ class ValidateImagesOperator(BccOperator):
     Writes contents.parquet and validation.json; returns the reference to the latter.
 
     Args:
-        snapshot: reference to snapshot.json.
+        run: the run's handle, from `snapshot_dataset`.
     """
 
-    template_fields: Sequence[str] = ("snapshot",)
+    template_fields: Sequence[str] = ("run",)
 
-    def __init__(self, *, snapshot: Mapping[str, str], **kwargs: Any) -> None:
+    def __init__(self, *, run: Mapping[str, str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.snapshot = snapshot
+        self.run = run
 
     def work(self, context: Context) -> dict[str, str]:
         """Validate the run's images."""
@@ -33,15 +32,14 @@ class ValidateImagesOperator(BccOperator):
         from bcc_ops.dataset.validation import MEMORY_FILE, summary, validate_images
         from bcc_ops.tables import ContentRow, write_rows
 
-        run = self.run_documents(self.snapshot)
-        snapshot = self.store.load(SnapshotDocument, self.snapshot)
+        run = self.load_run(self.run)
         result = validate_images(
-            self.local_images(self.snapshot),
+            self.local_images(run.snapshot),
             run.config,
             memory_path=self.settings.cache_dir / MEMORY_FILE,
-            snapshot_digest=snapshot.digest,
-            classes=snapshot.classes,
-            previous=previous_contents(self.store, run.paths, snapshot),
+            snapshot_digest=run.snapshot.digest,
+            classes=run.snapshot.classes,
+            previous=previous_contents(self.store, run.paths, run.snapshot),
         )
         rows = self.store.put_referenced(run.paths.document("contents.parquet"), write_rows(ContentRow, result.contents))
         document = result.document.model_copy(update={"contents": rows})

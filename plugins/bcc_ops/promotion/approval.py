@@ -1,8 +1,9 @@
-"""The question that a person is asked before an upload."""
+"""The question that a person is asked before an upload, and what counts as an answer."""
 
 from __future__ import annotations
 
-from bcc_ops.artifacts import GateDocument
+from bcc_ops.artifacts import ApprovalDocument, GateDocument
+from bcc_ops.exceptions import ApprovalMissing
 from bcc_ops.run_paths import RunPaths
 
 
@@ -30,6 +31,26 @@ def approval_text(gate: GateDocument, paths: RunPaths, report_url: str) -> tuple
         "No answer in time is a rejection: the champion stays.",
     ]
     return subject, "\n".join(lines)
+
+
+def require_approval(approval: ApprovalDocument | None, gate_sha256: str) -> str:
+    """Return who approved, for promotion.json.
+
+    Args:
+        approval: the run's approval.json; None if there is none.
+        gate_sha256: of the gate.json that the upload acts on. An answer counts only for the verdict that was shown.
+
+    Raises:
+        ApprovalMissing: nobody approved this verdict. So it is if `approve_model` was marked successful by hand.
+    """
+    what_to_do = "clear approve_model, and answer it under Required Actions"
+    if approval is None or approval.approved is None:
+        raise ApprovalMissing(f"this run asks for an approval and nobody has given one: {what_to_do}")
+    if approval.gate != gate_sha256:
+        raise ApprovalMissing(f"the approval by {approval.by} is for another verdict of this run: {what_to_do}")
+    if not approval.approved:
+        raise ApprovalMissing(f"{approval.by} rejected this model on {approval.at:%Y-%m-%d %H:%M} UTC: it is not uploaded")
+    return f"{approval.by} (asked in the UI)"
 
 
 def _holds(applies: bool, passed: bool) -> str:

@@ -33,6 +33,7 @@ def decide(
     run_kind: RunKind,
     earlier_looks: int,
     reference: Reference,
+    class_weights: Reference | None = None,
 ) -> GateDocument:
     """Judge a challenger by every rule, also where an early one fails: the reader sees all of them.
 
@@ -44,6 +45,7 @@ def decide(
         run_kind: a backfill leaves the champion alone unless `promote_backfill`.
         earlier_looks: gate decisions of other runs against this validation set.
         reference: to `evaluation.json`.
+        class_weights: to the run's `class_weights.json`, whose split the next run carries forward.
     """
     comparison = evaluation.comparison
     looks = earlier_looks + 1
@@ -69,6 +71,7 @@ def decide(
         validation_digest=evaluation.validation_digest,
         looks=looks,
         evaluation=reference,
+        class_weights=class_weights,
     )
 
 

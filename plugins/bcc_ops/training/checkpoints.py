@@ -6,6 +6,7 @@ another run about the same images with the same knobs and the same split goes on
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -13,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,7 +25,8 @@ from bcc_ops.storage import ObjectStore
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 3
+_FORMAT = 4
+_NOTE = "checkpoint_digests"
 _ABANDONED_AFTER = 14 * 24 * 3600
 """Seconds since it was written after which nobody comes back for a checkpoint."""
 
@@ -58,10 +60,15 @@ class Checkpoint:
         """How many epochs are done."""
         return len(self.rows)
 
-    def to_bytes(self) -> bytes:
-        """The checkpoint as an `.npz` file."""
+    def to_bytes(self, training: str) -> bytes:
+        """Return the checkpoint as an `.npz` file.
+
+        Args:
+            training: names what it is a checkpoint of; `from_bytes` refuses it for anything else.
+        """
         meta = {
             "format": _FORMAT,
+            "training": training,
             "rows": [row.model_dump(mode="json") for row in self.rows],
             "best_epoch": self.best_epoch,
             "warm_started_from": self.warm_started_from,
@@ -76,17 +83,19 @@ class Checkpoint:
         return file.getvalue()
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Checkpoint:
+    def from_bytes(cls, content: bytes, training: str) -> Checkpoint:
         """Read what `to_bytes` wrote.
 
         Raises:
-            ValueError: it is damaged or of another format.
+            ValueError: it is damaged, of another format or of another training.
         """
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 meta = json.loads(arrays["meta"].tobytes())
                 if meta["format"] != _FORMAT:
                     raise ValueError(f"format {meta['format']}, not {_FORMAT}")
+                if meta["training"] != training:
+                    raise ValueError(f"it is of the training {meta['training']!r}")
                 return cls(
                     _numbered(arrays, "variable"),
                     _numbered(arrays, "best"),
@@ -112,19 +121,35 @@ def _numbered(arrays: Any, name: str) -> tuple[np.ndarray, ...]:
     return tuple(arrays[f"{name}{position}"] for position in range(count))
 
 
+class Notes(Protocol):
+    """A few values that outlive a task's attempt and that nobody else writes: Airflow's `task_state_store` is one."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or `default`."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep a value."""
+
+
 class CheckpointFolder:
-    """The one checkpoint of a training, in the cache and, where a store is given, in the bucket.
+    """The one checkpoint of a training, in the cache and, if a store is given, in the bucket.
+
+    Others can write to the bucket, so a checkpoint from there counts only if its digest was noted when it was saved. After a
+    task was cleared there is no note, and a checkpoint counts if it names this very training.
 
     Args:
         cache_dir: this worker's cache.
         folder: the training's folder, below the cache and in the bucket (`run_paths.checkpoint_folder`).
         store: the bucket; None keeps the checkpoint on this machine alone.
+        notes: where digests are noted; None notes nothing.
     """
 
-    def __init__(self, cache_dir: Path, folder: str, store: ObjectStore | None) -> None:
+    def __init__(self, cache_dir: Path, folder: str, store: ObjectStore | None, notes: Notes | None = None) -> None:
         self.path = cache_dir / folder / "checkpoint.npz"
         self.folder = folder
         self.store = store
+        self.notes = notes
+        self._noted: list[str] | None = None
 
     @property
     def key(self) -> str:
@@ -136,13 +161,14 @@ class CheckpointFolder:
 
         A disk or a bucket that does not take it is no reason to lose a training that goes well: that is a warning.
         """
-        content = checkpoint.to_bytes()
+        content = checkpoint.to_bytes(self.folder)
         try:
             with write_whole(self.path) as file:
                 file.write(content)
         except CacheError as error:
             log.warning("the checkpoint of epoch %d does not lie on this worker: %s", checkpoint.epochs, error)
         if self.store is not None:
+            self._note(hashlib.sha256(content).hexdigest())
             try:
                 self.store.put(self.key, content)
             except StorageError as error:
@@ -156,7 +182,7 @@ class CheckpointFolder:
             if content is None:
                 continue
             try:
-                found.append(Checkpoint.from_bytes(content))
+                found.append(Checkpoint.from_bytes(content, self.folder))
             except ValueError as error:
                 log.warning("the checkpoint in %s is ignored: it is damaged or of another kind (%s)", origin, error)
         return max(found, key=lambda checkpoint: checkpoint.epochs, default=None)
@@ -167,7 +193,27 @@ class CheckpointFolder:
     def _read_bucket(self) -> bytes | None:
         if self.store is None or self.store.head(self.key) is None:
             return None
-        return self.store.get(self.key)
+        content, noted = self.store.get(self.key), self._read_notes()
+        if noted and hashlib.sha256(content).hexdigest() not in noted:
+            log.warning("the checkpoint in the bucket's %s is ignored: it is not the one that this task saved", self.key)
+            return None
+        return content
+
+    def _note(self, digest: str) -> None:
+        """Note a digest beside the one before: whichever of the two the bucket holds after a crash, it is known."""
+        if self.notes is None:
+            return
+        self._noted = [*self._read_notes()[-1:], digest]
+        try:
+            self.notes.set(_NOTE, self._noted)
+        except Exception as error:  # an API server that is away must not end a training
+            log.warning("the digest of the checkpoint could not be noted, training goes on: %s", error)
+
+    def _read_notes(self) -> list[str]:
+        if self._noted is None:
+            noted = self.notes.get(_NOTE) if self.notes is not None else None
+            self._noted = [str(digest) for digest in noted] if isinstance(noted, list) else []
+        return self._noted
 
     def clear(self) -> None:
         """Remove it: the training is done. What cannot be removed is told in a warning.

@@ -28,7 +28,7 @@ from bcc_ops.training.architectures import (
     emphasise,
     with_mirror_image,
 )
-from bcc_ops.training.checkpoints import CheckpointFolder
+from bcc_ops.training.checkpoints import CheckpointFolder, Notes
 from bcc_ops.training.devices import Devices, peak_memory_mb, prepare_devices, require_gpu, versions
 from bcc_ops.training.finished import find_finished
 from bcc_ops.training.fit import TrainingRecord, history_csv, train
@@ -62,6 +62,7 @@ class RunInputs:
         images: brings the snapshot's images to this worker; called once it is clear that training can start.
         warm_start: loads the champion to start from, or None where there is none; called where the run asks for it.
         cache_dir: this worker's cache: converted weights, checkpoints, pixels that memory does not hold.
+        notes: where the digests of checkpoints are noted, as `CheckpointFolder` says.
     """
 
     config: RetrainingConfig
@@ -73,6 +74,7 @@ class RunInputs:
     images: Callable[[], Sequence[LocalImage]]
     warm_start: Callable[[], WarmStart | None]
     cache_dir: Path
+    notes: Notes | None = None
 
     @property
     def split(self) -> Reference:
@@ -123,7 +125,7 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         config_digest=inputs.config_digest,
         split_digest=inputs.split.sha256,
     )
-    checkpoints = CheckpointFolder(inputs.cache_dir, folder, store)
+    checkpoints = CheckpointFolder(inputs.cache_dir, folder, store, inputs.notes)
     finished = find_finished(
         store,
         paths,

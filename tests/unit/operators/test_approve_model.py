@@ -15,7 +15,7 @@ from bcc_ops.artifacts import ApprovalDocument
 from bcc_ops.config import Settings
 from bcc_ops.operators.approve_model import ApproveModelOperator
 from bcc_ops.storage import ObjectStore
-from tests.unit.report.samples import PATHS, config_document, gate_document, snapshot_document
+from tests.unit.report.samples import PATHS, config_document, gate_document, run_handle, snapshot_document
 
 ANSWERED = datetime(2026, 11, 22, 3, tzinfo=timezone.utc)
 APPROVAL = PATHS.document("approval.json")
@@ -25,13 +25,12 @@ APPROVAL = PATHS.document("approval.json")
 def ask(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Callable[[], ApproveModelOperator]:
     """Put the question as the task does; in place of Airflow's waiting for an answer, nothing happens."""
     monkeypatch.setattr(ApprovalOperator, "execute", lambda task, context: None)
-    store.save(PATHS.document("config.json"), config_document(require_approval=True))
-    snapshot = store.save(PATHS.document("snapshot.json"), snapshot_document(bucket=store.bucket)).to_xcom()
+    run = run_handle(store, config_document(require_approval=True), snapshot_document(bucket=store.bucket))
     gate = store.save(PATHS.document("gate.json"), gate_document("approved")).to_xcom()
 
     def put() -> ApproveModelOperator:
         with DAG("bcc_retraining", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
-            task = ApproveModelOperator(task_id="approve_model", snapshot=snapshot, gate=gate)
+            task = ApproveModelOperator(task_id="approve_model", run=run, gate=gate)
         task.__dict__["store"] = store
         task.__dict__["settings"] = Settings(bucket=store.bucket)
         given: Any = {"dag_run": SimpleNamespace(dag_id="bcc_retraining", run_id="manual")}

@@ -10,7 +10,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from airflow.sdk import DAG
 
-from bcc_ops.artifacts import PromotionDocument
+from bcc_ops.artifacts import ApprovalDocument, PromotionDocument
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import PromotionLost
 from bcc_ops.operators.assets import champion_asset
@@ -25,6 +25,7 @@ from tests.unit.report.samples import (
     config_document,
     evaluation_document,
     gate_document,
+    run_handle,
     snapshot_document,
     training_document,
     validation_document,
@@ -101,20 +102,63 @@ def test_choosing_the_champion_is_a_skip(registry: ModelRegistry) -> None:
 # upload_model ---------------------------------------------------------------------------------------------------------
 
 
-def uploading(store: ObjectStore, approval: Any = None) -> Any:
+def uploading(store: ObjectStore, approval: ApprovalDocument | None = None, **knobs: Any) -> Any:
+    """The upload of an approved model. An answer in `approval` is made to be about this very verdict."""
     documents = {
-        "snapshot": snapshot_document(bucket=store.bucket),
         "training": training_document(),
         "evaluation": evaluation_document(),
         "gate": gate_document("approved"),
-        "config": config_document(),
         "validation": validation_document(),
         "class_weights": class_weights_document(),
     }
     saved = {name: store.save(PATHS.document(f"{name}.json"), document).to_xcom() for name, document in documents.items()}
-    handed = {name: saved[name] for name in ("snapshot", "training", "evaluation", "gate")}
+    saved["run"] = run_handle(store, config_document(**knobs), snapshot_document(bucket=store.bucket))
+    if approval is not None:
+        about = approval.gate or saved["gate"]["sha256"]
+        store.save(PATHS.document("approval.json"), approval.model_copy(update={"gate": about}))
     with DAG("d", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
-        return in_bucket(UploadModelOperator(task_id="upload_model", approval=approval, **handed), store)
+        return in_bucket(UploadModelOperator(task_id="upload_model", **saved), store)
+
+
+ANA = ApprovalDocument(approved=True, by="ana", at=NOW, timed_out=False)
+
+
+@pytest.mark.parametrize(
+    ("approval", "why"),
+    [
+        (None, "nobody has given one"),
+        (ANA.model_copy(update={"approved": None, "by": "nobody yet"}), "nobody has given one"),
+        (ANA.model_copy(update={"gate": "0" * 64}), "the approval by ana is for another verdict"),
+        (ANA.model_copy(update={"approved": False}), "ana rejected this model"),
+    ],
+    ids=["marked successful by hand", "asked again", "of an earlier verdict", "rejected"],
+)
+def test_a_run_that_asks_for_an_approval_uploads_nothing_without_it(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, approval: ApprovalDocument | None, why: str
+) -> None:
+    monkeypatch.setattr("bcc_ops.promotion.run_upload.upload_run", lambda *given, **more: pytest.fail("it was uploaded"))
+    with pytest.raises(AirflowFailException, match=f"ApprovalMissing: .*{why}"):
+        uploading(store, approval, require_approval=True).execute(context())
+
+
+@pytest.mark.parametrize("name", ["config", "snapshot", "validation", "class_weights", "evaluation", "gate"])
+def test_a_document_that_somebody_overwrote_is_not_acted_on(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """An overwritten config.json could switch off the approval and the floors of the gate."""
+    monkeypatch.setattr("bcc_ops.promotion.run_upload.upload_run", lambda *given, **more: pytest.fail("it was uploaded"))
+    task = uploading(store, require_approval=name == "config")
+    key = PATHS.document(f"{name}.json")
+    store.put(key, store.get(key).replace(b'"require_approval": true', b'"require_approval": false') + b"\n")
+    with pytest.raises(AirflowFailException, match=f"{name}.json has changed since the reference to it was made"):
+        task.execute(context())
+
+
+def test_a_task_marked_successful_by_hand_is_told_as_the_cause(store: ObjectStore) -> None:
+    task = uploading(store)
+    task.gate = None
+    with pytest.raises(AirflowFailException, match="an earlier task handed on no GateDocument"):
+        task.execute(context())
 
 
 def test_an_upload_writes_promotion_json_with_who_approved_and_updates_the_asset(
@@ -133,8 +177,10 @@ def test_an_upload_writes_promotion_json_with_who_approved_and_updates_the_asset
 
     monkeypatch.setattr("bcc_ops.promotion.run_upload.upload_run", upload_run)
     given = context()
-    reference = uploading(store, {"responded_by_user": {"id": "1", "name": "ana"}}).execute(given)
+    reference = uploading(store, ANA, require_approval=True).execute(given)
     assert store.load(PromotionDocument, reference).approved_by == "ana (asked in the UI)"
+    unasked = uploading(store).execute(context())
+    assert store.load(PromotionDocument, unasked).approved_by == "the gate"
     asset = champion_asset(Settings(bucket=store.bucket))
     assert given["outlet_events"][asset].extra["version"] == "v2"
 

@@ -14,11 +14,10 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import DownstreamTasksSkipped
 
-from bcc_ops.artifacts import GateDocument
+from bcc_ops.artifacts import GateDocument, Reference
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import StorageUnavailable
 from bcc_ops.operators.gate_model import GateModelOperator
-from bcc_ops.operators.upload_model import approver
 from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
 from local.s3_server import S3Server
@@ -31,6 +30,7 @@ from tests.unit.report.samples import (
     config_document,
     evaluation_document,
     gate_document,
+    run_handle,
     snapshot_document,
 )
 
@@ -52,13 +52,13 @@ def decide(store: ObjectStore) -> Callable[..., tuple[GateDocument, set[str], Pu
     def run(
         run_type: str = "scheduled", through: ObjectStore | None = None, **knobs: Any
     ) -> tuple[GateDocument, set[str], Pushed]:
-        store.save(PATHS.document("config.json"), config_document(**knobs))
-        snapshot = store.save(PATHS.document("snapshot.json"), snapshot_document(bucket=store.bucket)).to_xcom()
+        handle = run_handle(store, config_document(**knobs), snapshot_document(bucket=store.bucket))
         evaluation = store.save(PATHS.document("evaluation.json"), evaluation_document(champion=False)).to_xcom()
         with DAG("d", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
             gate = GateModelOperator(
                 task_id="gate_model",
-                snapshot=snapshot,
+                run=handle,
+                class_weights=Reference.of("s3://bucket/class_weights.json", b"{}").to_xcom(),
                 evaluation=evaluation,
                 approve_task_id="approve_model",
                 upload_task_id="upload_model",
@@ -161,9 +161,3 @@ def test_a_verdict_that_cannot_be_written_is_retried_and_decided_alike(decide: A
         decide(through=ObjectStore(broken, store.bucket), **OPENING)  # type: ignore[arg-type]
     gate, skipped, _ = decide(**OPENING)
     assert (gate.verdict, gate.looks, skipped) == ("approved_without_champion", 1, {"approve_model"})
-
-
-def test_who_approved_is_the_person_that_was_asked_or_the_gate() -> None:
-    answered = {"chosen_options": ["Approve"], "responded_by_user": {"id": "7", "name": "ana"}}
-    assert approver(answered) == "ana (asked in the UI)"
-    assert approver(None) == "the gate"

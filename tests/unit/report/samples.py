@@ -35,6 +35,7 @@ from bcc_ops.artifacts import (
     RefusedImage,
     ReliabilityBin,
     RuleResult,
+    RunHandle,
     SliceEvaluation,
     SnapshotChange,
     SnapshotDocument,
@@ -43,6 +44,7 @@ from bcc_ops.artifacts import (
 )
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.run_paths import RunPaths
+from bcc_ops.storage import ObjectStore
 from bcc_ops.tables import write_predictions
 
 AS_OF = datetime(2026, 11, 22, 2, 0, tzinfo=timezone.utc)
@@ -481,3 +483,10 @@ def whole_run(verdict: str = "rejected", champion: bool = True, images: int = 12
         for name, document in documents.items()
         if document is not None
     }
+
+
+def run_handle(store: ObjectStore, config: ConfigDocument, snapshot: SnapshotDocument) -> dict[str, str]:
+    """Store the two documents that every task loads, and return the handle by which it does."""
+    saved = {name: store.save(PATHS.document(f"{name}.json"), one) for name, one in (("config", config), ("snapshot", snapshot))}
+    handle = RunHandle(folder=PATHS.folder_name, config=saved["config"].sha256, snapshot=saved["snapshot"].sha256)
+    return handle.to_xcom()

@@ -4,6 +4,7 @@ import errno
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,3 +180,37 @@ def test_one_that_cannot_be_removed_costs_a_warning(
     folder.clear()
 
     assert f"{FOLDER} could not be removed: removing: access denied" in caplog.text
+
+
+def test_a_checkpoint_that_somebody_else_put_into_the_bucket_is_ignored(store: ObjectStore, tmp_path: Path) -> None:
+    notes = Notes()
+    CheckpointFolder(tmp_path / "one", FOLDER, store, notes).save(_checkpoint(3))
+    planted = CheckpointFolder(tmp_path / "attacker", FOLDER, store)
+    planted.save(_checkpoint(9))
+    assert CheckpointFolder(tmp_path / "other", FOLDER, store, notes).load() is None
+    after_a_clear = CheckpointFolder(tmp_path / "other", FOLDER, store, Notes()).load()
+    assert after_a_clear is not None and after_a_clear.epochs == 9
+
+
+def test_a_worker_that_died_between_note_and_upload_still_finds_its_last_checkpoint(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = Notes()
+    folder = CheckpointFolder(tmp_path / "one", FOLDER, store, notes)
+    folder.save(_checkpoint(3))
+    with monkeypatch.context() as dying:
+        dying.setattr(store, "put", lambda *given, **more: (_ for _ in ()).throw(StorageUnavailable("gone")))
+        folder.save(_checkpoint(4))
+    found = CheckpointFolder(tmp_path / "other", FOLDER, store, notes).load()
+    assert found is not None and found.epochs == 3
+
+
+def test_a_checkpoint_of_another_training_under_this_name_is_ignored(store: ObjectStore, tmp_path: Path) -> None:
+    CheckpointFolder(tmp_path / "one", "artifacts/checkpoints/other", store).save(_checkpoint(3))
+    store.put(f"{FOLDER}/checkpoint.npz", store.get("artifacts/checkpoints/other/checkpoint.npz"))
+    assert CheckpointFolder(tmp_path / "two", FOLDER, store).load() is None
+
+
+class Notes(dict[str, Any]):
+    def set(self, key: str, value: Any) -> None:
+        self[key] = value
