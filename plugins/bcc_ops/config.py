@@ -394,6 +394,7 @@ class Settings(BaseModel):
     schedule: str = "0 2 * * *"
     timezone: str = "UTC"
     preset: Literal["transfer", "notebook"] = "transfer"
+    pictures: Literal["readers", "triggerers"] = "readers"
     gpu_pool: str = "gpu"
     gpu_queue: str = ""
     gpu_limit: int = Field(0, ge=0)

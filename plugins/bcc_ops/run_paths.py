@@ -28,6 +28,9 @@ PLOTS = (
 )
 """Names of the plots that a run may have, without `.png`."""
 
+PICTURES = frozenset({"augmentations", "missed_cancers", "false_alarms"})
+"""The plots that show images of patients."""
+
 
 def run_slug(run_id: str) -> str:
     """Return a run id as part of a key: letters, digits, `.`, `_` and `-`, at most 80 characters.

@@ -58,6 +58,8 @@ PIXELS_PER_INCH = 160
 _BAND_RESAMPLES = 400
 _STAR: dict[str, Any] = {"marker": "*", "ms": 15, "mec": PAPER, "mew": 1, "color": INK, "ls": ""}
 _STYLE: Any = {
+    # File names come from whoever uploads images: "$\\x$.png" is a name and no formula.
+    "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "text.color": INK,
@@ -607,5 +609,6 @@ def gallery_figure(entries: Sequence[GalleryEntry], title: str, positive_class: 
 
 
 def _shorten(key: str, most: int = 20) -> str:
-    name = key.rsplit("/", 1)[-1]
+    """The file name in a key, short enough for a caption; what has no glyph (control characters, say) is shown as a box."""
+    name = "".join(character if character.isprintable() else "\N{WHITE SQUARE}" for character in key.rsplit("/", 1)[-1])
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"

@@ -204,6 +204,7 @@ def render_report(
     model_card: str | None = None,
     ui: str = "",
     stand_alone: bool = False,
+    withheld: bool = False,
 ) -> str:
     """The page of one run.
 
@@ -217,6 +218,7 @@ def render_report(
         model_card: Markdown, of the version that the run was uploaded as.
         ui: path of Airflow's UI, without a slash at its end: "" where it lies at the root.
         stand_alone: put the policy into the page, for a file that no server adds headers to.
+        withheld: say that pictures of patients and downloads are left out for this reader.
     """
     going_on = progress is not None and not progress.is_over
     descriptions = describe_plots(run)
@@ -233,6 +235,7 @@ def render_report(
     return _render(
         "report.html.jinja",
         stand_alone=stand_alone,
+        withheld=withheld,
         refresh=REFRESH_SECONDS if going_on else None,
         run=run,
         run_id=run_id,

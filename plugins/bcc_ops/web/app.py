@@ -36,10 +36,11 @@ from bcc_ops.report.progress import RunProgress
 from bcc_ops.report.run_history import RunSummary, summarise_run
 from bcc_ops.report.run_record import FILES, RUN_DOCUMENTS, read_record
 from bcc_ops.run_index import find_run, list_runs
-from bcc_ops.run_paths import PLOTS, RunPaths, champion_pointer, model_file
+from bcc_ops.run_paths import PICTURES, PLOTS, RunPaths, champion_pointer, model_file
 from bcc_ops.storage import ObjectStore
 from bcc_ops.web.airflow_side import ConnectedStore, find_progress
-from bcc_ops.web.auth import DAG_ID, guard
+from bcc_ops.web.audit import NotRecorded, recorded
+from bcc_ops.web.auth import DAG_ID, guard, sees_pictures
 from bcc_ops.web.reading import ContentCache, FolderReader
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,9 @@ CACHE_BYTES = 48 * 2**20
 RUNS_A_PAGE = 25
 MOST_VERSIONS = 30
 
+LONGEST_ID = 250
+"""Characters of a DAG's or a run's id, as Airflow's metadata database keeps them."""
+
 T = TypeVar("T")
 
 
@@ -59,6 +63,11 @@ class PageError(Exception):
     def __init__(self, status: int, heading: str, *sentences: str, refresh: int | None = None) -> None:
         super().__init__(heading)
         self.status, self.heading, self.sentences, self.refresh = status, heading, sentences, refresh
+
+
+WITHHELD = PageError(
+    403, "Not for you", "Pictures of patients and downloads are for people who may trigger runs (setting BCC_PICTURES)."
+)
 
 
 class SecurityHeaders:
@@ -142,8 +151,8 @@ class Pages:
             raise PageError(404, "No such file", "This run has left nothing in the bucket (yet).")
         return paths, self.folder(store, paths.folder)
 
-    def report(self, progress: RunProgress, ui: str) -> str:
-        """The report of a run, however far it is."""
+    def report(self, progress: RunProgress, ui: str, pictures: bool) -> str:
+        """The report of a run, however far it is; without `pictures`, no image of a patient and no download is in it."""
         store = self.open_store()
         paths = find_run(store, self.settings.artifacts_prefix, progress.run_id)
         if paths is None:
@@ -157,8 +166,13 @@ class Pages:
             run,
             run_id=progress.run_id,
             folder=store.uri(paths.folder),
-            plots={name: f"plots/{name}.png" for name in PLOTS if f"plots/{name}.png" in folder.files},
-            files={name: (f"files/{name}", folder.files[name].size) for name in FILES if name in folder.files},
+            plots={
+                name: f"plots/{name}.png"
+                for name in PLOTS
+                if f"plots/{name}.png" in folder.files and (pictures or name not in PICTURES)
+            },
+            files={name: (f"files/{name}", folder.files[name].size) for name in FILES if pictures and name in folder.files},
+            withheld=not pictures,
             progress=progress,
             model_card=card,
             ui=ui,
@@ -168,12 +182,14 @@ class Pages:
         content = self.folder(store, f"{self.settings.models_prefix}/{version}").read("model_card.md")
         return content.decode("utf-8", errors="replace") if content else None
 
-    def plot(self, run_id: str, name: str) -> bytes:
+    def plot(self, run_id: str, name: str, pictures: bool) -> bytes:
         """A plot of a run, by its file name.
 
         Raises:
-            PageError: there is none of that name.
+            PageError: there is none of that name, or it shows patients and this person may not see `pictures`.
         """
+        if not pictures and name.removesuffix(".png") in PICTURES:
+            raise WITHHELD
         content = None
         if name.removesuffix(".png") in PLOTS and name.endswith(".png"):
             content = self.run_folder(self.open_store(), run_id)[1].read(f"plots/{name}")
@@ -255,7 +271,8 @@ def _known_run(dag_id: str, run_id: str) -> RunProgress:
     """
     if dag_id != DAG_ID:
         raise PageError(404, "No model report", f"Only runs of {DAG_ID} have one.")
-    progress = find_progress(dag_id, run_id)
+    # PostgreSQL raises on a NUL character instead of finding nothing.
+    progress = find_progress(dag_id, run_id) if "\0" not in run_id and len(run_id) <= LONGEST_ID else None
     if progress is None:
         raise PageError(404, "No such run", f"Airflow knows no run of {DAG_ID} with this id.")
     return progress
@@ -285,26 +302,39 @@ def create_app(settings: Settings | None = None, open_store: Callable[[], Object
     async def _say(request: Request, error: PageError) -> HTMLResponse:
         return HTMLResponse(render_message(error.heading, error.sentences, error.refresh), error.status)
 
-    @app.get("/models", response_class=HTMLResponse)
+    @app.exception_handler(NotRecorded)
+    async def _refuse(request: Request, error: NotRecorded) -> HTMLResponse:
+        sentence = "Each view is recorded in Airflow's audit log, and that could not be written. Try again later."
+        return HTMLResponse(render_message("This view could not be recorded", [sentence], None), 503)
+
+    allowed = sees_pictures(read_settings)
+
+    @app.get("/models", response_class=HTMLResponse, dependencies=[recorded("bcc_view_models", after=lambda: None)])
     async def models(request: Request, before: str | None = None) -> HTMLResponse:
         """All runs and versions."""
         ui = _ui(request)
         return HTMLResponse(await pages.within_deadline(lambda: pages.models(before, ui)))
 
-    @app.get("/runs/{dag_id}/{run_id}/report", response_class=HTMLResponse)
-    async def report(request: Request, run: KnownRun) -> HTMLResponse:
+    @app.get(
+        "/runs/{dag_id}/{run_id}/report",
+        response_class=HTMLResponse,
+        dependencies=[recorded("bcc_view_report", after=_known_run)],
+    )
+    async def report(request: Request, run: KnownRun, pictures: bool = allowed) -> HTMLResponse:
         """One run."""
         ui = _ui(request)
-        return HTMLResponse(await pages.within_deadline(lambda: pages.report(run, ui)))
+        return HTMLResponse(await pages.within_deadline(lambda: pages.report(run, ui, pictures)))
 
-    @app.get("/runs/{dag_id}/{run_id}/plots/{name}")
-    async def plot(run: KnownRun, name: str) -> Response:
+    @app.get("/runs/{dag_id}/{run_id}/plots/{name}", dependencies=[recorded("bcc_view_plot", after=_known_run)])
+    async def plot(run: KnownRun, name: str, pictures: bool = allowed) -> Response:
         """One plot of a run."""
-        return Response(await pages.within_deadline(lambda: pages.plot(run.run_id, name)), media_type="image/png")
+        return Response(await pages.within_deadline(lambda: pages.plot(run.run_id, name, pictures)), media_type="image/png")
 
-    @app.get("/runs/{dag_id}/{run_id}/files/{name}")
-    async def download(run: KnownRun, name: str) -> StreamingResponse:
+    @app.get("/runs/{dag_id}/{run_id}/files/{name}", dependencies=[recorded("bcc_download", after=_known_run)])
+    async def download(run: KnownRun, name: str, pictures: bool = allowed) -> StreamingResponse:
         """One file of a run, never opened in the browser."""
+        if not pictures:
+            raise WITHHELD
         size, pieces = await pages.within_deadline(lambda: pages.download(run.run_id, name))
         headers = {"Content-Disposition": f'attachment; filename="{name}"', "Content-Length": str(size)}
         return StreamingResponse(pieces, media_type=FILES[name][1], headers=headers)

@@ -6,11 +6,15 @@ so that a route without a DAG in its path is not open by accident; a path that n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
-from airflow.api_fastapi.core_api.security import requires_access_dag
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from fastapi import Depends
+
+from bcc_ops.config import Settings
 
 DAG_ID = "bcc_retraining"
 """The one DAG that has reports."""
@@ -19,3 +23,20 @@ DAG_ID = "bcc_retraining"
 def guard() -> Any:
     """The dependency that every route has: 401 without a login, 403 without the permission."""
     return Depends(requires_access_dag("GET", DagAccessEntity.XCOM, param_dag_id=DAG_ID))
+
+
+def sees_pictures(read_settings: Callable[[], Settings]) -> Any:
+    """Return the dependency that tells whether a person may see pictures of patients and download files.
+
+    The setting `BCC_PICTURES` decides: everybody who may read reports, or only those who may also trigger runs.
+    """
+
+    def decide(user: GetUserDep) -> bool:
+        if read_settings().pictures == "readers":
+            return True
+        details = DagDetails(id=DAG_ID)
+        return bool(
+            get_auth_manager().is_authorized_dag(method="POST", access_entity=DagAccessEntity.RUN, details=details, user=user)
+        )
+
+    return Depends(decide)

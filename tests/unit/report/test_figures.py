@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from bcc_ops.artifacts import Estimate
@@ -147,6 +148,19 @@ def test_gallery_holds_any_number_of_cases_with_and_without_heat(count: int) -> 
         assert (text.count("is malignant"), text.count("malignant 0.10")) == (count, count)
         assert text.count("taken for benign") == (0 if heat is None else count)
         assert figures.to_png(figure, made_up=False)
+
+
+HOSTILE_NAMES = (r"$\x$.png", "price $5_$ .png", "$", "a$b$c", "two\nlines\t.png", "\x00\x1b[31m.png", "\u202egnp.exe", "x" * 500)
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_a_file_name_is_drawn_as_it_is_and_never_typeset(name: str) -> None:
+    grey = np.full((32, 32, 3), 90, np.uint8)
+    entries = [figures.GalleryEntry(WrongCase(f"k/{name}", "malignant", "benign", 0.1), grey, None)]
+    figure = figures.gallery_figure(entries, "Missed", "malignant", "note")
+    assert figures.to_png(figure, made_up=False)
+    if name.startswith("$"):
+        assert any(name in text.get_text() for text in figure.findobj(Text))
 
 
 def test_drawing_leaves_no_state_behind() -> None:

@@ -89,7 +89,12 @@ def settings() -> Settings:
 def make_client(airflow_database: None, settings: Settings) -> Callable[..., TestClient]:
     """A client of the API server's app with the pages in it: `make_client(store, role="viewer")`; role None: no login."""
 
-    def make(open_store: Callable[[], ObjectStore] | ObjectStore, role: str | None = "viewer", **headers: str) -> TestClient:
+    def make(
+        open_store: Callable[[], ObjectStore] | ObjectStore,
+        role: str | None = "viewer",
+        settings: Settings = settings,
+        **headers: str,
+    ) -> TestClient:
         from airflow.api_fastapi.app import create_auth_manager
         from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
+from bcc_ops.config import Settings
 from bcc_ops.report.page import CONTENT_SECURITY_POLICY
 from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
@@ -346,3 +347,84 @@ def test_a_wrong_setting_is_told_in_a_page(make_client: Client, monkeypatch: pyt
     answer = make_client(ConnectedStore(Settings.from_environment)).get(f"{RUN}/report")
     assert answer.status_code == 503
     assert "positive_class" in answer.text
+
+
+# Who looked, and who may see pictures ---------------------------------------------------------------------------------
+
+
+def audit_events(since: int = 0) -> list[tuple[str, str | None, str | None]]:
+    """(event, user, run) of the audit log's rows with a larger id, oldest first."""
+    from airflow.models.log import Log
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        rows = session.scalars(select(Log).where(Log.id > since, Log.event.like("bcc_%")).order_by(Log.id)).all()
+        return [(row.event, row.owner, row.run_id) for row in rows]
+
+
+def newest_event() -> int:
+    from airflow.models.log import Log
+    from airflow.utils.session import create_session
+    from sqlalchemy import func, select
+
+    with create_session() as session:
+        return session.scalar(select(func.max(Log.id))) or 0
+
+
+def test_each_view_is_an_event_with_the_readers_name_and_once_however_often_the_page_refreshes(
+    make_client: Client, shared_store: ObjectStore
+) -> None:
+    before = newest_event()
+    client = make_client(shared_store)
+    for address in (f"{RUN}/report", f"{RUN}/report", f"{RUN}/plots/roc.png", f"{RUN}/files/gate.json", "/bcc/models"):
+        assert client.get(address).status_code == 200
+    assert audit_events(before) == [
+        ("bcc_view_report", "ada", samples.RUN_ID),
+        ("bcc_view_plot", "ada", samples.RUN_ID),
+        ("bcc_download", "ada", samples.RUN_ID),
+        ("bcc_view_models", "ada", None),
+    ]
+
+
+def test_nobody_looks_unseen(make_client: Client, shared_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(event: str) -> Any:
+        async def write(*given: Any) -> None:
+            raise OSError("disk full")
+
+        return write
+
+    monkeypatch.setattr("bcc_ops.web.audit.action_logging", refuse)
+    answer = make_client(shared_store).get(f"{RUN}/report")
+    assert answer.status_code == 503
+    assert "could not be recorded" in answer.text and samples.RUN_ID not in answer.text
+
+
+@pytest.mark.parametrize("role", [None, "none"])
+def test_who_is_turned_away_leaves_no_event(make_client: Client, shared_store: ObjectStore, role: str | None) -> None:
+    before = newest_event()
+    make_client(shared_store, role=role).get(f"{RUN}/report")
+    assert audit_events(before) == []
+
+
+@pytest.mark.parametrize("run_id", ["a%00b", "x" * 300])
+def test_a_run_id_that_the_database_cannot_hold_never_reaches_it(
+    make_client: Client, shared_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, run_id: str
+) -> None:
+    monkeypatch.setattr("bcc_ops.web.app.find_progress", lambda *given: pytest.fail("PostgreSQL would raise here"))
+    assert make_client(shared_store).get(f"/bcc/runs/bcc_retraining/{run_id}/report").status_code == 404
+
+
+def test_a_reader_without_pictures_sees_the_report_and_neither_pictures_nor_downloads(
+    make_client: Client, filled_store: ObjectStore, settings: Settings
+) -> None:
+    filled_store.put(samples.PATHS.plot("missed_cancers"), b"\x89PNG\r\n\x1a\n")
+    closed = Settings(bucket="bucket", pictures="triggerers")
+    viewer, user = (make_client(filled_store, role=role, settings=closed) for role in ("viewer", "user"))
+    page = viewer.get(f"{RUN}/report").text
+    assert "Pictures of patients and downloads are left out" in page
+    assert "plots/roc.png" in page and "missed_cancers.png" not in page and "files/" not in page
+    for address in (f"{RUN}/plots/missed_cancers.png", f"{RUN}/files/gate.json", f"{RUN}/files/report.html"):
+        assert viewer.get(address).status_code == 403
+        assert user.get(address).status_code == 200
+    assert "missed_cancers.png" in user.get(f"{RUN}/report").text

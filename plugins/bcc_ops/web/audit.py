@@ -1,0 +1,54 @@
+"""Record who looked: each view of a report, a plot or a download is an event in Airflow's audit log.
+
+The page of a run that is going on refreshes itself, so the same view of the same person counts once in ten minutes. A view
+that cannot be recorded is not shown: with images of patients, nobody looks unseen.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.core_api.security import GetUserDep
+from airflow.api_fastapi.logging.decorators import action_logging
+from cachetools import TTLCache
+from fastapi import Depends, Request
+
+log = logging.getLogger(__name__)
+
+SAME_VIEW_SECONDS = 600.0
+_MOST_REMEMBERED = 10_000
+
+
+class NotRecorded(Exception):
+    """The audit log did not take an event."""
+
+
+def recorded(event: str, after: Callable[..., Any]) -> Any:
+    """Return the dependency that records a view.
+
+    Args:
+        event: its name in the audit log; run and user are added to it.
+        after: a dependency that must hold first, so that only views of what exists are recorded.
+
+    The dependency raises `NotRecorded` if the audit log does not take the event.
+    """
+    seen: TTLCache[tuple[str, str], bool] = TTLCache(_MOST_REMEMBERED, SAME_VIEW_SECONDS)
+    write: Callable[..., Awaitable[None]] = action_logging(event)
+
+    first = Depends(after)
+
+    async def record(request: Request, session: SessionDep, user: GetUserDep, _: Any = first) -> None:
+        view = (user.get_name(), request.url.path)
+        if view in seen:
+            return
+        try:
+            await write(request, session, user)
+        except Exception as error:
+            log.exception("a view could not be recorded")
+            raise NotRecorded(event) from error
+        seen[view] = True
+
+    return Depends(record)
