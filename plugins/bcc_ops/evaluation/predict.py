@@ -1,27 +1,22 @@
 """Model and images -> probabilities, in stored models' own terms: raw 0-255 RGB in, probabilities out.
 
-A model file comes from a bucket that others write to, so nothing in it may run code: it is looked through before Keras
-builds anything of it, and built with safe loading.
+A model file comes from a bucket that others can write to, so `model_file` searches it before Keras builds anything, and Keras
+builds it with safe loading.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import h5py
 import keras
 import numpy as np
 
 from bcc_ops.dataset.decoding import decode_rgb, resize_square
+from bcc_ops.evaluation.model_file import refuse_unsafe
 from bcc_ops.exceptions import ModelError
-
-_NO_LAYERS = {"Functional", "Model", "Sequential", "DTypePolicy"}
-_RUNS_FOREIGN_CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "Wrapper"}
 
 
 @dataclass(frozen=True)
@@ -66,10 +61,10 @@ def load_classifier(path: Path) -> Classifier:
         path: the file.
 
     Raises:
-        ModelError: it is damaged, has a layer that is none of Keras' own or could run code, or does not map square
-            RGB images to probabilities.
+        ModelError: it is damaged, contains what `model_file` does not allow, or does not map square RGB images to
+            probabilities.
     """
-    _refuse_unsafe(path)
+    refuse_unsafe(path)
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
@@ -83,27 +78,3 @@ def load_classifier(path: Path) -> Classifier:
     if not np.allclose(sums, 1, atol=1e-3):
         raise ModelError(f"{path.name} does not answer probabilities: they sum to {sums[0]:.3f} on a black image")
     return classifier
-
-
-def _refuse_unsafe(path: Path) -> None:
-    try:
-        with h5py.File(path, "r") as file:
-            config = json.loads(file.attrs["model_config"])
-    except (OSError, KeyError, ValueError) as error:
-        raise ModelError(f"{path.name} is no Keras .h5 model: {error}") from None
-    for name in _layer_classes(config):
-        if name in _RUNS_FOREIGN_CODE or not (name in _NO_LAYERS or hasattr(keras.layers, name)):
-            raise ModelError(f"{path.name} has a layer of the class {name}, which is not loaded: it may run code of its own")
-
-
-def _layer_classes(config: Any) -> Iterator[str]:
-    """The class of each network and layer in a model's configuration, however deep."""
-    if isinstance(config, list):
-        for entry in config:
-            yield from _layer_classes(entry)
-    elif isinstance(config, dict):
-        inner = config.get("config")
-        if isinstance(config.get("class_name"), str) and isinstance(inner, dict) and ("name" in inner or "layers" in inner):
-            yield config["class_name"]
-        for value in config.values():
-            yield from _layer_classes(value)

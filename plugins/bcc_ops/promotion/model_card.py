@@ -28,6 +28,9 @@ from bcc_ops.artifacts import (
 )
 from bcc_ops.exceptions import ConfigError
 
+LONGEST_TEMPLATE = 100_000
+"""Bytes of the template. The card is part of every version and of every report page."""
+
 WRITTEN_BY_PEOPLE = ("Intended use", "Out of scope", "Reference standard", "Patients and devices", "Contact")
 
 MISSING = "**Missing.** Nobody has written this yet; see `BCC_MODEL_CARD_TEMPLATE`."
@@ -54,6 +57,8 @@ def read_template(path: str) -> str:
     if not path:
         return ""
     try:
+        if Path(path).stat().st_size > LONGEST_TEMPLATE:
+            raise ConfigError(f"BCC_MODEL_CARD_TEMPLATE: {path} is larger than {LONGEST_TEMPLATE:,} bytes: shorten it")
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"BCC_MODEL_CARD_TEMPLATE: {path} cannot be read as text: {error}") from None

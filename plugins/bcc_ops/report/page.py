@@ -48,6 +48,9 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
+LONGEST_CARD = 200_000
+"""Characters of a model card that a page shows."""
+
 _OWN_ONLY = f"default-src 'none'; img-src 'self' data:; style-src {_source(_STYLE)}; script-src {_source(_SCRIPT)}"
 CONTENT_SECURITY_POLICY = f"{_OWN_ONLY}; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 """What a page may load and run: this module's script and style, by hash, and pictures of its own origin."""
@@ -466,6 +469,8 @@ def _markdown(text: str) -> Markup:
     """
     from markdown_it import MarkdownIt
 
+    if len(text) > LONGEST_CARD:
+        text = f"{text[:LONGEST_CARD]}\n\n*The rest is left out: the whole card is in the version's model_card.md.*"
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     tokens = markdown.parse(text)
     for token in tokens:

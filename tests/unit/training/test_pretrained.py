@@ -14,7 +14,13 @@ import pytest
 from bcc_ops.exceptions import WeightsUnavailable
 from bcc_ops.storage import ObjectStore
 from bcc_ops.training import pretrained
-from bcc_ops.training.pretrained import backbone_weights, efficientnet_lite0_weights, read_state_dict, to_keras_layout
+from bcc_ops.training.pretrained import (
+    backbone_weights,
+    efficientnet_lite0_weights,
+    fetch_weights_file,
+    read_state_dict,
+    to_keras_layout,
+)
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
@@ -98,6 +104,56 @@ def test_a_pickle_that_asks_for_more_than_tensors_is_refused_and_not_run(torch_f
     with pytest.raises(WeightsUnavailable, match="mkdir"):
         read_state_dict(torch_file({"evil": Evil()}, []))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("claimed", [10**12, -1])
+def test_a_storage_that_promises_more_than_the_file_has_is_refused_before_it_is_read(
+    torch_file, monkeypatch: pytest.MonkeyPatch, claimed: int
+) -> None:
+    class Boastful(list[float]):
+        def __len__(self) -> int:
+            return max(claimed, 0) if claimed > 0 else 1
+
+    storage = _FloatStorage("a", Boastful([0.0]))
+    if claimed < 0:
+        monkeypatch.setattr(
+            _Pickler,
+            "persistent_id",
+            lambda self, obj: (
+                ("storage", sys.modules["torch"].FloatStorage, obj.key, "cpu", claimed, None)
+                if isinstance(obj, _FloatStorage)
+                else None
+            ),
+        )
+    path = torch_file({"w": _Tensor(storage, 0, (1,), (1,))}, [storage])
+    with pytest.raises(WeightsUnavailable, match="a storage of"):
+        read_state_dict(path)
+
+
+def test_a_tensor_that_repeats_a_few_numbers_without_end_is_refused(torch_file) -> None:
+    storage = _FloatStorage("a", [0, 1, 2])
+    with pytest.raises(WeightsUnavailable, match="larger than its storage"):
+        read_state_dict(torch_file({"w": _Tensor(storage, 0, (10**6, 10**6), (0, 0))}, [storage]))
+
+
+def test_weights_in_the_bucket_are_fetched_again_when_they_change_and_never_half(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("weights/a.pth", b"one")
+    address = store.uri("weights/a.pth")
+    first = fetch_weights_file(address, tmp_path, store)
+    assert first.read_bytes() == b"one" and fetch_weights_file(address, tmp_path, store) == first
+    store.put("weights/a.pth", b"two")
+    assert fetch_weights_file(address, tmp_path, store).read_bytes() == b"two"
+    head = store.head("weights/a.pth")
+    store.put("weights/a.pth", b"three")
+    monkeypatch.setattr(store, "head", lambda key: head)
+    fetch_weights_file(address, tmp_path, store)  # what is in the cache is what the head promises
+    for path in (tmp_path / "weights").iterdir():
+        path.unlink()
+    with pytest.raises(WeightsUnavailable, match="was replaced while it was read"):
+        fetch_weights_file(address, tmp_path, store)
+    assert list((tmp_path / "weights").iterdir()) == []
 
 
 def test_a_file_that_is_cut_short_is_refused(torch_file) -> None:

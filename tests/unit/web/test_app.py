@@ -190,7 +190,7 @@ def test_downloads_are_never_opened_by_the_browser(make_client: Client, filled_s
 def test_running_report_shows_the_task_and_refreshes(make_client: Client, store: ObjectStore) -> None:
     paths = RunPaths.of("artifacts", samples.AS_OF, RUNNING)
     for name in ("config.json", "snapshot.json"):
-        store.put(paths.document(name), samples.whole_run()[name])
+        store.put(paths.document(name), samples.whole_run()[name].replace(samples.RUN_ID.encode(), RUNNING.encode()))
     store.put(paths.document("history.csv"), samples.history_csv(samples.epochs(4)))
     page = make_client(store).get(f"/bcc/runs/bcc_retraining/{RUNNING}/report").text
     assert "Running: train_model" in page

@@ -1,0 +1,192 @@
+"""What a model file may contain. It comes from a bucket that others can write to, so it is searched before Keras reads it.
+
+Nothing in an `.h5` may run code, read another file or take more memory than the file has bytes. Keras' safe loading stops some
+of that, in some versions. This check allows what the project's networks, `keras.applications` and plain convolutional networks
+need, by name, and refuses everything else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from bcc_ops.exceptions import ModelError
+
+LARGEST_FILE = 2_000_000_000
+"""Bytes. The largest model of keras.applications without its classifier has 1.4 GB."""
+
+LARGEST_CONFIG = 16_000_000
+"""Bytes of the architecture's JSON. Keras writes about one kilobyte per layer."""
+
+LARGEST_NUMBER = 65_536
+"""No size in an architecture is larger: units, filters, sides, strides. A larger one would be an attack on the memory."""
+
+DEEPEST = 64
+"""Levels of lists and objects in the architecture's JSON."""
+
+MODELS = frozenset({"Functional", "Model", "Sequential"})
+
+LAYERS = frozenset(
+    {
+        *("InputLayer", "Rescaling", "Normalization", "Resizing", "CenterCrop", "ZeroPadding2D", "Cropping2D"),
+        *("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense", "BatchNormalization", "LayerNormalization"),
+        *("GroupNormalization", "Activation", "ReLU", "LeakyReLU", "PReLU", "Softmax", "Dropout", "SpatialDropout2D"),
+        *("MaxPooling2D", "AveragePooling2D", "GlobalAveragePooling2D", "GlobalMaxPooling2D"),
+        *("Flatten", "Reshape", "Permute", "Add", "Average", "Concatenate", "Multiply"),
+    }
+)
+"""Keras' own layers without code, files or vocabularies in their configuration."""
+
+PARTS = frozenset(
+    {
+        *("Zeros", "Ones", "Constant", "RandomNormal", "RandomUniform", "TruncatedNormal", "VarianceScaling"),
+        *("GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "LecunNormal", "LecunUniform", "Orthogonal", "Identity"),
+        *("L1", "L2", "L1L2", "MaxNorm", "NonNeg", "UnitNorm", "MinMaxNorm"),
+        *("DTypePolicy", "__keras_tensor__"),
+    }
+)
+"""Initializers, regularizers and constraints, the type of a layer's numbers, and the mark of a layer's input."""
+
+ACTIVATIONS = frozenset(
+    {
+        *("linear", "relu", "relu6", "leaky_relu", "softmax", "sigmoid", "hard_sigmoid", "log_softmax", "tanh", "elu", "selu"),
+        *("gelu", "silu", "swish", "hard_silu", "hard_swish", "softplus", "softsign", "exponential", "mish"),
+    }
+)
+
+MODULES = frozenset(
+    {
+        *("keras", "keras.layers", "keras.models", "keras.initializers", "keras.regularizers", "keras.constraints"),
+        *("keras.src.models.functional", "keras.src.models.sequential", "keras.src.models.model"),
+    }
+)
+
+OPERATIONS = frozenset({"Add", "Multiply"})
+"""Arithmetic between layers (`x + y`), which Keras writes as classes of `keras.src.ops.numpy`."""
+
+_NAMES_A_FUNCTION = ("activation", "_initializer", "_regularizer", "_constraint")
+
+
+def refuse_unsafe(path: Path) -> None:
+    """Search a model file before it is loaded.
+
+    Args:
+        path: a Keras `.h5` file.
+
+    Raises:
+        ModelError: it is not one, or contains what is not on the lists of this module; the message names it.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise ModelError(f"{path.name} has {size:,} bytes, at most {LARGEST_FILE:,} are loaded")
+        with h5py.File(path, "r") as file:
+            dimensions = _check_datasets(file, size)
+            stored = file.attrs["model_config"]
+            if len(stored) > LARGEST_CONFIG:
+                raise ModelError(f"its architecture has {len(stored):,} bytes, at most {LARGEST_CONFIG:,} are read")
+            config = json.loads(stored)
+        _check_config(config, dimensions)
+    except ModelError as error:
+        raise ModelError(f"{path.name} is not loaded: {error}") from None
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise ModelError(f"{path.name} is not a Keras .h5 model: {' '.join(str(error).split())[:200]}") from None
+    except RecursionError:
+        raise ModelError(f"{path.name} is not loaded: its architecture is nested too deeply") from None
+
+
+def _check_datasets(file: h5py.File, size: int) -> set[int]:
+    """Refuse what leads out of the file, and arrays that promise more bytes than it has.
+
+    Returns:
+        The last dimension of every array.
+    """
+    declared = 0
+    dimensions: set[int] = set()
+    left: list[h5py.Group] = [file]
+    seen: set[int] = set()
+    while left:
+        group = left.pop()
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ModelError(f"{group.name}/{name} is a link to another place")
+            item = group[name]
+            address = int(h5py.h5o.get_info(item.id).addr)
+            if address in seen:
+                raise ModelError(f"{group.name}/{name} is in the file twice")
+            seen.add(address)
+            if isinstance(item, h5py.Group):
+                left.append(item)
+                continue
+            if not isinstance(item, h5py.Dataset):
+                continue
+            if item.external or item.is_virtual:
+                raise ModelError(f"{item.name} keeps its numbers in another file")
+            if item.chunks is not None or item.dtype.kind not in "fiub":
+                raise ModelError(f"{item.name} is not a plain array of numbers")
+            declared += item.nbytes
+            if declared > size:
+                raise ModelError(f"its arrays promise {declared:,} bytes, and the file has {size:,}")
+            dimensions.add(int(item.shape[-1]) if item.shape else 1)
+    return dimensions
+
+
+def _check_config(config: Any, dimensions: set[int]) -> None:
+    for value in _every_object(config):
+        name = value.get("class_name")
+        if name is not None or "registered_name" in value:
+            _check_class(name, value)
+        for key, setting in value.items():
+            _check_setting(str(key), setting, dimensions)
+
+
+def _check_class(name: Any, value: Mapping[str, Any]) -> None:
+    known = isinstance(name, str) and name in MODELS | LAYERS | PARTS
+    if not known:
+        raise ModelError(f"the class {name!r} is not on the list of those that are loaded, since it may run code of its own")
+    operation = name in OPERATIONS and value.get("module") == "keras.src.ops.numpy"
+    if value.get("module") not in (None, *MODULES) and not operation:
+        raise ModelError(f"the class {name} comes from the module {value['module']!r}, not from Keras")
+    if value.get("registered_name") not in (None, name):
+        raise ModelError(f"the class {name} is registered as {value['registered_name']!r}, which is not Keras' own")
+
+
+def _check_setting(key: str, setting: Any, dimensions: set[int]) -> None:
+    if isinstance(setting, str) and key == "activation" and setting not in ACTIVATIONS:
+        raise ModelError(f"the activation {setting!r} is not one of Keras' own")
+    if isinstance(setting, str) and key.endswith(_NAMES_A_FUNCTION[1:]) and _camel(setting) not in PARTS:
+        raise ModelError(f"{key}: {setting!r} is not one of Keras' own")
+    sizes = setting if isinstance(setting, list) else [setting]
+    if key != "seed":
+        for size in sizes:
+            if isinstance(size, int) and not isinstance(size, bool) and abs(size) > LARGEST_NUMBER:
+                raise ModelError(f"{key}: {size} is larger than any size of a network ({LARGEST_NUMBER})")
+    # Keras makes a layer's arrays before it reads them: one of these without an array of its width could fill the memory.
+    if key in ("units", "filters") and isinstance(setting, int) and setting not in dimensions:
+        raise ModelError(f"{key}: the file has no array of the width {setting}")
+
+
+def _camel(name: str) -> str:
+    return "".join(word[:1].upper() + word[1:] for word in name.split("_"))
+
+
+def _every_object(config: Any) -> Iterator[Mapping[str, Any]]:
+    """Every JSON object in a configuration; iteratively, so that depth costs no stack.
+
+    Raises:
+        ModelError: it is nested too deeply for Keras, which reads it recursively.
+    """
+    left: list[tuple[int, Any]] = [(0, config)]
+    while left:
+        level, value = left.pop()
+        if level > DEEPEST:
+            raise ModelError("its architecture is nested too deeply")
+        if isinstance(value, dict):
+            yield value
+            left.extend((level + 1, inner) for inner in value.values())
+        elif isinstance(value, list):
+            left.extend((level + 1, inner) for inner in value)
