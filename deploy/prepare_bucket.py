@@ -11,21 +11,23 @@ import sys
 import time
 
 from bcc_ops.config import Settings
-from bcc_ops.exceptions import BccError, BucketNotFound, StorageUnavailable
+from bcc_ops.exceptions import BccError, BucketNotFound, StorageUnavailable, UnsafeStore
 from bcc_ops.operators.base import open_store
+from bcc_ops.promotion.registry import ModelRegistry
 from bcc_ops.storage import ObjectStore
 
 PATIENCE = 120.0
 """Seconds for an S3 server that starts at the same time."""
 
 
-def prepare(store: ObjectStore, create: bool, patience: float = PATIENCE) -> str:
+def prepare(store: ObjectStore, create: bool, patience: float = PATIENCE, models_prefix: str = "models") -> str:
     """Make sure that the bucket is there, and return a sentence that says how it was found.
 
     Args:
         store: the bucket.
         create: make it, with versions, where it is missing.
         patience: seconds to wait for a store that does not answer.
+        models_prefix: where versions are stored, to probe conditional writes.
 
     Raises:
         BucketNotFound: it is missing, and `create` is off.
@@ -48,13 +50,24 @@ def prepare(store: ObjectStore, create: bool, patience: float = PATIENCE) -> str
             return f"made the bucket {store.bucket}, with versions"
         else:
             versions = "keeps versions" if versioned else "keeps no versions: a past as_of will not be exact"
-            return f"the bucket {store.bucket} is there and {versions}"
+            return f"the bucket {store.bucket} is there and {versions}; {probe(store, models_prefix)}"
+
+
+def probe(store: ObjectStore, models_prefix: str) -> str:
+    """Say whether models can be promoted in this store, which needs conditional writes."""
+    try:
+        ModelRegistry(store, models_prefix).require_conditional_writes()
+    except UnsafeStore as error:
+        return f"warning: {error}"
+    return "it honours conditional writes"
 
 
 def main() -> int:
     """Prepare the bucket that the environment names. Exit status 1: it is not ready, in one line."""
     try:
-        print(prepare(open_store(Settings.from_environment()), create=os.environ.get("CREATE_BUCKET") == "true"))
+        settings = Settings.from_environment()
+        create = os.environ.get("CREATE_BUCKET") == "true"
+        print(prepare(open_store(settings), create=create, models_prefix=settings.models_prefix))
     except BccError as error:
         print(f"prepare_bucket: {error}", file=sys.stderr)
         return 1

@@ -604,4 +604,16 @@ class ChampionDocument(Document):
     by: str
     reason: str
     history: tuple[ChampionMove, ...] = Field(default=())
-    """Earlier champions, newest first."""
+    """Earlier champions, newest first; those before are in `older`."""
+    older: Reference | None = None
+    """A `HistoryDocument` with the moves before `history`; null if there are none."""
+    replaced: str | None = None
+    """Key of a copy of the pointer before this one, if that could not be read."""
+
+
+class HistoryDocument(Document):
+    """Moves of the champion that the pointer no longer lists itself. Written once."""
+
+    moves: tuple[ChampionMove, ...]
+    """Newest first."""
+    older: Reference | None

@@ -52,8 +52,8 @@ NOTEBOOK: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {"transfer": {}, "notebook": NOTEBOOK}
 """What a preset changes of the defaults below, which are those of `transfer`."""
 
-LARGEST_IMAGE = 89_000_000
-"""Pixels that an image has at most, whatever a run's knob says: from 89.5 million on, Pillow itself takes it for a bomb."""
+LARGEST_IMAGE = 50_000_000
+"""Pixels that an image has at most, whatever a run's parameters say. Pillow itself refuses more than 89.5 million."""
 
 _DATA, _CHECKS, _SPLIT = "Images", "Checks", "Split"
 _MODEL, _FIT, _AUGMENTATION = "Model", "Training", "Augmentation"
@@ -85,6 +85,14 @@ class RetrainingConfig(BaseModel):
     ignore_patterns: str = _knob(
         "*_mask*", "File names to ignore", "Comma-separated patterns of file names that are no images to train on.", _DATA
     )
+    max_file_mb: int = _knob(
+        64,
+        "Largest file (MB)",
+        "Larger objects are not read, and counted with the ignored ones.",
+        _DATA,
+        ge=1,
+        le=1024,
+    )
     external_prefix: str = _knob(
         "",
         "External test images",
@@ -95,15 +103,15 @@ class RetrainingConfig(BaseModel):
     # Checks
     min_side: int = _knob(64, "Smallest side (px)", "Images with a shorter side are refused.", _CHECKS, ge=8, le=4096)
     max_pixels: int = _knob(
-        50_000_000,
+        16_000_000,
         "Most pixels",
-        "Images whose header promises more are refused unopened.",
+        "Images with more pixels, as their header says, are refused before they are decoded. Ultrasound has one or two million.",
         _CHECKS,
         ge=10_000,
         le=LARGEST_IMAGE,
     )
     max_refused_fraction: float = _knob(
-        0.05, "Refused at most", "The run fails where a larger part of the images is refused.", _CHECKS, ge=0, le=1
+        0.5, "Refused at most", "The run fails if a larger part of the images is refused.", _CHECKS, ge=0, le=1
     )
     hash_distance: int = _knob(
         7,

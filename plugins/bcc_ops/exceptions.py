@@ -4,15 +4,19 @@ BccError                          one clear line that names the thing and the wa
 ├── ConfigError                   a knob or a setting is wrong
 ├── StorageError                  the object store refused or failed
 │   ├── StorageUnavailable    *   no answer, a time-out, 5xx, SlowDown
+│   │   └── WriteConflict     *   another conditional write to the same object was going on
 │   ├── BucketNotFound
 │   ├── AccessDenied
 │   ├── ObjectNotFound
 │   ├── ObjectChanged             the object is no longer the one that the snapshot lists
-│   └── PreconditionFailed        a conditional write lost
+│   ├── PreconditionFailed        a conditional write lost
+│   └── UnsafeStore               it ignores the conditions of conditional writes: nothing may be promoted in it
 ├── CacheError                *   the local cache cannot take what it must (a full disk, most often)
+├── OutOfResources            *   this machine's memory or disk did not suffice now
 ├── ArtifactError                 a document is missing, damaged or of another schema
 ├── DataError                     these images cannot be trained on
 │   ├── NoImages
+│   ├── DatedInTheFuture          an object is dated after now: somebody's clock is wrong
 │   ├── ImageRefused              one image cannot be used; carries the reason
 │   ├── TooManyRefused
 │   └── SplitError
@@ -73,8 +77,22 @@ class PreconditionFailed(StorageError):
     """A conditional write found the object there already, or changed."""
 
 
+class WriteConflict(StorageUnavailable):
+    """Another conditional write to the same object was going on. Nothing was written; the same call may succeed."""
+
+
+class UnsafeStore(StorageError):
+    """The store ignores the conditions of conditional writes, so that two promotions at once would both seem to win."""
+
+
 class CacheError(BccError):
     """The local cache cannot take what it must."""
+
+    retryable = True
+
+
+class OutOfResources(BccError):
+    """This machine's memory or disk did not suffice now. It says nothing about the image that was being read."""
 
     retryable = True
 
@@ -89,6 +107,10 @@ class DataError(BccError):
 
 class NoImages(DataError):
     """The snapshot holds no image."""
+
+
+class DatedInTheFuture(DataError):
+    """An object is dated after now by more than clocks differ. A model as of then would block every later one."""
 
 
 class ImageRefused(DataError):

@@ -23,14 +23,17 @@ from bcc_ops.exceptions import (
     PreconditionFailed,
     StorageError,
     StorageUnavailable,
+    WriteConflict,
 )
 
 if TYPE_CHECKING:
+    from tenacity import Retrying
     from types_boto3_s3 import S3Client
 
 _KINDS: Mapping[str, type[StorageError]] = {
     **dict.fromkeys(("NoSuchBucket",), BucketNotFound),
-    **dict.fromkeys(("PreconditionFailed", "412", "ConditionalRequestConflict", "409"), PreconditionFailed),
+    **dict.fromkeys(("PreconditionFailed", "412"), PreconditionFailed),
+    **dict.fromkeys(("ConditionalRequestConflict", "409"), WriteConflict),
     **dict.fromkeys(("NoSuchKey", "NoSuchVersion", "404", "NotFound"), ObjectNotFound),
     **dict.fromkeys(("AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"), AccessDenied),
     **dict.fromkeys(("ExpiredToken", "InvalidToken", "NoCredentialsError", "PartialCredentialsError"), AccessDenied),
@@ -73,6 +76,14 @@ def translate(error: Exception, what: str) -> StorageError:
     said = response.get("Error", {}).get("Message") or (str(error) if no_answer else code)
     hint = _HINTS.get(kind)
     return kind(f"{what}: {said}" + (f" ({hint})" if hint else ""))
+
+
+def _conflicts_retried() -> Retrying:
+    """Attempts at a write, until none meets another writer's: S3 answers 409 then and asks to try again."""
+    from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+    wait = wait_random_exponential(multiplier=0.1, max=2)
+    return Retrying(retry=retry_if_exception_type(WriteConflict), stop=stop_after_attempt(6), wait=wait, reraise=True)
 
 
 @contextmanager
@@ -232,6 +243,7 @@ class ObjectStore:
 
         Raises:
             PreconditionFailed: the condition did not hold, or another writer was first.
+            WriteConflict: other conditional writes to this object were going on, at every one of a few attempts.
         """
         extra: dict[str, Any] = {}
         if metadata:
@@ -242,8 +254,9 @@ class ObjectStore:
             extra["IfNoneMatch"] = "*"
         if if_etag is not None:
             extra["IfMatch"] = f'"{if_etag}"'
-        with _telling(f"writing {self.uri(key)}"):
-            answer = self.client.put_object(Bucket=self.bucket, Key=key, Body=content, ContentType=content_type, **extra)
+        for attempt in _conflicts_retried():
+            with attempt, _telling(f"writing {self.uri(key)}"):
+                answer = self.client.put_object(Bucket=self.bucket, Key=key, Body=content, ContentType=content_type, **extra)
         return answer["ETag"].strip('"')
 
     def put_referenced(self, key: str, content: bytes, content_type: str = "application/octet-stream") -> Reference:

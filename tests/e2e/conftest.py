@@ -23,6 +23,7 @@ from local.images import read_folder, upload
 from local.stack import DAG_ID, LocalStack
 from local.watch import RunWatcher
 from tests.conftest import REAL_IMAGES
+from tests.factories.hostile_images import hostile_files
 
 CLASSES = ("benign", "malignant", "normal")
 PER_CLASS = 30
@@ -86,10 +87,14 @@ def variables() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, images: Path, variables: dict[str, str]) -> Iterator[LocalStack]:
+def stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, images: Path, variables: dict[str, str]
+) -> Iterator[LocalStack]:
     """The running stack with the images in its bucket. One a module: two at once would share two cores."""
     with LocalStack(tmp_path_factory.mktemp("stack"), bucket="e2e-images", variables=variables, wait=False) as running:
         upload(running.store, running.settings.images_prefix, read_folder(images, CLASSES))
+        for name, content, _ in hostile_files() if request.module.__name__.endswith("test_first_run") else ():
+            running.store.put(f"{running.settings.images_prefix}/normal/{name}", content)
         running.wait_until_ready()
         yield running
 

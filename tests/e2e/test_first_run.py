@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import subprocess
@@ -35,6 +36,7 @@ from local.airflow_api import parse_moment
 from local.stack import DAG_ID, LocalStack
 from tests.conftest import REAL_IMAGES
 from tests.e2e.conftest import CLASSES, PER_CLASS, TINY, FinishedRun
+from tests.factories.hostile_images import hostile_files
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
@@ -49,7 +51,6 @@ DOCUMENTS: dict[str, type[Document]] = {
     "promotion.json": PromotionDocument,
 }
 RETURNS = {
-    "snapshot_dataset": "snapshot.json",
     "validate_images": "validation.json",
     "compute_class_weights": "class_weights.json",
     "train_model": "training.json",
@@ -85,6 +86,23 @@ def test_documents_lie_in_the_bucket_whole(stack: LocalStack, first_run: Finishe
     stack.store.load_key(DOCUMENTS[name], first_run.paths.document(name))
 
 
+def test_the_first_task_returns_the_handle_that_pins_the_run(stack: LocalStack, first_run: FinishedRun) -> None:
+    handle = stack.api.xcom(DAG_ID, first_run.run_id, "snapshot_dataset")
+    documents = {name: stack.store.get(first_run.paths.document(f"{name}.json")) for name in ("config", "snapshot")}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in documents.items()}
+    assert handle == {"folder": first_run.paths.folder_name, **digests}
+
+
+def test_hostile_files_are_named_with_their_reasons_and_stop_nothing(stack: LocalStack, first_run: FinishedRun) -> None:
+    checks = stack.store.load_key(ValidationDocument, first_run.paths.document("validation.json"))
+    prefix = f"{stack.settings.images_prefix}/normal/"
+    # the local S3 server takes a backslash for a slash
+    expected = {f"{prefix}{name}".replace("\\", "/"): why for name, _, why in hostile_files()}
+    assert {image.key: image.reason for image in checks.refused} == expected
+    report = stack.store.get(first_run.paths.document("report.html")).decode()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;.png" in report and "<script>alert(1)" not in report
+
+
 @pytest.mark.parametrize("task", RETURNS)
 def test_each_task_returns_the_reference_to_its_document(stack: LocalStack, first_run: FinishedRun, task: str) -> None:
     returned = stack.api.xcom(DAG_ID, first_run.run_id, task)
@@ -112,8 +130,9 @@ def test_no_mask_is_among_the_trained_images(stack: LocalStack, first_run: Finis
     keys = {row.key for row in read_rows(ImageRow, stack.store.get(first_run.paths.document("images.parquet")))}
     split = read_rows(SplitRow, stack.store.get(first_run.paths.document("split.parquet")))
     snapshot = stack.store.load_key(SnapshotDocument, first_run.paths.document("snapshot.json"))
-    assert snapshot.counts == dict.fromkeys(CLASSES, PER_CLASS)
-    assert len(keys) == len(CLASSES) * PER_CLASS and not [key for key in keys if "_mask" in key]
+    hostile = len(list(hostile_files()))
+    assert snapshot.counts == {**dict.fromkeys(CLASSES, PER_CLASS), "normal": PER_CLASS + hostile}
+    assert len(keys) == len(CLASSES) * PER_CLASS + hostile and not [key for key in keys if "_mask" in key]
     assert {row.key for row in split} <= keys
     assert {row.partition for row in split} == set(PARTITIONS)
     ignored_masks = [ignored.count for ignored in snapshot.ignored if "mask" in "".join(ignored.examples)]

@@ -22,11 +22,13 @@ from bcc_ops.exceptions import (
     PromotionLost,
     StorageError,
     StorageUnavailable,
+    UnsafeStore,
 )
 from bcc_ops.promotion.promote import set_champion, upload_challenger
 from bcc_ops.promotion.registry import MODEL_FILES, ModelRegistry, Pointer, version_name
 from bcc_ops.storage import ObjectStore
 from local.s3_server import S3Server
+from tests.services.faulty_proxy import FaultyProxy, faulty
 from tests.unit.promotion.samples import AS_OF, NOW, approved, client_error, failing_registry, model_document, upload
 from tests.unit.report.samples import gate_document
 
@@ -331,7 +333,7 @@ def test_a_models_prefix_that_may_not_be_written_says_so_at_the_first_write(regi
     denied, client = failing_registry(
         registry.store, lambda name, key: name == "put_object" and key.startswith("models/"), client_error("AccessDenied", 403)
     )
-    with pytest.raises(AccessDenied, match=r"writing s3://.*/models/.*model\.h5.*policy"):
+    with pytest.raises(AccessDenied, match=r"writing s3://.*/models/\.conditional-writes.*policy"):
         promote(denied, b"one")
     assert [name for name, _ in client.calls].count("put_object") == 1
 
@@ -440,3 +442,70 @@ def test_choosing_the_champion_again_is_nothing_new(registry: ModelRegistry) -> 
     smoke_test: Callable[..., None] = lambda document, path: pytest.fail("was tested")  # noqa: E731
     with pytest.raises(NothingNew, match="is the champion already"):
         set_champion(registry, first.version, smoke_test, by="ana", reason="x", now=NOW)
+
+
+# Stores and pointers that are not what they should be -----------------------------------------------------------------
+
+
+def through(proxy: FaultyProxy, server: S3Server, registry: ModelRegistry) -> ModelRegistry:
+    """The same registry, by way of a proxy."""
+    client = S3Server(proxy.endpoint, server.access_key, server.secret_key, 0).client()
+    return ModelRegistry(ObjectStore(client, registry.store.bucket), registry.models_prefix)
+
+
+@pytest.mark.parametrize(("header", "parameter"), [("If-Match", "IfMatch"), ("If-None-Match", "IfNoneMatch")])
+def test_a_store_that_ignores_conditions_promotes_nothing(
+    registry: ModelRegistry, s3_server: S3Server, header: str, parameter: str
+) -> None:
+    first = promote(registry, b"one")
+    promote(registry, b"two", days=1)
+    client = s3_server.client()
+    client.meta.events.register("before-parameter-build.s3.PutObject", lambda params, **_: params.pop(parameter, None))
+    careless = ModelRegistry(ObjectStore(client, registry.store.bucket), "models")
+    with pytest.raises(UnsafeStore, match=f"ignores {header}:"):
+        promote(careless, b"three", days=2)
+    with pytest.raises(UnsafeStore, match=f"ignores {header}:"):
+        set_champion(careless, first.version, lambda *given: None, by="ana", reason="back", now=NOW)
+    assert len(registry.versions()) == 2, "the refused model must leave no version"
+    assert champion(registry).version != first.version
+
+
+def test_the_probe_of_a_good_store_leaves_one_object_that_is_not_a_version(registry: ModelRegistry) -> None:
+    for _ in range(2):
+        registry.require_conditional_writes()
+    assert registry.versions() == []
+    assert [entry["Key"] for entry in registry.store.list_objects("models/")] == ["models/.conditional-writes"]
+
+
+def test_a_conflict_with_another_conditional_write_is_tried_again(registry: ModelRegistry, s3_server: S3Server) -> None:
+    with faulty(s3_server, conflicts=3) as proxy:
+        promote(through(proxy, s3_server, registry), b"one")
+    assert_sound(registry)
+
+
+def test_a_pointer_of_another_release_is_kept_before_a_person_replaces_it(registry: ModelRegistry) -> None:
+    first, second = promote(registry, b"one"), promote(registry, b"two", days=1)
+    newer = {**json.loads(registry.store.get(registry.pointer_key)), "a_field_of_a_newer_release": True}
+    content = json.dumps(newer).encode()
+    registry.store.put(registry.pointer_key, content)
+    with pytest.raises(ArtifactError, match="bcc_set_champion"):
+        promote(registry, b"three", days=2, gate=approved(None))
+    set_champion(registry, first.version, lambda *given: None, by="ana", reason="back", now=NOW)
+    replaced = champion(registry).replaced
+    assert replaced is not None and registry.store.get(replaced) == content
+    assert json.loads(registry.store.get(replaced))["history"][0]["version"] == first.version != second.version
+
+
+def test_no_move_is_ever_forgotten(registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bcc_ops.promotion.registry.LONGEST_HISTORY", 6)
+    promote(registry, b"one")
+    promote(registry, b"two", days=1)
+    versions = registry.versions()
+    for number in range(40):
+        move = registry.model(versions[number % 2])
+        registry.move(move, registry.read_pointer(), by="ana", reason=f"move {number}", at=NOW)
+    now = champion(registry)
+    assert len(now.history) <= 6 and now.older is not None
+    told = [move.reason for move in registry.history(now)]
+    assert told == [*(f"move {number}" for number in range(38, -1, -1)), "better", "better"]
+    assert registry.versions() == versions

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
 from local.s3_server import S3Server
@@ -32,12 +33,20 @@ class FaultyProxy:
         behind: the server that requests are passed on to.
         plan: (path, number of the request for this path, from 1) -> a fault of `FAULTS`, or None.
         listings: ask the plan about listings, and not about GETs of objects.
+        conflicts: how many conditional PUTs are answered with 409, as if another one was going on.
     """
 
-    def __init__(self, behind: S3Server, plan: Callable[[str, int], str | None], listings: bool = False) -> None:
+    def __init__(
+        self,
+        behind: S3Server,
+        plan: Callable[[str, int], str | None],
+        listings: bool = False,
+        conflicts: int = 0,
+    ) -> None:
         self.behind = behind
         self.plan = plan
         self.listings = listings
+        self.conflicts = conflicts
         self.requests: Counter[str] = Counter()
         self.released = threading.Event()
         proxy = self
@@ -71,6 +80,11 @@ class FaultyProxy:
         self.requests[path.path] += planned
         fault = self.plan(path.path, self.requests[path.path]) if planned else None
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        if handler.command == "PUT" and self.conflicts > 0 and {"If-Match", "If-None-Match"} & set(handler.headers):
+            self.conflicts -= 1
+            content = b"<Error><Code>ConditionalRequestConflict</Code><Message>try again</Message></Error>"
+            self._send(handler, 409, [("Content-Type", "application/xml")], content)
+            return
         if fault in _ANSWERS:
             status, content = _ANSWERS[fault]
             self._send(handler, status, [("Content-Type", "application/xml")], content)
@@ -121,9 +135,11 @@ class FaultyProxy:
 
 
 @contextmanager
-def faulty(behind: S3Server, plan: Callable[[str, int], str | None], listings: bool = False) -> Iterator[FaultyProxy]:
-    """A proxy for as long as the block lasts."""
-    proxy = FaultyProxy(behind, plan, listings)
+def faulty(
+    behind: S3Server, plan: Callable[[str, int], str | None] = lambda path, number: None, listings: bool = False, **more: Any
+) -> Iterator[FaultyProxy]:
+    """A proxy for as long as the block lasts; arguments as for `FaultyProxy`."""
+    proxy = FaultyProxy(behind, plan, listings, **more)
     with serving(proxy.server):
         try:
             yield proxy

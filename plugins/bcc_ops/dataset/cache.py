@@ -29,6 +29,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
+from bcc_ops.dataset.resources import cores
 from bcc_ops.exceptions import CacheError
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class ImageCache:
             except OSError:
                 return False
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as readers:
+        with ThreadPoolExecutor(cores()) as readers:
             good = dict(zip(suspects, readers.map(is_good, suspects)))
         damaged = {sha256 for sha256 in suspects if not good[sha256]}
         with self._transaction() as index:

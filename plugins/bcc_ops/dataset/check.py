@@ -68,7 +68,7 @@ def validate_folder(
     if not folder.is_dir():
         raise NoImages(f"{folder} is not a folder")
     classes = tuple(classes) if classes else tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-    images, ignored, digest = _list_folder(folder, classes, config.ignored_names)
+    images, ignored, digest = _list_folder(folder, classes, config)
     if not images:
         raise NoImages(f"{folder} holds no image in a folder named after a class ({', '.join(classes) or 'there is none'})")
     with tempfile.TemporaryDirectory(prefix="bcc-check-") as scratch:
@@ -127,10 +127,10 @@ def check_tables(document: CheckDocument) -> list[RenderableType]:
 
 
 def _list_folder(
-    folder: Path, classes: tuple[str, ...], ignored_names: tuple[str, ...]
+    folder: Path, classes: tuple[str, ...], config: RetrainingConfig
 ) -> tuple[list[LocalImage], tuple[IgnoredKeys, ...], str]:
     """The folder's images by the rules that a bucket's are listed by; an empty file is an image to refuse here."""
-    builder = ListingBuilder(ImageRules(_ROOT, classes, ignored_names), versioned=False)
+    builder = ListingBuilder(ImageRules(_ROOT, classes, config.ignored_names, config.max_file_mb * 1_000_000), versioned=False)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         state = path.stat()

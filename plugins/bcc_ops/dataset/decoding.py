@@ -7,7 +7,8 @@ and never with a crash: nothing that somebody uploads may stop a night.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,20 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from bcc_ops.config import LARGEST_IMAGE
-from bcc_ops.exceptions import ImageRefused
+from bcc_ops.dataset.resources import IMAGES
+from bcc_ops.exceptions import ImageRefused, OutOfResources
 
 FORMATS = ("PNG", "JPEG", "BMP")
 """What is read. Fewer of Pillow's readers than there are, since each of them parses what strangers upload."""
+
+LARGEST_FILE = 1_024_000_000
+"""Bytes of an image file, whatever a run's parameters say. Larger ones are not read into memory."""
+
+MOST_SCANS = 100
+"""Passes over a progressive JPEG. Encoders write ten or so, and each costs the decoder as much as the whole image."""
+
+BYTES_PER_PIXEL = 24
+"""What decoding an image and looking at it takes at its peak: measured at 12 for gray and 21 for RGBA images."""
 
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP"}
 _ORIENTATION = int(ExifTags.Base.Orientation)
@@ -50,9 +61,40 @@ def decode_rgb(source: Path | bytes) -> np.ndarray:
     orientation is applied.
 
     Raises:
-        ImageRefused: it is no image that can be read (a DataError).
+        ImageRefused: it is not an image that can be read (a DataError).
+        OutOfResources: this machine's memory or disk did not allow it now, which says nothing about the image.
     """
-    return decode_image(source.read_bytes() if isinstance(source, Path) else source).rgb
+    content = read_image_file(source) if isinstance(source, Path) else source
+    with memory_for(content):
+        return decode_image(content).rgb
+
+
+def read_image_file(path: Path) -> bytes:
+    """Read an image file whole.
+
+    Raises:
+        ImageRefused: it is larger than any image, "too large".
+        OutOfResources: the disk does not give it.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise ImageRefused("too large", f"{size:,} bytes; at most {LARGEST_FILE:,} are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise OutOfResources(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def memory_for(content: bytes) -> Iterator[None]:
+    """Reserve the memory that an image takes while it is decoded and looked at; wait until it is free."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            pixels = min(image.width * image.height, LARGEST_IMAGE)
+    except Exception:  # not an image: `decode_image` says why
+        pixels = 0
+    with IMAGES.reserve(BYTES_PER_PIXEL * pixels + len(content)):
+        yield
 
 
 def decode_image(content: bytes, min_side: int = 1, max_pixels: int = LARGEST_IMAGE) -> DecodedImage:
@@ -65,18 +107,23 @@ def decode_image(content: bytes, min_side: int = 1, max_pixels: int = LARGEST_IM
 
     Raises:
         ImageRefused: with the reason "empty", "not an image", "unsupported format", "animated", "too small",
-            "too large", "truncated" or "damaged".
+            "too large", "too many scans", "truncated" or "damaged".
+        OutOfResources: the memory did not suffice, which says nothing about the image.
     """
     try:
         with _open(content) as image:
             _check_header(image, min_side, max_pixels)
             if image.format == "PNG":
                 _verify(content)
+            if image.format == "JPEG":
+                _check_scans(content)
             mode = _stored_mode(image)
             info = dict(image.info)
             return DecodedImage(_to_rgb(image), mode, info)
     except ImageRefused:
         raise
+    except MemoryError as error:
+        raise OutOfResources("the memory does not suffice to decode an image; run fewer tasks on this worker") from error
     except Exception as error:  # Pillow's readers raise anything on broken files: struct.error, IndexError, zlib.error, …
         raise _unreadable(content, error) from None
 
@@ -112,6 +159,13 @@ def _check_header(image: Image.Image, min_side: int, max_pixels: int) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format == "PNG":
         raise ImageRefused("animated", f"{frames} frames; one still picture is needed")
+
+
+def _check_scans(content: bytes) -> None:
+    """Count the scans of a JPEG: in its compressed data, the two bytes of their marker cannot occur."""
+    scans = content.count(b"\xff\xda")
+    if scans > MOST_SCANS:
+        raise ImageRefused("too many scans", f"{scans} scans; at most {MOST_SCANS} are decoded")
 
 
 def _verify(content: bytes) -> None:

@@ -9,25 +9,26 @@ Both work by sorting and by tables and never compare all with all. Every candida
 from __future__ import annotations
 
 import logging
-import os
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import faiss
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache, cached
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from bcc_ops.artifacts import digest_of
 from bcc_ops.dataset.decoding import decode_rgb
 from bcc_ops.dataset.fingerprints import HASH_BYTES, LEVEL_RATIO, Fingerprint, Gray, to_gray
-from bcc_ops.dataset.likeness import Likeness, compare, hamming
+from bcc_ops.dataset.likeness import Likeness, bounded, compare, hamming
+from bcc_ops.dataset.resources import cores
 
 if TYPE_CHECKING:
     from bcc_ops.config import RetrainingConfig
@@ -50,7 +51,7 @@ _KEYS = 10
 _FEATURE_BITS = 40
 _CELL = 24.0
 _LEAST_VOTES = 6
-_KEPT_IN_MEMORY = 256
+_BYTES_KEPT = 150_000_000
 
 
 @dataclass(frozen=True)
@@ -297,15 +298,15 @@ def _likeness_of(
     known = memory.recall_likeness(pairs)
     missing = [pair for pair in pairs if pair not in known]
 
-    @lru_cache(maxsize=_KEPT_IN_MEMORY)
-    def gray_of(sha256: str) -> Gray:
-        return to_gray(decode_rgb(paths[sha256]))
+    @cached(LRUCache(_BYTES_KEPT, getsizeof=lambda kept: kept[1].nbytes), lock=threading.Lock())
+    def view_of(sha256: str) -> tuple[Fingerprint, Gray]:
+        return bounded(marks[sha256], to_gray(decode_rgb(paths[sha256])))
 
     def likeness(pair: Pair) -> Likeness:
         one, other = pair
-        return compare((marks[one], gray_of(one)), (marks[other], gray_of(other)))
+        return compare(view_of(one), view_of(other))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         learned = dict(zip(missing, pool.map(likeness, missing)))
     memory.remember_likeness(learned)
     return {pair: known.get(pair) or learned[pair] for pair in pairs}

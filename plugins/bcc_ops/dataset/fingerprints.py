@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-METHOD = 3
+METHOD = 4
 """Goes up whenever decoding, fingerprints or the comparison of pixels change: what was learned otherwise is forgotten."""
 
 HASH_BYTES = 8

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import tensorflow as tf
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.decoding import decode_rgb, resize_square
+from bcc_ops.dataset.resources import cores
 from bcc_ops.dataset.sync import LocalImage, training_view
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def decode_images(images: Sequence[LocalImage], classes: Sequence[str], *, side:
     def decode(position: int) -> None:
         pixels[position] = resize_square(decode_rgb(images[position].path), side)
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(decode, range(len(images))))
     number = {name: position for position, name in enumerate(classes)}
     return Pixels(pixels, np.array([number[image.label] for image in images], np.int64), tuple(classes))
@@ -228,7 +228,7 @@ def training_batches(pixels: Pixels, augmentation: Augmentation, batch_size: int
         return tf.cast(images, tf.float32), tf.gather(one_hot, positions)
 
     batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
-    return _ahead(batches.map(batch, num_parallel_calls=os.cpu_count() or 1, deterministic=True))
+    return _ahead(batches.map(batch, num_parallel_calls=cores(), deterministic=True))
 
 
 def plain_batches(pixels: Pixels, batch_size: int) -> tf.data.Dataset:

@@ -8,6 +8,8 @@ gamma change none.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import cv2
@@ -32,6 +34,10 @@ _DARK = 12.0
 _FLAT = 1.5
 
 
+LARGEST_COMPARED = 2_000_000
+"""Pixels. Larger images are compared on copies of this size, so that a pair takes no more than some 100 MB."""
+
+
 class Likeness(NamedTuple):
     """How alike two images are.
 
@@ -47,13 +53,28 @@ def compare(one: tuple[Fingerprint, Gray], other: tuple[Fingerprint, Gray]) -> L
     """Align two images and correlate their texture.
 
     Args:
-        one, other: fingerprint and gray pixels, uint8 (height, width) at full size.
+        one, other: fingerprint and gray pixels, uint8 (height, width), as `bounded` gives them.
     """
     (mark, gray), (other_mark, other_gray) = one, other
     transform = align(mark, other_mark)
     if transform is None:
         transform = _align_by_size(gray, other_gray)
     return correlate(gray, other_gray, transform)
+
+
+def bounded(mark: Fingerprint, gray: Gray) -> tuple[Fingerprint, Gray]:
+    """Shrink an image with more than `LARGEST_COMPARED` pixels, and the points of its fingerprint with it.
+
+    Args:
+        mark: its fingerprint.
+        gray: its gray pixels, uint8 (height, width) at full size.
+    """
+    if gray.size <= LARGEST_COMPARED:
+        return mark, gray
+    scale = math.sqrt(LARGEST_COMPARED / gray.size)
+    height, width = (max(1, round(side * scale)) for side in gray.shape)
+    small = np.ascontiguousarray(cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    return replace(mark, points=mark.points * np.float32(scale)), small
 
 
 def align(one: Fingerprint, other: Fingerprint) -> _Transform | None:

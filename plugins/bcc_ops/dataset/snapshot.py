@@ -27,7 +27,7 @@ from bcc_ops.artifacts import (
     digest_of,
 )
 from bcc_ops.config import RetrainingConfig, Settings
-from bcc_ops.exceptions import ArtifactError, NoImages
+from bcc_ops.exceptions import ArtifactError, DatedInTheFuture, NoImages
 from bcc_ops.run_index import find_run, last_assessed
 from bcc_ops.run_paths import RunPaths
 from bcc_ops.storage import ObjectStore
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from bcc_ops.tables import ImageRow
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp")
+CLOCKS_DIFFER = timedelta(hours=1)
+"""What the store's clock may be ahead of this machine's."""
+
 EXAMPLES = 5
 """How many keys of a kind a document names."""
 
@@ -47,17 +50,18 @@ class ImageRules(NamedTuple):
     """Which keys are images, and of which class.
 
     `prefix` without a slash at its end, `classes` as configured (folders must match exactly), `ignored_names` as
-    shell patterns of file names, whatever their case.
+    shell patterns of file names, whatever their case, and `max_bytes` that an image has at most.
     """
 
     prefix: str
     classes: tuple[str, ...]
     ignored_names: tuple[str, ...]
+    max_bytes: int = 64_000_000
 
     @classmethod
     def of(cls, settings: Settings, config: RetrainingConfig) -> ImageRules:
         """The rules of a run."""
-        return cls(settings.images_prefix, settings.classes, config.ignored_names)
+        return cls(settings.images_prefix, settings.classes, config.ignored_names, config.max_file_mb * 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class ListingBuilder:
         self._root = f"{rules.prefix}/"
         self._classes = {name: name for name in rules.classes}
         self._ignored_name = re.compile("|".join(translate(name.lower()) for name in rules.ignored_names) or r"(?!)")
+        self._max_bytes = rules.max_bytes
         self._versioned = versioned
         self._as_of = as_of
         self._newest: datetime | None = None
@@ -146,7 +151,7 @@ class ListingBuilder:
         )
         return Listing(images, ignored, self._versioned, newest)
 
-    def _judge(self, key: str, size: int) -> tuple[str | None, str]:  # noqa: PLR0911 (a return a reason)
+    def _judge(self, key: str, size: int) -> tuple[str | None, str]:  # noqa: PLR0911 (one return per reason)
         folder, slash, name = key[len(self._root) :].partition("/")
         if key.endswith("/"):
             return None, "folder marker"
@@ -164,6 +169,8 @@ class ListingBuilder:
             return None, "name to ignore (masks)"
         if size == 0:
             return None, "empty"
+        if size > self._max_bytes:
+            return None, f"larger than {self._max_bytes / 1e6:g} MB"
         return label, ""
 
     def _ignore(self, key: str, reason: str) -> None:
@@ -235,7 +242,15 @@ def moment_of(now: datetime, newest: datetime | None) -> datetime:
     """The as_of of a listing that was made `now`: whole seconds, and late enough to hold all that it saw.
 
     The store's clock may be ahead of this machine's: an image must not fall out of the run that it started.
+
+    Raises:
+        DatedInTheFuture: it is ahead by more than `CLOCKS_DIFFER`.
     """
+    if newest is not None and newest - now > CLOCKS_DIFFER:
+        raise DatedInTheFuture(
+            f"an image is dated {newest:%Y-%m-%d %H:%M:%S} UTC and it is {now:%Y-%m-%d %H:%M:%S} UTC here: a model as of then "
+            "would block every later one. Correct the clock of this machine or of the store, or upload the image again"
+        )
     latest = now if newest is None else max(now, newest)
     return latest.replace(microsecond=0) + (timedelta(seconds=1) if latest.microsecond else timedelta())
 

@@ -7,7 +7,6 @@ that the next night decodes only what is new. The rest is counting and wording.
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from bcc_ops.artifacts import ImageGroup, RefusedImage, ValidationDocument
 from bcc_ops.dataset.content_memory import ContentFacts, ContentMemory
-from bcc_ops.dataset.decoding import decode_image
+from bcc_ops.dataset.decoding import DecodedImage, decode_image, memory_for, read_image_file
 from bcc_ops.dataset.drift import compare_distributions
 from bcc_ops.dataset.duplicates import NearCopies, Thresholds, find_near_copies
 from bcc_ops.dataset.fingerprints import fingerprint, to_gray
 from bcc_ops.dataset.made_up import is_made_up
-from bcc_ops.exceptions import ImageRefused, NoImages, TooManyRefused
+from bcc_ops.dataset.resources import cores
+from bcc_ops.exceptions import ImageRefused, NoImages, OutOfResources, TooManyRefused
 from bcc_ops.tables import ContentRow
 
 if TYPE_CHECKING:
@@ -137,24 +137,35 @@ def inspect_contents(
         paths: sha256 -> a file with that content.
         config: `min_side` and `max_pixels` count.
         memory: asked first, told afterwards.
-        workers: threads; Pillow and OpenCV leave Python's lock while they work. None: one a core.
+        workers: threads; Pillow and OpenCV leave Python's lock while they work. None: one per core.
     """
     facts = memory.recall(paths, config.min_side, config.max_pixels)
     missing = sorted(set(paths) - set(facts))
     if missing:
         log.info("decoding %d of %d contents, the others are known", len(missing), len(paths))
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        with ThreadPoolExecutor(workers or cores()) as pool:
             learned = pool.map(lambda sha256: inspect_file(paths[sha256], config.min_side, config.max_pixels), missing)
             facts |= memory.remember(zip(missing, learned), config.min_side, config.max_pixels)
     return facts
 
 
 def inspect_file(path: Path, min_side: int, max_pixels: int) -> ContentFacts:
-    """Decode one file and say what is in it; a refusal is a result too."""
+    """Decode one file and say what is in it; a refusal is a result too.
+
+    Raises:
+        OutOfResources: the memory or the disk did not allow it. That is not a property of the image and is not remembered.
+    """
     try:
-        image = decode_image(path.read_bytes(), min_side, max_pixels)
+        content = read_image_file(path)
+        with memory_for(content):
+            return _inspect(decode_image(content, min_side, max_pixels))
     except ImageRefused as refusal:
         return ContentFacts(reason=refusal.reason, detail=refusal.detail)
+    except MemoryError as error:
+        raise OutOfResources("the memory does not suffice to check an image; run fewer tasks on this worker") from error
+
+
+def _inspect(image: DecodedImage) -> ContentFacts:
     height, width = image.rgb.shape[:2]
     gray = to_gray(image.rgb)
     return ContentFacts(

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from bcc_ops.dataset.decoding import decode_rgb, resize_square
+from bcc_ops.dataset.resources import cores
 from bcc_ops.evaluation.model_file import refuse_unsafe
 from bcc_ops.exceptions import ModelError
 
@@ -42,7 +43,7 @@ class Classifier:
         """
         if not paths:
             return np.zeros((0, self.classes_count), np.float32)
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             batches = (paths[start : start + batch_size] for start in range(0, len(paths), batch_size))
             return np.concatenate([self.predict_pixels(np.stack(list(pool.map(self._read, batch)))) for batch in batches])
 

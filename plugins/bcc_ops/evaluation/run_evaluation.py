@@ -140,7 +140,7 @@ def external_images(
             None,
             f"Not evaluated: external_prefix {prefix!r} overlaps with the images that are trained on ({images_prefix!r}).",
         )
-    rules = ImageRules(prefix, inputs.training.classes, inputs.config.ignored_names)
+    rules = ImageRules(prefix, inputs.training.classes, inputs.config.ignored_names, inputs.config.max_file_mb * 1_000_000)
     listing = list_images(store, rules, inputs.snapshot.as_of)
     fetched = inputs.fetch(listing.images) if listing.images else []
     images = [image for image in fetched if image.sha256 not in own]

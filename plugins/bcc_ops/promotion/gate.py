@@ -193,6 +193,8 @@ def _newer(as_of: datetime, champion: ChampionState | None) -> RuleResult:
     sentence = (
         f"The images are as of {as_of:%Y-%m-%d %H:%M:%S} UTC, {relation} the champion's ({champion.as_of:%Y-%m-%d %H:%M:%S})."
     )
+    if not passed:
+        sentence += " If the champion's date is wrong, choose another one with bcc_set_champion."
     return _rule("newer_images", passed, sentence)
 
 

@@ -49,6 +49,7 @@ def upload_challenger(
         ArtifactError: the gate did not approve.
         ModelError: the smoke test failed; the version is never whole and never in use.
         PromotionLost: another run moved the champion first.
+        UnsafeStore: the store cannot tell two runs that promote at once apart; nothing is written.
     """
     if gate.verdict == "rejected":
         raise ArtifactError("the gate rejected this model: it is not uploaded")
@@ -63,6 +64,7 @@ def upload_challenger(
             f"{gate.champion_version or 'none'} and the champion is {held_by} by now. Clear evaluate_model to compare it with "
             "that one"
         )
+    registry.require_conditional_writes()
     registry.write_once(document.version, "model.h5", upload.model, metadata=_metadata(document), tags=_tags(document))
     _test_uploaded(registry, document, smoke_test)
     registry.write_once(document.version, "evaluation.json", upload.evaluation.to_json())
@@ -96,11 +98,13 @@ def set_champion(
         ModelError: there is no such version, it is not whole, or it fails the smoke test.
         NothingNew: it is the champion already.
         PromotionLost: the champion was moved in the meantime.
+        UnsafeStore: as in `upload_challenger`.
     """
     before = registry.read_pointer()
     document = registry.model(version)
     if _names(before, document):
         raise NothingNew(f"version {version} is the champion already")
+    registry.require_conditional_writes()
     _test_uploaded(registry, document, lambda path: smoke_test(document, path))
     return registry.move(document, before, by=by, reason=reason, at=now)
 

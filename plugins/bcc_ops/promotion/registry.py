@@ -8,13 +8,23 @@ that it lost; at no moment does it name anything but a whole version.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from bcc_ops.artifacts import ChampionDocument, ChampionMove, ModelDocument, Reference, digest_of, parse_document
-from bcc_ops.exceptions import ArtifactError, ModelError, ObjectNotFound, PreconditionFailed, PromotionLost
+from bcc_ops.artifacts import (
+    ChampionDocument,
+    ChampionMove,
+    HistoryDocument,
+    ModelDocument,
+    Reference,
+    digest_of,
+    parse_document,
+)
+from bcc_ops.exceptions import ArtifactError, ModelError, ObjectNotFound, PreconditionFailed, PromotionLost, UnsafeStore
 from bcc_ops.run_paths import AS_OF_FORMAT, champion_pointer, model_file
 from bcc_ops.storage import ObjectStore
 
@@ -27,6 +37,11 @@ MODEL_FILES = {
 """A version's files in the order in which they are written, with their content types."""
 
 LONGEST_HISTORY = 200
+"""Earlier champions that the pointer lists itself. With one more, the older half goes into a document of its own."""
+
+HISTORY_FOLDER = ".champion-history"
+PROBE = ".conditional-writes"
+"""Beside the versions; a name with a dot in front is never a version."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,7 @@ class Pointer:
     champion: ChampionDocument | None
     etag: str
     problem: str | None = None
+    content: bytes = b""
 
 
 def version_name(as_of: datetime, *contents: str) -> str:
@@ -77,7 +93,7 @@ class ModelRegistry:
         try:
             return Pointer(parse_document(ChampionDocument, content, self.store.uri(self.pointer_key)), etag)
         except ArtifactError as error:
-            return Pointer(None, etag, str(error))
+            return Pointer(None, etag, str(error), content)
 
     def champion(self) -> Pointer | None:
         """The pointer as it is now; None where no model is in use yet.
@@ -93,7 +109,41 @@ class ModelRegistry:
     def versions(self) -> list[str]:
         """Names of the versions there are, whole or not, oldest images first."""
         root = f"{self.models_prefix}/"
-        return [folder[len(root) :].rstrip("/") for folder in self.store.list_folders(root)]
+        names = (folder[len(root) :].rstrip("/") for folder in self.store.list_folders(root))
+        return [name for name in names if not name.startswith(".")]
+
+    def history(self, champion: ChampionDocument) -> Iterator[ChampionMove]:
+        """Every earlier champion, newest first, however long ago.
+
+        Raises:
+            ArtifactError, ObjectNotFound: an older part is gone or is not what it was.
+        """
+        yield from champion.history
+        older = champion.older
+        while older is not None:
+            document = self.store.load(HistoryDocument, older)
+            yield from document.moves
+            older = document.older
+
+    def require_conditional_writes(self) -> None:
+        """Make sure that the store honours `If-None-Match` and `If-Match`: on these, versions and the pointer rely.
+
+        Raises:
+            UnsafeStore: it writes although the condition does not hold.
+        """
+        key, content = f"{self.models_prefix}/{PROBE}", b"This object shows that the store honours conditional writes.\n"
+        with suppress(PreconditionFailed):
+            self.store.put(key, content, create_only=True)
+        attempts: dict[str, dict[str, Any]] = {"If-None-Match": {"create_only": True}, "If-Match": {"if_etag": "0" * 32}}
+        for header, condition in attempts.items():
+            try:
+                self.store.put(key, content, **condition)
+            except PreconditionFailed:
+                continue
+            raise UnsafeStore(
+                f"the store of {self.store.uri(self.models_prefix)} ignores {header}: of two runs that promote at once, both "
+                "would seem to win. No model is promoted there. Use a store with conditional writes (S3 has them)"
+            )
 
     def model(self, version: str) -> ModelDocument:
         """A version's `model.json`.
@@ -177,6 +227,7 @@ class ModelRegistry:
             PromotionLost: the pointer has moved since.
         """
         before = expected.champion if expected else None
+        history, older = self._listed_history(before)
         champion = ChampionDocument(
             version=document.version,
             sha256=document.model.sha256,
@@ -186,7 +237,9 @@ class ModelRegistry:
             at=at,
             by=by,
             reason=reason,
-            history=((_as_move(before), *before.history) if before else ())[:LONGEST_HISTORY],
+            history=history,
+            older=older,
+            replaced=self._archive(expected, at) if expected and before is None else None,
         )
         try:
             self.store.put(
@@ -207,6 +260,29 @@ class ModelRegistry:
             ) from None
         return champion
 
+    def _listed_history(self, before: ChampionDocument | None) -> tuple[tuple[ChampionMove, ...], Reference | None]:
+        """The history of the next pointer. If it is too long to list, its older half is written into a document first."""
+        if before is None:
+            return (), None
+        moves, older = (_as_move(before), *before.history), before.older
+        if len(moves) > LONGEST_HISTORY:
+            moves, rest = moves[: LONGEST_HISTORY // 2], moves[LONGEST_HISTORY // 2 :]
+            document = HistoryDocument(moves=rest, older=older)
+            content = document.to_json()
+            key = f"{self.models_prefix}/{HISTORY_FOLDER}/{hashlib.sha256(content).hexdigest()}.json"
+            with suppress(PreconditionFailed):  # an attempt before this one wrote it and then lost the race
+                self.store.put(key, content, content_type="application/json", create_only=True)
+            older = Reference.of(self.store.uri(key), content)
+        return moves, older
+
+    def _archive(self, unreadable: Pointer, at: datetime) -> str:
+        """Keep a copy of a pointer that cannot be read before it is replaced: a newer release may still understand it."""
+        digest = hashlib.sha256(unreadable.content).hexdigest()[:12]
+        key = f"{self.models_prefix}/{HISTORY_FOLDER}/unreadable-{at.astimezone(timezone.utc):{AS_OF_FORMAT}}-{digest}.json"
+        with suppress(PreconditionFailed):
+            self.store.put(key, unreadable.content, content_type="application/json", create_only=True)
+        return key
+
 
 def _as_move(champion: ChampionDocument) -> ChampionMove:
-    return ChampionMove(**champion.model_dump(exclude={"schema_version", "history"}))
+    return ChampionMove(**champion.model_dump(exclude={"schema_version", "history", "older", "replaced"}))

@@ -23,7 +23,7 @@ class NewImagesTrigger(BaseTrigger):
     Args:
         aws_conn_id: the connection to S3.
         bucket: the bucket.
-        rules: `ImageRules` as a list: prefix, classes, names to ignore.
+        rules: `ImageRules` as a list: prefix, classes, names to ignore, bytes of an image at most.
         versioned: whether the bucket keeps versions.
         gives_way_in: the DAG whose queued runs end the waiting while nothing is new; "" for none.
         watch: an `ArrivalWatch` as a dict. All that the trigger knows is in here, so that a restart loses nothing.
@@ -90,7 +90,7 @@ class NewImagesTrigger(BaseTrigger):
     async def _list(self) -> Listing:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        rules = ImageRules(self.rules[0], tuple(self.rules[1]), tuple(self.rules[2]))
+        rules = ImageRules(self.rules[0], tuple(self.rules[1]), tuple(self.rules[2]), *self.rules[3:])
         builder = ListingBuilder(rules, self.versioned)
         try:
             async with await S3Hook(aws_conn_id=self.aws_conn_id).get_async_conn() as client:

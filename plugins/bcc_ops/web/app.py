@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bcc_ops.artifacts import ChampionDocument, ModelDocument, parse_document
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import ArtifactError, BccError, StorageUnavailable
+from bcc_ops.promotion.registry import ModelRegistry
 from bcc_ops.report.page import (
     CONTENT_SECURITY_POLICY,
     REFRESH_SECONDS,
@@ -219,7 +220,7 @@ class Pages:
         folders = [paths for paths in list_runs(store, settings.artifacts_prefix) if before is None or paths.folder_name < before]
         shown = folders[: -RUNS_A_PAGE - 1 : -1]
         summaries = self.fetchers.map(lambda paths: self._summary(store, paths), shown)
-        names = sorted(folder.rstrip("/").rsplit("/", 1)[-1] for folder in store.list_folders(f"{settings.models_prefix}/"))[::-1]
+        names = ModelRegistry(store, settings.models_prefix).versions()[::-1]
         versions = self.fetchers.map(lambda name: self._version(store, name), names[:MOST_VERSIONS])
         problems: list[str] = []
         champion: ChampionDocument | None = None

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.decoding import decode_image, decode_rgb, resize_square
-from bcc_ops.exceptions import DataError, ImageRefused
+from bcc_ops.exceptions import DataError, ImageRefused, OutOfResources
+from tests.factories.hostile_images import hostile_files
 from tests.unit.dataset.broken_images import MAX_PIXELS, MIN_SIDE, broken_files, chunk, encoded, picture, png_promising
 
 BROKEN = list(broken_files())
@@ -38,7 +40,7 @@ def test_a_bomb_is_refused_by_its_header_without_unpacking(monkeypatch):
         decode_image(png_promising(1001, 1000), max_pixels=1_000_000)
 
 
-@pytest.mark.parametrize(("width", "reason"), [(89_000, "damaged"), (89_001, "too large")])
+@pytest.mark.parametrize(("width", "reason"), [(50_000, "damaged"), (50_001, "too large")])
 def test_what_a_run_may_admit_is_not_too_large_for_the_steps_after_it(width, reason):
     with pytest.raises(ImageRefused) as refused:
         decode_rgb(png_promising(width, 1000))
@@ -119,3 +121,25 @@ def test_resizing_keeps_the_mean_of_what_it_shrinks():
 def test_resizing_to_the_same_size_changes_nothing():
     rgb = np.asarray(picture(size=(32, 32)))
     assert np.array_equal(resize_square(rgb, 32), rgb)
+
+
+@pytest.mark.parametrize(("name", "content", "reason"), list(hostile_files()), ids=lambda value: repr(value)[:30])
+def test_a_hostile_file_is_refused_at_a_runs_defaults(name, content, reason):
+    config = RetrainingConfig.resolve({})
+    with pytest.raises(ImageRefused) as refused:
+        decode_image(content, config.min_side, config.max_pixels)
+    assert refused.value.reason == reason
+
+
+def test_a_decoder_without_memory_says_nothing_about_the_image(monkeypatch):
+    monkeypatch.setattr("bcc_ops.dataset.decoding._to_rgb", lambda image: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(OutOfResources, match="memory does not suffice"):
+        decode_image(encoded(picture()))
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path):
+    path = tmp_path / "huge.png"
+    with path.open("wb") as file:
+        file.truncate(5 * 10**12)
+    with pytest.raises(ImageRefused, match="too large: 5,000,000,000,000 bytes"):
+        decode_rgb(path)

@@ -20,6 +20,7 @@ from bcc_ops.dataset.snapshot import (
     digest_of_images,
     moment_of,
 )
+from bcc_ops.exceptions import DatedInTheFuture
 from bcc_ops.tables import ImageRow
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
@@ -186,7 +187,7 @@ def test_the_moment_of_a_listing_has_whole_seconds_and_holds_all_that_it_saw() -
 def test_the_rules_are_those_of_the_settings_and_the_run() -> None:
     settings = Settings(images_prefix="/scans/", classes=("a", "b"), positive_class="a")
     rules = ImageRules.of(settings, RetrainingConfig.resolve({"ignore_patterns": "*_mask*, *.tmp.png"}))
-    assert rules == ("scans", ("a", "b"), ("*_mask*", "*.tmp.png"))
+    assert rules == ("scans", ("a", "b"), ("*_mask*", "*.tmp.png"), 64_000_000)
 
 
 def test_the_configuration_says_where_each_knob_came_from() -> None:
@@ -200,3 +201,19 @@ def test_the_configuration_says_where_each_knob_came_from() -> None:
     assert describe_config(other_gate, "manual__x", "manual").digest == document.digest
     other_fit = RetrainingConfig.resolve({"preset": "notebook", "epochs": 4})
     assert describe_config(other_fit, "manual__x", "manual").digest != document.digest
+
+
+def test_an_object_too_large_for_an_image_is_ignored_with_the_reason():
+    builder = ListingBuilder(RULES._replace(max_bytes=1_000_000), versioned=False)
+    for name, size in (("huge", 5 * 10**12), ("just", 1_000_000), ("over", 1_000_001)):
+        builder.add({"Key": f"images/benign/{name}.png", "Size": size, "ETag": '"e"', "LastModified": datetime.now(timezone.utc)})
+    listing = builder.build()
+    assert [image.key for image in listing.images] == ["images/benign/just.png"]
+    assert [(one.reason, one.count) for one in listing.ignored] == [("larger than 1 MB", 2)]
+
+
+def test_one_object_dated_in_the_future_is_told_and_makes_no_model_of_then() -> None:
+    now = datetime(2026, 11, 22, 2, tzinfo=timezone.utc)
+    assert moment_of(now, now + timedelta(minutes=59)) == now + timedelta(minutes=59)
+    with pytest.raises(DatedInTheFuture, match=r"an image is dated 2099-01-01 .* and it is 2026-11-22 02:00:00 UTC here"):
+        moment_of(now, datetime(2099, 1, 1, tzinfo=timezone.utc))

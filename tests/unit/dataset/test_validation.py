@@ -14,7 +14,7 @@ from bcc_ops.dataset.made_up import draw_image, write_images
 from bcc_ops.dataset.splits import count_partitions, split_images
 from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.dataset.validation import CONFLICT, summary, validate_images
-from bcc_ops.exceptions import NoImages, TooManyRefused
+from bcc_ops.exceptions import NoImages, OutOfResources, TooManyRefused
 from bcc_ops.tables import ContentRow, read_rows, write_rows
 from tests.unit.dataset.broken_images import MAX_PIXELS, MIN_SIDE, broken_files, encoded
 
@@ -72,7 +72,7 @@ def test_more_refused_than_allowed_fails_with_the_list(tmp_path, good):
     with pytest.raises(
         TooManyRefused, match=r"2 of 26 .*max_refused_fraction = 0.05.*benign/cut.png: truncated.*normal/empty.png: empty"
     ):
-        check(images, tmp_path / "memory.sqlite3")
+        check(images, tmp_path / "memory.sqlite3", max_refused_fraction=0.05)
     assert len(check(images, tmp_path / "memory.sqlite3", max_refused_fraction=0.1).document.refused) == 2
 
 
@@ -196,3 +196,28 @@ def test_the_summary_counts_reasons_and_groups(tmp_path, good):
         "25 images checked, 1 refused (1 empty); usable: 8 benign, 8 malignant, 8 normal",
         "0 groups of near copies hold 0 images; 0 conflicts",
     ]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")], ids=["memory", "disk"])
+def test_what_the_machine_could_not_do_is_never_remembered_of_an_image(tmp_path, good, monkeypatch, error):
+    memory = tmp_path / "memory.sqlite3"
+    victim = good[3].path
+
+    if isinstance(error, MemoryError):
+        decode = validation.decode_image
+        content = victim.read_bytes()
+
+        def out_of_memory(given, *limits):
+            if given == content:
+                raise MemoryError
+            return decode(given, *limits)
+
+        monkeypatch.setattr(validation, "decode_image", out_of_memory)
+    else:
+        read = Path.read_bytes
+        monkeypatch.setattr(Path, "read_bytes", lambda path: (_ for _ in ()).throw(error) if path == victim else read(path))
+    with pytest.raises(OutOfResources) as caught:
+        check(good, memory)
+    assert caught.value.retryable
+    monkeypatch.undo()
+    assert check(good, memory).document.refused == ()

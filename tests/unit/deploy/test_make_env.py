@@ -79,7 +79,7 @@ def test_bucket_is_made_once_with_versions_and_then_left_alone(s3_server: S3Serv
         prepare(store, create=False)
     assert "made the bucket" in prepare(store, create=True)
     store.put("images/benign/a.png", b"x")
-    assert prepare(store, create=True) == "the bucket prepared is there and keeps versions"
+    assert prepare(store, create=True) == "the bucket prepared is there and keeps versions; it honours conditional writes"
     assert store.get("images/benign/a.png") == b"x"
 
 

@@ -1,0 +1,76 @@
+"""What this process may use of its machine: processors, and memory for decoded images.
+
+A container sees the host's processors and memory; what it may use is in its control group. Images are decoded by several
+threads at once, so each reserves what its image takes before it decodes: many small ones side by side, a large one alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_PART_FOR_IMAGES = 0.25
+_MOST_FOR_IMAGES = 600_000_000
+"""Bytes. Enough for the largest image that a run accepts at its default, twice; a task with it stays below 1.5 GB."""
+
+
+def cores(root: Path = _CGROUP) -> int:
+    """Processors that this process may use: at least 1."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(own, _quota(root))))
+
+
+def memory_limit(root: Path = _CGROUP) -> int:
+    """Bytes of memory that this process may use: its container's limit, or the machine's memory."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2 and version 1 of control groups
+        with suppress(OSError, ValueError):
+            limits.append(int((root / name).read_text()))
+    return min(limits)
+
+
+def _quota(root: Path) -> float:
+    with suppress(OSError, ValueError):
+        allowed, period = (root / "cpu.max").read_text().split()
+        return int(allowed) / int(period)
+    with suppress(OSError, ValueError):
+        allowed_v1 = int((root / "cpu/cpu.cfs_quota_us").read_text())
+        if allowed_v1 > 0:
+            return allowed_v1 / int((root / "cpu/cpu.cfs_period_us").read_text())
+    return math.inf
+
+
+class MemoryBudget:
+    """Bytes that threads share. Who asks for more than is free waits; who asks for more than there is takes all of it.
+
+    Args:
+        size: bytes in all.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._free = size
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reserve(self, wanted: int) -> Iterator[None]:
+        """Hold `wanted` bytes for the block. Do not nest: two threads could then wait for each other."""
+        taken = min(max(wanted, 0), self.size)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= taken)
+            self._free -= taken
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += taken
+                self._changed.notify_all()
+
+
+IMAGES = MemoryBudget(min(_MOST_FOR_IMAGES, round(_PART_FOR_IMAGES * memory_limit())))
+"""The budget that everything which decodes images shares."""

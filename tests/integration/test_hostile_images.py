@@ -1,0 +1,88 @@
+"""A night with files among its images that were made to stop it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bcc_ops.dataset.made_up import write_images
+from bcc_ops.storage import ObjectStore
+from local.s3_server import S3Server
+from tests.factories.hostile_images import hostile_files, largest_files
+
+pytestmark = pytest.mark.slow
+
+MOST_BYTES = 1_500_000_000
+CLASSES = ("benign", "malignant", "normal")
+
+CHECK = """
+import json, resource, sys
+from datetime import datetime, timezone
+from types import SimpleNamespace
+from bcc_ops.operators.download_images import DownloadImagesOperator
+from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
+from bcc_ops.operators.validate_images import ValidateImagesOperator
+now = datetime.now(timezone.utc)
+context = {"run_id": "night", "params": {}, "dag_run": SimpleNamespace(run_type="manual", run_after=now)}
+seen = {"as_of": now.isoformat(), "images": 0, "change": None}
+run = SnapshotDatasetOperator(task_id="snapshot_dataset", sighting=seen).execute(context)
+DownloadImagesOperator(task_id="download_images", run=run).execute(context)
+checked = ValidateImagesOperator(task_id="validate_images", run=run).execute(context)
+print(json.dumps({"run": run, "checked": checked, "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+"""
+
+
+def ninety_images(folder: Path, real: Path) -> list[tuple[str, bytes]]:
+    """Real images if they are there, else synthetic ones: key below the prefix, content."""
+    if real.is_dir():
+        chosen = [p for name in CLASSES for p in sorted(p for p in (real / name).glob("*.png") if "_mask" not in p.name)[:30]]
+    else:
+        chosen = write_images(folder, per_class=30)
+    return [(f"{path.parent.name}/{path.name}", path.read_bytes()) for path in chosen]
+
+
+def check_in_a_process(store: ObjectStore, s3_server: S3Server, cache: Path) -> dict[str, Any]:
+    """Run the tasks up to the image checks as a worker does, in a process of its own; what they returned, and its peak."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK],
+        env={
+            **os.environ,
+            "BCC_BUCKET": store.bucket,
+            "BCC_CACHE_DIR": str(cache),
+            "AIRFLOW_CONN_AWS_DEFAULT": s3_server.airflow_connection,
+            "PYTHONPATH": os.pathsep.join(["plugins", "."]),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def test_hostile_files_among_ninety_images_are_named_and_the_checks_stay_small(
+    store: ObjectStore, s3_server: S3Server, tmp_path: Path
+) -> None:
+    from bcc_ops.artifacts import ValidationDocument
+    from tests.conftest import REAL_IMAGES
+
+    for key, content in ninety_images(tmp_path / "images", REAL_IMAGES):
+        store.put(f"images/{key}", content)
+    for name, content in largest_files():
+        store.put(f"images/normal/{name}", content)
+    expected = {}
+    for name, content, reason in hostile_files():
+        store.put(f"images/normal/{name}", content)
+        expected[f"images/normal/{name}".replace("\\", "/")] = reason  # the local S3 server takes a backslash for a slash
+    result = check_in_a_process(store, s3_server, tmp_path / "cache")
+    document = store.load(ValidationDocument, result["checked"])
+    assert {image.key: image.reason for image in document.refused} == expected
+    assert document.checked == 90 + 5 + len(expected)
+    assert result["peak"] < MOST_BYTES, f"the checks took {result['peak'] / 1e6:.0f} MB"
