@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from bcc_ops.dataset.made_up import write_images
-from local.processes import Supervisor, stop_owner
+from local.processes import PRIVATE, Supervisor, stop_owner
 from local.run import RunRequest, main, run, say
 from local.stack import LocalStack, keep_to_ones_own
 
@@ -20,6 +20,7 @@ def _home() -> Path:
 
 
 def _run() -> int:
+    os.umask(PRIVATE)
     return run(RunRequest.from_environment(os.environ))
 
 
@@ -32,6 +33,7 @@ def _stop() -> int:
 
 def _s3() -> int:
     """The S3 server alone, until a signal."""
+    os.umask(PRIVATE)
     request = RunRequest.from_environment(os.environ)
     keep_to_ones_own(os.environ, own_s3=True)
     stack = LocalStack(request.home, bucket=request.settings.bucket, say=say)

@@ -49,6 +49,7 @@ def make_env(gpu: bool) -> str:
             "S3_ACCESS_KEY": access_key,
             "S3_SECRET_KEY": secret_key,
             "AIRFLOW_CONN_AWS_DEFAULT": f"'{airflow_connection('http://s3:8333', access_key, secret_key)}'",
+            "AIRFLOW_CONN_AWS_READER": f"'{airflow_connection('http://s3:8333', access_key, secret_key)}'",
             "BCC_BUCKET": "breast-images",
             "CREATE_BUCKET": "true",
         },

@@ -22,6 +22,9 @@ from typing import IO, Any
 
 import psutil
 
+PRIVATE = 0o077
+"""The umask of every component: what it writes, images of patients among it, is for this user alone."""
+
 _SAME_START = 2.0
 """Seconds that two readings of one process' start time may differ by: it is derived from the boot time."""
 
@@ -141,6 +144,7 @@ class Supervisor:
         self._components: dict[str, _Component] = {}
         self._changing = threading.RLock()
         self._stopping = threading.Event()
+        make_private(folder)
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         self._lock = hold(folder)
         left = end_stale(folder)
@@ -167,6 +171,7 @@ class Supervisor:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    umask=PRIVATE,
                 )
 
         self.adopt(name, launch)
@@ -249,6 +254,12 @@ class Supervisor:
             return
         component.mark = ProcessMark.of(component.name, component.process.pid)
         self._record()
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner may enter, or close one that an earlier release left open."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
 
 
 def hold(folder: Path) -> IO[str]:

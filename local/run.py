@@ -183,7 +183,7 @@ def run(request: RunRequest) -> int:
                         say(f"Port {UI_PORT} is taken, so the UI will be on {stack.port}.")
                     _bring_images(request, stack, folder)
                     stack.wait_until_ready()
-                    say(f"The UI is up: {stack.address}  (login: {USER} / {stack.passwords[USER]})")
+                    say(f"The UI is up: {stack.address}  (login: {login(stack, USER)})")
                     status = _one_run(request, stack)
                     if not request.once:
                         _stay_up(stack)
@@ -281,7 +281,7 @@ def _take_up(stack: LocalStack, conf: Mapping[str, Any]) -> str | None:
 
 def _stay_up(stack: LocalStack) -> None:
     """Keep everything up until a signal; tell of runs that end meanwhile (nightly ones, or those started in the UI)."""
-    say(f"It stays up until Ctrl-C. {VIEWER} / {stack.passwords[VIEWER]} is a login that may only look.")
+    say(f"It stays up until Ctrl-C. {login(stack, VIEWER)} is a login that may only look.")
     told = {run["dag_run_id"]: run["state"] for run in stack.api.runs(DAG_ID)}
     while True:
         time.sleep(5)
@@ -299,6 +299,13 @@ def _pause(stack: LocalStack) -> None:
     stack.api.patience = 0  # everything is about to end; a server that does not answer now need not
     with suppress(AirflowError):
         stack.api.set_paused(DAG_ID, True)
+
+
+def login(stack: LocalStack, user: str) -> str:
+    """A user and their password, for a person at a terminal; in a log, where the password is stored."""
+    if sys.stdout.isatty():
+        return f"{user} / {stack.passwords[user]}"
+    return f"{user}, password in {stack.home / 'passwords.json'}"
 
 
 def main(command: Callable[[], int], name: str) -> int:

@@ -275,7 +275,8 @@ class ImageCache:
     @cached_property
     def _index(self) -> sqlite3.Connection:
         with self._telling():
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.directory.chmod(0o700)  # images of patients: earlier releases left the folder open
             try:
                 return self._open_index()
             except sqlite3.Error as error:

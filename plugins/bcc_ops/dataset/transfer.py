@@ -146,7 +146,7 @@ class Transfer:
 
 def _read_only(path: str, flags: int) -> int:
     Path(path).unlink(missing_ok=True)
-    return os.open(path, flags, 0o444)
+    return os.open(path, flags, 0o400)
 
 
 def _obstore_for(store: ObjectStore) -> Any:

@@ -56,8 +56,8 @@ def services(env_file: Path) -> dict[str, Any]:
 @needs_compose
 def test_every_secret_is_required(env_file: Path) -> None:
     complete = env_file.read_text()
-    secrets = re.findall(r"^(\w+(?:PASSWORD|KEY|SECRET|DEFAULT)|LOGIN_\w+)=", complete, re.M)
-    assert len(secrets) == 10
+    secrets = re.findall(r"^(\w+(?:PASSWORD|KEY|SECRET|DEFAULT|READER)|LOGIN_\w+)=", complete, re.M)
+    assert len(secrets) == 11
     for secret in secrets:
         env_file.write_text(re.sub(rf"^{secret}=.*\n", "", complete, flags=re.M))
         answer = compose("config", "--quiet", env_file=env_file)
@@ -81,25 +81,54 @@ def test_every_lasting_service_restarts_rotates_logs_has_limits_and_a_health_che
             assert service["healthcheck"]["test"], name
 
 
+SECRETS = {
+    "database": "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
+    "Fernet key": "AIRFLOW__CORE__FERNET_KEY",
+    "broker": "AIRFLOW__CELERY__BROKER_URL",
+    "results": "AIRFLOW__CELERY__RESULT_BACKEND",
+    "tokens": "AIRFLOW__API_AUTH__JWT_SECRET",
+    "log requests": "AIRFLOW__API__SECRET_KEY",
+    "S3": "AIRFLOW_CONN_AWS_DEFAULT",
+    "logins": "LOGIN_ADMIN",
+}
+WORKER_HAS = {"broker", "results", "log requests", "S3"}
+HAS = {
+    "init": {"database", "Fernet key", "S3"},
+    "api-server": {"database", "Fernet key", "tokens", "log requests", "S3", "logins"},
+    "scheduler": {"database", "Fernet key", "tokens", "broker", "results"},
+    "dag-processor": {"database", "Fernet key"},
+    "triggerer": {"database", "Fernet key", "S3"},
+    **dict.fromkeys(WORKERS, WORKER_HAS),
+}
+"""Service -> the secrets that it needs, and the only ones that it gets."""
+
+
 @needs_compose
-def test_airflow_services_wait_for_init_and_share_one_environment(services: dict[str, Any]) -> None:
+def test_each_service_gets_the_secrets_that_it_needs_and_no_other(services: dict[str, Any]) -> None:
     airflow = {name: service for name, service in services.items() if service["image"].startswith("bcc-retraining")}
-    assert set(airflow) == {
-        *("init", "api-server", "scheduler", "dag-processor", "triggerer"),
-        *WORKERS,
+    given = {
+        name: {what for what, variable in SECRETS.items() if service["environment"].get(variable)}
+        for name, service in airflow.items()
     }
-    shared = set.intersection(*(set(service["environment"].items()) for service in airflow.values()))
-    own = {name: set(service["environment"]) - {key for key, _ in shared} for name, service in airflow.items()}
-    assert own == {
-        "init": {"GPU_SLOTS", "CREATE_BUCKET"},
-        "api-server": {"LOGIN_ADMIN", "LOGIN_VIEWER"},
-        "scheduler": set(),
-        "dag-processor": set(),
-        "triggerer": set(),
-        **{worker: {"CELERY_NODE", "DUMB_INIT_SETSID"} for worker in WORKERS},
-    }
+    assert given == HAS
     for name in set(airflow) - ONE_SHOT:
         assert airflow[name]["depends_on"] == {"init": {"condition": "service_completed_successfully"}}
+
+
+@needs_compose
+def test_no_worker_can_read_a_secret_of_the_others_in_any_variable(env_file: Path, services: dict[str, Any]) -> None:
+    written = dict(line.split("=", 1) for line in env_file.read_text().splitlines() if "=" in line and line[0] != "#")
+    for worker in WORKERS:
+        environment = " ".join(map(str, services[worker]["environment"].values()))
+        for secret in ("POSTGRES_PASSWORD", "FERNET_KEY", "JWT_SECRET", "LOGIN_ADMIN", "LOGIN_VIEWER"):
+            assert written[secret] not in environment, f"{worker} has {secret}"
+
+
+@needs_compose
+def test_every_service_drops_the_rights_of_root_but_the_s3_servers(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service.get("cap_drop") == ["ALL"] or name == "s3", name
 
 
 @needs_compose
