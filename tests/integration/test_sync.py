@@ -532,3 +532,21 @@ def test_the_listing_and_the_download_agree_on_a_past_moment(make_store: MakeSto
     store.put("images/benign/a.png", b"another")
     then = list_images(store, RULES, row.last_modified)
     assert contents(sync_images(store, then.images, cache)) == {"images/benign/a.png": b"content of images/benign/a.png" * 50}
+
+
+def test_a_process_that_begins_while_another_looks_for_dead_ones_keeps_what_it_fetches(tmp_path: Path) -> None:
+    looking = ImageCache(tmp_path / "cache", 10**9)
+    pins = looking.pin().parent
+    begun: list[Path] = []
+    locked = ImageCache._is_locked
+
+    class Beginning(ImageCache):
+        @staticmethod
+        def _is_locked(pin: Path) -> bool:
+            if not begun:  # after the pins were listed, and before the directories of what is being fetched would be
+                begun.append(ImageCache(tmp_path / "cache", 10**9).incoming())
+            return locked(pin)
+
+    looking.__class__ = Beginning
+    looking._drop_dead(pins)
+    assert begun and begun[0].is_dir()

@@ -242,9 +242,11 @@ class ImageCache:
 
     def _drop_dead(self, pins: Path) -> None:
         """Remove what dead processes were fetching, and their pins where those have outlived them for long enough."""
-        alive = {pin.name for pin in pins.iterdir() if self._is_locked(pin)}
         incoming = self.directory / "incoming"
-        for directory in incoming.iterdir() if incoming.exists() else ():
+        # Listed before the pins: a process makes its pin first, so that one which begins meanwhile is not taken for dead.
+        directories = list(incoming.iterdir()) if incoming.exists() else []
+        alive = {pin.name for pin in pins.iterdir() if self._is_locked(pin)}
+        for directory in directories:
             if directory.name not in alive:
                 shutil.rmtree(directory, ignore_errors=True)
         for pin in pins.iterdir():

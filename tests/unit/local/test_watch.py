@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any, cast
 
 import pytest
@@ -14,7 +15,7 @@ from local.watch import RunWatcher, describe_task, epochs_so_far, fetch_run, las
 
 HEADER = "epoch,loss,accuracy,tuning_loss,tuning_accuracy,tuning_balanced_accuracy,learning_rate,seconds,images_per_second\n"
 ROWS = [f"{epoch},1.0,0.5,0.9,0.5,0.{epoch},0.001,2.0,30.0\n" for epoch in (1, 2, 3)]
-PATHS = RunPaths("artifacts", "20261122T020000Z__mine")
+PATHS = RunPaths.of("artifacts", datetime(2026, 11, 22, 2, tzinfo=timezone.utc), "mine")
 
 
 class FakeAirflow:
