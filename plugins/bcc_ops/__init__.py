@@ -14,6 +14,7 @@ dataset/        snapshot        a listing, as of a moment -> Snapshot; what chan
                 cache           the images' cache on a worker, by content
                 transfer        one object's bytes, as the listing promised them
                 decoding        image file -> RGB pixels, the same for checks, training and prediction
+                resources       processors and memory that this process may use
                 validation      which images may be used, and why the others may not
                 content_memory  what validation learned of each content, kept between nights
                 duplicates      near copies -> groups; one lesion under two labels -> conflict
@@ -34,6 +35,7 @@ training/       architectures   build_model(config)
                 finished        a training that an earlier attempt had done and could not report
                 run_training    a run's documents in, history.csv, model.h5 and training.json out
 evaluation/     predict         model + images -> probabilities
+                model_file      what a model file may contain
                 lean_keras      import Keras without what it takes along for nothing
                 metrics         probabilities -> figures, with confidence intervals
                 intervals       those in closed form, for where a bootstrap has nothing to vary
@@ -62,10 +64,11 @@ report/         figures         documents -> matplotlib figures
                 run_history     the runs before this one, a line each
                 page            documents -> one HTML page
                 publish         plots and report.html into the run's folder
+                trace           every place that holds an image, or something made from it
 
 operators/ sensors/ triggers/ links/    Airflow adapters
 metrics         our own few, by Airflow's StatsD or OpenTelemetry
 notifications   on failure and on verdict, by Airflow's notifiers
 web/            the FastAPI app behind the UI's tabs, and who may see it
-cli             python -m bcc_ops check | evaluate | predict | models
+cli             python -m bcc_ops check | evaluate | predict | models | trace
 """

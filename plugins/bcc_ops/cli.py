@@ -1,6 +1,6 @@
-"""`python -m bcc_ops check | evaluate | predict | models`: the pipeline's parts on folders and files.
+"""`python -m bcc_ops check | evaluate | predict | models | trace`: the pipeline's parts on folders and files.
 
-Works without Airflow, and all but `models` without S3. Exit status 0 done, 1 a finding or a failure told in one line,
+Works without Airflow, and all but `models` and `trace` without S3. Exit status 0 done, 1 a finding or a failure told in one line,
 2 wrong use.
 """
 
@@ -24,6 +24,7 @@ from bcc_ops.exceptions import BccError, ConfigError, DataError, ModelError
 if TYPE_CHECKING:
     from bcc_ops.evaluation.predict import Classifier
     from bcc_ops.promotion.registry import ModelRegistry
+    from bcc_ops.report.trace import Trace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +77,11 @@ def parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="list the versions and the champion of the configured bucket (BCC_BUCKET, …)")
     models.add_argument("--json", action="store_true", help="print one JSON object")
     models.set_defaults(command=models_command)
+
+    trace = commands.add_parser("trace", help="list every place that holds an image: to erase it, or to know who trained on it")
+    trace.add_argument("image", metavar="KEY", help="the image's key in the configured bucket, or the sha256 of its content")
+    trace.add_argument("--json", action="store_true", help="print one JSON object")
+    trace.set_defaults(command=trace_command)
     return top
 
 
@@ -384,3 +390,58 @@ def _print_models(listed: Sequence[dict[str, Any]], champion: str | None) -> Non
             note,
         )
     Console().print(table)
+
+
+# trace ----------------------------------------------------------------------------------------------------------------
+
+
+def trace_command(given: argparse.Namespace) -> int:
+    """List every place that holds an image; 1 if there is none, so that a script sees that nothing is left."""
+    from bcc_ops.report.trace import trace_image
+
+    settings = Settings.from_environment()
+    trace = trace_image(_store(settings), settings, given.image)
+    if given.json:
+        print(json.dumps(trace.to_json(), indent=2, ensure_ascii=False))
+    elif trace.found:
+        _print_trace(trace)
+    if not trace.found:
+        print(f"nothing in s3://{settings.bucket} or in this worker's cache knows {given.image}", file=sys.stderr)
+    return 0 if trace.found else 1
+
+
+def _print_trace(trace: Trace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    console.print(Text(f"{trace.wanted}: {len(trace.digests)} content(s) {', '.join(sorted(trace.digests))}"))
+    tables: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {
+        "In the bucket": (
+            ("key", "version", "written", "bytes"),
+            [
+                (o.key, o.version_id or "-", f"{o.written:%Y-%m-%d %H:%M:%S}", "deleted" if o.delete_marker else str(o.size))
+                for o in trace.objects
+            ],
+        ),
+        "Runs": (
+            ("run", "partition", "predicted", "pictured in (and in report.html)", "checkpoints", ""),
+            [
+                (
+                    *(run.folder, ", ".join(run.partitions) or "-", "yes" if run.predicted else "-"),
+                    *(", ".join(run.pictures) or "-", str(len(run.checkpoints)), run.problem or ""),
+                )
+                for run in trace.runs
+            ],
+        ),
+        "Models": (("version", "how", ""), [(m.version, m.how, "champion" if m.champion else "") for m in trace.models]),
+        "In this worker's cache": (("file",), [(path,) for path in trace.cached]),
+    }
+    for title, (columns, rows) in tables.items():
+        if rows:
+            table = Table(*columns, title=title, title_justify="left")
+            for row in rows:
+                table.add_row(*(Text(cell) for cell in row))
+            console.print(table)
+    console.print("docs/security.md says how each of these is erased.")

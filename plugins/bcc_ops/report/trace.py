@@ -1,0 +1,208 @@
+"""Find every place that holds an image, or something made from it: what must be erased when a patient withdraws consent.
+
+The bucket's documents tell it. One run is read at a time, so that memory does not grow with the number of runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from bcc_ops.artifacts import EvaluationDocument, SnapshotDocument
+from bcc_ops.config import Settings
+from bcc_ops.exceptions import BccError, ConfigError
+from bcc_ops.promotion.registry import ModelRegistry
+from bcc_ops.report.cases import wrong_cases
+from bcc_ops.report.galleries import shown_cases
+from bcc_ops.run_index import list_runs
+from bcc_ops.run_paths import RunPaths
+from bcc_ops.storage import ObjectStore
+from bcc_ops.tables import ContentRow, ImageRow, SplitRow, read_predictions, read_rows
+
+
+@dataclass(frozen=True)
+class ObjectVersion:
+    """A version of the image in the bucket, or the mark that it was deleted."""
+
+    key: str
+    version_id: str
+    written: datetime
+    size: int
+    delete_marker: bool
+
+
+@dataclass(frozen=True)
+class RunUse:
+    """What a run did with the image.
+
+    Attributes:
+        folder: of the run.
+        keys: under which the image was listed.
+        partitions: train, tuning or validation; empty if it was left out or refused.
+        predicted: whether predictions.parquet holds answers about it.
+        pictures: plots that show it, and with them report.html. "augmentations" only if the table of splits names it.
+        checkpoints: folders of unfinished trainings on the run's images.
+        problem: why part of this could not be read.
+    """
+
+    folder: str
+    keys: tuple[str, ...]
+    partitions: tuple[str, ...] = ()
+    predicted: bool = False
+    pictures: tuple[str, ...] = ()
+    checkpoints: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelUse:
+    """A version that the image is in.
+
+    `how`: "trained on" (or tuned), "evaluated on", or "started from VERSION" for one whose weights began there.
+    """
+
+    version: str
+    how: str
+    champion: bool
+
+
+@dataclass
+class Trace:
+    """Every place, as far as the documents tell."""
+
+    wanted: str
+    digests: set[str] = field(default_factory=set)
+    objects: list[ObjectVersion] = field(default_factory=list)
+    runs: list[RunUse] = field(default_factory=list)
+    models: list[ModelUse] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
+
+    @property
+    def found(self) -> bool:
+        """Whether the image is known at all."""
+        return bool(self.objects or self.runs or self.cached)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "wanted": self.wanted,
+            "sha256": sorted(self.digests),
+            "objects": [{**vars(one), "written": one.written.isoformat()} for one in self.objects],
+            "runs": [vars(one) for one in self.runs],
+            "models": [vars(one) for one in self.models],
+            "cached_on_this_worker": self.cached,
+        }
+
+
+def trace_image(store: ObjectStore, settings: Settings, wanted: str, say: Any = lambda line: None) -> Trace:
+    """Find every place that holds an image.
+
+    Args:
+        store: the configured bucket.
+        settings: where images, runs and models are stored in it, and this worker's cache.
+        wanted: the image's key, or the sha256 of its content.
+        say: takes a line for people, one per run.
+
+    Raises:
+        ConfigError: `wanted` is empty.
+    """
+    wanted = wanted.strip().removeprefix(store.uri(""))
+    if not wanted:
+        raise ConfigError("name the image: its key in the bucket, or the sha256 of its content")
+    trace = Trace(wanted)
+    is_digest = len(wanted) == 64 and set(wanted) <= set("0123456789abcdef")
+    if is_digest:
+        trace.digests.add(wanted)
+    keys = set() if is_digest else {wanted}
+    checkpoints = [folder.rstrip("/") for folder in store.list_folders(f"{settings.artifacts_prefix}/checkpoints/")]
+    for paths in list_runs(store, settings.artifacts_prefix):
+        say(paths.folder_name)
+        use = _use_in_run(store, paths, trace, keys, checkpoints)
+        if use is not None:
+            trace.runs.append(use)
+            keys |= set(use.keys)
+    for key in sorted(keys):
+        trace.objects.extend(_versions_of(store, key))
+    trace.models.extend(_models(store, settings, trace.runs))
+    trace.cached.extend(_cached(settings.cache_dir, trace.digests))
+    return trace
+
+
+def _use_in_run(store: ObjectStore, paths: RunPaths, trace: Trace, keys: set[str], checkpoints: list[str]) -> RunUse | None:
+    try:
+        contents = _rows(store, paths, "contents.parquet", ContentRow)
+        rows = [row for row in contents if row.key in keys or row.sha256 in trace.digests]
+        trace.digests.update(row.sha256 for row in rows)
+        named = {row.key for row in rows}
+        named |= {row.key for row in _rows(store, paths, "images.parquet", ImageRow) if row.key in keys}
+        if not named:
+            return None
+        partitions = {row.partition for row in _rows(store, paths, "split.parquet", SplitRow) if row.key in named}
+        predicted, pictures = _seen_in(store, paths, named)
+        if "train" in partitions:
+            pictures.append("augmentations (if it is the sample of its class)")
+        snapshot = store.find(SnapshotDocument, paths.document("snapshot.json"))
+        unfinished = [folder for folder in checkpoints if snapshot and f"/{snapshot.digest[:16]}-" in folder]
+        return RunUse(
+            paths.folder_name, tuple(sorted(named)), tuple(sorted(partitions)), predicted, tuple(pictures), tuple(unfinished)
+        )
+    except BccError as error:
+        return RunUse(paths.folder_name, (), problem=str(error))
+
+
+def _rows(store: ObjectStore, paths: RunPaths, name: str, kind: type[Any]) -> list[Any]:
+    key = paths.document(name)
+    return read_rows(kind, store.get(key)) if store.head(key) else []
+
+
+def _seen_in(store: ObjectStore, paths: RunPaths, keys: set[str]) -> tuple[bool, list[str]]:
+    """Whether a run predicted on any of these images, and the galleries that show one."""
+    table, document = paths.document("predictions.parquet"), store.find(EvaluationDocument, paths.document("evaluation.json"))
+    if document is None or not store.head(table):
+        return False, []
+    predictions = read_predictions(store.get(table))
+    threshold = document.challenger.operating_point.threshold
+    cases = wrong_cases(predictions, document.classes, document.positive_class, threshold)
+    shown = {case.key for case in shown_cases(cases)}
+    galleries = (("missed_cancers", cases.missed), ("false_alarms", cases.false_alarms))
+    pictures = [name for name, of_kind in galleries if any(case.key in keys & shown for case in of_kind)]
+    return bool(keys & set(predictions["key"])), pictures
+
+
+def _versions_of(store: ObjectStore, key: str) -> Iterator[ObjectVersion]:
+    listed = store.list_versions(key) if store.is_versioned() else store.list_objects(key)
+    for entry in listed:
+        if entry["Key"] == key:
+            deleted = bool(entry.get("DeleteMarker", False))
+            yield ObjectVersion(key, entry.get("VersionId") or "", entry["LastModified"], entry.get("Size", 0), deleted)
+
+
+def _models(store: ObjectStore, settings: Settings, runs: list[RunUse]) -> Iterator[ModelUse]:
+    """Versions whose own run used the image, and those whose training started from one that was trained on it."""
+    registry = ModelRegistry(store, settings.models_prefix)
+    pointer = registry.read_pointer()
+    champion = pointer.champion.version if pointer and pointer.champion else None
+    partitions = {use.folder: set(use.partitions) for use in runs}
+    trained: set[str] = set()
+    for version in registry.versions():  # oldest first: what a version started from comes before it
+        try:
+            document = registry.model(version)
+        except BccError:
+            continue
+        used = partitions.get(document.run.rsplit("/", 1)[-1], set())
+        if used & {"train", "tuning"}:
+            trained.add(version)
+            yield ModelUse(version, "trained on", version == champion)
+        elif document.warm_started_from in trained:
+            trained.add(version)
+            yield ModelUse(version, f"started from {document.warm_started_from}", version == champion)
+        elif "validation" in used:
+            yield ModelUse(version, "evaluated on", version == champion)
+
+
+def _cached(cache_dir: Path, digests: set[str]) -> list[str]:
+    paths = [cache_dir / "files" / digest[0] / digest for digest in sorted(digests)]
+    return [str(path) for path in paths if path.exists()]
