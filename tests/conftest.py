@@ -7,9 +7,11 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from botocore.loaders import JSONFileLoader
 
 from bcc_ops.storage import ObjectStore
 from local.s3_server import S3Server, serve
@@ -29,6 +31,14 @@ REAL_IMAGES = REPOSITORY.parent / "shared" / "data" / "Dataset_BUSI_with_GT"
 def pytest_unconfigure() -> None:
     """Leave nothing behind, and not by `atexit`: a task that Airflow forks would run that too."""
     shutil.rmtree(AIRFLOW_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def botocore_models() -> Iterator[None]:
+    """Parse botocore's models once: each new client would read 15 MB of JSON again, and tests make a thousand of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", staticmethod(cache(JSONFileLoader().load_file)))
+        yield
 
 
 @pytest.fixture(scope="session")
