@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from botocore.loaders import JSONFileLoader
 
+from bcc_ops.dataset.made_up import write_images
 from bcc_ops.storage import ObjectStore
 from local.s3_server import S3Server, serve
 
@@ -46,6 +48,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A SeaweedFS of the test session's own."""
     with serve(tmp_path_factory.mktemp("s3")) as server:
         yield server
+        # Nobody needs what is in it any more, and in peace it takes up to 15 seconds to end.
+        os.killpg(server.pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -67,6 +71,12 @@ def make_store(s3_server: S3Server) -> Callable[..., ObjectStore]:
 def store(make_store: Callable[..., ObjectStore]) -> ObjectStore:
     """A store over a fresh bucket without versions."""
     return make_store()
+
+
+@pytest.fixture(scope="session")
+def synthetic_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Twelve synthetic images of each class, in a folder per class. Not to be changed."""
+    return write_images(tmp_path_factory.mktemp("synthetic"), per_class=12)
 
 
 @pytest.fixture(scope="session")

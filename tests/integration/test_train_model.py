@@ -20,7 +20,6 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from bcc_ops.artifacts import ClassWeightsDocument, ConfigDocument, EpochRow, SnapshotDocument, TrainingDocument
-from bcc_ops.dataset.made_up import write_images
 from bcc_ops.exceptions import StorageUnavailable, TrainingInterrupted
 from bcc_ops.operators.compute_class_weights import ComputeClassWeightsOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
@@ -41,13 +40,15 @@ TrainModelOperator(task_id="train_model", **json.loads(sys.argv[1])).execute({})
 
 
 @pytest.fixture
-def place(store: ObjectStore, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ObjectStore:
+def place(
+    store: ObjectStore, s3_server: S3Server, synthetic_images: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> ObjectStore:
     """A bucket with made-up images, set up as the place that the pipeline runs in."""
     monkeypatch.setenv("BCC_BUCKET", store.bucket)
     monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_server.airflow_connection)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["plugins", "."]))
-    for path in write_images(tmp_path / "images", per_class=12):
+    for path in synthetic_images:
         store.put(f"images/{path.parent.name}/{path.name}", path.read_bytes())
     return store
 
