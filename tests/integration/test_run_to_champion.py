@@ -369,8 +369,7 @@ def test_an_s3_error_at_any_read_of_an_evaluation_is_one_clear_line_that_a_retry
     run = place.run(models["good"], days=1)
     broken: list[str] = []
     with faulty(s3_server, lambda path, number: fault if fnmatch(path, f"*{broken[0]}") else None) as proxy:
-        client = replace(s3_server, endpoint=proxy.endpoint).client(read_timeout=1, retries={"total_max_attempts": 1})
-        store = ObjectStore(client, place.store.bucket)
+        store = ObjectStore(proxy.client(fault), place.store.bucket)
         shaky = replace(run, place=replace(place, store=store, registry=ModelRegistry(store, "models")))
         for read in READS.values():
             broken[:] = [read]
