@@ -35,6 +35,34 @@ settings.load_profile("any-pace")
 REAL_IMAGES = REPOSITORY.parent / "shared" / "data" / "Dataset_BUSI_with_GT"
 
 
+SERVICES = {"s3_server", "airflow_database", "sqs"}
+"""Fixtures that start or set up a service."""
+
+TENSORFLOW = (
+    "unit/training/test_architectures.py",
+    "unit/training/test_fit.py",
+    "unit/dataset/test_input_pipeline.py",
+    "unit/evaluation/test_grad_cam.py",
+    "unit/evaluation/test_predict.py",
+)
+"""Files that import TensorFlow at their beginning; `make test-fast` does not even collect them."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Spare a run without TensorFlow its import."""
+    left_out = "not tensorflow" in config.getoption("markexpr") and collection_path.as_posix().endswith(TENSORFLOW)
+    return True if left_out else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a service or TensorFlow."""
+    for item in items:
+        if SERVICES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("services")
+        if item.path.as_posix().endswith(TENSORFLOW):
+            item.add_marker("tensorflow")
+
+
 def pytest_unconfigure() -> None:
     """Leave nothing behind, and not by `atexit`: a task that Airflow forks would run that too."""
     shutil.rmtree(AIRFLOW_HOME, ignore_errors=True)
