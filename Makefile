@@ -20,7 +20,7 @@ test: setup ## the tests, without the end-to-end ones
 	@$(BIN)/python -m pytest -m "not e2e" -n 3 --dist loadfile $(PYTEST)
 
 test-fast: setup ## the edit loop, under a minute: the tests that need no S3 server, no metadata database, no TensorFlow
-	@$(BIN)/python -m pytest -m "not e2e and not slow and not services and not tensorflow" -n 2 --dist loadfile $(PYTEST)
+	@$(BIN)/python -m pytest -m "not e2e and not slow and not services and not tensorflow" -n 2 --dist loadfile tests/architecture tests/dags tests/unit $(PYTEST)
 
 check: setup ## format, lint, types, contracts, compose file, Dockerfile
 	$(BIN)/ruff format --check .

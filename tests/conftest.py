@@ -38,6 +38,9 @@ REAL_IMAGES = REPOSITORY.parent / "shared" / "data" / "Dataset_BUSI_with_GT"
 SERVICES = {"s3_server", "airflow_database", "sqs"}
 """Fixtures that start or set up a service."""
 
+SERVICE_FILES = ("unit/local/test_s3_server.py", "unit/local/test_s3_command.py")
+"""Files whose tests start an S3 server of their own."""
+
 TENSORFLOW = (
     "unit/training/test_architectures.py",
     "unit/training/test_fit.py",
@@ -57,7 +60,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a service or TensorFlow."""
     for item in items:
-        if SERVICES & set(getattr(item, "fixturenames", ())):
+        if SERVICES & set(getattr(item, "fixturenames", ())) or item.path.as_posix().endswith(SERVICE_FILES):
             item.add_marker("services")
         if item.path.as_posix().endswith(TENSORFLOW):
             item.add_marker("tensorflow")

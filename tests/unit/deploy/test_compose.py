@@ -205,6 +205,7 @@ def test_gpu_lock_agrees_with_the_lock() -> None:
     assert added and all(package.startswith("nvidia-") for package in added)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locked", ["requirements.txt", "deploy/requirements-gpu.txt"])
 def test_locks_resolve_to_wheels_for_the_images_python(locked: str, tmp_path: Path) -> None:
     python = re.search(r"^ARG PYTHON_VERSION=(.+)$", (REPOSITORY / "Dockerfile").read_text(), re.M)
