@@ -25,6 +25,7 @@ def main() -> int:
         name
         for name, arguments in (
             ("near_copies", ["--images", images]),
+            ("speed", []),
             ("download", ["--images", images]),
             ("gate_simulation", ["--write"]),
             ("training", [images, "--write"]),

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from botocore.loaders import JSONFileLoader
+from hypothesis import HealthCheck, settings
 
+from bcc_ops.dataset.made_up import write_images
 from bcc_ops.storage import ObjectStore
 from local.s3_server import S3Server, serve
 
@@ -23,7 +28,42 @@ os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(REPOSITORY / "dags")
 os.environ["AIRFLOW__CORE__PLUGINS_FOLDER"] = str(REPOSITORY / "plugins")
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 
+# Examples take as long as the machine takes.
+settings.register_profile("any-pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-pace")
+
 REAL_IMAGES = REPOSITORY.parent / "shared" / "data" / "Dataset_BUSI_with_GT"
+
+
+SERVICES = {"s3_server", "airflow_database", "sqs"}
+"""Fixtures that start or set up a service."""
+
+SERVICE_FILES = ("unit/local/test_s3_server.py", "unit/local/test_s3_command.py")
+"""Files whose tests start an S3 server of their own."""
+
+TENSORFLOW = (
+    "unit/training/test_architectures.py",
+    "unit/training/test_fit.py",
+    "unit/dataset/test_input_pipeline.py",
+    "unit/evaluation/test_grad_cam.py",
+    "unit/evaluation/test_predict.py",
+)
+"""Files that import TensorFlow at their beginning; `make test-fast` does not even collect them."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Spare a run without TensorFlow its import."""
+    left_out = "not tensorflow" in config.getoption("markexpr") and collection_path.as_posix().endswith(TENSORFLOW)
+    return True if left_out else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a service or TensorFlow."""
+    for item in items:
+        if SERVICES & set(getattr(item, "fixturenames", ())) or item.path.as_posix().endswith(SERVICE_FILES):
+            item.add_marker("services")
+        if item.path.as_posix().endswith(TENSORFLOW):
+            item.add_marker("tensorflow")
 
 
 def pytest_unconfigure() -> None:
@@ -31,11 +71,21 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(AIRFLOW_HOME, ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def botocore_models() -> Iterator[None]:
+    """Parse botocore's models once: each new client would read 15 MB of JSON again, and tests make a thousand of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", staticmethod(cache(JSONFileLoader().load_file)))
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A SeaweedFS of the test session's own."""
     with serve(tmp_path_factory.mktemp("s3")) as server:
         yield server
+        # Nobody needs what is in it any more, and in peace it takes up to 15 seconds to end.
+        os.killpg(server.pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -57,6 +107,12 @@ def make_store(s3_server: S3Server) -> Callable[..., ObjectStore]:
 def store(make_store: Callable[..., ObjectStore]) -> ObjectStore:
     """A store over a fresh bucket without versions."""
     return make_store()
+
+
+@pytest.fixture(scope="session")
+def synthetic_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Twelve synthetic images of each class, in a folder per class. Not to be changed."""
+    return write_images(tmp_path_factory.mktemp("synthetic"), per_class=12)
 
 
 @pytest.fixture(scope="session")

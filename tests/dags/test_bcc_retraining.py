@@ -69,3 +69,16 @@ def test_only_what_loads_tensorflow_to_compute_takes_a_gpu_slot(dag: Any) -> Non
 
 def test_the_sensor_holds_no_worker_slot_while_it_waits(dag: Any) -> None:
     assert dag.get_task("wait_for_new_images").deferrable is True
+
+
+def test_the_dag_of_the_run_kinds_story_is_made_of_the_same_parts(dag: Any) -> None:
+    """The end-to-end test of the kinds of runs has a DAG of its own, without a training: what it shows must hold here."""
+    story = DagBag(REPOSITORY / "tests" / "e2e" / "dags").dags["run_kinds"]
+    assert type(story.timetable) is type(dag.timetable)
+    assert story.timetable.asset_condition == dag.timetable.asset_condition
+    assert (story.max_active_runs, story.catchup) == (dag.max_active_runs, dag.catchup)
+    assert set(story.params) == set(dag.params)
+    for task_id in ("wait_for_new_images", "snapshot_dataset", "download_images"):
+        one, other = story.get_task(task_id), dag.get_task(task_id)
+        assert (type(one), one.retries) == (type(other), other.retries)
+    assert story.get_task("wait_for_new_images").deferrable is True

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -20,60 +20,62 @@ from bcc_ops.artifacts import SnapshotDocument
 from bcc_ops.run_index import find_run
 from local.airflow_api import AirflowUnavailable
 from local.stack import LocalStack
+from tests.conftest import REPOSITORY
 from tests.e2e.conftest import wait_until
 from tests.services.mock_sqs import Queue, notification, queue
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 DAG_ID = "run_kinds"
-SETTLE = 3
+DAGS = Path(__file__).with_name("dags")
 TOO_BUSY = "this machine is too busy for the times of this story; nothing is wrong with the pipeline"
-DAG_FILE = f'''
-from datetime import datetime, timedelta, timezone
 
-from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_current_context, task
 
-from bcc_ops.config import Settings, form_fields
-from bcc_ops.operators.download_images import DownloadImagesOperator
-from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
-from bcc_ops.sensors.events import images_asset
-from bcc_ops.sensors.new_images import NewImagesSensor
+class Ticks(NamedTuple):
+    """When the schedule wants a run: minutes of the clock, since a schedule knows no others."""
 
-settings = Settings.from_environment()
-knobs = form_fields()
-quick = {{"settle_seconds": {SETTLE}, "wait_for_images_minutes": 1}}
+    batches: tuple[datetime, datetime, datetime]
+    """One after each of the batches of images, for the backfill."""
+    nightly: datetime
+    quiet: datetime
+    yielding: datetime
 
-with DAG(
-    "{DAG_ID}",
-    schedule=AssetOrTimeSchedule(
-        timetable=CronTriggerTimetable(settings.schedule, timezone=settings.timezone), assets=[images_asset(settings)]
-    ),
-    start_date=datetime(2024, 1, 1, tzinfo=timezone.utc),
-    catchup=False,
-    max_active_runs=1,
-    # A task that comes back from the triggerer before the scheduler has read that it went there counts as failed.
-    default_args={{"retries": 2, "retry_delay": timedelta(seconds=2)}},
-    params={{knob: Param(quick.get(knob, default), **schema) for knob, (default, schema) in knobs.items()}},
-):
-    wait = NewImagesSensor(task_id="wait_for_new_images", deferrable=True, poke_interval=2)
-    run = SnapshotDatasetOperator(task_id="snapshot_dataset", sighting=wait.output)
-    download = DownloadImagesOperator(task_id="download_images", run=run.output)
+    @classmethod
+    def after(cls, now: datetime) -> Ticks:
+        """Far enough apart for what happens in between; the stack starts while the first three go by."""
+        minute = now.replace(second=0, microsecond=0)
+        first, second, third, *others = (minute + timedelta(minutes=n) for n in (3, 4, 5, 9, 14, 20))
+        return cls((first, second, third), *others)
 
-    @task
-    def give_verdict(handle):
-        from bcc_ops.artifacts import GateDocument
-        from bcc_ops.operators.base import Run, open_store
+    @property
+    def cron(self) -> str:
+        """The schedule. If the hour changes in between, each minute is named in both hours: half an hour away, no harm."""
+        ticks = (*self.batches, self.nightly, self.quiet, self.yielding)
+        hours = sorted({tick.hour for tick in ticks})
+        return f"{','.join(str(tick.minute) for tick in ticks)} {','.join(map(str, hours))} * * *"
 
-        store = open_store(settings)
-        run = Run.load(store, settings.artifacts_prefix, handle)
-        gate = GateDocument(
-            verdict="rejected", reasons=("no model was trained",), rules=(), as_of=run.snapshot.as_of, made_up=True,
-            champion_version=None, champion_etag=None, validation_digest="", looks=1, evaluation=run.references["snapshot"],
-        )
-        store.save(run.paths.document("gate.json"), gate)
 
-    download >> give_verdict(run.output)
-'''
+def wait_for_tick(tick: datetime) -> None:
+    """Wait until the schedule wants a run; what should have happened before must have."""
+    assert datetime.now(timezone.utc) < tick, TOO_BUSY
+    wait_until(tick)
+
+
+def eventually(holds: Callable[[], Any], within: float, why_not: Callable[[], object]) -> Any:
+    """Ask again and again, and return the first answer that is true.
+
+    Args:
+        holds: asks. An API server on a busy machine that does not answer counts as no.
+        within: seconds.
+        why_not: what the failure says.
+    """
+    deadline = time.monotonic() + within
+    while True:
+        with suppress(AirflowUnavailable):
+            if answer := holds():
+                return answer
+        assert time.monotonic() < deadline, why_not()
+        time.sleep(1)
 
 
 @dataclass
@@ -81,10 +83,7 @@ class Story:
     """What happened, in this order: three batches with a tick of the schedule after each, and then the runs."""
 
     stack: LocalStack
-    ticks: list[datetime]
-    nightly_tick: datetime
-    quiet_tick: datetime
-    yielding_tick: datetime
+    ticks: Ticks
     uploaded: int = 0
     deferred: set[str] = field(default_factory=set)
 
@@ -101,18 +100,17 @@ class Story:
 
     def ended(self, find: Callable[[], list[dict[str, Any]]], count: int, within: float = 300) -> list[dict[str, Any]]:
         """Wait until so many runs are found and have ended."""
-        deadline = time.monotonic() + within
         found: list[dict[str, Any]] = []
-        while True:
-            with suppress(AirflowUnavailable):  # an API server on a busy machine answers late, and then again
-                found = find()
-                if len(found) >= count and all(run["state"] in ("success", "failed") for run in found):
-                    return found
-                for run in found:
-                    if self.state_of_wait(run) == "deferred":
-                        self.deferred.add(run["dag_run_id"])
-            assert time.monotonic() < deadline, [(run["dag_run_id"], run["state"]) for run in found]
-            time.sleep(1)
+
+        def all_ended() -> bool:
+            found[:] = find()
+            if len(found) >= count and all(run["state"] in ("success", "failed") for run in found):
+                return True
+            self.deferred.update(run["dag_run_id"] for run in found if self.state_of_wait(run) == "deferred")
+            return False
+
+        eventually(all_ended, within, lambda: [(run["dag_run_id"], run["state"]) for run in found])
+        return found
 
     def state_of_wait(self, run: dict[str, Any]) -> str | None:
         """The state of the run's sensor."""
@@ -137,7 +135,7 @@ class Story:
 
     def backfill(self, reprocess: str) -> None:
         """A backfill over the three ticks."""
-        self.stack.api.backfill(DAG_ID, self.ticks[0], self.ticks[-1], reprocess)
+        self.stack.api.backfill(DAG_ID, self.ticks.batches[0], self.ticks.batches[-1], reprocess)
 
     def announce(self, times: int) -> None:
         """Events of the images' asset, as the UI and other programs make them."""
@@ -162,25 +160,21 @@ def sqs() -> Iterator[Queue]:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, sqs: Queue) -> Iterator[Story]:
     """The stack, with a schedule whose ticks lie in the next minutes, up to the moment when the third batch is there."""
-    dags = tmp_path_factory.mktemp("dags")
-    (dags / "run_kinds.py").write_text(DAG_FILE)
-    minute = datetime.now(timezone.utc).replace(second=0, microsecond=0)
-    ticks = [minute + timedelta(minutes=n) for n in (3, 4, 5, 9, 14, 20)]
-    # Where the hour changes in between, the line names each minute in both hours: the others are half an hour away.
-    hours = ",".join(sorted({str(tick.hour) for tick in ticks}))
+    ticks = Ticks.after(datetime.now(timezone.utc))
     variables = {
-        "BCC_SCHEDULE": f"{','.join(str(tick.minute) for tick in ticks)} {hours} * * *",
+        "PYTHONPATH": str(REPOSITORY),  # for the DAG's verdict, which the tests' factories give
+        "BCC_SCHEDULE": ticks.cron,
         "BCC_SQS_QUEUE_URL": sqs.url,
         "AWS_ENDPOINT_URL_SQS": sqs.endpoint,
     }
-    stack = LocalStack(tmp_path_factory.mktemp("stack"), bucket="run-kinds", dags=dags, variables=variables, wait=False)
+    stack = LocalStack(tmp_path_factory.mktemp("stack"), bucket="run-kinds", dags=DAGS, variables=variables, wait=False)
     with stack:
-        story = Story(stack, ticks[:3], *ticks[3:])
-        for count, tick in zip((4, 3, 2), story.ticks):
+        story = Story(stack, ticks)
+        for count, tick in zip((4, 3, 2), ticks.batches):
             wait_until(tick - timedelta(seconds=50))
-            assert datetime.now(timezone.utc) < tick - timedelta(seconds=10), TOO_BUSY
             story.upload(count)
-            wait_until(tick + timedelta(seconds=1))
+            wait_for_tick(tick)
+            wait_until(tick + timedelta(seconds=1))  # S3 knows whole seconds only
         stack.wait_until_ready()
         yield story
 
@@ -196,9 +190,8 @@ def backfill(story: Story) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def night(story: Story, backfill: list[dict[str, Any]]) -> dict[str, Any]:
     """A nightly run after another batch."""
-    assert datetime.now(timezone.utc) < story.nightly_tick, TOO_BUSY
     story.upload(5)
-    wait_until(story.nightly_tick)
+    wait_for_tick(story.ticks.nightly)
     [run] = story.ended(lambda: story.runs("scheduled"), 1)
     return run
 
@@ -207,7 +200,7 @@ def night(story: Story, backfill: list[dict[str, Any]]) -> dict[str, Any]:
 def by_hand(story: Story, night: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Two runs that a person asks for: now, and as of the first tick."""
     api = story.stack.api
-    runs = {"now": api.trigger(DAG_ID, {}), "past": api.trigger(DAG_ID, {"as_of": story.ticks[0].isoformat()})}
+    runs = {"now": api.trigger(DAG_ID, {}), "past": api.trigger(DAG_ID, {"as_of": story.ticks.batches[0].isoformat()})}
     return {name: api.wait_for_run(DAG_ID, run_id, 180) for name, run_id in runs.items()}
 
 
@@ -224,8 +217,7 @@ def events(story: Story, by_hand: dict[str, dict[str, Any]]) -> list[dict[str, A
 @pytest.fixture(scope="module")
 def quiet_night(story: Story, events: list[dict[str, Any]]) -> dict[str, Any]:
     """A nightly run after which nothing arrives."""
-    assert datetime.now(timezone.utc) < story.quiet_tick, TOO_BUSY
-    wait_until(story.quiet_tick)
+    wait_for_tick(story.ticks.quiet)
     return story.ended(lambda: story.runs("scheduled")[1:], 1)[0]
 
 
@@ -233,9 +225,9 @@ def quiet_night(story: Story, events: list[dict[str, Any]]) -> dict[str, Any]:
 def test_each_day_of_a_backfill_sees_the_images_of_its_date(
     story: Story, backfill: list[dict[str, Any]], tick: int, images: int
 ) -> None:
-    [run] = [run for run in backfill if datetime.fromisoformat(run["logical_date"]) == story.ticks[tick]]
+    [run] = [run for run in backfill if datetime.fromisoformat(run["logical_date"]) == story.ticks.batches[tick]]
     snapshot = story.snapshot(run["dag_run_id"])
-    assert (snapshot.as_of, snapshot.total, snapshot.run_kind) == (story.ticks[tick], images, "backfill")
+    assert (snapshot.as_of, snapshot.total, snapshot.run_kind) == (story.ticks.batches[tick], images, "backfill")
     assert snapshot.as_of_source == "versions"
 
 
@@ -247,7 +239,7 @@ def test_each_day_of_a_backfill_is_compared_with_the_day_before(story: Story, ba
 def test_a_nightly_run_sees_what_is_there_when_its_sensor_is_satisfied(story: Story, night: dict[str, Any]) -> None:
     snapshot = story.snapshot(night["dag_run_id"])
     assert (snapshot.total, snapshot.run_kind) == (14, "nightly")
-    assert snapshot.as_of >= story.nightly_tick
+    assert snapshot.as_of >= story.ticks.nightly
     assert snapshot.change is not None
     assert (snapshot.change.added, snapshot.change.removed) == (5, 0)
 
@@ -263,7 +255,7 @@ def test_a_person_gets_the_images_of_now_whether_new_or_not(story: Story, by_han
 
 def test_a_person_may_ask_for_a_past_moment(story: Story, by_hand: dict[str, dict[str, Any]]) -> None:
     snapshot = story.snapshot(by_hand["past"]["dag_run_id"])
-    assert (snapshot.as_of, snapshot.total, snapshot.previous_run) == (story.ticks[0], 4, None)
+    assert (snapshot.as_of, snapshot.total, snapshot.previous_run) == (story.ticks.batches[0], 4, None)
 
 
 def test_a_burst_of_events_ends_in_one_or_two_runs_that_saw_every_image(story: Story, events: list[dict[str, Any]]) -> None:
@@ -309,38 +301,23 @@ def test_a_burst_of_500_uploads_told_by_s3_ends_in_one_or_two_runs_that_saw_ever
         names = [run["dag_run_id"] for run in woken]
         return [story.snapshot(name) for name in names if "skipped" not in story.states(name)]
 
-    deadline = time.monotonic() + 600
-    while sqs.waiting() or not (snapshots := trained()) or snapshots[-1].total < story.uploaded:
-        assert time.monotonic() < deadline, f"{sqs.waiting()} notifications were not received"
-        time.sleep(1)
+    def saw_every_image() -> list[SnapshotDocument]:
+        snapshots = [] if sqs.waiting() else trained()
+        return snapshots if snapshots and snapshots[-1].total >= story.uploaded else []
+
+    snapshots = eventually(saw_every_image, 600, lambda: f"{sqs.waiting()} notifications were not received")
     assert 1 <= len(snapshots) <= 2
     assert (snapshots[-1].total, snapshots[-1].run_kind) == (524, "event")
 
 
 def test_a_night_that_only_waits_gives_way_to_a_person(story: Story, quiet_night: dict[str, Any]) -> None:
-    def night() -> dict[str, Any] | None:
-        return next(iter(story.runs("scheduled")[2:]), None)
+    def waiting_night() -> dict[str, Any] | None:
+        night = next(iter(story.runs("scheduled")[2:]), None)
+        return night if night and story.state_of_wait(night) == "deferred" else None
 
-    assert datetime.now(timezone.utc) < story.yielding_tick, TOO_BUSY
-    wait_until(story.yielding_tick)
-    deadline = time.monotonic() + 60
-    while (run := night()) is None or story.state_of_wait(run) != "deferred":
-        assert time.monotonic() < deadline, TOO_BUSY
-        time.sleep(0.5)
+    wait_for_tick(story.ticks.yielding)
+    run = eventually(waiting_night, 60, lambda: TOO_BUSY)
     asked = story.stack.api.trigger(DAG_ID, {})
     assert story.stack.api.wait_for_run(DAG_ID, asked, 180)["state"] == "success"
     assert story.states(run["dag_run_id"]) == {"skipped"}
     assert "this one gave way" in story.said(run["dag_run_id"])
-
-
-def test_the_dag_file_of_this_test_uses_the_pipelines_own_parts() -> None:
-    real = (Path(__file__).resolve().parents[2] / "dags" / "bcc_retraining.py").read_text()
-    for line in (
-        "schedule=AssetOrTimeSchedule(",
-        "assets=[images_asset(settings)]",
-        "max_active_runs=1",
-        "deferrable=True",
-        '"retries": 2',
-    ):
-        assert line in real
-        assert line in DAG_FILE

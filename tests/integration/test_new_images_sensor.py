@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,24 +13,28 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
-from airflow.sdk.module_loading import import_string
 
-from bcc_ops.artifacts import GateDocument, SnapshotDocument
+from bcc_ops.artifacts import SnapshotDocument
 from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.exceptions import StorageUnavailable
 from bcc_ops.operators.base import Run
 from bcc_ops.operators.download_images import DownloadImagesOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
 from bcc_ops.run_index import find_run
-from bcc_ops.run_paths import RunPaths, run_slug
+from bcc_ops.run_paths import run_slug
 from bcc_ops.sensors.new_images import NewImagesSensor
 from bcc_ops.storage import ObjectStore
 from bcc_ops.triggers.new_images import NewImagesTrigger
 from local.s3_server import S3Server
+from tests.factories.runs import give_verdict
 from tests.services.faulty_proxy import FaultyProxy, faulty
+from tests.services.waiting import Clock, run_to_end
 
 Play = Callable[..., dict[str, Any]]
 PARAMS = {"settle_seconds": 0, "wait_for_images_minutes": 60}
+POKE_INTERVAL = 100
+LONG = 1000
+"""Seconds of settling: longer than any machine stands still between an upload and the first look."""
 
 
 @pytest.fixture(params=[False, True], ids=["last_modified", "versions"])
@@ -70,43 +73,24 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return queued
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time for the sensor and its trigger; the store's moments are those of the real clock."""
+    clock = Clock()
+    clock.rule(monkeypatch)
+    return clock
+
+
 @pytest.fixture(params=["poke", "deferrable"])
-def play(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, queue: list[str]) -> Iterator[Play]:
-    """Run the sensor to its end in one of its modes; between two looks, the next of `meanwhile` happens."""
+def play(request: pytest.FixtureRequest, clock: Clock, queue: list[str]) -> Play:
+    """Run the sensor to its end in one of its modes; while it waits, one after the other of `meanwhile` happens."""
 
-    def run(context: Any, *meanwhile: Callable[[], Any], pause: float = 0.0) -> dict[str, Any]:
-        happenings, looks = iter(meanwhile), iter(range(100))
+    def run(context: Any, *meanwhile: Callable[[], Any]) -> dict[str, Any]:
+        sensor = NewImagesSensor(task_id="wait", deferrable=request.param == "deferrable", poke_interval=POKE_INTERVAL)
+        clock.start(*meanwhile)
+        return dict(run_to_end(sensor, context))
 
-        def sleep(seconds: float) -> None:
-            assert next(looks, None) is not None, "the sensor waits for something that never comes"
-            next(happenings, lambda: None)()
-            time.sleep(pause)
-
-        sensor = NewImagesSensor(task_id="wait", deferrable=request.param == "deferrable", poke_interval=30)
-        if request.param == "poke":
-            monkeypatch.setattr("airflow.sdk.bases.sensor.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
-            return dict(sensor.execute(context))
-
-        async def sleep_in_the_triggerer(seconds: float) -> None:
-            sleep(seconds)
-
-        async def fire(trigger: NewImagesTrigger) -> Any:
-            events = trigger.run()
-            event = await anext(events)
-            await events.aclose()
-            return event.payload
-
-        monkeypatch.setattr("bcc_ops.triggers.new_images.asyncio.sleep", sleep_in_the_triggerer)
-        method, event = "execute", None
-        while True:
-            try:
-                return dict(getattr(sensor, method)(context, *([event] if event else [])))
-            except TaskDeferred as deferred:
-                name, arguments = deferred.trigger.serialize()
-                event = asyncio.run(fire(import_string(name)(**arguments)))
-                method = deferred.method_name
-
-    yield run
+    return run
 
 
 def upload(store: ObjectStore, *names: str) -> None:
@@ -125,25 +109,6 @@ def snapshot_as_of(as_of: datetime, context: Any) -> dict[str, str]:
     return dict(SnapshotDatasetOperator(task_id="snapshot", sighting=sighting).execute(context))
 
 
-def give_verdict(store: ObjectStore, handle: dict[str, str]) -> SnapshotDocument:
-    run = Run.load(store, "artifacts", handle)
-    document = run.snapshot
-    gate = GateDocument(
-        verdict="rejected",
-        reasons=("no reason",),
-        rules=(),
-        as_of=document.as_of,
-        made_up=False,
-        champion_version=None,
-        champion_etag=None,
-        validation_digest="",
-        looks=1,
-        evaluation=run.references["snapshot"],
-    )
-    store.save(run.paths.document("gate.json"), gate)
-    return document
-
-
 def now() -> datetime:
     return datetime.now(timezone.utc)
 
@@ -151,8 +116,8 @@ def now() -> datetime:
 def past_second() -> datetime:
     """This second, once it is over: S3 tells whole seconds, so that only what comes now is told to be later."""
     moment = now().replace(microsecond=0)
-    while now() < moment + timedelta(seconds=1):
-        time.sleep(0.02)
+    while (left := moment + timedelta(seconds=1) - now()) > timedelta():
+        time.sleep(left.total_seconds())
     return moment
 
 
@@ -188,7 +153,7 @@ def test_an_upload_that_goes_on_is_taken_as_a_whole(place: ObjectStore, play: Pl
     assess(place, "first", past_second())
     upload(place, "benign/b")
     more = [lambda n=n: upload(place, f"normal/{n}") for n in range(3)]
-    seen = play(context_of("scheduled", settle_seconds=4), *more, pause=0.4)
+    seen = play(context_of("scheduled", settle_seconds=LONG), *more)
     assert seen["change"]["added"] == 4
 
 
@@ -224,8 +189,7 @@ def test_a_burst_of_events_is_one_run_that_saw_every_image(place: ObjectStore, p
     more = [lambda n=n: upload(place, *(f"normal/{n}-{m}" for m in range(10))) for n in range(5)]
     context = context_of("asset_triggered")
     upload(place, "benign/b")
-    # long enough that a machine which stands still for some seconds between two uploads does not end the burst
-    seen = play({**context, "params": {**context["params"], "settle_seconds": 10}}, *more, pause=0.1)
+    seen = play({**context, "params": {**context["params"], "settle_seconds": LONG}}, *more)
     assert seen["change"]["added"] == 51
     run = SnapshotDatasetOperator(task_id="s", sighting=seen).execute(context)
     assert give_verdict(place, run).total == 52
@@ -346,7 +310,7 @@ def test_the_snapshot_names_its_predecessor_and_the_knobs(place: ObjectStore) ->
     context = context_of("manual", "second", epochs=3)
     sighting = NewImagesSensor(task_id="wait").execute(context)
     handle = SnapshotDatasetOperator(task_id="s", sighting=sighting).execute(context)
-    document = place.load_key(SnapshotDocument, RunPaths("artifacts", handle["folder"]).document("snapshot.json"))
+    document = Run.load(place, "artifacts", handle).snapshot
     assert document.counts == {"benign": 1, "malignant": 1, "normal": 1}
     assert document.previous_run is not None
     assert document.previous_run.endswith(f"__{run_slug('first')}")
@@ -407,8 +371,7 @@ def test_a_store_that_fails_for_a_while_is_waited_for(
 
     with faulty(s3_server, plan, listings=True) as proxy:
         _through(proxy, s3_server, monkeypatch)
-        monkeypatch.setattr("bcc_ops.dataset.arrivals.LONGEST_PAUSE", 0.1)
-        seen = play(context_of("scheduled"), lambda: trouble.update(left=3), lambda: upload(place, "benign/b"), pause=0.2)
+        seen = play(context_of("scheduled"), lambda: trouble.update(left=3), lambda: upload(place, "benign/b"))
         assert seen["change"]["added"] == 1
         assert trouble["left"] < 0
 
@@ -422,9 +385,8 @@ def test_a_store_that_fails_for_good_is_told(
     monkeypatch.setattr("bcc_ops.dataset.arrivals.FAILURES", 3)
     with faulty(s3_server, lambda path, number: "503" if down["now"] else None, listings=True) as proxy:
         _through(proxy, s3_server, monkeypatch)
-        monkeypatch.setattr("bcc_ops.dataset.arrivals.LONGEST_PAUSE", 0.1)
         with pytest.raises(StorageUnavailable, match=r"listing .*s3://.*/images/: reduce your request rate"):
-            play(context_of("scheduled"), lambda: down.update(now=True), pause=0.2)
+            play(context_of("scheduled"), lambda: down.update(now=True))
 
 
 def test_a_night_without_news_gives_way_to_a_run_that_is_queued(place: ObjectStore, play: Play, queue: list[str]) -> None:
@@ -467,9 +429,10 @@ def test_the_trigger_serialises_to_what_makes_it_again() -> None:
     assert NewImagesTrigger(**trigger.serialize()[1]).serialize() == trigger.serialize()
 
 
-def test_the_sensor_defers_with_all_that_it_knows(place: ObjectStore) -> None:
+def test_the_sensor_defers_with_all_that_it_knows(place: ObjectStore, clock: Clock) -> None:
     upload(place, "benign/a")
     first = assess(place, "first", past_second())
+    clock.start()
     with pytest.raises(TaskDeferred) as deferred:
         sensor = NewImagesSensor(task_id="wait", poke_interval=30)
         sensor.execute(context_of("scheduled", settle_seconds=60))
@@ -486,7 +449,7 @@ def test_the_sensor_defers_with_all_that_it_knows(place: ObjectStore) -> None:
     assert watch["idle"]
     assert list(watch["known"]) == [first.digest]
     assert watch["digest"] == first.digest
-    assert datetime.fromisoformat(watch["deadline"]) > now() + timedelta(minutes=59)
+    assert datetime.fromisoformat(watch["deadline"]) == clock.now() + timedelta(minutes=PARAMS["wait_for_images_minutes"])
     assert deferred.value.method_name == "resume"
 
 

@@ -9,13 +9,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
@@ -29,15 +29,18 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 POLICY = json.loads((REPOSITORY / "deploy" / "iam-policy.json").read_text())
 BUCKET = "breast-images"
 
-RUN = """
+RUNS = """
 import json, sys
 from airflow.dag_processing.dagbag import DagBag
+from airflow.utils.db import initdb
+initdb()
 bag = DagBag(sys.argv[1])
 assert not bag.import_errors, bag.import_errors
-run = bag.dags["bcc_retraining"].test(run_conf=json.loads(sys.argv[2]))
-print("state:", run.state)
-sys.exit(run.state != "success")
+for line in sys.stdin:
+    run = bag.dags["bcc_retraining"].test(run_conf=json.loads(line))
+    print(f"state: {run.state.value}", flush=True)
 """
+"""Reads the parameters of a run from each line that comes in, and says how it ended: the imports are paid for once."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,29 @@ class Recorded:
     lineage: list[dict[str, Any]]
 
 
+@contextmanager
+def airflow(environment: dict[str, str], log: TextIO) -> Iterator[Callable[[dict[str, Any]], str]]:
+    """A process with the DAG in it: called with parameters, it runs the DAG with them and gives the run's state."""
+    command = [sys.executable, "-c", RUNS, str(REPOSITORY / "dags")]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        asked, said = process.stdin, process.stdout
+
+        def run_dag(parameters: dict[str, Any]) -> str:
+            asked.write(f"{json.dumps(parameters)}\n")
+            asked.flush()
+            for line in said:
+                if line.startswith("state: "):
+                    return line.removeprefix("state: ").strip()
+                log.write(line)
+            log.flush()
+            return "it ended without one"
+
+        yield run_dag
+
+
 @pytest.fixture(scope="module")
 def recorded_runs(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """Two runs: the first without a champion, the second with one, with new images, in a bucket that now keeps versions."""
@@ -141,19 +167,13 @@ def recorded_runs(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory)
             ),
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }
-        subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], env=environment, check=True, capture_output=True)
-        for seed in (1, 2):
-            upload_made_up_images(store, per_class=12, seed=seed)
-            if seed == 2:
-                store.client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
-            run = subprocess.run(
-                [sys.executable, "-c", RUN, str(REPOSITORY / "dags"), json.dumps(TINY)],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+        log = folder / "airflow.log"
+        with log.open("w") as messages, airflow(environment, messages) as run_dag:
+            for seed in (1, 2):
+                upload_made_up_images(store, per_class=12, seed=seed)
+                if seed == 2:
+                    store.client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+                assert run_dag(TINY) == "success", log.read_text()[-8000:]
     assert store.head("models/champion.json"), "the runs did not even promote"
     lineage = [json.loads(line) for line in (folder / "lineage.json").read_text().splitlines()]
     return Recorded(proxy.calls, lineage)

@@ -12,7 +12,6 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from bcc_ops.artifacts import ClassWeightsDocument, Reference, SnapshotDocument, ValidationDocument
-from bcc_ops.dataset.made_up import write_images
 from bcc_ops.operators.compute_class_weights import ComputeClassWeightsOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
 from bcc_ops.operators.validate_images import ValidateImagesOperator
@@ -43,7 +42,9 @@ class Place(NamedTuple):
 
 
 @pytest.fixture
-def place(store: ObjectStore, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
+def place(
+    store: ObjectStore, s3_server: S3Server, synthetic_images: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Place:
     monkeypatch.setenv("BCC_BUCKET", store.bucket)
     monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_server.airflow_connection)
@@ -72,7 +73,7 @@ def place(store: ObjectStore, s3_server: S3Server, monkeypatch: pytest.MonkeyPat
             read_rows(ContentRow, store.get(paths.document("contents.parquet"))),
         )
 
-    return Place(store, write_images(tmp_path / "images", per_class=12), play)
+    return Place(store, synthetic_images, play)
 
 
 def upload(place: Place, files: list[Path], name: Callable[[Path], str] = lambda path: path.name) -> None:

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +25,11 @@ _ANSWERS = {
     "500": (500, b"<Error><Code>InternalError</Code><Message>try again</Message></Error>"),
     "503": (503, b"<Error><Code>SlowDown</Code><Message>reduce your request rate</Message></Error>"),
 }
+
+
+def patience(fault: str) -> int:
+    """Seconds for which a client should wait for each answer: some where one never comes, else more than any machine takes."""
+    return 3 if fault == "stall" else 60
 
 
 class FaultyProxy:
@@ -70,6 +76,11 @@ class FaultyProxy:
     def endpoint(self) -> str:
         """Where it listens."""
         return f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def client(self, fault: str) -> Any:
+        """A client through the proxy that tries once, and waits for an answer as `patience` says."""
+        through = replace(self.behind, endpoint=self.endpoint)
+        return through.client(read_timeout=patience(fault), retries={"total_max_attempts": 1})
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         """Pass a request on, or let it go wrong."""

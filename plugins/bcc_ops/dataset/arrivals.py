@@ -34,6 +34,11 @@ _MOMENTS = ("deadline", "unchanged_since", "not_before")
 Finding = Literal["wait", "settled"]
 
 
+def utc_now() -> datetime:
+    """Tell the time. Whatever waits asks here, so that a test can set the clock."""
+    return datetime.now(timezone.utc)
+
+
 @dataclass
 class ArrivalWatch:
     """What a waiting run knows. All of it is plain data: `to_dict` and `from_dict` carry it between processes.
@@ -179,7 +184,7 @@ class Lookout:
         Raises:
             ConfigError: the moment lies in the future.
         """
-        now = datetime.now(timezone.utc)
+        now = utc_now()
         if as_of is not None and as_of > now:
             raise ConfigError(f"as_of: {as_of:%Y-%m-%d %H:%M:%S} UTC lies in the future; leave it empty for now")
         listing = list_images(self.store, self.rules, as_of and moment_of(as_of, None))
@@ -203,7 +208,7 @@ class Lookout:
 
     def begin(self, *, patient: bool, poke_interval: float) -> ArrivalWatch:
         """Begin to wait: for a nightly run (patient) or one that an event started."""
-        now = datetime.now(timezone.utc)
+        now = utc_now()
         previous = self._previous(now)
         return ArrivalWatch(
             deadline=now + timedelta(minutes=self.config.wait_for_images_minutes),
@@ -220,7 +225,7 @@ class Lookout:
             NothingNew: waiting is over.
             StorageError: S3 failed, and looking again has no hope left.
         """
-        now = datetime.now(timezone.utc)
+        now = utc_now()
         if watch.not_before is not None and now < watch.not_before:
             return None
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
@@ -12,7 +12,7 @@ from airflow.providers.standard.triggers.external_task import DagStateTrigger
 
 from bcc_ops import exceptions
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.dataset.arrivals import ArrivalWatch, Lookout
+from bcc_ops.dataset.arrivals import ArrivalWatch, Lookout, utc_now
 from bcc_ops.operators.base import BccOperator, airflow_errors, logical_moment, run_kind
 from bcc_ops.triggers.new_images import NewImagesTrigger, queued_runs
 
@@ -99,7 +99,7 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
         if sighting is not None:
             self.log.info(sighting.sentence)
             return sighting.to_xcom()
-        left = max(watch.deadline - datetime.now(timezone.utc), timedelta())
+        left = max(watch.deadline - utc_now(), timedelta())
         self.log.info("Waiting in the triggerer until %s", f"{watch.deadline:%Y-%m-%d %H:%M:%S} UTC at the latest")
         return self.defer(
             trigger=NewImagesTrigger(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import datetime, timezone
 from typing import Any
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from bcc_ops.dataset.arrivals import ArrivalWatch
+from bcc_ops.dataset.arrivals import ArrivalWatch, utc_now
 from bcc_ops.dataset.snapshot import ImageRules, Listing, ListingBuilder
 from bcc_ops.exceptions import BccError, NothingNew, StorageError
 from bcc_ops.storage import translate
@@ -61,15 +60,15 @@ class NewImagesTrigger(BaseTrigger):
         """
         watch = ArrivalWatch.from_dict(self.watch)
         while True:
-            await asyncio.sleep(watch.pause(datetime.now(timezone.utc)))
+            await asyncio.sleep(watch.pause(utc_now()))
             try:
                 try:
                     listing = await self._list()
                 except StorageError as error:
                     self.log.warning("%s (failed look %d)", error, watch.failures + 1)
-                    watch.failed(error, datetime.now(timezone.utc))
+                    watch.failed(error, utc_now())
                     continue
-                if watch.look(listing, datetime.now(timezone.utc)) == "settled":
+                if watch.look(listing, utc_now()) == "settled":
                     break
             except NothingNew:
                 break  # the worker looks once more and says so

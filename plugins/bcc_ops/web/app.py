@@ -47,7 +47,9 @@ from bcc_ops.web.reading import ContentCache, FolderReader
 log = logging.getLogger(__name__)
 
 URL_PREFIX = "/bcc"
-DEADLINE_SECONDS = 4.5
+DEADLINE_SECONDS = 60.0
+"""How long a page may take in all, on a busy machine too. A store that is away is noticed long before by its client."""
+
 CACHE_BYTES = 48 * 2**20
 RUNS_A_PAGE = 25
 MOST_VERSIONS = 30
@@ -118,13 +120,18 @@ class Pages:
         """Do `work` in a thread and wait for it as long as a page may take.
 
         Raises:
-            PageError: it took too long, or the store or a document did not allow it.
+            PageError: the store or a document did not allow it, or the page took too long.
         """
         waiting = asyncio.get_running_loop().run_in_executor(self.makers, work)
         try:
             return await asyncio.wait_for(waiting, DEADLINE_SECONDS)
-        except (asyncio.TimeoutError, StorageUnavailable) as error:
-            log.warning("a page had no answer from the store: %s", error or f"nothing within {DEADLINE_SECONDS} s")
+        except asyncio.TimeoutError:
+            log.warning("a page was not ready within %s s", DEADLINE_SECONDS)
+            sentence = f"It was not ready within {DEADLINE_SECONDS:.0f} seconds. This machine or the object store is busy."
+            again = f"The page tries again every {REFRESH_SECONDS} seconds."
+            raise PageError(504, "This page takes too long", sentence, again, refresh=REFRESH_SECONDS) from None
+        except StorageUnavailable as error:
+            log.warning("a page had no answer from the store: %s", error)
             sentence = "The object store that holds the runs' documents did not answer in time."
             mends = f"The run itself is not touched by this. The page tries again every {REFRESH_SECONDS} seconds."
             raise PageError(503, "The store does not answer", sentence, mends, refresh=REFRESH_SECONDS) from None

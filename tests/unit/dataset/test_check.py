@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import json
 
-import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -11,15 +10,15 @@ from rich.console import Console
 from bcc_ops.artifacts import CheckDocument, parse_document
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.check import check_folder, check_tables
-from bcc_ops.dataset.made_up import draw_image
 from bcc_ops.exceptions import NoImages
+from tests.factories.images import scan_png
 
 CONFIG = RetrainingConfig.resolve({"max_refused_fraction": 0.5})
 
 
 def write(path, seed, label="benign"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_image(label, np.random.default_rng(seed))).convert("RGB").save(path)
+    path.write_bytes(scan_png(seed, label))
 
 
 @pytest.fixture

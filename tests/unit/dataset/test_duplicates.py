@@ -11,7 +11,7 @@ from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.duplicates import NearCopies, Thresholds, feature_neighbours, find_near_copies, hash_neighbours
 from bcc_ops.dataset.fingerprints import fingerprint, to_gray
 from bcc_ops.dataset.likeness import align, compare
-from bcc_ops.dataset.made_up import draw_image
+from tests.factories.images import scan_pixels
 
 THRESHOLDS = Thresholds.of(RetrainingConfig.resolve({}))
 
@@ -34,7 +34,7 @@ class Forgetful:
 
 def scan(seed: int, label: str = "benign") -> Image.Image:
     """A made-up scan, twice as large as it is drawn."""
-    drawn = Image.fromarray(draw_image(label, np.random.default_rng(seed)))
+    drawn = scan_pixels(seed, label)
     return drawn.resize((drawn.width * 2, drawn.height * 2), Image.Resampling.BICUBIC).convert("RGB")
 
 

@@ -5,7 +5,7 @@ import random
 from collections import Counter, defaultdict
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bcc_ops.config import RetrainingConfig
@@ -21,7 +21,7 @@ from bcc_ops.tables import ContentRow
 
 CLASSES = ("benign", "malignant", "normal")
 CONFIG = RetrainingConfig.resolve({})
-holds = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+holds = settings(max_examples=60)
 """Properties are about answers; how fast a loaded machine gives them is measured elsewhere."""
 
 

@@ -45,8 +45,11 @@ def env_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def services(env_file: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The services as docker-compose reads them. Not to be changed."""
+    env_file = tmp_path_factory.mktemp("compose") / ".env"
+    env_file.write_text(make_env(gpu=True))
     answer = compose("config", env_file=env_file)
     assert answer.returncode == 0, answer.stderr
     services: dict[str, Any] = yaml.safe_load(answer.stdout)["services"]
@@ -231,6 +234,7 @@ def test_gpu_lock_agrees_with_the_lock() -> None:
     assert added and all(package.startswith("nvidia-") for package in added)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locked", ["requirements.txt", "deploy/requirements-gpu.txt"])
 def test_locks_resolve_to_wheels_for_the_images_python(locked: str, tmp_path: Path) -> None:
     python = re.search(r"^ARG PYTHON_VERSION=(.+)$", (REPOSITORY / "Dockerfile").read_text(), re.M)

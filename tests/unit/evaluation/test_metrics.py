@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 
 import numpy as np
 import pytest
@@ -485,13 +484,3 @@ def test_too_few_groups_for_an_interval_are_said() -> None:
 def test_what_is_no_answer_is_refused(labels: np.ndarray, p: np.ndarray, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         Scores(labels, p, np.arange(len(labels)))
-
-
-@pytest.mark.slow
-def test_two_thousand_resamples_over_ten_thousand_images_take_seconds() -> None:
-    generator = np.random.default_rng(0)
-    scores = random_scores(n=10_000)
-    scored = ScoredModel(Scores(scores.labels, scores.probabilities, generator.integers(0, 8000, 10_000)), AT_HALF, 1.2)
-    began = time.process_time()
-    bootstrap({"m": scored}, CLASSES, "malignant", resamples=2000, seed=1)
-    assert time.process_time() - began < 20  # 5 s on an idle core; the bound leaves room for a slow one

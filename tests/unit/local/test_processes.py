@@ -38,7 +38,7 @@ time.sleep(600)
 """
 
 
-def _until(condition: Callable[[], bool], within: float = 20.0) -> None:
+def _until(condition: Callable[[], bool], within: float = 120.0) -> None:
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, "what was awaited did not come about"

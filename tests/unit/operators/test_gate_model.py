@@ -129,8 +129,7 @@ def test_an_s3_error_at_any_read_is_one_clear_line_that_a_retry_mends(
     own = [PATHS.document(name) for name in ("config.json", "evaluation.json")]
     broken: list[str] = []
     with faulty(s3_server, lambda path, number: fault if unquote(path).endswith(broken[0]) else None) as proxy:
-        client = replace(s3_server, endpoint=proxy.endpoint).client(read_timeout=1, retries={"total_max_attempts": 1})
-        shaky = ObjectStore(client, store.bucket)
+        shaky = ObjectStore(proxy.client(fault), store.bucket)
         for key in (*own, "models/champion.json", earlier.document("gate.json")):
             broken[:] = [key]
             with pytest.raises(StorageUnavailable) as told:  # and not AirflowFailException, which no retry follows

@@ -35,6 +35,12 @@ def put_run(store: ObjectStore, verdict: str = "rejected", **changes: Any) -> di
     return {f"{name}.json": references.get(f"{name}.json") for name in HANDED_IN}
 
 
+@pytest.fixture(autouse=True)
+def small_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw fewer pixels: what is on the plots is test_figures' matter."""
+    monkeypatch.setattr("bcc_ops.report.figures.PIXELS_PER_INCH", 40)
+
+
 @pytest.fixture
 def fetch(tmp_path: Path) -> Any:
     def fetch(keys: Iterable[str]) -> Mapping[str, Path]:

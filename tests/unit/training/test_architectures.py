@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import keras
@@ -171,39 +172,55 @@ def test_the_mirror_image_is_averaged_in_exactly(imagenet: dict[str, np.ndarray]
     np.testing.assert_allclose(answer, (plain + mirrored) / 2, atol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("test_time_flip", [False, True])
-def test_the_saved_file_answers_alike_in_a_process_of_its_own(
-    imagenet: dict[str, np.ndarray], tmp_path: Path, test_time_flip: bool
-) -> None:
-    classifier = _classifier(imagenet)
-    weights = classifier.get_weights()
-    emphasise(classifier, [1, 2, 1])
-    classifier.compile("adam", "categorical_crossentropy")
+@pytest.fixture(scope="module")
+def saved(imagenet: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Saved]:
+    """The file without and with the mirror image, and what another process says that each answers."""
+    folder = tmp_path_factory.mktemp("saved")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
-    model = with_mirror_image(classifier) if test_time_flip else classifier
-    expected = model.predict_on_batch(pixels)
-    np.save(tmp_path / "pixels.npy", pixels)
-
-    path = save_model(classifier, weights, tmp_path / "model.h5", test_time_flip=test_time_flip, emphasis=[1, 2, 1])
-
+    np.save(folder / "pixels.npy", pixels)
+    paths, expected = {}, {}
+    for flip in (False, True):
+        classifier = _classifier(imagenet)
+        weights = classifier.get_weights()
+        emphasise(classifier, [1, 2, 1])
+        classifier.compile("adam", "categorical_crossentropy")
+        model = with_mirror_image(classifier) if flip else classifier
+        expected[flip] = model.predict_on_batch(pixels)
+        paths[flip] = save_model(classifier, weights, folder / f"{flip}.h5", test_time_flip=flip, emphasis=[1, 2, 1])
     script = (
         "import sys, json, keras, numpy as np\n"
-        "model = keras.models.load_model(sys.argv[1], compile=False, safe_mode=True)\n"
-        "print(json.dumps(model.predict_on_batch(np.load(sys.argv[2])).tolist()))"
+        "for path in sys.argv[2:]:\n"
+        "    model = keras.models.load_model(path, compile=False, safe_mode=True)\n"
+        "    print(json.dumps(model.predict_on_batch(np.load(sys.argv[1])).tolist()))"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", script, str(path), str(tmp_path / "pixels.npy")], capture_output=True, text=True, check=True
-    )
-    np.testing.assert_allclose(json.loads(answer.stdout.splitlines()[-1]), expected, atol=1e-6)
-    with h5py.File(path) as file:
+    command = [sys.executable, "-c", script, str(folder / "pixels.npy"), *map(str, paths.values())]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-2:]
+    return {flip: Saved(paths[flip], expected[flip], json.loads(line)) for flip, line in zip(paths, said)}
+
+
+class Saved(NamedTuple):
+    path: Path
+    expected: np.ndarray
+    answered: list[list[float]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("test_time_flip", [False, True])
+def test_the_saved_file_answers_alike_in_a_process_of_its_own(saved: dict[bool, Saved], test_time_flip: bool) -> None:
+    np.testing.assert_allclose(saved[test_time_flip].answered, saved[test_time_flip].expected, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("test_time_flip", [False, True])
+def test_the_saved_file_holds_stock_layers_and_no_optimizer(saved: dict[bool, Saved], test_time_flip: bool) -> None:
+    with h5py.File(saved[test_time_flip].path) as file:
         assert "optimizer_weights" not in file
         assert "training_config" not in file.attrs
-        saved = set(_class_names(json.loads(file.attrs["model_config"])["config"]["layers"]))
-    stock = {name for name in saved if hasattr(keras.layers, name)}
-    assert saved - stock <= {"Functional"}
-    assert "Lambda" not in saved
-    assert not any(name.startswith("Random") for name in saved)
+        names = set(_class_names(json.loads(file.attrs["model_config"])["config"]["layers"]))
+    stock = {name for name in names if hasattr(keras.layers, name)}
+    assert names - stock <= {"Functional"}
+    assert "Lambda" not in names
+    assert not any(name.startswith("Random") for name in names)
 
 
 def _class_names(layers: list[dict[str, object]]) -> list[str]:
