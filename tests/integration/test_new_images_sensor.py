@@ -408,7 +408,7 @@ def test_the_trigger_serialises_to_what_makes_it_again() -> None:
     arguments: dict[str, Any] = {
         "aws_conn_id": "aws_default",
         "bucket": "breast-images",
-        "rules": ["images", ["benign", "malignant", "normal"], ["*_mask*"]],
+        "rules": ["images", ["benign", "malignant", "normal"], ["*_mask*"], 64_000_000],
         "versioned": True,
         "gives_way_in": "bcc_retraining",
         "watch": {
@@ -442,7 +442,7 @@ def test_the_sensor_defers_with_all_that_it_knows(place: ObjectStore, clock: Clo
     assert arguments == {
         "aws_conn_id": "aws_default",
         "bucket": place.bucket,
-        "rules": ["images", ["benign", "malignant", "normal"], ["*_mask*"]],
+        "rules": ["images", ["benign", "malignant", "normal"], ["*_mask*"], 64_000_000],
         "versioned": place.is_versioned(),
         "gives_way_in": sensor.dag_id,
     }

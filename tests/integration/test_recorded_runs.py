@@ -45,11 +45,12 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class Call:
-    """What one request asks for, in the words of a policy."""
+    """What one request asks for, in the words of a policy; `create_only`: it has `If-None-Match`."""
 
     action: str
     resource: str
     prefix: str | None = None
+    create_only: bool = False
 
 
 def calls_of(method: str, target: str, headers: dict[str, str]) -> list[Call]:
@@ -72,7 +73,11 @@ def calls_of(method: str, target: str, headers: dict[str, str]) -> list[Call]:
         return [Call("s3:GetObjectVersion" if "versionId" in query else "s3:GetObject", resource)]
     if method == "PUT":
         tagged = "x-amz-tagging" in headers
-        return [Call("s3:PutObject", resource), *([Call("s3:PutObjectTagging", resource)] if tagged else [])]
+        create_only = "if-none-match" in headers
+        return [
+            Call("s3:PutObject", resource, create_only=create_only),
+            *([Call("s3:PutObjectTagging", resource)] if tagged else []),
+        ]
     if method == "DELETE":
         return [Call("s3:DeleteObjectVersion" if "versionId" in query else "s3:DeleteObject", resource)]
     raise AssertionError(f"no permission is known for {method} {target}")
@@ -80,6 +85,8 @@ def calls_of(method: str, target: str, headers: dict[str, str]) -> list[Call]:
 
 def allows(statement: dict[str, Any], call: Call) -> bool:
     """Whether a statement of the policy allows a call; of conditions, it knows `StringLikeIfExists` on the prefix."""
+    if statement["Effect"] != "Allow":
+        return False
     actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
     if call.action not in actions or not fnmatchcase(call.resource, statement["Resource"]):
         return False
@@ -89,6 +96,15 @@ def allows(statement: dict[str, Any], call: Call) -> bool:
     assert list(condition) == ["StringLikeIfExists"] and list(condition["StringLikeIfExists"]) == ["s3:prefix"]
     patterns = condition["StringLikeIfExists"]["s3:prefix"]
     return call.prefix is None or any(fnmatchcase(call.prefix, pattern) for pattern in patterns)
+
+
+def denies(statement: dict[str, Any], call: Call) -> bool:
+    """Whether a statement refuses a call that comes over TLS; of conditions, it knows a missing `If-None-Match`."""
+    if statement["Effect"] != "Deny" or statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}:
+        return False
+    assert statement["Condition"] == {"Null": {"s3:if-none-match": "true"}} and statement["Action"] == "s3:PutObject"
+    named = any(fnmatchcase(call.resource, pattern) for pattern in statement["Resource"])
+    return call.action == "s3:PutObject" and named and not call.create_only
 
 
 class RecordingProxy(FaultyProxy):
@@ -182,14 +198,16 @@ def recorded_runs(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_policy_allows_every_call_of_a_run(recorded_runs: Recorded) -> None:
-    refused = {call for call in recorded_runs.calls if not any(allows(statement, call) for statement in POLICY["Statement"])}
+    statements = POLICY["Statement"]
+    refused = {call for call in recorded_runs.calls if not any(allows(statement, call) for statement in statements)}
     assert refused == set()
+    assert {call for call in recorded_runs.calls if any(denies(statement, call) for statement in statements)} == set()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_policy_allows_no_action_that_no_run_needs(recorded_runs: Recorded) -> None:
-    for statement in POLICY["Statement"]:
+    for statement in (statement for statement in POLICY["Statement"] if statement["Effect"] == "Allow"):
         actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
         for action in actions:
             alone = {**statement, "Action": [action]}
@@ -211,8 +229,29 @@ def test_lineage_leads_from_the_images_to_the_champion(recorded_runs: Recorded) 
 
 
 def test_policy_holds_no_wildcard_action() -> None:
-    assert all(statement["Effect"] == "Allow" for statement in POLICY["Statement"])
-    assert "*" not in json.dumps([statement["Action"] for statement in POLICY["Statement"]])
+    allowed = [statement["Action"] for statement in POLICY["Statement"] if statement["Effect"] == "Allow"]
+    assert "*" not in json.dumps(allowed)
+
+
+def test_policy_lets_nobody_write_over_a_version() -> None:
+    version = f"arn:aws:s3:::{BUCKET}/models/20261122T020000Z-abc"
+    statements = POLICY["Statement"]
+    for name in ("model.h5", "model.json", "model_card.md", "evaluation.json"):
+        over, new = (Call("s3:PutObject", f"{version}/{name}", create_only=create_only) for create_only in (False, True))
+        assert any(denies(statement, over) for statement in statements)
+        assert not any(denies(statement, new) for statement in statements)
+    pointer = Call("s3:PutObject", f"arn:aws:s3:::{BUCKET}/models/champion.json")
+    assert not any(denies(statement, pointer) for statement in statements)
+
+
+def test_policy_of_the_pages_allows_no_write_and_no_image() -> None:
+    reader = json.loads((REPOSITORY / "deploy" / "iam-policy-reader.json").read_text())["Statement"]
+    for action, key in (("s3:PutObject", "models/champion.json"), ("s3:GetObject", "images/benign/a.png")):
+        call = Call(action, f"arn:aws:s3:::{BUCKET}/{key}")
+        single = [
+            {**s, "Resource": r} for s in reader for r in ([s["Resource"]] if isinstance(s["Resource"], str) else s["Resource"])
+        ]
+        assert not any(allows(statement, call) for statement in single)
 
 
 @pytest.mark.parametrize(

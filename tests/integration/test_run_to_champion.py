@@ -322,7 +322,7 @@ def test_a_champion_that_cannot_be_had_is_said_and_never_loaded(place: Place, mo
     run = place.run(models["good"], days=1)
     comparison = run.evaluate().comparison
     assert comparison is not None and comparison.champion is None
-    said = {"lambda": "layer of the class Lambda", "two classes": "answers for 2 classes", **expected}[damage]
+    said = {"lambda": "the class 'Lambda' is not on the list", "two classes": "answers for 2 classes", **expected}[damage]
     assert said in (comparison.problem or "")
     gate = run.gate()
     assert gate.verdict == "rejected" and said in gate.reasons[0]
@@ -445,7 +445,9 @@ def test_the_smoke_test_counts_the_probabilities(models: dict[str, bytes], sampl
         answer({**request, "classes_count": 2, "tolerance": TOLERANCE})
 
 
-@pytest.mark.parametrize(("kind", "said"), [("lambda", "layer of the class Lambda"), ("truncated", "is no Keras .h5 model")])
+@pytest.mark.parametrize(
+    ("kind", "said"), [("lambda", "the class 'Lambda' is not on the list"), ("truncated", "is not a Keras .h5 model")]
+)
 def test_the_smoke_test_refuses_what_must_not_be_loaded(
     models: dict[str, bytes], sample: Path, tmp_path: Path, kind: str, said: str
 ) -> None:

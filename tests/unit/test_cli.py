@@ -253,7 +253,7 @@ def test_predict_is_a_command_of_its_own_and_refuses_a_damaged_model_in_one_line
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: model.h5 is no Keras .h5 model") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: model.h5 is not a Keras .h5 model") and done.stderr.count("\n") == 1
     assert done.stdout == ""
 
 
