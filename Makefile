@@ -13,7 +13,7 @@ help: ## list the commands
 setup: ## make the environment (.venv) from the locked requirements
 	@$(PYTHON) local/set_up.py
 
-run: setup ## run the pipeline here: IMAGES=folder ONCE=1 PRESET=transfer|notebook KNOBS="epochs=8 ..." PORT=8080
+run: setup ## run the pipeline here: IMAGES=folder ONCE=1 PRESET=transfer|notebook PARAMS="epochs=8 ..." PORT=8080
 	@$(BIN)/python -m local run
 
 test: setup ## the tests, without the end-to-end ones

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.near_copies import BUSI
+from benchmarks.near_duplicates import BUSI
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
     failed = [
         name
         for name, arguments in (
-            ("near_copies", ["--images", images]),
+            ("near_duplicates", ["--images", images]),
             ("speed", []),
             ("download", ["--images", images]),
             ("gate_simulation", ["--write"]),

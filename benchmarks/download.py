@@ -30,11 +30,11 @@ from typing import Any
 import obstore
 from obstore.store import S3Store
 
-from bcc_ops.dataset.cache import ImageCache
+from bcc_ops.dataset.image_cache import ImageCache
 from bcc_ops.dataset.snapshot import ImageRules, ListingBuilder, compare, list_images
 from bcc_ops.dataset.sync import sync_images
-from bcc_ops.storage import ObjectStore
-from bcc_ops.tables import ImageRow, read_rows, write_rows
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.tables import ImageRow, read_rows, write_rows
 from benchmarks.report import write_section
 from local.s3_server import S3Server, serve
 
@@ -144,7 +144,7 @@ def tool(name: str) -> str:
 
 @contextmanager
 def aws_command() -> Iterator[str | None]:
-    """`aws`, in an environment of its own since it pins another botocore; None where it cannot be had."""
+    """`aws`, in an environment of its own since it pins another botocore; None where it is not available."""
     if found := shutil.which("aws"):
         yield found
         return
@@ -198,8 +198,8 @@ def table(bucket: Bucket, seconds: dict[str, float]) -> str:
     megabytes = sum(row.size for row in bucket.rows) / 1e6
     lines = ["| | seconds | MB/s | objects/s | times the notebook's way | times s5cmd |", "|---|---|---|---|---|---|"]
     for name, taken in sorted(seconds.items(), key=lambda item: -item[1]):
-        figures = (taken, megabytes / taken, len(bucket.keys) / taken, seconds[NOTEBOOK] / taken, seconds[S5CMD] / taken)
-        lines.append("| {} | {:.2f} | {:.0f} | {:.0f} | {:.1f} | {:.2f} |".format(name, *figures))
+        metrics = (taken, megabytes / taken, len(bucket.keys) / taken, seconds[NOTEBOOK] / taken, seconds[S5CMD] / taken)
+        lines.append("| {} | {:.2f} | {:.0f} | {:.0f} | {:.1f} | {:.2f} |".format(name, *metrics))
     return "\n".join(lines)
 
 
@@ -265,7 +265,7 @@ def _listing(client: ManyKeys) -> Any:
 
 
 def real_objects(folder: Path) -> dict[str, bytes]:
-    """The images of a folder a class, masks included, as they would lie in the bucket."""
+    """The images of one folder per class, masks included, as they would be in the bucket."""
     return {f"images/{path.relative_to(folder)}": path.read_bytes() for path in sorted(folder.rglob("*.png"))}
 
 
@@ -278,7 +278,7 @@ def small_objects(count: int) -> dict[str, bytes]:
 def main() -> None:
     """Measure, print as it goes, and write the section."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--images", type=Path, default=BUSI, help="a folder with a folder a class; left out where there is none")
+    parser.add_argument("--images", type=Path, default=BUSI, help="a folder with one folder per class; left out if there is none")
     parser.add_argument("--objects", type=int, default=20_000, help="how many small objects")
     parser.add_argument("--rounds", type=int, default=7, help="with the real images")
     parser.add_argument(
@@ -306,8 +306,8 @@ def main() -> None:
         "## Download and listing\n\n"
         "`python -m benchmarks.download [--images FOLDER]`: cold downloads from a local S3 server (SeaweedFS) on the same "
         "machine, whose cores it shares, in turns. Ours digests every byte and keeps an index, which the others do not.\n\n"
-        "Downloads go through obstore and not through boto3 in threads because of these figures; boto3 remains for what "
-        "obstore cannot name or verify (`bcc_ops/dataset/transfer.py`)."
+        "Downloads go through obstore and not through boto3 in threads because of these metrics; boto3 remains for what "
+        "obstore cannot name or verify (`bcc_ops/dataset/object_download.py`)."
     )
     write_section("download", "\n\n".join([introduction, *sections]))
 

@@ -1,4 +1,4 @@
-"""How often does the gate approve models of which the truth is known? Beside it, gates on point figures alone.
+"""How often does the gate approve models of which the truth is known? Beside it, gates on point metrics alone.
 
 Challenger and champion are drawn, not trained: each answers with a softmax over three logits, in which an image's own
 difficulty is shared by both models, so that they err on much the same images as two trainings of one recipe do. The
@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bcc_ops.artifacts import Estimate, EvaluationDocument, OperatingPoint, Reference
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.evaluation.evaluate import ChampionModel, EvaluationInputs, EvaluationPlan, evaluate
 from bcc_ops.evaluation.metrics import Scores, choose_threshold
 from bcc_ops.promotion.gate import ChampionState, decide
-from bcc_ops.tables import SplitRow
+from bcc_ops.runs.documents import Estimate, EvaluationDocument, OperatingPoint, Reference
+from bcc_ops.runs.tables import SplitRow
 from benchmarks.report import write_section
 
 CLASSES = ("benign", "malignant", "normal")
@@ -90,7 +90,7 @@ def draw(generator: np.random.Generator, labels: np.ndarray, shared: np.ndarray,
     return np.asarray(answers / answers.sum(axis=1, keepdims=True))
 
 
-def true_figures(truth: Truth, images: int = 200_000) -> tuple[float, float]:
+def true_metrics(truth: Truth, images: int = 200_000) -> tuple[float, float]:
     """Balanced accuracy, and malignant sensitivity at the threshold that finds 0.90 with the champion's answers."""
     generator = np.random.default_rng(0)
     labels = labels_of(images)
@@ -132,7 +132,7 @@ def night(seed: int, truth: Truth, config: RetrainingConfig) -> EvaluationDocume
         paths={row.key: Path(row.key) for row in rows},
         earlier=None,
         as_of=NOW,
-        made_up=False,
+        synthetic=False,
         validation_digest=str(seed),
     )
     return evaluate(plan, Answers(known["challenger"]), champion, inputs).document
@@ -152,9 +152,9 @@ def operating_point(answers: np.ndarray, labels: np.ndarray, config: RetrainingC
 
 
 def verdicts(evaluation: EvaluationDocument, config: RetrainingConfig) -> dict[str, bool]:
-    """Which gates approve: ours, and those that look at one figure without its interval."""
-    champion = ChampionState("champion", "etag", NOW - timedelta(days=1), made_up=False)
-    gate = decide(evaluation, champion, config, as_of=NOW, run_kind="nightly", earlier_looks=0, reference=NO_REFERENCE)
+    """Which gates approve: ours, and those that look at one metric without its interval."""
+    champion = ChampionState("champion", "etag", NOW - timedelta(days=1), synthetic=False)
+    gate = decide(evaluation, champion, config, as_of=NOW, run_kind="nightly", earlier_decisions=0, reference=NO_REFERENCE)
     failed = {rule.rule for rule in gate.rules if rule.applies and not rule.passed}
     differences = evaluation.comparison.differences if evaluation.comparison else {}
     return {
@@ -180,7 +180,7 @@ def main() -> None:
     for truth in TRUTHS:
         nights = [verdicts(night(seed, truth, config), config) for seed in range(given.nights)]
         gates = list(nights[0])
-        balanced, sensitivity = true_figures(truth)
+        balanced, sensitivity = true_metrics(truth)
         rates = [f"{np.mean([verdict[gate] for verdict in nights]):.0%}" for gate in gates]
         table.append([truth.name, f"{balanced:.3f}", f"{sensitivity:.3f}", *rates])
         print(" | ".join(table[-1]), flush=True)
@@ -207,7 +207,7 @@ The first two columns are the truth, at the champion's threshold; the others say
 
 The comparison asks that the lower end of the paired 95 % interval lies above {margins}
 for malignant sensitivity, of the likeliest class in both. It lets a worse challenger in about a third as often as a look
-at one figure does, or less, and for that refuses most equal ones, which nobody misses, and some of the better ones, which
+at one metric does, or less, and for that refuses most equal ones, which nobody misses, and some of the better ones, which
 come again the next night. What makes the gate surer both ways is more validation images. Comparing the sensitivities at the
 operating points instead was tried and is worse on every line: they are chosen on {tuned} malignant images, which alone moves two
 equal models apart by 0.08 (standard deviation). A floor holds for the sensitivity at the operating point all the same."""

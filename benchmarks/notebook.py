@@ -2,7 +2,7 @@
 
 `image_dataset_from_directory` at 500 x 500 in batches of 32, without a cache; random flip, rotation, zoom and brightness
 as layers; rescaling to [0, 1]; class weights; a `Sequential` of convolution + max-pooling blocks with dense layers and
-dropout; Adam, categorical cross-entropy, 20 epochs; an `.h5`. Only the split is the project's, so that its figures can
+dropout; Adam, categorical cross-entropy, 20 epochs; an `.h5`. Only the split is the project's, so that its metrics can
 stand beside the others. It is a baseline: nothing here is meant to be good.
 
     python -m benchmarks.notebook TRAIN_FOLDER VALIDATION_FOLDER OUT.json [--epochs 20] [--seed 1]
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    arguments.out.write_text(json.dumps(train(arguments.train, arguments.validation, arguments.epochs, arguments.seed)))
+    arguments.out.write_text(json.dumps(train(arguments.train, arguments.checks, arguments.epochs, arguments.seed)))
 
 
 def train(train_folder: Path, validation_folder: Path, epochs: int, seed: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def write_section(name: str, markdown: str, page: Path = PAGE) -> None:
     Args:
         name: the section's marker: small letters, digits and dashes (`download`).
         markdown: its content, beginning with a `##` heading. Machine and date are added below it.
-        page: the file; it is made where there is none.
+        page: the file; it is made if there is none.
 
     Raises:
         ValueError: the name is no such marker.

@@ -20,7 +20,7 @@ import numpy as np
 from bcc_ops.config import Settings
 from bcc_ops.evaluation.metrics import Judged, Scores, Threshold, bootstrap
 from bcc_ops.report.progress import RunProgress
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import serve
 from tests.factories.runs import put_large_run
 from tests.unit.report import samples

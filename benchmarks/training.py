@@ -3,11 +3,11 @@
     python -m benchmarks.training IMAGES [--results DIR] [--seeds 1 2 3] [--salts 1 2 3 4] [--notebook-epochs 20]
                                          [--only PART …] [--write]
 
-IMAGES is a folder with a folder a class. Each part runs in a process of its own, one after the other, and leaves a JSON
-file in DIR; what lies there already is not done again, so an interrupted benchmark goes on where it was. `--write` puts
+IMAGES is a folder with one folder per class. Each part runs in a process of its own, one after the other, and leaves a JSON
+file in DIR; what is there already is not done again, so an interrupted benchmark goes on where it was. `--write` puts
 the tables into docs/benchmarks.md. The validation part is only ever looked at here, to report; nothing is chosen by it.
 
-Each of SALTS draws another split of the same images, on which the preset is trained once more: what a figure owes to the
+Each of SALTS draws another split of the same images, on which the preset is trained once more: what a metric owes to the
 validation images that it happened to get is seen there, and in no number of seeds.
 """
 
@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 
 from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.image_checks import check_images
 from bcc_ops.dataset.splits import class_weights, count_partitions, split_images
 from bcc_ops.dataset.sync import LocalImage, training_view
-from bcc_ops.dataset.validation import validate_images
-from bcc_ops.tables import SplitRow, read_rows, write_rows
+from bcc_ops.runs.tables import SplitRow, read_rows, write_rows
 from benchmarks.report import write_section
 
 CLASSES, POSITIVE = ("benign", "malignant", "normal"), 1
@@ -45,7 +45,7 @@ def main() -> None:
     """Run what is missing, then report."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path, help="a folder with a folder a class")
+    parser.add_argument("images", type=Path, help="a folder with one folder per class")
     parser.add_argument("--results", type=Path, default=Path(".local/benchmarks/training"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--salts", nargs="*", default=["1", "2", "3", "4"], help="`split_salt` of each further split")
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def list_images(folder: Path) -> list[LocalImage]:
-    """The images of a folder with a folder a class, masks left out, as the pipeline would list them."""
+    """The images of a folder with one folder per class, masks left out, as the pipeline would list them."""
     ignored = RetrainingConfig().ignored_names
     return [
         LocalImage(f"images/{label}/{path.name}", label, hashlib.sha256(path.read_bytes()).hexdigest(), path)
@@ -100,7 +100,7 @@ def prepare(images: Sequence[LocalImage], folder: Path, salts: Sequence[str]) ->
     """Split as the project does; the notebook's 80 % are the train and the tuning part together."""
     missing = [salt for salt in ("", *salts) if not _split_file(folder, salt).exists()]
     if missing:
-        checked = validate_images(
+        checked = check_images(
             images,
             RetrainingConfig(),
             memory_path=folder / "contents.sqlite",
@@ -137,7 +137,7 @@ def run_part(part: str, images: Sequence[LocalImage], folder: Path) -> dict[str,
 
 
 def transfer(sides: dict[str, list[LocalImage]], seed: int, scratch: Path, each_epoch: bool) -> dict[str, Any]:
-    """Train with the default knobs; validation is answered by the saved file, as a user would have it.
+    """Train with the default parameters; validation is answered by the saved file, as a user would have it.
 
     Args:
         sides: partition -> its images.
@@ -147,13 +147,13 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, scratch: Path, each_
     """
     began = time.monotonic()
     from bcc_ops.dataset.input_pipeline import decode_images
-    from bcc_ops.evaluation.predict import load_classifier
+    from bcc_ops.models.classifier import load_classifier
     from bcc_ops.training.architectures import build_classifier
     from bcc_ops.training.checkpoints import CheckpointFolder
     from bcc_ops.training.devices import peak_memory_mb, prepare_devices
     from bcc_ops.training.fit import train
     from bcc_ops.training.pretrained import efficientnet_lite0_weights
-    from bcc_ops.training.run_training import class_emphasis, save_model
+    from bcc_ops.training.run_training import odds_factors, save_model
 
     config = RetrainingConfig.resolve({"seed": seed})
     devices = prepare_devices(config.seed, config.deterministic, config.mixed_precision)
@@ -178,8 +178,8 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, scratch: Path, each_
     epochs: list[dict[str, Any]] = []
     beside_the_clock = cpu_beside_the_clock = 0.0
     mirror = build()
-    emphasis = class_emphasis(config, CLASSES, CLASSES[POSITIVE])
-    saved: dict[str, Any] = {"test_time_flip": config.test_time_flip, "emphasis": emphasis}
+    odds_factor = odds_factors(config, CLASSES, CLASSES[POSITIVE])
+    saved: dict[str, Any] = {"test_time_flip": config.test_time_flip, "odds_factor": odds_factor}
 
     def record(rows: Sequence[Any]) -> None:
         nonlocal beside_the_clock, cpu_beside_the_clock
@@ -282,7 +282,7 @@ def images_per_second(batches: Callable[[int], Iterator[Any]], images: int) -> f
     return images / float(np.mean(spent[1:]))
 
 
-def figures(labels: Sequence[int], probabilities: Sequence[Sequence[float]]) -> dict[str, float]:
+def metrics(labels: Sequence[int], probabilities: Sequence[Sequence[float]]) -> dict[str, float]:
     """What the goals are about, and accuracy, by scikit-learn: an opinion of its own beside the project's metrics."""
     from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 
@@ -312,10 +312,10 @@ def at_operating_point(part: dict[str, Any]) -> tuple[float, float]:
     return float(called[positive].mean()), float((~called[~positive]).mean())
 
 
-def reaches(part: dict[str, Any], figure: str, goal: float) -> float | None:
+def reaches(part: dict[str, Any], metric: str, goal: float) -> float | None:
     """Seconds from the start until an epoch's model was at least that good on validation; None where none was."""
     for end, answers in zip(part["epoch_ends"], part["probabilities"]):
-        if figures(part["labels"], answers)[figure] >= goal:
+        if metrics(part["labels"], answers)[metric] >= goal:
             return float(end)
     return None
 
@@ -330,8 +330,8 @@ def markdown(folder: Path, seeds: Sequence[int], salts: Sequence[str]) -> str:
     trained = [f"seed {seed}" for seed in seeds if f"transfer-{seed}" in found]
     lines.append(f"| {' | '.join(['', 'goal', *trained, 'mean', 'notebook, last epoch', 'notebook, best epoch'])} |")
     lines += ["|---" * (len(runs) + 5) + "|"]
-    finals = [figures(run["labels"], run["final"]) for run in runs]
-    history = [figures(notebook["labels"], answers) for answers in notebook["probabilities"]] if notebook else []
+    finals = [metrics(run["labels"], run["final"]) for run in runs]
+    history = [metrics(notebook["labels"], answers) for answers in notebook["probabilities"]] if notebook else []
     for name in ("accuracy", *GOALS):
         values = [final[name] for final in finals]
         cells = [f"{GOALS[name]:.2f}" if name in GOALS else "", *(f"{value:.3f}" for value in values)]
@@ -369,25 +369,25 @@ def _split_sentence(folder: Path) -> str:
         f"{side} {sum(by.values())} ({', '.join(f'{n} {c}' for c, n in by.items())})" for side, by in counts.items()
     )
     return (
-        f"Images: {parts}. The notebook trains on train and tuning together, and is told nothing of the near copies but "
-        "by the split. No knob was chosen by the validation part."
+        f"Images: {parts}. The notebook trains on train and tuning together, and is told nothing of the near-duplicates but "
+        "by the split. No parameter was chosen by the validation part."
     )
 
 
 def other_splits(own: dict[str, Any], others: dict[str, dict[str, Any]]) -> list[str]:
-    """The figures on further splits, beside those of the same seed on the project's own."""
+    """The metrics on further splits, beside those of the same seed on the project's own."""
     measured = []
     for run in (own, *others.values()):
         sensitivity, specificity = at_operating_point(run)
         measured.append(
-            figures(run["labels"], run["final"])
+            metrics(run["labels"], run["final"])
             | {"sensitivity at the operating point": sensitivity, "specificity at the operating point": specificity}
         )
     names = ["", "goal", "the split above", *(f"`split_salt` {salt}" for salt in others), "mean", "standard deviation"]
     lines = ["One seed, on the split above and on others of the same images:", ""]
     lines += [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name in measured[0]:
-        values = [figure[name] for figure in measured]
+        values = [metric[name] for metric in measured]
         goal = f"{GOALS[name]:.2f}" if name in GOALS else ""
         cells = [f"{value:.3f}" for value in values]
         cells += [f"**{np.mean(values):.3f}**", f"{np.std(values, ddof=1):.3f}"]
@@ -400,7 +400,7 @@ def _races(runs: Sequence[dict[str, Any]], notebook: dict[str, Any], history: Se
     for name in ("balanced_accuracy", "malignant_auc"):
         times = [reaches(run, name, max(epoch[name] for epoch in history)) for run in runs]
         own = [time for time in times if time is not None]
-        best = float(np.mean([figures(run["labels"], run["final"])[name] for run in runs]))
+        best = float(np.mean([metrics(run["labels"], run["final"])[name] for run in runs]))
         other = reaches(notebook, name, best)
         cells = f"{np.mean(own):,.0f} s" if len(own) == len(runs) else f"{len(own)} of {len(runs)} seeds did"
         lines.append(f"| {name.replace('_', ' ')} | {cells} | {f'{other:,.0f} s' if other is not None else 'never'} |")
@@ -408,7 +408,7 @@ def _races(runs: Sequence[dict[str, Any]], notebook: dict[str, Any], history: Se
 
 
 def _floors(finals: Sequence[dict[str, float]], points: Sequence[tuple[float, float]], notebook: dict[str, float]) -> list[str]:
-    """What the gate asks of a model where there is no champion. The notebook has no tuning part to choose a threshold on."""
+    """What the gate asks of a model if there is no champion. The notebook has no tuning part to choose a threshold on."""
     gate = RetrainingConfig()
     rows: list[tuple[str, float, float, float | None]] = [
         (name, floor, min(final[key] for final in finals), notebook[key])

@@ -1,6 +1,6 @@
 """Retrain the breast-ultrasound classifier when new labelled images arrive.
 
-wait_for_new_images → snapshot_dataset → download_images → validate_images → compute_class_weights
+wait_for_new_images → snapshot_dataset → download_images → check_images → split_dataset
     → train_model → evaluate_model → gate_model → approve_model → upload_model
                                   ↘ publish_plots
 """
@@ -14,16 +14,16 @@ from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param
 from bcc_ops.config import Settings, form_fields
 from bcc_ops.notifications import failure_notifiers, verdict_notifiers
 from bcc_ops.operators.approve_model import ApproveModelOperator
-from bcc_ops.operators.compute_class_weights import ComputeClassWeightsOperator
+from bcc_ops.operators.check_images import CheckImagesOperator
 from bcc_ops.operators.download_images import DownloadImagesOperator
 from bcc_ops.operators.evaluate_model import EvaluateModelOperator
 from bcc_ops.operators.gate_model import GateModelOperator
 from bcc_ops.operators.placement import gpu_placement
 from bcc_ops.operators.publish_plots import PublishPlotsOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
+from bcc_ops.operators.split_dataset import SplitDatasetOperator
 from bcc_ops.operators.train_model import TrainModelOperator
 from bcc_ops.operators.upload_model import UploadModelOperator
-from bcc_ops.operators.validate_images import ValidateImagesOperator
 from bcc_ops.sensors.events import images_asset
 from bcc_ops.sensors.new_images import NewImagesSensor
 
@@ -35,7 +35,7 @@ and uploads it only if the gate approves.
 
 | you want | do |
 |---|---|
-| to retrain now | *Trigger*: every knob has a default; `as_of` picks a past moment |
+| to retrain now | *Trigger*: every parameter has a default; `as_of` picks a past moment |
 | to see whether last night's model is better | the run's **Model report** tab |
 | to know why it was not uploaded | the same page, first lines; or the log of `gate_model` |
 | versions, the champion, the trend | **Models** in the navigation |
@@ -65,30 +65,30 @@ with DAG(
         "execution_timeout": timedelta(minutes=30),
     },
     on_failure_callback=failure_notifiers(settings),
-    params={knob: Param(default, **schema) for knob, (default, schema) in form_fields(settings.preset).items()},
+    params={parameter: Param(default, **schema) for parameter, (default, schema) in form_fields(settings.preset).items()},
     tags=["breast-ultrasound", "retraining"],
     doc_md=DOC,
 ):
     wait_for_new_images = NewImagesSensor(task_id="wait_for_new_images", deferrable=True, execution_timeout=timedelta(hours=25))
 
     snapshot_dataset = SnapshotDatasetOperator(
-        task_id="snapshot_dataset", sighting=wait_for_new_images.output, inlets=[images_asset(settings)]
+        task_id="snapshot_dataset", arrivals=wait_for_new_images.output, inlets=[images_asset(settings)]
     )
     run = snapshot_dataset.output
 
     download_images = DownloadImagesOperator(task_id="download_images", run=run, execution_timeout=timedelta(hours=3))
 
-    validate_images = ValidateImagesOperator(task_id="validate_images", run=run, execution_timeout=timedelta(hours=2))
-    validation = validate_images.output
+    check_images = CheckImagesOperator(task_id="check_images", run=run, execution_timeout=timedelta(hours=2))
+    checks = check_images.output
 
-    compute_class_weights = ComputeClassWeightsOperator(task_id="compute_class_weights", run=run, validation=validation)
-    class_weights = compute_class_weights.output
+    split_dataset = SplitDatasetOperator(task_id="split_dataset", run=run, checks=checks)
+    split = split_dataset.output
 
     train_model = TrainModelOperator(
         task_id="train_model",
         run=run,
-        validation=validation,
-        class_weights=class_weights,
+        checks=checks,
+        split=split,
         execution_timeout=timedelta(hours=12),
         **gpu_placement(settings),
     )
@@ -97,8 +97,8 @@ with DAG(
     evaluate_model = EvaluateModelOperator(
         task_id="evaluate_model",
         run=run,
-        validation=validation,
-        class_weights=class_weights,
+        checks=checks,
+        split=split,
         training=training,
         execution_timeout=timedelta(hours=2),
         **gpu_placement(settings),
@@ -108,7 +108,7 @@ with DAG(
     gate_model = GateModelOperator(
         task_id="gate_model",
         run=run,
-        class_weights=class_weights,
+        split=split,
         evaluation=evaluation,
         approve_task_id="approve_model",
         upload_task_id="upload_model",
@@ -120,8 +120,8 @@ with DAG(
     publish_plots = PublishPlotsOperator(
         task_id="publish_plots",
         run=run,
-        validation=validation,
-        class_weights=class_weights,
+        checks=checks,
+        split=split,
         training=training,
         evaluation=evaluation,
         gate=gate,
@@ -132,15 +132,15 @@ with DAG(
     upload_model = UploadModelOperator(
         task_id="upload_model",
         run=run,
-        validation=validation,
-        class_weights=class_weights,
+        checks=checks,
+        split=split,
         training=training,
         evaluation=evaluation,
         gate=gate,
         trigger_rule="none_failed_min_one_success",
     )
 
-    wait_for_new_images >> snapshot_dataset >> download_images >> validate_images >> compute_class_weights
-    compute_class_weights >> train_model >> evaluate_model >> gate_model >> approve_model >> upload_model
+    wait_for_new_images >> snapshot_dataset >> download_images >> check_images >> split_dataset
+    split_dataset >> train_model >> evaluate_model >> gate_model >> approve_model >> upload_model
     gate_model >> upload_model
     evaluate_model >> publish_plots << gate_model

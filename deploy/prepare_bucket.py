@@ -12,9 +12,9 @@ import time
 
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import BccError, BucketNotFound, StorageUnavailable, UnsafeStore
+from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.operators.base import open_store
-from bcc_ops.promotion.registry import ModelRegistry
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.object_store import ObjectStore
 
 PATIENCE = 120.0
 """Seconds for an S3 server that starts at the same time."""

@@ -1,7 +1,7 @@
 """Write the UI's logins, from the environment, to where Airflow's simple auth manager reads them.
 
 `AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS` names the users; `LOGIN_<NAME>` is the password of each. The file is only ever
-readable by its owner, and lies in memory (docker-compose.yaml mounts a tmpfs there).
+readable by its owner, and is in memory (docker-compose.yaml mounts a tmpfs there).
 """
 
 from __future__ import annotations

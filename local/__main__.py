@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from bcc_ops.dataset.made_up import write_images
+from bcc_ops.dataset.synthetic import write_images
 from local.processes import PRIVATE, Supervisor, stop_owner
 from local.run import RunRequest, main, run, say
 from local.stack import LocalStack, keep_to_ones_own
@@ -56,10 +56,10 @@ def _s3() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m local", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run", help="the stack, and one run; reads IMAGES, ONCE, PRESET, KNOBS and PORT from the environment")
+    commands.add_parser("run", help="the stack, and one run; reads IMAGES, ONCE, PRESET, PARAMS and PORT from the environment")
     commands.add_parser("stop", help="end a run that is up, or what a killed one left")
     commands.add_parser("s3", help="the S3 server alone, on what earlier runs left in it")
-    images = commands.add_parser("images", help="write made-up images into a folder a class")
+    images = commands.add_parser("images", help="write synthetic images into one folder per class")
     images.add_argument("folder", type=Path)
     images.add_argument("--per-class", type=int, default=30, help="images of each class (30)")
     images.add_argument("--seed", type=int, default=20261122, help="the same seed draws the same images")
@@ -71,7 +71,7 @@ if __name__ == "__main__":
 
     def _images() -> int:
         files = write_images(arguments.folder, arguments.per_class, arguments.seed)
-        print(f"{len(files)} made-up images in {arguments.folder}")
+        print(f"{len(files)} synthetic images in {arguments.folder}")
         return 0
 
     commands = {"run": _run, "stop": _stop, "s3": _s3, "images": _images}

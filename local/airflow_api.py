@@ -137,14 +137,14 @@ class AirflowApi:
         self.call("PATCH", f"/dags/{quote(dag_id)}", json={"is_paused": paused})
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any], run_id: str | None = None) -> str:
-        """Start a run by hand and return its id."""
+        """Start a manual run and return its id."""
         name = run_id or f"manual__{datetime.now(timezone.utc).isoformat()}"
         body = {"conf": dict(conf), "logical_date": None, "dag_run_id": name}
         self._create(f"/dags/{quote(dag_id)}/dagRuns", body, lambda: name in {run["dag_run_id"] for run in self.runs(dag_id)})
         return name
 
     def backfill(self, dag_id: str, first: datetime, last: datetime, reprocess: str, conf: dict[str, Any] | None = None) -> None:
-        """Ask for the runs of a DAG whose logical dates lie in a span.
+        """Ask for the runs of a DAG whose logical dates are in a span.
 
         Airflow takes a backfill back, with a 503, where another component wrote to its SQLite at that moment.
 

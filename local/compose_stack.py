@@ -1,9 +1,9 @@
-"""docker-compose.yaml's services as processes of this machine: what is tested where there is no container engine.
+"""docker-compose.yaml's services as processes of this machine: what is tested if there is no container engine.
 
 Commands, environment, health checks, restart policy and named volumes are read from the compose file. What a container
 engine would give is stood in for, and nothing else differs:
 
-image               a copy of what the Dockerfile copies, a folder a service; Python is this virtual environment
+image               a copy of what the Dockerfile copies, one folder per service; Python is this virtual environment
 network             host names become loopback, ports become free ones; servers listen on loopback alone
 volumes             a named volume is one folder, shared by the services that mount it; a tmpfs is a folder of its service
 host name           `<service>.compose`, by Airflow's `hostname_callable`
@@ -33,7 +33,7 @@ from typing import Any
 import psutil
 import yaml  # type: ignore[import-untyped]
 
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.object_store import ObjectStore
 from local.airflow_api import AirflowApi
 from local.make_env import make_env
 from local.processes import Supervisor

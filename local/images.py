@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.object_store import ObjectStore
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 _CONTENT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".bmp": "image/bmp"}
@@ -25,7 +25,7 @@ class FolderError(ValueError):
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """What lies in a folder with a folder a class.
+    """What is in a folder with one folder per class.
 
     `files` are paths below `root`, sorted; `left_out` counts what is not brought into the bucket, by reason.
     """
@@ -52,10 +52,10 @@ class Upload:
 
 
 def read_folder(root: Path, classes: Sequence[str]) -> ImageFolder:
-    """See what lies in a folder of labelled images.
+    """See what is in a folder of labelled images.
 
     Args:
-        root: holds a folder a class, named exactly as the class is: the pipeline ignores any other.
+        root: holds one folder per class, named exactly as the class is: the pipeline ignores any other.
         classes: the configured classes.
 
     Raises:
@@ -64,7 +64,7 @@ def read_folder(root: Path, classes: Sequence[str]) -> ImageFolder:
     if not root.exists():
         raise FolderError(f"IMAGES={root}: there is no such folder")
     if not root.is_dir():
-        raise FolderError(f"IMAGES={root} is a file; name the folder that holds a folder a class ({', '.join(classes)})")
+        raise FolderError(f"IMAGES={root} is a file; name the folder that holds one folder per class ({', '.join(classes)})")
     try:
         entries = sorted(root.iterdir())
     except OSError as error:
@@ -120,7 +120,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _unusable(path: Path, relative: Path) -> str:
     """Why a file cannot be an object in the bucket; "" where it can."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        return "file that is no image by its name"
+        return "file that is not an image by its name"
     try:
         name = relative.as_posix().encode()
     except UnicodeEncodeError:

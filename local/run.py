@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from bcc_ops.config import RetrainingConfig, Settings
-from bcc_ops.dataset.made_up import MADE_UP_CLASSES, write_images
+from bcc_ops.dataset.synthetic import SYNTHETIC_CLASSES, write_images
 from bcc_ops.exceptions import BccError, ConfigError
 from local.airflow_api import AirflowError
 from local.images import FolderError, ImageFolder, read_folder, upload
@@ -26,9 +26,9 @@ from local.s3_server import ServerError
 from local.stack import DAG_ID, USER, VIEWER, LocalStack, StackError, keep_to_ones_own
 from local.watch import RunWatcher, describe_failure, describe_verdict, fetch_run
 
-MADE_UP_PER_CLASS = 120
-MADE_UP_KNOBS: dict[str, Any] = {"image_size": 128, "epochs": 8, "bootstrap_resamples": 500}
-"""What a run on made-up images is given, unless it is asked for something else: a verdict within minutes."""
+SYNTHETIC_PER_CLASS = 120
+SYNTHETIC_PARAMETERS: dict[str, Any] = {"image_size": 128, "epochs": 8, "bootstrap_resamples": 500}
+"""What a run on synthetic images is given, unless it is asked for something else: a verdict within minutes."""
 
 UI_PORT = 8080
 _RUN_WITHIN = 24 * 3600.0
@@ -49,29 +49,29 @@ class Interrupted(BaseException):
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What `make run` is asked for. `images` is None for made-up ones, `port` for 8080 or the next free one."""
+    """What `make run` is asked for. `images` is None for synthetic ones, `port` for 8080 or the next free one."""
 
     home: Path
     images: Path | None = None
     once: bool = False
     port: int | None = None
-    knobs: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     own_s3: bool = True
 
     @property
-    def made_up(self) -> bool:
+    def synthetic(self) -> bool:
         """Whether the images are the generator's: none were named, and the bucket is no one else's."""
         return self.images is None and self.own_s3
 
     @property
     def bucket(self) -> str:
-        """Made-up images lie in a bucket of their own: no real model may ever be trained on them."""
-        return f"made-up-{self.settings.bucket}" if self.made_up else self.settings.bucket
+        """Synthetic images are in a bucket of their own: no real model may ever be trained on them."""
+        return f"synthetic-{self.settings.bucket}" if self.synthetic else self.settings.bucket
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> RunRequest:
-        """Read IMAGES, ONCE, PRESET, KNOBS, PORT and LOCAL (the folder `.local`), and the `BCC_*` settings.
+        """Read IMAGES, ONCE, PRESET, PARAMS, PORT and LOCAL (the folder `.local`), and the `BCC_*` settings.
 
         Raises:
             WrongUse, ConfigError: a value that cannot be.
@@ -85,28 +85,28 @@ class RunRequest:
             images=Path(images).expanduser().resolve() if images else None,
             once=_is_yes("ONCE", environment.get("ONCE", "")),
             port=int(port) if port else None,
-            knobs=read_knobs(environment.get("PRESET", ""), environment.get("KNOBS", "")),
+            parameters=read_parameters(environment.get("PRESET", ""), environment.get("PARAMS", "")),
             settings=settings,
             own_s3=f"AIRFLOW_CONN_{settings.aws_conn_id.upper()}" not in environment,
         )
 
 
-def read_knobs(preset: str, text: str) -> dict[str, Any]:
-    """The knobs in `epochs=8 patient_pattern='(\\d+)'`, each of its own type.
+def read_parameters(preset: str, text: str) -> dict[str, Any]:
+    """The parameters in `epochs=8 patient_pattern='(\\d+)'`, each of its own type.
 
     Raises:
-        WrongUse: no such knob, or no `name=value`.
-        ConfigError: out of bounds; the message names the knob and its bounds.
+        WrongUse: no such parameter, or no `name=value`.
+        ConfigError: out of bounds; the message names the parameter and its bounds.
     """
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise WrongUse(f"KNOBS={text}: {error}") from None
+        raise WrongUse(f"PARAMS={text}: {error}") from None
     given: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
-            raise WrongUse(f'KNOBS: {word!r} is no name=value, as in KNOBS="epochs=8 image_size=224"')
+            raise WrongUse(f'PARAMS: {word!r} is no name=value, as in PARAMS="epochs=8 image_size=224"')
         given[name] = value
     if preset:
         given["preset"] = preset
@@ -159,9 +159,9 @@ def _signals() -> Iterator[_Signals]:
 
 def run(request: RunRequest) -> int:
     """Do what was asked for and return the exit status: whether the run succeeded."""
-    folder = None if request.made_up or request.images is None else _read_images(request, request.images)
-    if request.made_up and not set(request.settings.classes) <= set(MADE_UP_CLASSES):
-        raise WrongUse(f"made-up images exist for {', '.join(MADE_UP_CLASSES)} only: name a folder, IMAGES=…")
+    folder = None if request.synthetic or request.images is None else _read_images(request, request.images)
+    if request.synthetic and not set(request.settings.classes) <= set(SYNTHETIC_CLASSES):
+        raise WrongUse(f"synthetic images exist for {', '.join(SYNTHETIC_CLASSES)} only: name a folder, IMAGES=…")
     keep_to_ones_own(os.environ, own_s3=request.own_s3)
     variables = {name: value for name, value in os.environ.items() if name.startswith("BCC_")}
     stack = LocalStack(
@@ -199,7 +199,7 @@ def run(request: RunRequest) -> int:
 
 def _read_images(request: RunRequest, images: Path) -> ImageFolder:
     folder = read_folder(images, request.settings.classes)
-    ignored = RetrainingConfig.resolve(request.knobs).ignored_names
+    ignored = RetrainingConfig.resolve(request.parameters).ignored_names
     counts = folder.counts(ignored)
     masks = len(folder.files) - sum(counts.values())
     say(
@@ -212,13 +212,13 @@ def _read_images(request: RunRequest, images: Path) -> ImageFolder:
 
 
 def _bring_images(request: RunRequest, stack: LocalStack, folder: ImageFolder | None) -> None:
-    if request.made_up:
+    if request.synthetic:
         say(
-            f"No IMAGES given: {MADE_UP_PER_CLASS} made-up images of each class, in a bucket of their own. "
-            "No figure of this run says anything about real ones."
+            f"No IMAGES given: {SYNTHETIC_PER_CLASS} synthetic images of each class, in a bucket of their own. "
+            "No metric of this run says anything about real ones."
         )
-        root = request.home / "made_up_images"
-        write_images(root, MADE_UP_PER_CLASS, classes=request.settings.classes)
+        root = request.home / "synthetic_images"
+        write_images(root, SYNTHETIC_PER_CLASS, classes=request.settings.classes)
         folder = read_folder(root, request.settings.classes)
     if folder is None:
         return
@@ -231,13 +231,13 @@ def _bring_images(request: RunRequest, stack: LocalStack, folder: ImageFolder | 
 
 
 def _one_run(request: RunRequest, stack: LocalStack) -> int:
-    conf = {**(MADE_UP_KNOBS if request.made_up else {}), **request.knobs}
+    conf = {**(SYNTHETIC_PARAMETERS if request.synthetic else {}), **request.parameters}
     run_id = _take_up(stack, conf)
     if run_id is None:
         run_id = stack.api.trigger(DAG_ID, conf, run_id=f"local__{datetime.now(timezone.utc).strftime(_RUN_ID_TIME)}")
         given = ", ".join(f"{name}={value}" for name, value in conf.items()) or "all by default"
-        say(f"Run {run_id}; knobs: {given}")
-    # after the trigger: a run of a paused DAG only queues, so that it is there before a missed night's is made up for
+        say(f"Run {run_id}; parameters: {given}")
+    # after the trigger: a run of a paused DAG only queues, so that it is there before a missed night's is synthetic for
     stack.api.set_paused(DAG_ID, False)
     prefixes = stack.settings
     watcher = RunWatcher(stack.api, DAG_ID, run_id, store=stack.store, artifacts_prefix=prefixes.artifacts_prefix, say=say)
@@ -275,7 +275,7 @@ def _take_up(stack: LocalStack, conf: Mapping[str, Any]) -> str | None:
             say(f"Taking up {run_id}, which was under way when the last start ended.")
             return run_id
         stack.api.call("PATCH", f"/dags/{DAG_ID}/dagRuns/{run_id}", json={"state": "failed"})
-        say(f"{run_id} was under way with other knobs when the last start ended; it is given up.")
+        say(f"{run_id} was under way with other parameters when the last start ended; it is given up.")
     return None
 
 

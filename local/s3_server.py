@@ -140,7 +140,7 @@ def start(
 def weed_command(weed: str, words: Sequence[str]) -> list[str]:
     """The command line of a server that leaves nothing in the system's temporary folder.
 
-    It logs to standard error alone, and its sockets lie in the folder in which it is started. They are named relative to
+    It logs to standard error alone, and its sockets are in the folder in which it is started. They are named relative to
     that: the whole path may be too long for a socket.
     """
     return [weed, "-logtostderr", *words, "-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]

@@ -37,7 +37,7 @@ from typing import Any
 
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import BucketNotFound
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.object_store import ObjectStore
 from local import s3_server
 from local.airflow_api import AirflowApi, parse_moment
 from local.processes import ProcessError, Supervisor
@@ -257,7 +257,7 @@ class LocalStack:
         self.stop()
 
     def stop(self) -> None:
-        """End every process, the S3 server last: a task may be writing to it. What lies on the disk stays."""
+        """End every process, the S3 server last: a task may be writing to it. What is on the disk stays."""
         self.supervisor.stop(last=("s3",))
         if "api" in self.__dict__:
             self.api.close()

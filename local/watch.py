@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bcc_ops.artifacts import EpochRow, EvaluationDocument, GateDocument, PromotionDocument, ValidationDocument
 from bcc_ops.exceptions import ObjectNotFound, StorageError
-from bcc_ops.run_index import find_run
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import ChecksDocument, EpochRow, EvaluationDocument, GateDocument, PromotionDocument
+from bcc_ops.runs.index import find_run
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
 from local.airflow_api import AirflowApi
 
 SENSOR, TRAINING = "wait_for_new_images", "train_model"
@@ -116,18 +116,18 @@ def describe_epoch(row: EpochRow) -> str:
 
 
 def describe_verdict(store: ObjectStore, paths: RunPaths, models_prefix: str) -> list[str]:
-    """The verdict, its reasons and the key figures of an assessed run, as lines; the made-up ones say so first."""
+    """The verdict, its reasons and the key metrics of an assessed run, as lines; the synthetic ones say so first."""
     gate = store.load_key(GateDocument, paths.document("gate.json"))
     evaluation = store.load_key(EvaluationDocument, paths.document("evaluation.json"))
     promotion = store.find(PromotionDocument, paths.document("promotion.json"))
-    figures = evaluation.challenger
-    point = figures.operating_point
-    lines = ["The images are made up: no figure here says anything about real ones."] if gate.made_up else []
+    metrics = evaluation.challenger
+    point = metrics.operating_point
+    lines = ["The images are synthetic: no metric here says anything about real ones."] if gate.synthetic else []
     lines += [f"Verdict: {gate.verdict.replace('_', ' ')}", *(f"  - {reason}" for reason in gate.reasons)]
     lines.append(
-        f"On {figures.images} validation images: balanced accuracy {_figure(figures.balanced_accuracy)}, "
-        f"macro AUC {_figure(figures.macro_auc)}, {evaluation.positive_class} sensitivity {_figure(point.sensitivity)} "
-        f"at specificity {_figure(point.specificity)}"
+        f"On {metrics.images} validation images: balanced accuracy {_text(metrics.balanced_accuracy)}, "
+        f"macro AUC {_text(metrics.macro_auc)}, {evaluation.positive_class} sensitivity {_text(point.sensitivity)} "
+        f"at specificity {_text(point.specificity)}"
     )
     if promotion is not None:
         lines.append(f"Version {promotion.version}: {promotion.reason}")
@@ -136,7 +136,7 @@ def describe_verdict(store: ObjectStore, paths: RunPaths, models_prefix: str) ->
     return lines
 
 
-def _figure(estimate: Any) -> str:
+def _text(estimate: Any) -> str:
     if estimate.value is None:
         return f"not available ({estimate.reason})"
     interval = "" if estimate.low is None else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
@@ -163,10 +163,10 @@ def last_error(events: list[dict[str, Any]]) -> str:
     return errors[-1].splitlines()[0] if errors else "its log names no error"
 
 
-def count_made_up(store: ObjectStore, paths: RunPaths) -> int:
-    """How many of a run's images are made up; 0 before validation."""
-    validation = store.find(ValidationDocument, paths.document("validation.json"))
-    return validation.made_up if validation else 0
+def count_synthetic(store: ObjectStore, paths: RunPaths) -> int:
+    """How many of a run's images are synthetic; 0 before checks."""
+    checks = store.find(ChecksDocument, paths.document("checks.json"))
+    return checks.synthetic if checks else 0
 
 
 def fetch_run(store: ObjectStore, paths: RunPaths, folder: Path) -> Path:

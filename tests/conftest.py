@@ -1,4 +1,4 @@
-"""What the tests share: a real S3 server, fresh buckets in it, and the real images where they are there."""
+"""What the tests share: a real S3 server, fresh buckets in it, and the real images if they are there."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 from botocore.loaders import JSONFileLoader
 from hypothesis import HealthCheck, settings
 
-from bcc_ops.dataset.made_up import write_images
-from bcc_ops.storage import ObjectStore
+from bcc_ops.dataset.synthetic import write_images
+from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server, serve
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -117,7 +117,7 @@ def synthetic_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def real_images() -> Path:
-    """The folder of real images; the test is skipped where it is not there."""
+    """The folder of real images; the test is skipped if it is not there."""
     if not REAL_IMAGES.is_dir():
         pytest.skip(f"the real images are not at {REAL_IMAGES.parent.name}/{REAL_IMAGES.name} beside the checkout")
     return REAL_IMAGES

@@ -1,6 +1,6 @@
 """The retraining pipeline's map. Pipeline nouns hold pure Python; Airflow words hold thin adapters.
 
-config          a run's knobs, and the place it runs in
+config          a run's parameters, and the place it runs in
 artifacts       the documents that a run leaves behind
 exceptions      what may go wrong, as a tree
 run_paths       where each document of a run lies
@@ -16,17 +16,17 @@ dataset/        snapshot        a listing, as of a moment -> Snapshot; what chan
                 decoding        image file -> RGB pixels, the same for checks, training and prediction
                 resources       processors and memory that this process may use
                 validation      which images may be used, and why the others may not
-                content_memory  what validation learned of each content, kept between nights
-                duplicates      near copies -> groups; one lesion under two labels -> conflict
-                fingerprints    what is kept of an image to find its near copies
-                likeness        how alike two images are, where they show the same place
+                inspection_cache  what validation learned of each content, kept between nights
+                duplicates      near-duplicates -> groups; one lesion under two labels -> conflict
+                fingerprints    what is kept of an image to find its near-duplicates
+                similarity        how alike two images are, where they show the same place
                 drift           do the new images look like the old ones
                 splits          the sticky, group-safe split; class counts and weights
                 run_tables      the tables of this run and the previous one that a split is made from
                 check           all of this on a labelled folder, without Airflow or S3
                 contact_sheets  the images behind a finding, side by side
                 input_pipeline  images -> tf.data
-                made_up         made-up images, for when there are none
+                synthetic         synthetic images, for when there are none
 training/       architectures   build_model(config)
                 pretrained      the backbone's weights, without PyTorch
                 devices         accelerators, precision, determinism: as they are
@@ -36,8 +36,8 @@ training/       architectures   build_model(config)
                 run_training    a run's documents in, history.csv, model.h5 and training.json out
 evaluation/     predict         model + images -> probabilities
                 model_file      what a model file may contain
-                lean_keras      import Keras without what it takes along for nothing
-                metrics         probabilities -> figures, with confidence intervals
+                keras_import      import Keras without what it takes along for nothing
+                metrics         probabilities -> metrics, with confidence intervals
                 intervals       those in closed form, for where a bootstrap has nothing to vary
                 evaluate        challenger and champion on the same images -> EvaluationDocument
                 grad_cam        where a network looked
@@ -52,9 +52,9 @@ promotion/      champion        the model in use, loaded if it may be
                 promote         upload, smoke test, pointer, in an order that no crash harms
                 model_card      what a version is, for people
                 run_upload      a run's documents in, a version in use out
-report/         figures         documents -> matplotlib figures
+report/         metrics         documents -> matplotlib metrics
                 curves          ROC and precision-recall, with bands
-                differences     how a figure is spelled, and which way it is better
+                differences     how a metric is spelled, and which way it is better
                 cases           missed cancers and false alarms
                 galleries       the plots that show images
                 plots           which plots a run has -> PNGs

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcc_ops.artifacts import Document, Estimate, EvaluationDocument, ModelDocument, parse_document
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.exceptions import BccError, ConfigError, DataError, ModelError
+from bcc_ops.runs.documents import Document, Estimate, EvaluationDocument, ModelDocument, parse_document
 
 if TYPE_CHECKING:
-    from bcc_ops.evaluation.predict import Classifier
-    from bcc_ops.promotion.registry import ModelRegistry
+    from bcc_ops.models.classifier import Classifier
+    from bcc_ops.models.registry import ModelRegistry
     from bcc_ops.report.trace import Trace
 
 
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("folder", type=Path, metavar="DIR", help="a folder with a folder of images a class")
     _json_file(check, "write the finding as a document")
     check.add_argument("--sheets", type=Path, metavar="DIR", help="draw contact sheets of doubtful pairs into this folder")
-    _knobs(check)
+    _parameters(check)
     check.set_defaults(command=check_command)
 
     evaluate = commands.add_parser("evaluate", help="evaluate any model on any labelled folder: an external test")
@@ -64,13 +64,13 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", type=Path, metavar="DIR", help="a folder with a folder of images a class")
     _json_file(evaluate, "write the evaluation as a document")
     _classes(evaluate)
-    _knobs(evaluate)
+    _parameters(evaluate)
     evaluate.set_defaults(command=evaluate_command)
 
     predict = commands.add_parser("predict", help="ask a model about images")
     predict.add_argument("model", type=Path, metavar="MODEL.h5", help="the model; a model.json beside it says what it answers")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
-    predict.add_argument("--json", action="store_true", help="print a JSON object a line, an image each")
+    predict.add_argument("--json", action="store_true", help="print a JSON object a line, one per image")
     _classes(predict)
     predict.set_defaults(command=predict_command)
 
@@ -95,9 +95,13 @@ def _classes(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _knobs(command: argparse.ArgumentParser) -> None:
+def _parameters(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--set", action="append", default=[], metavar="KNOB=VALUE", help="a run's knob, such as min_side=32; may be repeated"
+        "--set",
+        action="append",
+        default=[],
+        metavar="PARAM=VALUE",
+        help="a run's parameter, such as min_side=32; may be repeated",
     )
 
 
@@ -105,7 +109,7 @@ def _config(given: argparse.Namespace) -> RetrainingConfig:
     pairs = [pair.partition("=") for pair in given.set]
     wrong = [name for name, equals, _ in pairs if not equals]
     if wrong:
-        raise ConfigError(f"--set {wrong[0]}: KNOB=VALUE is needed")
+        raise ConfigError(f"--set {wrong[0]}: PARAM=VALUE is needed")
     return RetrainingConfig.resolve({name: value for name, _, value in pairs})
 
 
@@ -123,7 +127,7 @@ def check_command(given: argparse.Namespace) -> int:
     """Check a folder; 1 where it cannot be split, so that a script sees it."""
     from rich.console import Console
 
-    from bcc_ops.dataset.check import check_folder, check_tables
+    from bcc_ops.dataset.folder_check import check_folder, check_tables
 
     document = check_folder(given.folder, _config(given), sheets=given.sheets)
     if given.json:
@@ -139,7 +143,7 @@ def check_command(given: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model file with what is known of it. `document` is its model.json; None where there is none."""
+    """A model file with what is known of it. `document` is its model.json; None if there is none."""
 
     path: Path
     classes: tuple[str, ...]
@@ -173,7 +177,7 @@ def known_model(path: Path, classes: str | None) -> KnownModel:
 
 
 def _load(model: KnownModel) -> Classifier:
-    from bcc_ops.evaluation.lean_keras import load_classifier
+    from bcc_ops.models.keras_import import load_classifier
 
     with _native_stderr_closed():
         classifier = load_classifier(model.path)
@@ -220,16 +224,16 @@ def evaluate_command(given: argparse.Namespace) -> int:
         reason,
     )
     plan = EvaluationPlan(
-        model.classes, positive, config.wanted_sensitivity, config.bootstrap_resamples, config.seed, "near-copy group"
+        model.classes, positive, config.wanted_sensitivity, config.bootstrap_resamples, config.seed, "near-duplicate group"
     )
     classifier = _load(model)
     found = usable_images(given.folder, config, model.classes)
     document = evaluate_folder(
-        classifier, found.images, plan, made_up=found.validation.made_up > 0, digest=found.digest, threshold=threshold
+        classifier, found.images, plan, synthetic=found.checks.synthetic > 0, digest=found.digest, threshold=threshold
     )
     if given.json:
         _write(given.json, document)
-    _print_evaluation(document, len(found.validation.refused), sum(len(group.keys) for group in found.validation.conflicts))
+    _print_evaluation(document, len(found.checks.refused), sum(len(group.keys) for group in found.checks.conflicts))
     return 0
 
 
@@ -239,10 +243,10 @@ def _print_evaluation(document: EvaluationDocument, refused: int, conflicts: int
 
     model = document.challenger
     console = Console()
-    if document.made_up:
-        console.print("The images are made up: these figures say nothing about any patient.")
-    table = Table(title=f"{model.images} images, {refused} refused, {conflicts} left out as near copies under two labels")
-    for column in ("figure", "value", "95 % interval"):
+    if document.synthetic:
+        console.print("The images are synthetic: these metrics say nothing about any patient.")
+    table = Table(title=f"{model.images} images, {refused} refused, {conflicts} left out as near-duplicates under two labels")
+    for column in ("metric", "value", "95 % interval"):
         table.add_column(column)
     point = model.operating_point
     rows = {
@@ -270,7 +274,7 @@ def _cells(estimate: Estimate) -> tuple[str, str]:
 
 
 def predict_command(given: argparse.Namespace) -> int:
-    """Ask a model about images. What is no image is said, the others are answered; 1 where any was none."""
+    """Ask a model about images. What is not an image is said, the others are answered; 1 where any was none."""
     from bcc_ops.dataset.decoding import decode_rgb
 
     model = known_model(given.model, given.classes)
@@ -303,7 +307,7 @@ def answer(model: KnownModel, path: Path, probabilities: Sequence[float]) -> dic
         found[f"called_{document.positive_class}"] = by_class[document.positive_class] >= document.operating_point.threshold
     if document:
         found["version"] = document.version
-        found["made_up"] = document.made_up
+        found["synthetic"] = document.synthetic
     return found
 
 
@@ -315,8 +319,8 @@ def _print_answer(found: dict[str, Any], as_json: bool) -> None:
     called = next(
         (f"; {name.replace('_', ' ')}: {'yes' if value else 'no'}" for name, value in found.items() if "called_" in name), ""
     )
-    made_up = " (a model of made-up images)" if found.get("made_up") else ""
-    print(f"{found['image']}: {found['class']} ({probabilities}){called}{made_up}")
+    synthetic = " (a model of synthetic images)" if found.get("synthetic") else ""
+    print(f"{found['image']}: {found['class']} ({probabilities}){called}{synthetic}")
 
 
 # models ---------------------------------------------------------------------------------------------------------------
@@ -324,7 +328,7 @@ def _print_answer(found: dict[str, Any], as_json: bool) -> None:
 
 def models_command(given: argparse.Namespace) -> int:
     """List the versions of the configured bucket, and which is the champion."""
-    from bcc_ops.promotion.registry import ModelRegistry
+    from bcc_ops.models.registry import ModelRegistry
 
     settings = Settings.from_environment()
     registry = ModelRegistry(_store(settings), settings.models_prefix)
@@ -345,7 +349,7 @@ def models_command(given: argparse.Namespace) -> int:
 def _store(settings: Settings) -> Any:
     import boto3
 
-    from bcc_ops.storage import ObjectStore
+    from bcc_ops.runs.object_store import ObjectStore
 
     store = ObjectStore(boto3.client("s3"), settings.bucket)
     store.check()
@@ -363,7 +367,7 @@ def _listed(registry: ModelRegistry, version: str) -> dict[str, Any]:
         "as_of": document.as_of.isoformat(),
         "run": document.run,
         "architecture": document.architecture,
-        "made_up": document.made_up,
+        "synthetic": document.synthetic,
         "balanced_accuracy": evaluation.challenger.balanced_accuracy.value,
         "sensitivity": evaluation.challenger.operating_point.sensitivity.value,
     }
@@ -380,13 +384,13 @@ def _print_models(listed: Sequence[dict[str, Any]], champion: str | None) -> Non
     for column in ("", "version", "architecture", "balanced accuracy", "sensitivity", ""):
         table.add_column(column, no_wrap=column == "version", min_width=8 if not column else None)
     for version in reversed(listed):
-        figures = (version.get("balanced_accuracy"), version.get("sensitivity"))
-        note = version.get("problem") or ("made up" if version["made_up"] else "")
+        metrics = (version.get("balanced_accuracy"), version.get("sensitivity"))
+        note = version.get("problem") or ("synthetic" if version["synthetic"] else "")
         table.add_row(
             "champion" if version["version"] == champion else "",
             version["version"],
             version.get("architecture", "-"),
-            *("-" if figure is None else f"{figure:.3f}" for figure in figures),
+            *("-" if metric is None else f"{metric:.3f}" for metric in metrics),
             note,
         )
     Console().print(table)

@@ -1,7 +1,7 @@
-"""A run's knobs (`RetrainingConfig`) and the place it runs in (`Settings`).
+"""A run's parameters (`RetrainingConfig`) and the place it runs in (`Settings`).
 
-Every knob is declared once, with its title, sentence, section, bounds and default; the trigger form, the check of what
-a run was given and `config.json` are all read from here. A preset is a set of defaults: a knob that the form leaves
+Every parameter is declared once, with its title, sentence, section, bounds and default; the trigger form, the check of what
+a run was given and `config.json` are all read from here. A preset is a set of defaults: a parameter that the form leaves
 empty takes the preset's value.
 """
 
@@ -34,7 +34,7 @@ NOTEBOOK: dict[str, Any] = {
     "dropout": 0.5,
     "ema": False,
     "early_stopping_patience": 0,
-    "malignant_emphasis": 1.0,
+    "malignant_odds_factor": 1.0,
     "flip": "horizontal_and_vertical",
     "rotation": 0.2,
     "zoom": 0.2,
@@ -60,32 +60,32 @@ _MODEL, _FIT, _AUGMENTATION = "Model", "Training", "Augmentation"
 _EVALUATION, _GATE, _PROMOTION = "Evaluation", "Gate", "Promotion"
 
 
-def _knob(default: Any, title: str, description: str, section: str, **bounds: Any) -> Any:
+def _parameter(default: Any, title: str, description: str, section: str, **bounds: Any) -> Any:
     return Field(default, title=title, description=description, json_schema_extra={"section": section}, **bounds)
 
 
 class RetrainingConfig(BaseModel):
-    """The knobs of one run, resolved: nothing is left to a default that a later version may change."""
+    """The parameters of one run, resolved: nothing is left to a default that a later version may change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # Which images
-    as_of: datetime | None = _knob(
+    as_of: datetime | None = _parameter(
         None, "As of", "Train on the images as they were at this moment. Empty: now, or a backfill's own date.", _DATA
     )
-    min_new_images: int = _knob(
+    min_new_images: int = _parameter(
         1, "New images needed", "How many images must be new, changed or gone before a nightly run starts.", _DATA, ge=1
     )
-    settle_seconds: int = _knob(
+    settle_seconds: int = _parameter(
         60, "Settle time (s)", "The listing must stay the same for this long: no half-finished upload.", _DATA, ge=0, le=3600
     )
-    wait_for_images_minutes: int = _knob(
+    wait_for_images_minutes: int = _parameter(
         360, "Wait for images (min)", "How long a nightly run waits for new images before it skips.", _DATA, ge=0, le=1440
     )
-    ignore_patterns: str = _knob(
-        "*_mask*", "File names to ignore", "Comma-separated patterns of file names that are no images to train on.", _DATA
+    ignore_patterns: str = _parameter(
+        "*_mask*", "File names to ignore", "Comma-separated patterns of file names that are not images to train on.", _DATA
     )
-    max_file_mb: int = _knob(
+    max_file_mb: int = _parameter(
         64,
         "Largest file (MB)",
         "Larger objects are not read, and counted with the ignored ones.",
@@ -93,16 +93,16 @@ class RetrainingConfig(BaseModel):
         ge=1,
         le=1024,
     )
-    external_prefix: str = _knob(
+    external_prefix: str = _parameter(
         "",
         "External test images",
-        "Prefix with a folder a class, evaluated and reported in each run, never trained, tuned or gated on.",
+        "Prefix with one folder per class, evaluated and reported in each run, never trained, tuned or gated on.",
         _DATA,
     )
 
     # Checks
-    min_side: int = _knob(64, "Smallest side (px)", "Images with a shorter side are refused.", _CHECKS, ge=8, le=4096)
-    max_pixels: int = _knob(
+    min_side: int = _parameter(64, "Smallest side (px)", "Images with a shorter side are refused.", _CHECKS, ge=8, le=4096)
+    max_pixels: int = _parameter(
         16_000_000,
         "Most pixels",
         "Images with more pixels, as their header says, are refused before they are decoded. Ultrasound has one or two million.",
@@ -110,28 +110,28 @@ class RetrainingConfig(BaseModel):
         ge=10_000,
         le=LARGEST_IMAGE,
     )
-    max_refused_fraction: float = _knob(
+    max_refused_fraction: float = _parameter(
         0.5, "Refused at most", "The run fails if a larger part of the images is refused.", _CHECKS, ge=0, le=1
     )
-    hash_distance: int = _knob(
+    hash_distance: int = _parameter(
         7,
-        "Near-copy hash distance",
+        "Near-duplicate hash distance",
         "Images whose perceptual hashes (64 bit) are this close are compared on their pixels.",
         _CHECKS,
         ge=0,
         le=11,
     )
-    copy_similarity: float = _knob(
+    min_similarity: float = _parameter(
         0.5,
-        "Near-copy likeness",
-        "Correlation of the aligned texture from which two images are near copies.",
+        "Near-duplicate similarity",
+        "Correlation of the aligned texture from which two images are near-duplicates.",
         _CHECKS,
         ge=0.3,
         le=1,
     )
-    hash_copy_similarity: float = _knob(
+    min_similarity_by_hash: float = _parameter(
         0.25,
-        "Near-copy likeness by hash",
+        "Near-duplicate similarity by hash",
         "The same for images whose hashes are close: two signs together need less of each.",
         _CHECKS,
         ge=0.1,
@@ -139,14 +139,14 @@ class RetrainingConfig(BaseModel):
     )
 
     # Split
-    validation_fraction: float = _knob(
+    validation_fraction: float = _parameter(
         0.2, "Validation part", "Part of the images that is only ever evaluated on.", _SPLIT, ge=0.05, le=0.5
     )
-    tuning_fraction: float = _knob(
+    tuning_fraction: float = _parameter(
         0.15, "Tuning part", "Part of the train images that picks the best epoch and the threshold.", _SPLIT, ge=0.05, le=0.5
     )
-    split_salt: str = _knob("", "Split salt", "Another salt draws another split of groups that have no side yet.", _SPLIT)
-    patient_pattern: str = _knob(
+    split_salt: str = _parameter("", "Split salt", "Another salt draws another split of groups that have no side yet.", _SPLIT)
+    patient_pattern: str = _parameter(
         "",
         "Patient pattern",
         "Regular expression whose first group reads a patient id from the key; patients stay together.",
@@ -154,28 +154,30 @@ class RetrainingConfig(BaseModel):
     )
 
     # Model and training
-    preset: Literal["transfer", "notebook"] = _knob(
+    preset: Literal["transfer", "notebook"] = _parameter(
         "transfer", "Preset", "transfer: a fine-tuned pretrained backbone. notebook: the original recipe.", _MODEL
     )
-    architecture: str = _knob(
+    architecture: str = _parameter(
         "efficientnet_lite0", "Architecture", "cnn, efficientnet_lite0, or a keras.applications model by name.", _MODEL
     )
-    weights: str = _knob("imagenet", "Initial weights", "imagenet, none, a file on the worker, or an s3:// address.", _MODEL)
-    warm_start: bool = _knob(False, "Start from the champion", "Begin with the champion's weights where they fit.", _MODEL)
-    frozen_part: float = _knob(
+    weights: str = _parameter("imagenet", "Initial weights", "imagenet, none, a file on the worker, or an s3:// address.", _MODEL)
+    warm_start: bool = _parameter(False, "Start from the champion", "Begin with the champion's weights where they fit.", _MODEL)
+    frozen_part: float = _parameter(
         0.3, "Frozen part", "Part of a pretrained backbone's layers, from the input on, that is not trained.", _MODEL, ge=0, le=1
     )
-    image_size: int = _knob(256, "Image size (px)", "Side of the square that the network sees.", _MODEL, ge=32, le=1024)
-    batch_size: int = _knob(16, "Batch size", "Images a step.", _FIT, ge=1, le=512)
-    epochs: int = _knob(24, "Epochs", "Passes over the train part, at most.", _FIT, ge=1, le=500)
-    learning_rate: float = _knob(0.0005, "Learning rate", "Of Adam, at its peak.", _FIT, gt=0, le=1)
-    warmup_epochs: int = _knob(1, "Warm-up epochs", "Epochs over which the learning rate rises to its peak.", _FIT, ge=0, le=50)
-    cosine_decay: bool = _knob(True, "Cosine decay", "Let the learning rate fall along a cosine.", _FIT)
-    weight_decay: float = _knob(0.0001, "Weight decay", "Decoupled, of the kernels.", _FIT, ge=0, le=1)
-    label_smoothing: float = _knob(0.05, "Label smoothing", "0 trains on hard labels.", _FIT, ge=0, lt=1)
-    dropout: float = _knob(0.3, "Dropout", "Before the last layer.", _FIT, ge=0, lt=1)
-    ema: bool = _knob(True, "Average weights", "Evaluate and save an exponential moving average of the weights.", _FIT)
-    early_stopping_patience: int = _knob(
+    image_size: int = _parameter(256, "Image size (px)", "Side of the square that the network sees.", _MODEL, ge=32, le=1024)
+    batch_size: int = _parameter(16, "Batch size", "Images a step.", _FIT, ge=1, le=512)
+    epochs: int = _parameter(24, "Epochs", "Passes over the train part, at most.", _FIT, ge=1, le=500)
+    learning_rate: float = _parameter(0.0005, "Learning rate", "Of Adam, at its peak.", _FIT, gt=0, le=1)
+    warmup_epochs: int = _parameter(
+        1, "Warm-up epochs", "Epochs over which the learning rate rises to its peak.", _FIT, ge=0, le=50
+    )
+    cosine_decay: bool = _parameter(True, "Cosine decay", "Let the learning rate fall along a cosine.", _FIT)
+    weight_decay: float = _parameter(0.0001, "Weight decay", "Decoupled, of the kernels.", _FIT, ge=0, le=1)
+    label_smoothing: float = _parameter(0.05, "Label smoothing", "0 trains on hard labels.", _FIT, ge=0, lt=1)
+    dropout: float = _parameter(0.3, "Dropout", "Before the last layer.", _FIT, ge=0, lt=1)
+    ema: bool = _parameter(True, "Average weights", "Evaluate and save an exponential moving average of the weights.", _FIT)
+    early_stopping_patience: int = _parameter(
         6,
         "Patience (epochs)",
         "Stop after so many epochs whose tuning loss is, with confidence, higher than the lowest. 0: never.",
@@ -183,30 +185,34 @@ class RetrainingConfig(BaseModel):
         ge=0,
         le=500,
     )
-    seed: int = _knob(20261122, "Seed", "Of every random draw in training.", _FIT, ge=0, le=2**31 - 1)
-    deterministic: bool = _knob(True, "Deterministic", "The same seed gives the same figures on the same device.", _FIT)
-    mixed_precision: bool = _knob(True, "Mixed precision", "Compute in 16 bit where the GPU has it.", _FIT)
-    require_gpu: bool = _knob(False, "GPU required", "Fail at once where the worker has none.", _FIT)
+    seed: int = _parameter(20261122, "Seed", "Of every random draw in training.", _FIT, ge=0, le=2**31 - 1)
+    deterministic: bool = _parameter(True, "Deterministic", "The same seed gives the same metrics on the same device.", _FIT)
+    mixed_precision: bool = _parameter(True, "Mixed precision", "Compute in 16 bit where the GPU has it.", _FIT)
+    require_gpu: bool = _parameter(False, "GPU required", "Fail at once where the worker has none.", _FIT)
 
     # Augmentation
-    flip: Literal["none", "horizontal", "vertical", "horizontal_and_vertical"] = _knob(
+    flip: Literal["none", "horizontal", "vertical", "horizontal_and_vertical"] = _parameter(
         "horizontal", "Random flip", "Directions in which images are mirrored at random.", _AUGMENTATION
     )
-    rotation: float = _knob(0.05, "Random rotation", "At most this part of a full turn, either way.", _AUGMENTATION, ge=0, le=0.5)
-    zoom: float = _knob(0.15, "Random zoom", "At most this much nearer or farther.", _AUGMENTATION, ge=0, lt=1)
-    brightness: float = _knob(
+    rotation: float = _parameter(
+        0.05, "Random rotation", "At most this part of a full turn, either way.", _AUGMENTATION, ge=0, le=0.5
+    )
+    zoom: float = _parameter(0.15, "Random zoom", "At most this much nearer or farther.", _AUGMENTATION, ge=0, lt=1)
+    brightness: float = _parameter(
         0.15, "Random brightness", "At most this part of the full range, either way.", _AUGMENTATION, ge=0, le=1
     )
-    contrast: float = _knob(0.15, "Random contrast", "At most this factor less or more.", _AUGMENTATION, ge=0, lt=1)
-    gamma: float = _knob(
+    contrast: float = _parameter(0.15, "Random contrast", "At most this factor less or more.", _AUGMENTATION, ge=0, lt=1)
+    gamma: float = _parameter(
         0.3, "Random gamma", "Exponent on the brightness: at most this factor more or less.", _AUGMENTATION, ge=0, le=2
     )
-    stretch: float = _knob(0.2, "Random stretch", "At most this factor wider or higher.", _AUGMENTATION, ge=0, lt=1)
-    shift: float = _knob(0.1, "Random shift", "At most this part of the side, in any direction.", _AUGMENTATION, ge=0, le=0.5)
-    blur: float = _knob(
+    stretch: float = _parameter(0.2, "Random stretch", "At most this factor wider or higher.", _AUGMENTATION, ge=0, lt=1)
+    shift: float = _parameter(
+        0.1, "Random shift", "At most this part of the side, in any direction.", _AUGMENTATION, ge=0, le=0.5
+    )
+    blur: float = _parameter(
         1.0, "Random blur (px)", "Half of the images are softened, at most with this sigma.", _AUGMENTATION, ge=0, le=10
     )
-    speckle: float = _knob(
+    speckle: float = _parameter(
         0.2,
         "Random speckle",
         "The other half gets grain, at most of this strength (a part of the brightness).",
@@ -216,37 +222,37 @@ class RetrainingConfig(BaseModel):
     )
 
     # Evaluation
-    test_time_flip: bool = _knob(
+    test_time_flip: bool = _parameter(
         True,
         "Average with the mirror image",
         "The saved model answers the mean over the image and its mirror image.",
         _EVALUATION,
     )
-    malignant_emphasis: float = _knob(
+    malignant_odds_factor: float = _parameter(
         4.0,
-        "Emphasis on malignant",
+        "Factor on the odds of malignant",
         "The saved model's odds of malignant are multiplied by this: a missed cancer is the dearer error.",
         _EVALUATION,
         gt=0,
         le=20,
     )
-    wanted_sensitivity: float = _knob(
+    wanted_sensitivity: float = _parameter(
         0.9, "Wanted malignant sensitivity", "Of the operating point, chosen on the tuning part.", _EVALUATION, gt=0, lt=1
     )
-    bootstrap_resamples: int = _knob(2000, "Bootstrap resamples", "For the 95 % intervals.", _EVALUATION, ge=100, le=20000)
-    slice_pattern: str = _knob(
+    bootstrap_resamples: int = _parameter(2000, "Bootstrap resamples", "For the 95 % intervals.", _EVALUATION, ge=100, le=20000)
+    slice_pattern: str = _parameter(
         "", "Slice pattern", "Regular expression whose first group names the slice that a key belongs to.", _EVALUATION
     )
 
     # Gate
-    min_balanced_accuracy: float = _knob(
+    min_balanced_accuracy: float = _parameter(
         0.7, "Balanced accuracy at least", "Floor, with or without a champion.", _GATE, ge=0, le=1
     )
-    min_macro_auc: float = _knob(0.85, "Macro AUC at least", "Floor, with or without a champion.", _GATE, ge=0, le=1)
-    min_malignant_sensitivity: float = _knob(
+    min_macro_auc: float = _parameter(0.85, "Macro AUC at least", "Floor, with or without a champion.", _GATE, ge=0, le=1)
+    min_malignant_sensitivity: float = _parameter(
         0.7, "Malignant sensitivity at least", "Floor, at the operating point.", _GATE, ge=0, le=1
     )
-    min_malignant_specificity: float = _knob(
+    min_malignant_specificity: float = _parameter(
         0.4,
         "Malignant specificity at least",
         "Floor, at the operating point: calling everything malignant is no model.",
@@ -254,7 +260,7 @@ class RetrainingConfig(BaseModel):
         ge=0,
         le=1,
     )
-    balanced_accuracy_margin: float = _knob(
+    balanced_accuracy_margin: float = _parameter(
         0.08,
         "Balanced accuracy margin",
         "The difference to the champion must lie above minus this, with confidence.",
@@ -262,7 +268,7 @@ class RetrainingConfig(BaseModel):
         ge=0,
         le=1,
     )
-    sensitivity_margin: float = _knob(
+    sensitivity_margin: float = _parameter(
         0.08,
         "Malignant sensitivity margin",
         "Of the likeliest class: the difference to the champion must lie above minus this, with confidence.",
@@ -270,19 +276,23 @@ class RetrainingConfig(BaseModel):
         ge=0,
         le=1,
     )
-    min_compared_images: int = _knob(
+    min_compared_images: int = _parameter(
         60, "Images to compare on", "Fewer validation images that the champion has not seen fail the comparison.", _GATE, ge=1
     )
-    max_looks: int = _knob(
-        30, "Looks at one validation set", "From so many decisions on, the gate says that the set is worn.", _GATE, ge=1
+    max_holdout_reuse: int = _parameter(
+        30,
+        "Looks at one validation set",
+        "From so many decisions on, the gate says that the set has been used often.",
+        _GATE,
+        ge=1,
     )
 
     # Promotion
-    require_approval: bool = _knob(False, "Ask a person", "Wait for an approval in the UI before the upload.", _PROMOTION)
-    approval_timeout_minutes: int = _knob(
+    require_approval: bool = _parameter(False, "Ask a person", "Wait for an approval in the UI before the upload.", _PROMOTION)
+    approval_timeout_minutes: int = _parameter(
         720, "Time to approve (min)", "No answer in this time is a rejection.", _PROMOTION, ge=1, le=10080
     )
-    promote_backfill: bool = _knob(
+    promote_backfill: bool = _parameter(
         False,
         "Backfills may promote",
         "Let a backfill move the champion, if its images are newer than the champion's.",
@@ -303,7 +313,7 @@ class RetrainingConfig(BaseModel):
             try:
                 compiled = re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"is no regular expression: {error}") from None
+                raise ValueError(f"is not a regular expression: {error}") from None
             if compiled.groups < 1:
                 raise ValueError("needs a group in parentheses, which names what it reads")
         return pattern
@@ -313,24 +323,24 @@ class RetrainingConfig(BaseModel):
         """The patterns of `ignore_patterns`, one by one."""
         return tuple(pattern.strip() for pattern in self.ignore_patterns.split(",") if pattern.strip())
 
-    def training_knobs(self) -> dict[str, Any]:
-        """The knobs that influence which weights training ends with; as JSON values."""
+    def training_parameters(self) -> dict[str, Any]:
+        """The parameters that influence which weights training ends with; as JSON values."""
         decisive = {_CHECKS, _SPLIT, _MODEL, _FIT, _AUGMENTATION}
         schemas = type(self).model_json_schema()["properties"]
-        knobs = {name for name, schema in schemas.items() if schema["section"] in decisive}
-        return self.model_dump(mode="json", include=knobs)
+        parameters = {name for name, schema in schemas.items() if schema["section"] in decisive}
+        return self.model_dump(mode="json", include=parameters)
 
     @classmethod
     def resolve(cls, given: Mapping[str, Any]) -> RetrainingConfig:
         """Check what a run was given and fill in the rest from its preset.
 
         Args:
-            given: knob -> value. `None` and `""` mean "not given".
+            given: parameter -> value. `None` and `""` mean "not given".
 
         Raises:
-            ConfigError: a knob is unknown or out of its bounds; the message names it and its bounds.
+            ConfigError: a parameter is unknown or out of its bounds; the message names it and its bounds.
         """
-        chosen = {knob: value for knob, value in given.items() if value is not None and value != ""}
+        chosen = {parameter: value for parameter, value in given.items() if value is not None and value != ""}
         preset = chosen.get("preset", "transfer")
         if preset not in PRESETS:
             raise ConfigError(f"preset: {preset!r} is none of {', '.join(PRESETS)}")
@@ -345,43 +355,43 @@ class RetrainingConfig(BaseModel):
 
     @classmethod
     def origins(cls, given: Mapping[str, Any]) -> dict[str, str]:
-        """Where each knob's value came from: "given", "preset" or "default"."""
+        """Where each parameter's value came from: "given", "preset" or "default"."""
         preset = PRESETS[given.get("preset") or "transfer"]
         return {
-            knob: "given" if given.get(knob) not in (None, "") else "preset" if knob in preset else "default"
-            for knob in cls.model_fields
+            parameter: "given" if given.get(parameter) not in (None, "") else "preset" if parameter in preset else "default"
+            for parameter in cls.model_fields
         }
 
 
 def form_fields(preset: str = "transfer") -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Each knob's default and JSON schema, for the trigger form.
+    """Each parameter's default and JSON schema, for the trigger form.
 
     Args:
         preset: the one that the form offers first.
 
-    A knob that a preset sets is optional in the form, with no default of its own: left empty, it takes the preset's
+    A parameter that a preset sets is optional in the form, with no default of its own: left empty, it takes the preset's
     value, which its sentence names.
     """
     fields: dict[str, tuple[Any, dict[str, Any]]] = {}
     properties = RetrainingConfig.model_json_schema()["properties"]
-    for knob, schema in properties.items():
+    for parameter, schema in properties.items():
         form = {name: value for name, value in schema.items() if name not in ("default", "anyOf", "const")}
         default = schema.get("default")
-        if "anyOf" in schema:  # "X or nothing" is how pydantic spells an optional knob
+        if "anyOf" in schema:  # "X or nothing" is how pydantic spells an optional parameter
             options = [option for option in schema["anyOf"] if option.get("type") != "null"]
             form.update(options[0])
             form["type"] = [options[0]["type"], "null"]
-        if knob in NOTEBOOK:
+        if parameter in NOTEBOOK:
             form["type"] = [form.get("type", "string"), "null"]
             if "enum" in form:
                 form["enum"] = [*form["enum"], None]
-            form["description_md"] = f"{form['description']} Empty: {default} (transfer), {NOTEBOOK[knob]} (notebook)."
+            form["description_md"] = f"{form['description']} Empty: {default} (transfer), {NOTEBOOK[parameter]} (notebook)."
             default = None
         elif form.get("type") == "string" and "enum" not in form:
             form["type"] = ["string", "null"]
-        elif knob == "preset":
+        elif parameter == "preset":
             default = preset
-        fields[knob] = (default, form)
+        fields[parameter] = (default, form)
     return fields
 
 

@@ -1,7 +1,7 @@
 """Everything that this project raises on purpose.
 
 BccError                          one clear line that names the thing and the way out
-├── ConfigError                   a knob or a setting is wrong
+├── ConfigError                   a parameter or a setting is wrong
 ├── StorageError                  the object store refused or failed
 │   ├── StorageUnavailable    *   no answer, a time-out, 5xx, SlowDown
 │   │   └── WriteConflict     *   another conditional write to the same object was going on
@@ -24,7 +24,7 @@ BccError                          one clear line that names the thing and the wa
 │   ├── DivergedError             NaN, or a loss that explodes
 │   ├── OutOfMemory
 │   ├── GpuMissing                a GPU was asked for and is not there
-│   ├── WeightsUnavailable        the backbone's weights cannot be had, or are not the expected ones
+│   ├── WeightsUnavailable        the backbone's weights is not available, or are not the expected ones
 │   └── TrainingInterrupted   *   stopped from outside; the checkpoint is kept
 ├── ModelError                    a model file is damaged, unsafe or not the one that was promised
 ├── PromotionLost                 another run moved the champion first
@@ -44,7 +44,7 @@ class BccError(Exception):
 
 
 class ConfigError(BccError):
-    """A knob is out of its bounds, or a setting is missing."""
+    """A parameter is out of its bounds, or a setting is missing."""
 
 
 class StorageError(BccError):
@@ -147,7 +147,7 @@ class GpuMissing(TrainingError):
 
 
 class WeightsUnavailable(TrainingError):
-    """The backbone's weights cannot be had, or are not the expected ones."""
+    """The backbone's weights is not available, or are not the expected ones."""
 
 
 class TrainingInterrupted(TrainingError):

@@ -3,7 +3,7 @@
 bcc.new_images          gauge    images that were added, changed or removed since the last assessed run
 bcc.stage.<stage>       timing   how long a task's work took, however it ended
 bcc.verdict.<verdict>   counter  decisions of the gate
-bcc.gate.<rule>         gauge    the figure that a rule of the gate looked at
+bcc.gate.<rule>         gauge    the metric that a rule of the gate looked at
 
 "bcc" comes after Airflow's own prefix: `airflow.bcc.new_images`.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from airflow.sdk.observability import stats
 
-from bcc_ops.artifacts import GateDocument
+from bcc_ops.runs.documents import GateDocument
 
 
 @contextmanager
@@ -34,20 +34,20 @@ def stage(name: str) -> Iterator[None]:
         stats.timing(f"bcc.stage.{name}", (monotonic() - begin) * 1000)
 
 
-def new_images(sighting: Mapping[str, Any]) -> None:
-    """Report how many images differ from the last assessed run's: all of them where there was none.
+def new_images(arrivals: Mapping[str, Any]) -> None:
+    """Report how many images differ from the last assessed run's: all of them if there was none.
 
     Args:
-        sighting: the sensor's XCom, with `images` and `change`.
+        arrivals: the sensor's XCom, with `images` and `change`.
     """
-    change = sighting["change"]
-    differing = sighting["images"] if change is None else sum(change[kind] for kind in ("added", "changed", "removed"))
+    change = arrivals["change"]
+    differing = arrivals["images"] if change is None else sum(change[kind] for kind in ("added", "changed", "removed"))
     stats.gauge("bcc.new_images", differing)
 
 
 def verdict(gate: GateDocument) -> None:
-    """Count a decision of the gate, and report each figure that it looked at; a missing figure is not reported."""
+    """Count a decision of the gate, and report each metric that it looked at; a missing metric is not reported."""
     stats.incr(f"bcc.verdict.{gate.verdict}")
     for rule in gate.rules:
-        if rule.figure is not None:
-            stats.gauge(f"bcc.gate.{stats.normalize_name_for_stats(rule.rule)}", rule.figure)
+        if rule.value is not None:
+            stats.gauge(f"bcc.gate.{stats.normalize_name_for_stats(rule.rule)}", rule.value)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import BaseNotifier, conf
 
-from bcc_ops.artifacts import GateDocument
 from bcc_ops.config import Settings
 from bcc_ops.operators.base import open_store
+from bcc_ops.runs.documents import GateDocument
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _FAILURE = ("{{ dag.dag_id }} failed", "The run {{ run_id }} failed{{ ': ' ~ reason if reason }}.")
 _VERDICT = (
     "{{ dag.dag_id }}: {{ gate.verdict }}",
-    "The gate's verdict on the run {{ run_id }} is {{ gate.verdict }}{{ ' (made-up images)' if gate.made_up }}. "
+    "The gate's verdict on the run {{ run_id }} is {{ gate.verdict }}{{ ' (synthetic images)' if gate.synthetic }}. "
     "{{ gate.reasons | join(' ') }}",
 )
 

@@ -11,12 +11,12 @@ from tests.conftest import REPOSITORY
 EDGES = {
     "wait_for_new_images": {"snapshot_dataset"},
     "snapshot_dataset": {
-        *("download_images", "validate_images", "compute_class_weights", "train_model", "evaluate_model"),
+        *("download_images", "check_images", "split_dataset", "train_model", "evaluate_model"),
         *("gate_model", "publish_plots", "approve_model", "upload_model"),
     },
-    "download_images": {"validate_images"},
-    "validate_images": {"compute_class_weights", "train_model", "evaluate_model", "publish_plots", "upload_model"},
-    "compute_class_weights": {"train_model", "evaluate_model", "gate_model", "publish_plots", "upload_model"},
+    "download_images": {"check_images"},
+    "check_images": {"split_dataset", "train_model", "evaluate_model", "publish_plots", "upload_model"},
+    "split_dataset": {"train_model", "evaluate_model", "gate_model", "publish_plots", "upload_model"},
     "train_model": {"evaluate_model", "publish_plots", "upload_model"},
     "evaluate_model": {"gate_model", "publish_plots", "upload_model"},
     "gate_model": {"publish_plots", "approve_model", "upload_model"},
@@ -45,7 +45,7 @@ def test_the_tasks_hang_together_as_the_diagram_says(dag: Any) -> None:
     assert {task.task_id: task.downstream_task_ids for task in dag.tasks} == EDGES
 
 
-def test_one_run_at_a_time_and_nothing_made_up_for_the_past(dag: Any) -> None:
+def test_one_run_at_a_time_and_nothing_synthetic_for_the_past(dag: Any) -> None:
     assert dag.max_active_runs == 1
     assert dag.catchup is False
 
@@ -54,11 +54,11 @@ def test_every_task_ends_by_itself_has_an_owner_and_retries(dag: Any) -> None:
     for task in dag.tasks:
         assert task.owner == "ml-platform"
         assert task.retries > 0
-        # The approval's own time-out is a knob of the run, set when it is asked for.
+        # The approval's own time-out is a parameter of the run, set when it is asked for.
         assert task.execution_timeout or task.task_id == "approve_model", task.task_id
 
 
-def test_the_form_offers_every_knob_with_a_default_that_it_accepts(dag: Any) -> None:
+def test_the_form_offers_every_parameter_with_a_default_that_it_accepts(dag: Any) -> None:
     assert set(dag.params) == set(RetrainingConfig.model_fields)
     dag.params.validate()
 

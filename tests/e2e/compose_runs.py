@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bcc_ops.artifacts import (
-    ClassWeightsDocument,
+from bcc_ops.dataset.synthetic import write_images
+from bcc_ops.runs.documents import (
+    ChecksDocument,
     ConfigDocument,
     Document,
     EvaluationDocument,
@@ -16,13 +17,12 @@ from bcc_ops.artifacts import (
     PromotionDocument,
     Reference,
     SnapshotDocument,
+    SplitDocument,
     TrainingDocument,
-    ValidationDocument,
 )
-from bcc_ops.dataset.made_up import write_images
-from bcc_ops.run_index import find_run
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.index import find_run
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
 from local.compose_stack import ComposeStack
 
 DAG_ID = "bcc_retraining"
@@ -45,13 +45,13 @@ TINY: dict[str, Any] = {
     "balanced_accuracy_margin": 1.0,
     "sensitivity_margin": 1.0,
 }
-"""Knobs of a run that takes seconds and passes the gate: what is tested here is not the model."""
+"""Parameters of a run that takes seconds and passes the gate: what is tested here is not the model."""
 
 DOCUMENTS: dict[str, type[Document]] = {
     "config.json": ConfigDocument,
     "snapshot.json": SnapshotDocument,
-    "validation.json": ValidationDocument,
-    "class_weights.json": ClassWeightsDocument,
+    "checks.json": ChecksDocument,
+    "split.json": SplitDocument,
     "training.json": TrainingDocument,
     "evaluation.json": EvaluationDocument,
     "gate.json": GateDocument,
@@ -72,7 +72,7 @@ def stop_run(stack: ComposeStack, dag_id: str, run_id: str) -> None:
     stack.api.call("PATCH", f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}", json={"state": "failed"})
 
 
-def upload_made_up_images(store: ObjectStore, per_class: int, seed: int) -> None:
+def upload_synthetic_images(store: ObjectStore, per_class: int, seed: int) -> None:
     """Draw images and put them where the pipeline looks for them."""
     with tempfile.TemporaryDirectory() as folder:
         for file in write_images(Path(folder), per_class, seed=seed):

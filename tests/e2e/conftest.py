@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from bcc_ops.dataset.made_up import write_images
-from bcc_ops.run_paths import RunPaths
+from bcc_ops.dataset.synthetic import write_images
+from bcc_ops.runs.paths import RunPaths
 from local.airflow_api import AirflowApi, parse_moment
 from local.images import read_folder, upload
 from local.stack import DAG_ID, LocalStack
@@ -39,7 +39,7 @@ TINY = {
     "min_malignant_specificity": 0,
     "max_refused_fraction": 0.2,
 }
-"""Knobs of a training that takes seconds and that the gate, with its floors down, approves."""
+"""Parameters of a training that takes seconds and that the gate, with its floors down, approves."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class FinishedRun:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with thirty images a class: real ones with their masks where they are there, else made-up ones."""
+    """A folder with thirty images a class: real ones with their masks if they are there, else synthetic ones."""
     folder = tmp_path_factory.mktemp("images")
     if not REAL_IMAGES.is_dir():
         write_images(folder, PER_CLASS)
@@ -73,7 +73,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for label in CLASSES:
         (folder / label).mkdir()
         chosen = sorted(path for path in (REAL_IMAGES / label).glob("*.png") if "_mask" not in path.name)
-        # spread over the folder, since neighbours are often near copies of one another
+        # spread over the folder, since neighbours are often near-duplicates of one another
         for image in chosen[:: len(chosen) // PER_CLASS][:PER_CLASS]:
             for file in (image, *image.parent.glob(f"{image.stem.replace('[', '[[]')}_mask*.png")):
                 shutil.copy(file, folder / label)
@@ -125,11 +125,11 @@ def follow_run(stack: LocalStack) -> Callable[..., FinishedRun]:
 
 @pytest.fixture(scope="module")
 def run_pipeline(stack: LocalStack, follow_run: Callable[..., FinishedRun]) -> Callable[..., FinishedRun]:
-    """Run the pipeline by hand with the given knobs and wait for its end: `run_pipeline({"epochs": 2})`."""
+    """Run the pipeline by hand with the given parameters and wait for its end: `run_pipeline({"epochs": 2})`."""
 
-    def run(knobs: dict[str, Any], within: float = 1200) -> FinishedRun:
+    def run(parameters: dict[str, Any], within: float = 1200) -> FinishedRun:
         triggered = time.time()
-        run_id = stack.api.trigger(DAG_ID, knobs)
+        run_id = stack.api.trigger(DAG_ID, parameters)
         stack.api.set_paused(DAG_ID, False)
         return follow_run(run_id, triggered, within)
 

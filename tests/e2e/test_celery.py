@@ -15,7 +15,7 @@ import pytest
 
 from local.airflow_api import parse_moment
 from local.compose_stack import AIRFLOW_SERVICES, REPOSITORY, ComposeStack
-from tests.e2e.compose_runs import DAG_ID, TINY, stop_run, unpause, upload_made_up_images, whole_documents
+from tests.e2e.compose_runs import DAG_ID, TINY, stop_run, unpause, upload_synthetic_images, whole_documents
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -66,7 +66,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, statsd: StatsdServer) -> Ite
     second.write_text((REPOSITORY / "dags" / f"{DAG_ID}.py").read_text().replace(f'"{DAG_ID}"', f'"{SECOND}"'))
     metrics = {"STATSD_ON": "true", "STATSD_HOST": "127.0.0.1", "STATSD_PORT": str(statsd.port)}
     with ComposeStack(folder / "stack", variables=metrics, extra_dags=[second]) as stack:
-        upload_made_up_images(stack.store, per_class=16, seed=1)
+        upload_synthetic_images(stack.store, per_class=16, seed=1)
         yield stack
 
 

@@ -2,7 +2,7 @@
 
 make e2e-faults
 
-Prints, for docs/operations.md, a line a fault: what happened, and the seconds until work went on.
+Prints, for docs/operations.md, one line per fault: what happened, and the seconds until work went on.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from urllib.parse import quote
 import psutil
 import pytest
 
-from bcc_ops.artifacts import ClassWeightsDocument, ConfigDocument, SnapshotDocument
 from bcc_ops.exceptions import StorageError
-from bcc_ops.run_index import find_run
-from bcc_ops.run_paths import RunPaths, checkpoint_folder
+from bcc_ops.runs.documents import ConfigDocument, SnapshotDocument, SplitDocument
+from bcc_ops.runs.index import find_run
+from bcc_ops.runs.paths import RunPaths, checkpoint_folder
 from bcc_ops.training.checkpoints import CheckpointFolder
 from local.airflow_api import AirflowError
 from local.compose_stack import ComposeStack
-from tests.e2e.compose_runs import ARTIFACTS, DAG_ID, TINY, unpause, upload_made_up_images, whole_documents
+from tests.e2e.compose_runs import ARTIFACTS, DAG_ID, TINY, unpause, upload_synthetic_images, whole_documents
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 LONG: dict[str, Any] = {**TINY, "epochs": 80, "early_stopping_patience": 0, "ema": False}
 """A training of some fifteen seconds where nothing else runs, so that there is a middle in which to be hit.
 
-All have one seed, so that each one's figures must be those of the undisturbed run.
+All have one seed, so that each one's metrics must be those of the undisturbed run.
 """
 OUTAGE = 60.0
 JOBS = {"scheduler": "SchedulerJob", "dag-processor": "DagProcessorJob", "triggerer": "TriggererJob"}
@@ -58,7 +58,7 @@ class Measured:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeStack]:
     with ComposeStack(tmp_path_factory.mktemp("faults") / "stack") as stack:
-        upload_made_up_images(stack.store, per_class=16, seed=1)
+        upload_synthetic_images(stack.store, per_class=16, seed=1)
         unpause(stack, DAG_ID)
         yield stack
 
@@ -82,7 +82,7 @@ class Training:
         self.paths = paths
 
     def checkpointed(self) -> datetime | None:
-        """When the last checkpoint was written; None where there is none."""
+        """When the last checkpoint was written; None if there is none."""
         moments = [entry["LastModified"] for entry in self.stack.store.list_objects(f"{ARTIFACTS}/checkpoints/")]
         return max(moments, default=None)
 
@@ -90,7 +90,7 @@ class Training:
         """The epochs in the checkpoint that a retry on the GPU worker will find, in its cache or in the bucket."""
         snapshot = self.stack.store.load_key(SnapshotDocument, self.paths.document("snapshot.json"))
         config = self.stack.store.load_key(ConfigDocument, self.paths.document("config.json"))
-        weights = self.stack.store.load_key(ClassWeightsDocument, self.paths.document("class_weights.json"))
+        weights = self.stack.store.load_key(SplitDocument, self.paths.document("split.json"))
         assert weights.split is not None
         folder = checkpoint_folder(
             ARTIFACTS, snapshot_digest=snapshot.digest, config_digest=config.digest, split_digest=weights.split.sha256
@@ -130,8 +130,8 @@ class Training:
         epochs: tuple[int, ...] = self.documents["training.json"].resumed_after_epochs
         return epochs
 
-    def figures(self) -> dict[str, Any]:
-        """All that the seed decides: each epoch's figures, the model's bytes, and what the evaluation makes of it."""
+    def metrics(self) -> dict[str, Any]:
+        """All that the seed decides: each epoch's metrics, the model's bytes, and what the evaluation makes of it."""
         text = self.stack.store.get_referenced(self.documents["training.json"].history).decode()
         rows = [{name: value for name, value in row.items() if "second" not in name} for row in csv.DictReader(text.splitlines())]
         assert len(rows) == LONG["epochs"]
@@ -316,9 +316,9 @@ def test_killed_triggerer_and_the_sensor_goes_on_waiting(stack: ComposeStack, me
     stack.kill("triggerer")
     seconds = stack.await_("another triggerer to wait on", lambda: waits_on() not in (None, before))
     assert sensor()["state"] == "deferred"
-    upload_made_up_images(stack.store, per_class=4, seed=2)
+    upload_synthetic_images(stack.store, per_class=4, seed=2)
     stack.await_("the new images to be seen", lambda: sensor()["state"] == "success")
-    # This run has the defaults for knobs: a night brings none. The gate asks more of it than sixty images can show.
+    # This run has the defaults for parameters: a night brings none. The gate asks more of it than sixty images can show.
     assert stack.api.wait_for_run(DAG_ID, run_id, within=1500)["state"] == "success"
     assert whole_documents(stack, run_id, promoted=False)["snapshot.json"].total == 60
     measured.say("kill -9 of the triggerer", "the sensor went on waiting, and saw the images that came then", seconds)

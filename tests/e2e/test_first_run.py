@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bcc_ops.artifacts import (
+from bcc_ops.runs.documents import (
     PARTITIONS,
     ChampionDocument,
-    ClassWeightsDocument,
+    ChecksDocument,
     ConfigDocument,
     Document,
     EpochRow,
@@ -27,11 +27,11 @@ from bcc_ops.artifacts import (
     PromotionDocument,
     Reference,
     SnapshotDocument,
+    SplitDocument,
     TrainingDocument,
-    ValidationDocument,
 )
-from bcc_ops.run_paths import PLOTS, champion_pointer, model_file
-from bcc_ops.tables import ImageRow, SplitRow, read_predictions, read_rows
+from bcc_ops.runs.paths import PLOTS, champion_pointer, model_file
+from bcc_ops.runs.tables import ImageRow, SplitRow, read_predictions, read_rows
 from local.airflow_api import parse_moment
 from local.stack import DAG_ID, LocalStack
 from tests.conftest import REAL_IMAGES
@@ -43,16 +43,16 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 DOCUMENTS: dict[str, type[Document]] = {
     "config.json": ConfigDocument,
     "snapshot.json": SnapshotDocument,
-    "validation.json": ValidationDocument,
-    "class_weights.json": ClassWeightsDocument,
+    "checks.json": ChecksDocument,
+    "split.json": SplitDocument,
     "training.json": TrainingDocument,
     "evaluation.json": EvaluationDocument,
     "gate.json": GateDocument,
     "promotion.json": PromotionDocument,
 }
 RETURNS = {
-    "validate_images": "validation.json",
-    "compute_class_weights": "class_weights.json",
+    "check_images": "checks.json",
+    "split_dataset": "split.json",
     "train_model": "training.json",
     "evaluate_model": "evaluation.json",
     "gate_model": "gate.json",
@@ -94,7 +94,7 @@ def test_the_first_task_returns_the_handle_that_pins_the_run(stack: LocalStack, 
 
 
 def test_hostile_files_are_named_with_their_reasons_and_stop_nothing(stack: LocalStack, first_run: FinishedRun) -> None:
-    checks = stack.store.load_key(ValidationDocument, first_run.paths.document("validation.json"))
+    checks = stack.store.load_key(ChecksDocument, first_run.paths.document("checks.json"))
     prefix = f"{stack.settings.images_prefix}/normal/"
     # the local S3 server takes a backslash for a slash
     expected = {f"{prefix}{name}".replace("\\", "/"): why for name, _, why in hostile_files()}
@@ -181,12 +181,12 @@ def test_the_verdict_is_reached_and_acted_upon(stack: LocalStack, first_run: Fin
     assert model.classes == CLASSES
 
 
-def test_made_up_images_are_said_to_be_made_up(stack: LocalStack, first_run: FinishedRun) -> None:
+def test_synthetic_images_are_said_to_be_synthetic(stack: LocalStack, first_run: FinishedRun) -> None:
     gate = stack.store.load_key(GateDocument, first_run.paths.document("gate.json"))
-    assert gate.made_up is not REAL_IMAGES.is_dir()
+    assert gate.synthetic is not REAL_IMAGES.is_dir()
 
 
-def test_knobs_reach_the_run(stack: LocalStack, first_run: FinishedRun) -> None:
+def test_parameters_reach_the_run(stack: LocalStack, first_run: FinishedRun) -> None:
     config = stack.store.load_key(ConfigDocument, first_run.paths.document("config.json"))
     assert {name: config.config[name] for name in TINY} == TINY
     assert {config.origins[name] for name in TINY} == {"given"}
@@ -235,7 +235,7 @@ def _work_of(stack: LocalStack, finished: FinishedRun, task_id: str) -> tuple[fl
 
 
 def _covered(intervals: list[tuple[float, float]]) -> float:
-    """Seconds that lie in at least one interval."""
+    """Seconds that are in at least one interval."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, reached))

@@ -15,14 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bcc_ops.artifacts import GateDocument, TrainingDocument, parse_document
+from bcc_ops.runs.documents import GateDocument, TrainingDocument, parse_document
 from local.processes import ProcessMark
 from local.s3_server import free_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-KNOBS = "architecture=cnn weights=none image_size=64 epochs=6 bootstrap_resamples=200"
+PARAMS = "architecture=cnn weights=none image_size=64 epochs=6 bootstrap_resamples=200"
 
 
 class MakeRun:
@@ -30,7 +30,7 @@ class MakeRun:
 
     def __init__(self, home: Path, **variables: str) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "BCC_", "AWS_"))}
-        environment = {**clean, "LOCAL": str(home), "PYTHONPATH": str(REPOSITORY / "plugins"), "KNOBS": KNOBS, **variables}
+        environment = {**clean, "LOCAL": str(home), "PYTHONPATH": str(REPOSITORY / "plugins"), "PARAMS": PARAMS, **variables}
         self.home = home
         self.lines: list[str] = []
         self.process = subprocess.Popen(
@@ -110,13 +110,13 @@ def test_an_interrupted_run_is_taken_up_and_ends_in_a_verdict(home: Path) -> Non
     assert done.wait(within=900) == 0
     assert done.said("ended what it had left running") and done.said("Taking up local__")
     assert not [process for process in left if process.is_running()]
-    assert done.said("The images are made up") and done.said("Verdict: ")
+    assert done.said("The images are synthetic") and done.said("Verdict: ")
 
     (copy,) = (home / "runs").iterdir()
-    for name in ("config.json", "snapshot.json", "validation.json", "evaluation.json", "model.h5", "report.html"):
+    for name in ("config.json", "snapshot.json", "checks.json", "evaluation.json", "model.h5", "report.html"):
         assert (copy / name).stat().st_size > 0
     assert list(copy.glob("plots/*.png"))
     gate = parse_document(GateDocument, (copy / "gate.json").read_bytes(), "gate.json")
     training = parse_document(TrainingDocument, (copy / "training.json").read_bytes(), "training.json")
-    assert gate.made_up and training.made_up
+    assert gate.synthetic and training.synthetic
     assert training.epochs_run == 6

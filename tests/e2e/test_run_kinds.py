@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bcc_ops.artifacts import SnapshotDocument
-from bcc_ops.run_index import find_run
+from bcc_ops.runs.documents import SnapshotDocument
+from bcc_ops.runs.index import find_run
 from local.airflow_api import AirflowUnavailable
 from local.stack import LocalStack
 from tests.conftest import REPOSITORY
@@ -159,7 +159,7 @@ def sqs() -> Iterator[Queue]:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, sqs: Queue) -> Iterator[Story]:
-    """The stack, with a schedule whose ticks lie in the next minutes, up to the moment when the third batch is there."""
+    """The stack, with a schedule whose ticks are in the next minutes, up to the moment when the third batch is there."""
     ticks = Ticks.after(datetime.now(timezone.utc))
     variables = {
         "PYTHONPATH": str(REPOSITORY),  # for the DAG's verdict, which the tests' factories give

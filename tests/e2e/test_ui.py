@@ -1,4 +1,4 @@
-"""What people do in a browser: log in, trigger, watch, answer, read. On made-up images, with Debian's Chromium.
+"""What people do in a browser: log in, trigger, watch, answer, read. On synthetic images, with Debian's Chromium.
 
 The screenshots go to the folder that BCC_SCREENSHOTS names, else to the test's own temporary one.
 """
@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import FrameLocator, Page, ViewportSize, expect, sync_playwright
 
-from bcc_ops.dataset.made_up import write_images
+from bcc_ops.dataset.synthetic import write_images
 from local.images import read_folder, upload
 from local.stack import DAG_ID, USER, LocalStack
 
@@ -27,7 +27,7 @@ OPTIONS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 RUN_ID = "by_hand__from_the_form"
-KNOBS = {
+PARAMS = {
     "Model": {"image_size": "64"},
     "Training": {"epochs": "40", "early_stopping_patience": "0"},
     "Evaluation": {"bootstrap_resamples": "200"},
@@ -38,7 +38,7 @@ KNOBS = {
         "min_malignant_specificity": "0",
     },
 }
-"""Section of the form -> knob -> what is typed: a training of a minute, so that it can be watched, which the gate approves."""
+"""Section of the form -> parameter -> what is typed: a training of a minute, so that it can be watched, which the gate approves."""
 
 MINUTES = 60_000.0
 SCREEN: ViewportSize = {"width": 1440, "height": 900}
@@ -46,10 +46,10 @@ SCREEN: ViewportSize = {"width": 1440, "height": 900}
 
 @pytest.fixture(scope="module")
 def ui_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    """A stack of this module's own, with made-up images, so that every picture may be shown to anybody."""
+    """A stack of this module's own, with synthetic images, so that every picture may be shown to anybody."""
     if not CHROMIUM.exists():
         pytest.skip("no /usr/bin/chromium: `apt-get install chromium` installs it")
-    images = tmp_path_factory.mktemp("made-up")
+    images = tmp_path_factory.mktemp("synthetic")
     write_images(images, 60)
     with LocalStack(tmp_path_factory.mktemp("ui-stack"), bucket="ui-images") as stack:
         upload(stack.store, stack.settings.images_prefix, read_folder(images, stack.settings.classes))
@@ -99,14 +99,14 @@ def shoot(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
 @pytest.fixture(scope="module")
 def triggered(page: Page, ui_stack: LocalStack, shoot: Callable[..., None]) -> str:
-    """The id of a run that was triggered from the form, with changed knobs and an approval asked for."""
+    """The id of a run that was triggered from the form, with changed parameters and an approval asked for."""
     page.goto(f"{ui_stack.address}/dags/{DAG_ID}")
     page.get_by_role("button", name="Trigger").first.click()
     form = page.get_by_role("dialog").filter(has_text="Trigger Dag")
-    for section, knobs in KNOBS.items():
+    for section, parameters in PARAMS.items():
         form.get_by_role("button", name=section, exact=True).click()
-        for knob, value in knobs.items():
-            field = form.locator(f"[name=element_{knob}]")
+        for parameter, value in parameters.items():
+            field = form.locator(f"[name=element_{parameter}]")
             field.fill(value)
             field.blur()
     form.get_by_role("button", name="Promotion", exact=True).click()
@@ -127,10 +127,10 @@ def report_of(page: Page) -> FrameLocator:
     return page.frame_locator("iframe[title='Model report']")
 
 
-def test_form_hands_the_changed_knobs_to_the_run(triggered: str, ui_stack: LocalStack) -> None:
+def test_form_hands_the_changed_parameters_to_the_run(triggered: str, ui_stack: LocalStack) -> None:
     conf = ui_stack.api.run(DAG_ID, triggered)["conf"]
-    typed = {knob: float(value) for knobs in KNOBS.values() for knob, value in knobs.items()}
-    assert {knob: float(conf[knob]) for knob in typed} == typed
+    typed = {parameter: float(value) for parameters in PARAMS.values() for parameter, value in parameters.items()}
+    assert {parameter: float(conf[parameter]) for parameter in typed} == typed
     assert conf["require_approval"] is True
 
 
@@ -169,7 +169,7 @@ def test_report_of_the_finished_run(page: Page, triggered: str, ui_stack: LocalS
     page.goto(f"{run_address(ui_stack, triggered)}/plugin/model-report")
     report = report_of(page)
     expect(report.get_by_role("heading", name="Approved, with no champion to compare with")).to_be_visible()
-    expect(report.get_by_text("Made-up images.", exact=False).first).to_be_visible()
+    expect(report.get_by_text("Synthetic images.", exact=False).first).to_be_visible()
     pictures = report.get_by_role("img").filter(visible=True)
     expect(report.get_by_role("img", name=re.compile("^ROC curves"))).to_be_visible()
     broken = pictures.evaluate_all("all => all.filter(one => one.tagName === 'IMG' && !one.naturalWidth).map(one => one.alt)")

@@ -1,6 +1,6 @@
 """What becomes of challengers on the running stack: approved, rejected, unanswered, backfilled; and a roll-back.
 
-One story on one stack, in this order. Each of its stations says what lay under `models/` before it and after it.
+One story on one stack, in this order. Each of its stations says what was under `models/` before it and after it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 from markupsafe import escape
 
-from bcc_ops.artifacts import (
+from bcc_ops.runs.documents import (
     ApprovalDocument,
     ChampionDocument,
     EvaluationDocument,
@@ -23,7 +23,7 @@ from bcc_ops.artifacts import (
     PromotionDocument,
     SnapshotDocument,
 )
-from bcc_ops.run_paths import champion_pointer
+from bcc_ops.runs.paths import champion_pointer
 from local.airflow_api import parse_moment
 from local.stack import DAG_ID, USER, LocalStack
 from tests.e2e.conftest import TINY, FinishedRun, wait_until
@@ -173,8 +173,8 @@ def test_a_worse_model_is_rejected_and_the_run_is_a_success(first: Station, wors
     assert worse.gate.verdict == "rejected"
     assert (worse.states["approve_model"], worse.states["upload_model"]) == ("skipped", "skipped")
     assert worse.states["publish_plots"] == "success"
-    figures = worse.document(EvaluationDocument, "evaluation.json").challenger
-    assert figures.balanced_accuracy.value < 0.7
+    metrics = worse.document(EvaluationDocument, "evaluation.json").challenger
+    assert metrics.balanced_accuracy.value < 0.7
     assert {rule.rule for rule in worse.gate.rules if not rule.passed} >= FLOORS
     assert worse.gate.champion_version == champion(worse.stack).version
 

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from bcc_ops.dataset.made_up import draw_image
+from bcc_ops.dataset.synthetic import draw_image
 
 
 @cache

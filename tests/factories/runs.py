@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from bcc_ops.artifacts import GateDocument, SnapshotDocument
 from bcc_ops.operators.base import Run
-from bcc_ops.run_paths import PLOTS
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import GateDocument, SnapshotDocument
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import PLOTS
 from tests.unit.report import samples
 
 
@@ -28,11 +28,11 @@ def give_verdict(store: ObjectStore, handle: Mapping[str, str]) -> SnapshotDocum
         reasons=("no model was trained",),
         rules=(),
         as_of=run.snapshot.as_of,
-        made_up=True,
+        synthetic=True,
         champion_version=None,
         champion_etag=None,
         validation_digest="",
-        looks=1,
+        holdout_reuse=1,
         evaluation=run.references["snapshot"],
     )
     store.save(run.paths.document("gate.json"), gate)
@@ -46,11 +46,11 @@ def put_large_run(store: ObjectStore) -> None:
     groups = tuple(
         {"group": f"g{n}", "keys": tuple(keys[n : n + 2]), "labels": ("benign",), "how": ("pixels",)} for n in range(0, 10_000, 2)
     )
-    left_out = tuple({"key": key, "reason": "near copy of images on both sides"} for key in keys[:1000])
+    left_out = tuple({"key": key, "reason": "near-duplicate of images on both sides"} for key in keys[:1000])
     run = samples.whole_run(
         images=10_000,
-        validation__json=samples.validation_document(checked=50_000, refused=refused, groups=groups),
-        class_weights__json=samples.class_weights_document(left_out=left_out),
+        checks__json=samples.checks_document(checked=50_000, refused=refused, groups=groups),
+        split__json=samples.split_document(left_out=left_out),
         history__csv=samples.history_csv(samples.epochs(200)),
     )
     for name, content in run.items():

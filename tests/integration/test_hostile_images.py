@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from bcc_ops.dataset.made_up import write_images
-from bcc_ops.storage import ObjectStore
+from bcc_ops.dataset.synthetic import write_images
+from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
 from tests.factories.hostile_images import hostile_files, largest_files
 
@@ -27,13 +27,13 @@ from datetime import datetime, timezone
 from types import SimpleNamespace
 from bcc_ops.operators.download_images import DownloadImagesOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
-from bcc_ops.operators.validate_images import ValidateImagesOperator
+from bcc_ops.operators.check_images import CheckImagesOperator
 now = datetime.now(timezone.utc)
 context = {"run_id": "night", "params": {}, "dag_run": SimpleNamespace(run_type="manual", run_after=now)}
 seen = {"as_of": now.isoformat(), "images": 0, "change": None}
-run = SnapshotDatasetOperator(task_id="snapshot_dataset", sighting=seen).execute(context)
+run = SnapshotDatasetOperator(task_id="snapshot_dataset", arrivals=seen).execute(context)
 DownloadImagesOperator(task_id="download_images", run=run).execute(context)
-checked = ValidateImagesOperator(task_id="validate_images", run=run).execute(context)
+checked = CheckImagesOperator(task_id="check_images", run=run).execute(context)
 print(json.dumps({"run": run, "checked": checked, "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
 """
 
@@ -70,7 +70,7 @@ def check_in_a_process(store: ObjectStore, s3_server: S3Server, cache: Path) -> 
 def test_hostile_files_among_ninety_images_are_named_and_the_checks_stay_small(
     store: ObjectStore, s3_server: S3Server, tmp_path: Path
 ) -> None:
-    from bcc_ops.artifacts import ValidationDocument
+    from bcc_ops.runs.documents import ChecksDocument
     from tests.conftest import REAL_IMAGES
 
     for key, content in ninety_images(tmp_path / "images", REAL_IMAGES):
@@ -82,7 +82,7 @@ def test_hostile_files_among_ninety_images_are_named_and_the_checks_stay_small(
         store.put(f"images/normal/{name}", content)
         expected[f"images/normal/{name}".replace("\\", "/")] = reason  # the local S3 server takes a backslash for a slash
     result = check_in_a_process(store, s3_server, tmp_path / "cache")
-    document = store.load(ValidationDocument, result["checked"])
+    document = store.load(ChecksDocument, result["checked"])
     assert {image.key: image.reason for image in document.refused} == expected
     assert document.checked == 90 + 5 + len(expected)
     assert result["peak"] < MOST_BYTES, f"the checks took {result['peak'] / 1e6:.0f} MB"

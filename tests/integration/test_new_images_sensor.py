@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
 
-from bcc_ops.artifacts import SnapshotDocument
 from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.exceptions import StorageUnavailable
 from bcc_ops.operators.base import Run
 from bcc_ops.operators.download_images import DownloadImagesOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
-from bcc_ops.run_index import find_run
-from bcc_ops.run_paths import run_slug
+from bcc_ops.runs.documents import SnapshotDocument
+from bcc_ops.runs.index import find_run
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import run_slug
 from bcc_ops.sensors.new_images import NewImagesSensor
-from bcc_ops.storage import ObjectStore
 from bcc_ops.triggers.new_images import NewImagesTrigger
 from local.s3_server import S3Server
 from tests.factories.runs import give_verdict
@@ -105,8 +105,8 @@ def assess(store: ObjectStore, run_id: str, as_of: datetime) -> SnapshotDocument
 
 
 def snapshot_as_of(as_of: datetime, context: Any) -> dict[str, str]:
-    sighting = {"as_of": as_of.isoformat(), "images": 0, "digest": "", "change": None, "sentence": ""}
-    return dict(SnapshotDatasetOperator(task_id="snapshot", sighting=sighting).execute(context))
+    arrivals = {"as_of": as_of.isoformat(), "images": 0, "digest": "", "change": None, "sentence": ""}
+    return dict(SnapshotDatasetOperator(task_id="snapshot", arrivals=arrivals).execute(context))
 
 
 def now() -> datetime:
@@ -191,7 +191,7 @@ def test_a_burst_of_events_is_one_run_that_saw_every_image(place: ObjectStore, p
     upload(place, "benign/b")
     seen = play({**context, "params": {**context["params"], "settle_seconds": LONG}}, *more)
     assert seen["change"]["added"] == 51
-    run = SnapshotDatasetOperator(task_id="s", sighting=seen).execute(context)
+    run = SnapshotDatasetOperator(task_id="s", arrivals=seen).execute(context)
     assert give_verdict(place, run).total == 52
     past_second()
     with pytest.raises(AirflowSkipException, match="Nothing to train on: the 52 images are those of"):
@@ -215,7 +215,7 @@ def test_a_person_or_a_persons_dag_may_ask_for_a_past_moment(place: ObjectStore,
 
 
 def test_a_moment_in_the_future_is_refused(place: ObjectStore, play: Play) -> None:
-    with pytest.raises(AirflowFailException, match="as_of: 2999-01-01 00:00:00 UTC lies in the future"):
+    with pytest.raises(AirflowFailException, match="as_of: 2999-01-01 00:00:00 UTC is in the future"):
         play(context_of("manual", as_of="2999-01-01T00:00:00+00:00"))
 
 
@@ -231,7 +231,7 @@ def test_each_day_of_a_backfill_has_the_images_of_its_date(place: ObjectStore, p
         seen = play(context_of("backfill", f"day{n}", days[n]))
         assert (seen["as_of"], seen["images"]) == (days[n].isoformat(), n)
         give_verdict(
-            place, SnapshotDatasetOperator(task_id="s", sighting=seen).execute(context_of("backfill", f"day{n}", days[n]))
+            place, SnapshotDatasetOperator(task_id="s", arrivals=seen).execute(context_of("backfill", f"day{n}", days[n]))
         )
     with pytest.raises(AirflowSkipException, match=r"Nothing to train on: the 2 images are those of .*__day2"):
         play(context_of("backfill", "day3", days[3]))
@@ -272,11 +272,11 @@ def test_a_nightly_run_that_waits_does_not_hold_up_a_backfill(place: ObjectStore
 def test_the_same_backfill_again_changes_nothing(place: ObjectStore, play: Play) -> None:
     upload(place, "benign/a")
     context = context_of("backfill", "scheduled__day1", past_second())
-    run = SnapshotDatasetOperator(task_id="s", sighting=play(context)).execute(context)
+    run = SnapshotDatasetOperator(task_id="s", arrivals=play(context)).execute(context)
     give_verdict(place, run)
     upload(place, "benign/b")
     objects = list(place.list_objects("artifacts/"))
-    assert SnapshotDatasetOperator(task_id="s", sighting=play(context)).execute(context) == run
+    assert SnapshotDatasetOperator(task_id="s", arrivals=play(context)).execute(context) == run
     again = list(place.list_objects("artifacts/"))
     assert [(one["Key"], one["ETag"]) for one in again] == [(one["Key"], one["ETag"]) for one in objects]
 
@@ -285,38 +285,38 @@ def test_a_cleared_run_keeps_to_its_snapshot(place: ObjectStore, play: Play) -> 
     upload(place, "benign/a")
     context = context_of("scheduled", "night")
     first = play(context)
-    run = SnapshotDatasetOperator(task_id="s", sighting=first).execute(context)
+    run = SnapshotDatasetOperator(task_id="s", arrivals=first).execute(context)
     upload(place, "benign/b")
     again = play(context)
     assert {**again, "sentence": ""} == {**first, "sentence": ""}
     assert "own snapshot" in again["sentence"]
-    assert SnapshotDatasetOperator(task_id="s", sighting=again).execute(context) == run
+    assert SnapshotDatasetOperator(task_id="s", arrivals=again).execute(context) == run
 
 
 def test_an_empty_prefix_is_a_failure_for_a_person_and_tells_what_is_there(place: ObjectStore) -> None:
     place.put("images/Benign/a.png", b"x")
     context = context_of("manual", "asked")
-    sighting = NewImagesSensor(task_id="wait").execute(context)
+    arrivals = NewImagesSensor(task_id="wait").execute(context)
     with pytest.raises(
         AirflowFailException, match=r"NoImages: no image as of .*/images/benign/, .*1 folder of no configured class"
     ):
-        SnapshotDatasetOperator(task_id="s", sighting=sighting).execute(context)
+        SnapshotDatasetOperator(task_id="s", arrivals=arrivals).execute(context)
 
 
-def test_the_snapshot_names_its_predecessor_and_the_knobs(place: ObjectStore) -> None:
+def test_the_snapshot_names_its_predecessor_and_the_parameters(place: ObjectStore) -> None:
     upload(place, "benign/a", "benign/a_mask", "malignant/b")
     assess(place, "first", past_second())
     upload(place, "normal/c")
     context = context_of("manual", "second", epochs=3)
-    sighting = NewImagesSensor(task_id="wait").execute(context)
-    handle = SnapshotDatasetOperator(task_id="s", sighting=sighting).execute(context)
+    arrivals = NewImagesSensor(task_id="wait").execute(context)
+    handle = SnapshotDatasetOperator(task_id="s", arrivals=arrivals).execute(context)
     document = Run.load(place, "artifacts", handle).snapshot
     assert document.counts == {"benign": 1, "malignant": 1, "normal": 1}
     assert document.previous_run is not None
     assert document.previous_run.endswith(f"__{run_slug('first')}")
     assert document.change is not None
     assert document.change.added == 1
-    assert document.digest == sighting["digest"]
+    assert document.digest == arrivals["digest"]
     assert document.as_of_source == ("versions" if place.is_versioned() else "last_modified")
     assert [(ignored.reason, ignored.count) for ignored in document.ignored] == [("name to ignore (masks)", 1)]
     paths = find_run(place, "artifacts", "second")
@@ -327,7 +327,7 @@ def test_the_snapshot_names_its_predecessor_and_the_knobs(place: ObjectStore) ->
 def test_download_tells_counts_and_fetches_once(place: ObjectStore) -> None:
     upload(place, "benign/a", "malignant/b")
     context = context_of("manual", "asked")
-    run = SnapshotDatasetOperator(task_id="s", sighting=NewImagesSensor(task_id="wait").execute(context)).execute(context)
+    run = SnapshotDatasetOperator(task_id="s", arrivals=NewImagesSensor(task_id="wait").execute(context)).execute(context)
     counts = DownloadImagesOperator(task_id="d", run=run).execute(context)
     assert (counts["images"], counts["fetched"]) == (2, 2)
     assert DownloadImagesOperator(task_id="d", run=run).execute(context)["fetched"] == 0
@@ -343,7 +343,7 @@ def test_a_worker_without_the_images_fills_its_cache_from_the_same_snapshot(
 ) -> None:
     upload(place, "benign/a", "malignant/b")
     context = context_of("manual", "asked")
-    run = SnapshotDatasetOperator(task_id="s", sighting=NewImagesSensor(task_id="wait").execute(context)).execute(context)
+    run = SnapshotDatasetOperator(task_id="s", arrivals=NewImagesSensor(task_id="wait").execute(context)).execute(context)
     here = local_images(run)
     monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "another-host"))
     upload(place, "normal/c")

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from bcc_ops.artifacts import ChampionDocument, PromotionDocument
 from bcc_ops.exceptions import (
     AccessDenied,
     ArtifactError,
@@ -24,9 +23,10 @@ from bcc_ops.exceptions import (
     StorageUnavailable,
     UnsafeStore,
 )
+from bcc_ops.models.registry import MODEL_FILES, ModelRegistry, Pointer, version_name
 from bcc_ops.promotion.promote import set_champion, upload_challenger
-from bcc_ops.promotion.registry import MODEL_FILES, ModelRegistry, Pointer, version_name
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import ChampionDocument, PromotionDocument
+from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
 from tests.services.faulty_proxy import FaultyProxy, faulty
 from tests.unit.promotion.samples import AS_OF, NOW, approved, client_error, failing_registry, model_document, upload
@@ -98,7 +98,7 @@ def test_s3_tools_see_what_the_model_file_is(registry: ModelRegistry) -> None:
     assert {tag["Key"]: tag["Value"] for tag in tags} == {
         "version": done.version,
         "as_of": "2026-11-22T02:00:00+00:00",
-        "made_up": "false",
+        "synthetic": "false",
     }
 
 
@@ -497,7 +497,7 @@ def test_a_pointer_of_another_release_is_kept_before_a_person_replaces_it(regist
 
 
 def test_no_move_is_ever_forgotten(registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bcc_ops.promotion.registry.LONGEST_HISTORY", 6)
+    monkeypatch.setattr("bcc_ops.models.registry.LONGEST_HISTORY", 6)
     promote(registry, b"one")
     promote(registry, b"two", days=1)
     versions = registry.versions()

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from local.s3_server import S3Server
-from tests.e2e.compose_runs import TINY, upload_made_up_images
+from tests.e2e.compose_runs import TINY, upload_synthetic_images
 from tests.services.faulty_proxy import FaultyProxy
 from tests.services.serving import serving
 
@@ -161,7 +161,7 @@ def airflow(environment: dict[str, str], log: TextIO) -> Iterator[Callable[[dict
 @pytest.fixture(scope="module")
 def recorded_runs(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """Two runs: the first without a champion, the second with one, with new images, in a bucket that now keeps versions."""
-    from bcc_ops.storage import ObjectStore
+    from bcc_ops.runs.object_store import ObjectStore
 
     folder = tmp_path_factory.mktemp("policy")
     store = ObjectStore(s3_server.client(), BUCKET)
@@ -186,7 +186,7 @@ def recorded_runs(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory)
         log = folder / "airflow.log"
         with log.open("w") as messages, airflow(environment, messages) as run_dag:
             for seed in (1, 2):
-                upload_made_up_images(store, per_class=12, seed=seed)
+                upload_synthetic_images(store, per_class=12, seed=seed)
                 if seed == 2:
                     store.client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
                 assert run_dag(TINY) == "success", log.read_text()[-8000:]

@@ -22,33 +22,33 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 from PIL import Image
 
-from bcc_ops.artifacts import Document, EvaluationDocument, GateDocument, PromotionDocument, Reference
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.dataset.snapshot import ImageRules, Listing, list_images, write_images
 from bcc_ops.dataset.sync import ImageCache, sync_images
 from bcc_ops.evaluation.evaluate import NEAR_COPY, TRAINED_ON
-from bcc_ops.evaluation.lean_keras import import_keras
 from bcc_ops.exceptions import ModelError, StorageUnavailable
+from bcc_ops.models.keras_import import import_keras
+from bcc_ops.models.registry import MODEL_FILES, ModelRegistry
 from bcc_ops.operators.evaluate_model import EvaluateModelOperator
 from bcc_ops.operators.gate_model import GateModelOperator
 from bcc_ops.operators.upload_model import UploadModelOperator
-from bcc_ops.promotion.looks import count_looks
+from bcc_ops.promotion.holdout_reuse import count_holdout_reuse
 from bcc_ops.promotion.promote import set_champion
-from bcc_ops.promotion.registry import MODEL_FILES, ModelRegistry
 from bcc_ops.promotion.run_upload import smoke_test_version
 from bcc_ops.promotion.smoke_test import TOLERANCE, Sample, answer, run_smoke_test
-from bcc_ops.run_paths import RunPaths, run_slug
-from bcc_ops.storage import ObjectStore
-from bcc_ops.tables import ContentRow, SplitRow, write_rows
+from bcc_ops.runs.documents import Document, EvaluationDocument, GateDocument, PromotionDocument, Reference
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths, run_slug
+from bcc_ops.runs.tables import ContentRow, SplitRow, write_rows
 from local.s3_server import S3Server
 from tests.services.faulty_proxy import FAULTS, faulty
 from tests.unit.report.samples import (
-    class_weights_document,
+    checks_document,
     config_document,
     gate_document,
     snapshot_document,
+    split_document,
     training_document,
-    validation_document,
 )
 
 CLASSES = ("benign", "malignant", "normal")
@@ -131,14 +131,14 @@ class Place:
         images = put("images.parquet", write_images(listing.images))
         snapshot = snapshot_document(bucket=self.store.bucket, as_of=as_of, images=images)
         table = put("contents.parquet", write_rows(ContentRow, contents))
-        validation = validation_document(contents=table, refused=(), conflicts=(), groups=())
-        weights = class_weights_document(split=put("split.parquet", write_rows(SplitRow, split)), previous_run=None)
+        validation = checks_document(contents=table, refused=(), conflicts=(), groups=())
+        weights = split_document(table=put("split.parquet", write_rows(SplitRow, split)), previous_run=None)
         training = training_document(model=put("model.h5", model), image_size=SIDE)
         pinned = {"config": save("config.json", config)["sha256"], "snapshot": save("snapshot.json", snapshot)["sha256"]}
         references = {
             "run": {"folder": paths.folder_name, **pinned},
-            "validation": save("validation.json", validation),
-            "class_weights": save("class_weights.json", weights),
+            "validation": save("checks.json", validation),
+            "split": save("split.json", weights),
             "training": save("training.json", training),
         }
         return Run(self.store, paths, references, [row.key for row in split])
@@ -180,7 +180,7 @@ class Run:
             gate = GateModelOperator(
                 task_id="gate_model",
                 run=self.references["run"],
-                class_weights=self.references["class_weights"],
+                split=self.references["split"],
                 evaluation=self._reference("evaluation.json"),
                 approve_task_id="approve_model",
                 upload_task_id="upload_model",
@@ -242,7 +242,7 @@ def test_a_first_model_is_evaluated_approved_tested_and_promoted(place: Place, m
     assert evaluation.challenger.images == 24
     assert (evaluation.challenger.balanced_accuracy.value or 0) > 0.9
     gate = run.gate()
-    assert (gate.verdict, gate.looks) == ("approved_without_champion", 1)
+    assert (gate.verdict, gate.holdout_reuse) == ("approved_without_champion", 1)
     done = run.upload()
     assert (done.promoted, done.previous_champion, done.approved_by) == (True, None, "the gate")
     document = place.registry.model(done.version)
@@ -267,7 +267,7 @@ def test_a_second_model_is_compared_on_what_the_champion_has_not_seen(place: Pla
     assert comparison.champion.images == 24
     assert comparison.differences["balanced_accuracy"].value == 0
     assert NEAR_COPY not in comparison.left_out
-    assert second.gate().looks == 2
+    assert second.gate().holdout_reuse == 2
 
 
 @pytest.mark.usefixtures("smoke_tests")
@@ -346,12 +346,14 @@ def test_external_images_are_reported_as_of_the_run_and_never_the_runs_own(place
     evaluation = run.evaluate()
     assert evaluation.external is not None and evaluation.external.images == 18
     assert evaluation.external_note == (
-        "18 images in 18 near-copy groups under elsewhere/ (6 benign, 6 malignant, 6 normal); "
+        "18 images in 18 near-duplicate groups under elsewhere/ (6 benign, 6 malignant, 6 normal); "
         "left out: 1 also in this run, 1 not an image."
     )
     assert not {row.rule for row in run.gate().rules if "external" in row.rule}
     before = place.run(models["good"], external_prefix="elsewhere").evaluate()
-    assert before.external is None and (before.external_note or "").startswith("0 images in 0 near-copy groups under elsewhere/")
+    assert before.external is None and (before.external_note or "").startswith(
+        "0 images in 0 near-duplicate groups under elsewhere/"
+    )
     inside = place.run(models["good"], external_prefix="images/benign").evaluate()
     assert inside.external is None and "overlaps" in (inside.external_note or "")
 
@@ -476,6 +478,6 @@ def test_looks_are_other_runs_decisions_on_the_same_validation_set(store: Object
     for paths, digest in zip(runs, ("a" * 64, "a" * 64, "b" * 64, "a" * 64)):
         store.save(paths.document("gate.json"), gate_document(validation_digest=digest))
     store.put(runs[4].document("gate.json"), b'{"schema_version": 7}')
-    assert count_looks(store, runs[3], "a" * 64) == 2
-    assert count_looks(store, runs[2], "b" * 64) == 0
-    assert count_looks(store, RunPaths.of("artifacts", FIRST, "new"), "a" * 64) == 3
+    assert count_holdout_reuse(store, runs[3], "a" * 64) == 2
+    assert count_holdout_reuse(store, runs[2], "b" * 64) == 0
+    assert count_holdout_reuse(store, RunPaths.of("artifacts", FIRST, "new"), "a" * 64) == 3

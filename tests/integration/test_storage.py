@@ -7,7 +7,6 @@ from datetime import datetime, timezone
 
 import pytest
 
-from bcc_ops.artifacts import ApprovalDocument, Reference
 from bcc_ops.exceptions import (
     AccessDenied,
     ArtifactError,
@@ -16,9 +15,10 @@ from bcc_ops.exceptions import (
     PreconditionFailed,
     StorageUnavailable,
 )
-from bcc_ops.run_index import find_run, last_assessed, list_runs
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore, split_uri
+from bcc_ops.runs.documents import ApprovalDocument, Reference
+from bcc_ops.runs.index import find_run, last_assessed, list_runs
+from bcc_ops.runs.object_store import ObjectStore, split_uri
+from bcc_ops.runs.paths import RunPaths
 from local.s3_server import S3Server, free_ports
 from tests.unit.report.samples import config_document
 

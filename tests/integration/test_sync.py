@@ -21,13 +21,13 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from bcc_ops.dataset.cache import ImageCache
+from bcc_ops.dataset.image_cache import ImageCache
+from bcc_ops.dataset.object_download import Transfer
 from bcc_ops.dataset.snapshot import ImageRules, list_images
 from bcc_ops.dataset.sync import Counts, LocalImage, sync_images, training_view
-from bcc_ops.dataset.transfer import Transfer
 from bcc_ops.exceptions import AccessDenied, CacheError, ObjectChanged, StorageUnavailable
-from bcc_ops.storage import ObjectStore
-from bcc_ops.tables import ImageRow
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.tables import ImageRow
 from local.s3_server import S3Server
 from tests.services.faulty_proxy import FAULTS, faulty, patience
 
@@ -321,10 +321,10 @@ def test_an_index_damaged_behind_its_first_pages_costs_one_attempt(store: Object
 _CHILD = """
 import sys
 from pathlib import Path
-from bcc_ops.dataset.cache import ImageCache
+from bcc_ops.dataset.image_cache import ImageCache
 from bcc_ops.dataset.sync import sync_images
-from bcc_ops.storage import ObjectStore
-from bcc_ops.tables import ImageRow, read_rows
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.tables import ImageRow, read_rows
 from local.s3_server import S3Server
 endpoint, access, secret, bucket, rows, directory, budget = sys.argv[1:]
 store = ObjectStore(S3Server(endpoint, access, secret, 0).client(), bucket)
@@ -350,7 +350,7 @@ def _start_child(server: S3Server, store: ObjectStore, rows: Path, directory: Pa
 
 
 def _write_table(store: ObjectStore, path: Path) -> list[ImageRow]:
-    from bcc_ops.tables import write_rows
+    from bcc_ops.runs.tables import write_rows
 
     rows = rows_of(store)
     path.write_bytes(write_rows(ImageRow, rows))
@@ -454,7 +454,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
     store: ObjectStore, cache: ImageCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(store, "images/benign/a.png")
-    monkeypatch.setattr("bcc_ops.dataset.cache.shutil.disk_usage", lambda path: _Free(10))
+    monkeypatch.setattr("bcc_ops.dataset.image_cache.shutil.disk_usage", lambda path: _Free(10))
     with pytest.raises(CacheError, match=r"needs 0\.0 MB more and its disk has 0\.0 MB left; make room there") as caught:
         sync_images(store, rows_of(store), cache)
     assert "\n" not in str(caught.value)

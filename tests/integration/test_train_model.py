@@ -19,19 +19,19 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from bcc_ops.artifacts import ClassWeightsDocument, ConfigDocument, EpochRow, SnapshotDocument, TrainingDocument
 from bcc_ops.exceptions import StorageUnavailable, TrainingInterrupted
-from bcc_ops.operators.compute_class_weights import ComputeClassWeightsOperator
+from bcc_ops.operators.check_images import CheckImagesOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
+from bcc_ops.operators.split_dataset import SplitDatasetOperator
 from bcc_ops.operators.train_model import TrainModelOperator
-from bcc_ops.operators.validate_images import ValidateImagesOperator
-from bcc_ops.run_paths import RunPaths, checkpoint_folder
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import ConfigDocument, EpochRow, SnapshotDocument, SplitDocument, TrainingDocument
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths, checkpoint_folder
 from local.s3_server import S3Server
 
 pytestmark = pytest.mark.slow
 
-KNOBS = {"architecture": "cnn", "weights": "none", "image_size": 96, "batch_size": 4, "epochs": 6, "learning_rate": 0.001}
+PARAMS = {"architecture": "cnn", "weights": "none", "image_size": 96, "batch_size": 4, "epochs": 6, "learning_rate": 0.001}
 TRAIN = """
 import sys, json
 from bcc_ops.operators.train_model import TrainModelOperator
@@ -43,7 +43,7 @@ TrainModelOperator(task_id="train_model", **json.loads(sys.argv[1])).execute({})
 def place(
     store: ObjectStore, s3_server: S3Server, synthetic_images: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> ObjectStore:
-    """A bucket with made-up images, set up as the place that the pipeline runs in."""
+    """A bucket with synthetic images, set up as the place that the pipeline runs in."""
     monkeypatch.setenv("BCC_BUCKET", store.bucket)
     monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_server.airflow_connection)
@@ -55,20 +55,20 @@ def place(
 
 @pytest.fixture
 def start(place: ObjectStore) -> Callable[..., dict[str, Any]]:
-    """Play the tasks before training for a run with some knobs; what the training task is given."""
+    """Play the tasks before training for a run with some parameters; what the training task is given."""
 
-    def play(run_id: str = "manual__1", **knobs: Any) -> dict[str, Any]:
+    def play(run_id: str = "manual__1", **parameters: Any) -> dict[str, Any]:
         now = datetime.now(timezone.utc)
         context: Any = {
             "run_id": run_id,
             "dag_run": SimpleNamespace(run_type="manual", run_after=now),
-            "params": {**KNOBS, **knobs},
+            "params": {**PARAMS, **parameters},
         }
-        sighting = {"as_of": now.isoformat(), "images": 36, "change": None}
-        run = SnapshotDatasetOperator(task_id="snapshot", sighting=sighting).execute(context)
-        validation = ValidateImagesOperator(task_id="validate", run=run).execute(context)
-        weights = ComputeClassWeightsOperator(task_id="weigh", run=run, validation=validation).execute(context)
-        return {"run": run, "validation": validation, "class_weights": weights}
+        arrivals = {"as_of": now.isoformat(), "images": 36, "change": None}
+        run = SnapshotDatasetOperator(task_id="snapshot", arrivals=arrivals).execute(context)
+        checks = CheckImagesOperator(task_id="validate", run=run).execute(context)
+        weights = SplitDatasetOperator(task_id="weigh", run=run, checks=checks).execute(context)
+        return {"run": run, "validation": checks, "split": weights}
 
     return play
 
@@ -83,14 +83,14 @@ def _rows(store: ObjectStore, paths: RunPaths) -> list[dict[str, float]]:
     return [dict(zip(columns, map(float, line.split(",")))) for line in lines[1:]]
 
 
-def _figures(store: ObjectStore, paths: RunPaths) -> list[list[float]]:
+def _metrics(store: ObjectStore, paths: RunPaths) -> list[list[float]]:
     return [[value for name, value in row.items() if "second" not in name] for row in _rows(store, paths)]
 
 
 def _checkpoints(store: ObjectStore, references: dict[str, Any]) -> str:
     snapshot = store.load_key(SnapshotDocument, _paths(store, references).document("snapshot.json"))
     config = store.load_key(ConfigDocument, _paths(store, references).document("config.json"))
-    weights = store.load(ClassWeightsDocument, references["class_weights"])
+    weights = store.load(SplitDocument, references["split"])
     assert weights.split is not None
     return checkpoint_folder(
         "artifacts", snapshot_digest=snapshot.digest, config_digest=config.digest, split_digest=weights.split.sha256
@@ -98,7 +98,7 @@ def _checkpoints(store: ObjectStore, references: dict[str, Any]) -> str:
 
 
 def test_training_leaves_its_documents_and_no_checkpoint(place: ObjectStore, start: Callable[..., dict[str, Any]]) -> None:
-    references = start(epochs=2, malignant_emphasis=2)
+    references = start(epochs=2, malignant_odds_factor=2)
 
     reference = TrainModelOperator(task_id="train_model", **references).execute({})
 
@@ -109,7 +109,7 @@ def test_training_leaves_its_documents_and_no_checkpoint(place: ObjectStore, sta
     assert set(_rows(place, paths)[0]) == set(EpochRow.model_fields)
     assert place.get_referenced(document.model).startswith(b"\x89HDF")
     assert (document.epochs_run, document.resumed_after_epochs, document.stopped_early) == (2, (), False)
-    assert document.made_up
+    assert document.synthetic
     assert document.images["train"] + document.images["tuning"] + document.images["validation"] == 36
     assert document.devices
     assert document.peak_memory_mb > 100
@@ -121,7 +121,7 @@ def test_a_training_killed_in_mid_epoch_resumes_on_another_worker_with_the_same_
 ) -> None:
     undisturbed = start("manual__undisturbed")
     TrainModelOperator(task_id="train_model", **undisturbed).execute({})
-    expected = _figures(place, _paths(place, undisturbed))
+    expected = _metrics(place, _paths(place, undisturbed))
 
     killed = start("manual__killed")
     history = _paths(place, killed).document("history.csv")
@@ -143,7 +143,7 @@ def test_a_training_killed_in_mid_epoch_resumes_on_another_worker_with_the_same_
     assert len(document.resumed_after_epochs) == 1
     assert document.resumed_after_epochs[0] >= 2
     assert document.epochs_run == 6
-    assert _figures(place, _paths(place, killed)) == expected
+    assert _metrics(place, _paths(place, killed)) == expected
 
 
 def test_a_training_that_was_done_and_not_reported_is_handed_on_by_the_retry(

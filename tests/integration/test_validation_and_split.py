@@ -11,13 +11,13 @@ from typing import NamedTuple
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from bcc_ops.artifacts import ClassWeightsDocument, Reference, SnapshotDocument, ValidationDocument
-from bcc_ops.operators.compute_class_weights import ComputeClassWeightsOperator
+from bcc_ops.operators.check_images import CheckImagesOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
-from bcc_ops.operators.validate_images import ValidateImagesOperator
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
-from bcc_ops.tables import ContentRow, SplitRow, read_rows
+from bcc_ops.operators.split_dataset import SplitDatasetOperator
+from bcc_ops.runs.documents import ChecksDocument, Reference, SnapshotDocument, SplitDocument
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.tables import ContentRow, SplitRow, read_rows
 from local.s3_server import S3Server
 from tests.unit.report.samples import gate_document
 
@@ -27,8 +27,8 @@ class Night(NamedTuple):
 
     paths: RunPaths
     snapshot: SnapshotDocument
-    validation: ValidationDocument
-    weights: ClassWeightsDocument
+    checks: ChecksDocument
+    weights: SplitDocument
     sides: dict[str, str]
     contents: list[ContentRow]
 
@@ -50,25 +50,25 @@ def place(
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_server.airflow_connection)
     start = datetime.now(timezone.utc)
 
-    def play(minutes: int, assessed: bool = True, **knobs: object) -> Night:
+    def play(minutes: int, assessed: bool = True, **parameters: object) -> Night:
         context = {
             "run_id": f"manual__{minutes}",
-            "params": knobs,
+            "params": parameters,
             "dag_run": SimpleNamespace(run_type="manual", run_after=start),
         }
-        sighting = {"as_of": (start + timedelta(minutes=minutes)).isoformat(), "images": 0, "change": None}
-        run = SnapshotDatasetOperator(task_id="snapshot", sighting=sighting).execute(context)
-        validation = ValidateImagesOperator(task_id="validate", run=run).execute(context)
-        weights = ComputeClassWeightsOperator(task_id="weights", run=run, validation=validation).execute(context)
+        arrivals = {"as_of": (start + timedelta(minutes=minutes)).isoformat(), "images": 0, "change": None}
+        run = SnapshotDatasetOperator(task_id="snapshot", arrivals=arrivals).execute(context)
+        checks = CheckImagesOperator(task_id="validate", run=run).execute(context)
+        weights = SplitDatasetOperator(task_id="weights", run=run, checks=checks).execute(context)
         paths = RunPaths("artifacts", run["folder"])
         if assessed:
-            store.save(paths.document("gate.json"), gate_document(class_weights=Reference.model_validate(weights)))
+            store.save(paths.document("gate.json"), gate_document(split=Reference.model_validate(weights)))
         rows = read_rows(SplitRow, store.get(paths.document("split.parquet")))
         return Night(
             paths,
             store.load_key(SnapshotDocument, paths.document("snapshot.json")),
-            store.load(ValidationDocument, validation),
-            store.load(ClassWeightsDocument, weights),
+            store.load(ChecksDocument, checks),
+            store.load(SplitDocument, weights),
             {row.key: row.partition for row in rows},
             read_rows(ContentRow, store.get(paths.document("contents.parquet"))),
         )
@@ -89,7 +89,7 @@ def test_the_next_night_moves_nothing_and_compares_with_the_one_before(place: Pl
     upload(place, first(place, 9))
     one = place.play(1)
     assert sum(sum(counts.values()) for counts in one.weights.counts.values()) == 27
-    assert one.validation.drift_unavailable == "there is no assessed earlier run to compare with"
+    assert one.checks.drift_unavailable == "there is no assessed earlier run to compare with"
     assert (one.weights.carried_forward, one.weights.previous_run) == (0, None)
 
     upload(place, place.files)
@@ -98,8 +98,8 @@ def test_the_next_night_moves_nothing_and_compares_with_the_one_before(place: Pl
     assert two.weights.carried_forward == 27
     assert {key: side for key, side in two.sides.items() if key in one.sides} == one.sides
     assert len(two.sides) == 36
-    assert two.validation.drift_unavailable is None
-    assert two.validation.made_up == 36
+    assert two.checks.drift_unavailable is None
+    assert two.checks.synthetic == 36
     assert [row.key for row in two.contents] == sorted(f"images/{path.parent.name}/{path.name}" for path in place.files)
 
 
@@ -108,9 +108,9 @@ def test_a_second_upload_under_other_names_goes_to_the_same_sides(place: Place) 
     one = place.play(1)
     upload(place, first(place, 9), name=lambda path: f"again {path.name}")
     two = place.play(2)
-    assert two.sides == {**one.sides, **{key.replace("made_up", "again made_up", 1): side for key, side in one.sides.items()}}
+    assert two.sides == {**one.sides, **{key.replace("synthetic", "again synthetic", 1): side for key, side in one.sides.items()}}
     assert two.weights.validation_digest != one.weights.validation_digest  # it holds every image twice now
-    assert len(two.validation.groups) == 27
+    assert len(two.checks.groups) == 27
 
 
 def test_a_night_that_was_not_assessed_counts_for_nothing(place: Place) -> None:
@@ -136,7 +136,7 @@ def test_lost_contents_only_cost_the_comparison(place: Place) -> None:
     one = place.play(1)
     place.store.client.delete_object(Bucket=place.store.bucket, Key=one.paths.document("contents.parquet"))
     two = place.play(2)
-    assert two.validation.drift == ()
+    assert two.checks.drift == ()
     assert two.weights.carried_forward == 27
 
 
@@ -150,8 +150,6 @@ def test_too_few_images_of_a_class_fail_and_say_how_many_are_needed(place: Place
 def test_the_same_task_again_leaves_the_same_documents(place: Place) -> None:
     upload(place, first(place, 9))
     one = place.play(1, assessed=False)
-    before = {
-        name: place.store.get(one.paths.document(name)) for name in ("validation.json", "class_weights.json", "split.parquet")
-    }
+    before = {name: place.store.get(one.paths.document(name)) for name in ("checks.json", "split.json", "split.parquet")}
     place.play(1, assessed=False)
     assert {name: place.store.get(one.paths.document(name)) for name in before} == before

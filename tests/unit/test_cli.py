@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from bcc_ops import cli
-from bcc_ops.artifacts import EvaluationDocument, parse_document
-from bcc_ops.promotion.registry import ModelRegistry
-from bcc_ops.storage import ObjectStore
+from bcc_ops.models.registry import ModelRegistry
+from bcc_ops.runs.documents import EvaluationDocument, parse_document
+from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
 from tests.conftest import REPOSITORY
 from tests.unit.promotion.samples import AS_OF, NOW, model_document, upload
@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that stands for a model; what it answers is `ByName`'s."""
-    monkeypatch.setattr("bcc_ops.evaluation.lean_keras.load_classifier", lambda path: ByName())
+    monkeypatch.setattr("bcc_ops.models.keras_import.load_classifier", lambda path: ByName())
     (tmp_path / "version").mkdir()
     path = tmp_path / "version" / "model.h5"
     path.write_bytes(b"weights")
@@ -112,7 +112,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_check_writes_the_finding_as_a_document(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check", folder, "--json", tmp_path / "out.json") == 0
-    assert json.loads((tmp_path / "out.json").read_text())["validation"]["checked"] == 24
+    assert json.loads((tmp_path / "out.json").read_text())["checks"]["checked"] == 24
     assert "malignant" in capsys.readouterr().out
 
 
@@ -126,7 +126,7 @@ def test_check_of_a_folder_that_cannot_be_split_is_a_finding(folder: Path, capsy
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--set", "min_side"], "KNOB=VALUE"),
+        (["--set", "min_side"], "PARAM=VALUE"),
         (["--set", "min_side=-3"], "min_side"),
         (["--set", "nonsense=1"], "nonsense"),
         (["--json", "/nowhere/at/all.json"], "cannot be written"),
@@ -154,10 +154,10 @@ def test_evaluate_leaves_out_what_a_run_would_and_writes_the_document(folder: Pa
     out = tmp_path / "evaluation.json"
     assert run("evaluate", model, folder, "--json", out, "--set", "max_refused_fraction=0.5") == 0
     document = parse_document(EvaluationDocument, out.read_bytes(), "out")
-    assert document.challenger.images == 23  # 24, less the one that lies under two labels
+    assert document.challenger.images == 23  # 24, less the one that is under two labels
     assert document.challenger.accuracy.value == 1.0
     assert document.challenger.operating_point.threshold == 0.31
-    assert (document.as_of, document.comparison, document.made_up) == (None, None, False)
+    assert (document.as_of, document.comparison, document.synthetic) == (None, None, False)
 
 
 def test_evaluate_without_a_model_json_has_no_operating_point_and_says_why(folder: Path, model: Path, tmp_path: Path) -> None:
@@ -168,7 +168,9 @@ def test_evaluate_without_a_model_json_has_no_operating_point_and_says_why(folde
     assert point.sensitivity.reason == "no model.json beside the model names a threshold"
 
 
-def test_evaluate_on_one_class_alone_gives_its_sensitivity_and_no_made_up_rest(folder: Path, model: Path, tmp_path: Path) -> None:
+def test_evaluate_on_one_class_alone_gives_its_sensitivity_and_no_synthetic_rest(
+    folder: Path, model: Path, tmp_path: Path
+) -> None:
     for label in ("benign", "normal"):
         for image in (folder / label).iterdir():
             image.unlink()
@@ -176,7 +178,7 @@ def test_evaluate_on_one_class_alone_gives_its_sensitivity_and_no_made_up_rest(f
     assert run("evaluate", model, folder, "--json", out) == 0
     challenger = parse_document(EvaluationDocument, out.read_bytes(), "out").challenger
     assert challenger.per_class["malignant"].sensitivity.value == 1.0
-    assert challenger.balanced_accuracy.reason == "there is no image of benign, normal"
+    assert challenger.balanced_accuracy.reason == "there is not an image of benign, normal"
 
 
 # predict --------------------------------------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ def test_predict_says_which_file_is_no_image_and_answers_the_others(
 def test_predict_of_a_file_that_is_not_there_is_one_line_and_loads_no_model(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bcc_ops.evaluation.lean_keras.load_classifier", lambda path: pytest.fail("was loaded"))
+    monkeypatch.setattr("bcc_ops.models.keras_import.load_classifier", lambda path: pytest.fail("was loaded"))
     assert run("predict", model, tmp_path / "gone.png") == 1
     assert "gone.png" in error_of(capsys)
 

@@ -15,12 +15,12 @@ def test_notebook_preset_is_the_original_recipe() -> None:
     assert config.validation_fraction == 0.2
 
 
-def test_a_given_knob_beats_the_preset() -> None:
+def test_a_given_parameter_beats_the_preset() -> None:
     assert RetrainingConfig.resolve({"preset": "notebook", "epochs": 3}).epochs == 3
 
 
 @pytest.mark.parametrize("empty", [None, ""])
-def test_a_knob_left_empty_in_the_form_takes_the_presets_value(empty: object) -> None:
+def test_a_parameter_left_empty_in_the_form_takes_the_presets_value(empty: object) -> None:
     assert RetrainingConfig.resolve({"preset": "notebook", "epochs": empty}).epochs == 20
 
 
@@ -34,14 +34,14 @@ def test_origins_tell_given_preset_and_default_apart() -> None:
     [
         ({"epochs": 0}, "epochs"),
         ({"validation_fraction": 0.9}, "validation_fraction"),
-        ({"no_such_knob": 1}, "no_such_knob"),
+        ({"no_such_parameter": 1}, "no_such_parameter"),
         ({"preset": "magic"}, "preset"),
         ({"patient_pattern": "("}, "patient_pattern"),
         ({"patient_pattern": "no group"}, "patient_pattern"),
         ({"learning_rate": float("nan")}, "learning_rate"),
     ],
 )
-def test_a_knob_out_of_bounds_is_named_in_one_line(given: dict[str, object], named: str) -> None:
+def test_a_parameter_out_of_bounds_is_named_in_one_line(given: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError) as caught:
         RetrainingConfig.resolve(given)
     assert named in str(caught.value)
@@ -56,29 +56,31 @@ def test_as_of_without_a_zone_is_utc_and_with_one_is_converted() -> None:
     assert there.hour == 1
 
 
-def test_training_knobs_leave_out_what_cannot_change_the_weights() -> None:
-    knobs = RetrainingConfig.resolve({}).training_knobs()
-    assert {"seed", "epochs", "rotation", "split_salt", "min_side"} <= set(knobs)
-    assert not {"max_looks", "require_approval", "as_of", "wanted_sensitivity"} & set(knobs)
+def test_training_parameters_leave_out_what_cannot_change_the_weights() -> None:
+    parameters = RetrainingConfig.resolve({}).training_parameters()
+    assert {"seed", "epochs", "rotation", "split_salt", "min_side"} <= set(parameters)
+    assert not {"max_holdout_reuse", "require_approval", "as_of", "wanted_sensitivity"} & set(parameters)
 
 
-def test_every_knob_of_the_form_has_a_title_a_sentence_a_section_and_a_default_its_schema_allows() -> None:
+def test_every_parameter_of_the_form_has_a_title_a_sentence_a_section_and_a_default_its_schema_allows() -> None:
     fields = form_fields()
     assert set(fields) == set(RetrainingConfig.model_fields)
-    for knob, (default, schema) in fields.items():
-        assert schema["title"], knob
-        assert schema["description"].endswith("."), knob
-        assert schema["section"], knob
+    for parameter, (default, schema) in fields.items():
+        assert schema["title"], parameter
+        assert schema["description"].endswith("."), parameter
+        assert schema["section"], parameter
         jsonschema.validate(default, schema)
 
 
 def test_the_forms_defaults_resolve_to_the_defaults() -> None:
-    assert RetrainingConfig.resolve({knob: default for knob, (default, _) in form_fields().items()}) == RetrainingConfig()
+    assert (
+        RetrainingConfig.resolve({parameter: default for parameter, (default, _) in form_fields().items()}) == RetrainingConfig()
+    )
 
 
 def test_the_form_names_both_presets_values_for_what_a_preset_sets() -> None:
-    for knob in NOTEBOOK:
-        assert "(transfer)" in form_fields()[knob][1]["description_md"]
+    for parameter in NOTEBOOK:
+        assert "(transfer)" in form_fields()[parameter][1]["description_md"]
 
 
 def test_settings_read_the_environment_and_ignore_empty_variables() -> None:

@@ -10,7 +10,7 @@ import pytest
 from airflow.sdk.observability import stats
 
 from bcc_ops import metrics
-from bcc_ops.artifacts import GateDocument, Reference, RuleResult
+from bcc_ops.runs.documents import GateDocument, Reference, RuleResult
 
 
 class StatsdServer:
@@ -39,18 +39,18 @@ def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[StatsdServer]:
     server.socket.close()
 
 
-def gate(verdict: str, figure: float | None) -> GateDocument:
-    rule = RuleResult(rule="balanced_accuracy", passed=True, applies=True, figure=figure, threshold=0.7, sentence="…")
+def gate(verdict: str, metric: float | None) -> GateDocument:
+    rule = RuleResult(rule="balanced_accuracy", passed=True, applies=True, value=metric, threshold=0.7, sentence="…")
     return GateDocument(
         verdict=verdict,  # type: ignore[arg-type]
         reasons=(),
         rules=(rule,),
         as_of=datetime(2026, 11, 22, tzinfo=timezone.utc),
-        made_up=False,
+        synthetic=False,
         champion_version=None,
         champion_etag=None,
         validation_digest="",
-        looks=1,
+        holdout_reuse=1,
         evaluation=Reference.of("s3://b/k", b""),
     )
 

@@ -21,10 +21,10 @@ from moto.core import DEFAULT_ACCOUNT_ID
 from moto.sns.models import sns_backends
 
 from bcc_ops import notifications
-from bcc_ops.artifacts import GateDocument, Reference
 from bcc_ops.config import Settings
 from bcc_ops.notifications import failure_notifiers, verdict_notifiers
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import GateDocument, Reference
+from bcc_ops.runs.object_store import ObjectStore
 from tests.services.serving import serving
 
 EVERYWHERE = Settings(
@@ -69,11 +69,11 @@ def gated(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
         reasons=(REASON,),
         rules=(),
         as_of=datetime(2026, 11, 22, tzinfo=timezone.utc),
-        made_up=True,
+        synthetic=True,
         champion_version=None,
         champion_etag=None,
         validation_digest="",
-        looks=1,
+        holdout_reuse=1,
         evaluation=Reference.of("s3://b/k", b""),
     )
     reference = store.save("artifacts/runs/20261122T020000Z__a/gate.json", gate).to_xcom()
@@ -101,7 +101,7 @@ def test_verdict_reaches_slack_with_reason_and_link(gated: dict[str, Any], monke
         tell(gated)  # type: ignore[arg-type]
     (message,) = received
     assert message["text"].startswith("*bcc_retraining: rejected*\n")
-    assert REASON in message["text"] and "(made-up images)" in message["text"]
+    assert REASON in message["text"] and "(synthetic images)" in message["text"]
     assert message["text"].endswith("/dags/bcc_retraining/runs/manual__2026-11-22T02%3A00%3A00%2B00%3A00")
 
 

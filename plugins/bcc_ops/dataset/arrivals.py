@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
-from bcc_ops.artifacts import SnapshotChange, SnapshotDocument
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.dataset.snapshot import ImageRules, Listing, PreviousSnapshot, list_images, moment_of
 from bcc_ops.exceptions import ConfigError, NothingNew, StorageError
-from bcc_ops.run_index import find_run
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import SnapshotChange, SnapshotDocument
+from bcc_ops.runs.index import find_run
+from bcc_ops.runs.object_store import ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class ArrivalWatch:
         assert self.digest is not None and self.unchanged_since is not None
         reason = self.known.get(self.digest)
         if reason is None and not listing.images:
-            reason = "there is no image at all"
+            reason = "there is not an image at all"
         self.idle = reason is not None
         if reason is not None:
             if not self.patient:
@@ -116,7 +116,7 @@ class ArrivalWatch:
         return "wait"
 
     def dismiss(self, reason: str) -> None:
-        """The last listing is no reason to run; `reason` as the end of a sentence."""
+        """The last listing is not a reason to run; `reason` as the end of a sentence."""
         assert self.digest is not None
         self.known[self.digest] = reason
 
@@ -139,7 +139,7 @@ class ArrivalWatch:
 
 
 @dataclass(frozen=True)
-class Sighting:
+class Arrivals:
     """What a run goes by: as of when it looks, and what was seen then."""
 
     as_of: datetime
@@ -154,13 +154,13 @@ class Sighting:
         return {**asdict(self), "as_of": self.as_of.isoformat(), "change": change}
 
 
-class Lookout:
+class ArrivalCheck:
     """Looks at the images for a run, by the rules of its kind.
 
     Args:
         store: the bucket.
-        settings: where images and runs lie in it.
-        config: the run's knobs.
+        settings: where images and runs are in it.
+        config: the run's parameters.
     """
 
     def __init__(self, store: ObjectStore, settings: Settings, config: RetrainingConfig) -> None:
@@ -169,29 +169,29 @@ class Lookout:
         self.config = config
         self.rules = ImageRules.of(settings, config)
 
-    def saved(self, run_id: str) -> Sighting | None:
+    def saved(self, run_id: str) -> Arrivals | None:
         """What the run saw when it took its snapshot, if it has one: a run that is done again keeps to it."""
         paths = find_run(self.store, self.settings.artifacts_prefix, run_id)
         document = self.store.find(SnapshotDocument, paths.document("snapshot.json")) if paths else None
         if document is None:
             return None
         sentence = f"The run's own snapshot as of {document.as_of:%Y-%m-%d %H:%M:%S} UTC: {document.total} images."
-        return Sighting(document.as_of, document.total, document.digest, document.change, sentence)
+        return Arrivals(document.as_of, document.total, document.digest, document.change, sentence)
 
-    def on_request(self, as_of: datetime | None) -> Sighting:
+    def on_request(self, as_of: datetime | None) -> Arrivals:
         """A person asked: the images of that moment (None for now), whether new or not.
 
         Raises:
-            ConfigError: the moment lies in the future.
+            ConfigError: the moment is in the future.
         """
         now = utc_now()
         if as_of is not None and as_of > now:
-            raise ConfigError(f"as_of: {as_of:%Y-%m-%d %H:%M:%S} UTC lies in the future; leave it empty for now")
+            raise ConfigError(f"as_of: {as_of:%Y-%m-%d %H:%M:%S} UTC is in the future; leave it empty for now")
         listing = list_images(self.store, self.rules, as_of and moment_of(as_of, None))
         moment = moment_of(as_of or now, listing.newest)
-        return self._sighting(listing, moment, self._previous(moment))
+        return self._arrivals(listing, moment, self._previous(moment))
 
-    def for_backfill(self, logical_date: datetime) -> Sighting:
+    def for_backfill(self, logical_date: datetime) -> Arrivals:
         """The images as of the backfill's date.
 
         Raises:
@@ -204,7 +204,7 @@ class Lookout:
             raise NothingNew(f"Nothing to train on: there was no image as of {moment:%Y-%m-%d %H:%M:%S} UTC.")
         if listing.digest == previous.digest:
             raise NothingNew(f"Nothing to train on: {_as_before(previous)}.")
-        return self._sighting(listing, moment, previous)
+        return self._arrivals(listing, moment, previous)
 
     def begin(self, *, patient: bool, poke_interval: float) -> ArrivalWatch:
         """Begin to wait: for a nightly run (patient) or one that an event started."""
@@ -218,7 +218,7 @@ class Lookout:
             known={previous.digest: _as_before(previous)} if previous.digest else {},
         )
 
-    def advance(self, watch: ArrivalWatch) -> Sighting | None:
+    def advance(self, watch: ArrivalWatch) -> Arrivals | None:
         """Look once. What is new, settled and enough is returned; None means to wait on, as `watch` says.
 
         Raises:
@@ -233,29 +233,29 @@ class Lookout:
             if watch.look(listing, now) == "wait":
                 return None
             moment = moment_of(now, listing.newest)
-            sighting = self._sighting(listing, moment, self._previous(moment))
+            arrivals = self._arrivals(listing, moment, self._previous(moment))
         except StorageError as error:
             log.warning("%s (failed look %d)", error, watch.failures + 1)
             watch.failed(error, now)
             return None
-        news = sighting.change.total if sighting.change else sighting.images
+        news = arrivals.change.total if arrivals.change else arrivals.images
         if news < self.config.min_new_images:
             watch.dismiss(f"{news} images are new, changed or gone, and {self.config.min_new_images} are needed")
             watch.look(listing, now)
             return None
-        return sighting
+        return arrivals
 
     def _previous(self, moment: datetime) -> PreviousSnapshot:
         return PreviousSnapshot.before(self.store, self.settings.artifacts_prefix, moment)
 
-    def _sighting(self, listing: Listing, moment: datetime, previous: PreviousSnapshot) -> Sighting:
+    def _arrivals(self, listing: Listing, moment: datetime, previous: PreviousSnapshot) -> Arrivals:
         change = previous.change_to(listing)
         if change is None or previous.paths is None:
             since = "no run was assessed before"
         else:
             since = f"{change.added} added, {change.changed} changed, {change.removed} removed since {previous.paths.folder_name}"
         sentence = f"{len(listing.images)} images as of {moment:%Y-%m-%d %H:%M:%S} UTC; {since}."
-        return Sighting(moment, len(listing.images), listing.digest, change, sentence)
+        return Arrivals(moment, len(listing.images), listing.digest, change, sentence)
 
 
 def _as_before(previous: PreviousSnapshot) -> str:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from bcc_ops.dataset.decoding import decode_rgb
 
 if TYPE_CHECKING:
-    from bcc_ops.dataset.validation import Validation
+    from bcc_ops.dataset.image_checks import ImageChecks
 
 PAIRS_NEAREST = 30
 PAIRS_A_SHEET = 5
@@ -19,29 +19,29 @@ _CELL = (420, 340)
 _CAPTION = 18
 
 
-def draw_contact_sheets(validation: Validation, paths: Mapping[str, Path], folder: Path) -> list[Path]:
+def draw_contact_sheets(checks: ImageChecks, paths: Mapping[str, Path], folder: Path) -> list[Path]:
     """Draw a sheet for every conflict, and sheets of the pairs that were accepted or rejected most narrowly.
 
     Args:
-        validation: what was found.
+        checks: what was found.
         paths: key -> file.
-        folder: where the PNG files go; made where it is not there.
+        folder: where the PNG files go; made if it is not there.
 
     Returns:
         The files written: `conflict-01.png`, …, `nearest-01.png`, …
     """
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    for number, group in enumerate(validation.document.conflicts, start=1):
+    for number, group in enumerate(checks.document.conflicts, start=1):
         rows = [[(key, paths[key]) for key in group.keys[start : start + 3]] for start in range(0, len(group.keys), 3)]
         written.append(draw_sheet([(f"{' / '.join(group.labels)}", row) for row in rows], folder / f"conflict-{number:02}.png"))
     key_of: dict[str, str] = {}
-    for row in validation.contents:
+    for row in checks.contents:
         key_of.setdefault(row.sha256, row.key)
     lines = []
-    for pair in validation.near_copies.nearest(PAIRS_NEAREST):
+    for pair in checks.near_duplicates.nearest(PAIRS_NEAREST):
         verdict = "accepted" if pair.accepted else "rejected"
-        said = f"{verdict}: likeness {pair.likeness.similarity:.2f} (needed {pair.needed:.2f}), hash distance {pair.bits}"
+        said = f"{verdict}: similarity {pair.similarity.similarity:.2f} (needed {pair.needed:.2f}), hash distance {pair.bits}"
         lines.append((said, [(key_of[sha256], paths[key_of[sha256]]) for sha256 in pair.pair]))
     for start in range(0, len(lines), PAIRS_A_SHEET):
         path = folder / f"nearest-{start // PAIRS_A_SHEET + 1:02}.png"

@@ -55,9 +55,9 @@ class DecodedImage:
 def decode_rgb(source: Path | bytes) -> np.ndarray:
     """Pixels of an image file or of its content: uint8, (height, width, 3).
 
-    Whether it is larger than a run wants is for validation to say, which has the knob `max_pixels`.
+    Whether it is larger than a run wants is for validation to say, which has the parameter `max_pixels`.
 
-    Gray, palette and CMYK images are converted, 16 bits are scaled to 8, transparent pixels lie on black, and an EXIF
+    Gray, palette and CMYK images are converted, 16 bits are scaled to 8, transparent pixels are on black, and an EXIF
     orientation is applied.
 
     Raises:

@@ -1,7 +1,7 @@
 """Do the new images look like the old ones?
 
 Per class, the new images against those of the last assessed snapshot: size, mean intensity and contrast by the
-two-sample Kolmogorov-Smirnov test, and the mix of classes by Pearson's chi-squared test. Near copies are not independent
+two-sample Kolmogorov-Smirnov test, and the mix of classes by Pearson's chi-squared test. Near-duplicates are not independent
 observations, so that each group counts once. A finding warns and never blocks: new hospitals do look different.
 """
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bcc_ops.artifacts import DriftFinding
-from bcc_ops.tables import ContentRow
+from bcc_ops.runs.documents import DriftFinding
+from bcc_ops.runs.tables import ContentRow
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

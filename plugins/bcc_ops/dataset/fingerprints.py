@@ -1,4 +1,4 @@
-"""What is kept of an image to find its near copies: a digest of its pixels, a perceptual hash and local features.
+"""What is kept of an image to find its near-duplicates: a digest of its pixels, a perceptual hash and local features.
 
 The features are ORB's (Rublee et al. 2011, "ORB: an efficient alternative to SIFT or SURF") without their rotation:
 scans are cropped, shifted and scaled, never turned, and an upright descriptor tells speckle from speckle far better.

@@ -83,7 +83,7 @@ def decode_images(images: Sequence[LocalImage], classes: Sequence[str], *, side:
 def read_as_notebook(
     images: Sequence[LocalImage], classes: Sequence[str], *, side: int, scratch: Path, budget_bytes: int
 ) -> Pixels:
-    """Read images as the notebook did, with `image_dataset_from_directory` on a view with a folder a class.
+    """Read images as the notebook did, with `image_dataset_from_directory` on a view with one folder per class.
 
     Arguments are those of `decode_images`. The images come ordered by class and key.
     """
@@ -122,7 +122,7 @@ def _allocate(shape: tuple[int, ...], scratch: Path, budget_bytes: int) -> np.nd
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to a training image; each attribute is the knob of that name. All of it happens in one go:
+    """What may happen to a training image; each attribute is the parameter of that name. All of it happens in one go:
     flips, rotation, zoom, stretch and shift are one affine map, brightness, contrast and gamma one table, and half of the
     images are softened while the other half gets speckle.
     """
@@ -140,7 +140,7 @@ class Augmentation:
 
     @classmethod
     def of(cls, config: RetrainingConfig) -> Augmentation:
-        """The augmentation that a run's knobs ask for."""
+        """The augmentation that a run's parameters ask for."""
         return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -148,7 +148,7 @@ class Augmentation:
 
         Args:
             image: uint8, (side, side, 3).
-            rng: where the draws come from; each call takes the same ones, whatever the knobs say, and speckle's grain last.
+            rng: where the draws come from; each call takes the same ones, whatever the parameters say, and speckle's grain last.
 
         Returns:
             uint8, (side, side, 3). What comes into sight from outside is the image's reflection.

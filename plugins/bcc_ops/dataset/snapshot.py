@@ -16,7 +16,9 @@ from fnmatch import translate
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bcc_ops.artifacts import (
+from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.exceptions import ArtifactError, DatedInTheFuture, NoImages
+from bcc_ops.runs.documents import (
     ConfigDocument,
     IgnoredKeys,
     Reference,
@@ -26,14 +28,12 @@ from bcc_ops.artifacts import (
     SnapshotDocument,
     digest_of,
 )
-from bcc_ops.config import RetrainingConfig, Settings
-from bcc_ops.exceptions import ArtifactError, DatedInTheFuture, NoImages
-from bcc_ops.run_index import find_run, last_assessed
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.index import find_run, last_assessed
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
 
 if TYPE_CHECKING:
-    from bcc_ops.tables import ImageRow
+    from bcc_ops.runs.tables import ImageRow
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp")
 CLOCKS_DIFFER = timedelta(hours=1)
@@ -66,7 +66,7 @@ class ImageRules(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """What lay under the prefix.
+    """What was under the prefix.
 
     `images` are sorted by key. `newest` is the latest moment at which an image was written (or removed, on a bucket
     that keeps versions); None where there was never any.
@@ -131,7 +131,7 @@ class ListingBuilder:
 
     def build(self) -> Listing:
         """The listing of everything that was added."""
-        from bcc_ops.tables import ImageRow
+        from bcc_ops.runs.tables import ImageRow
 
         images: list[ImageRow] = []
         newest: datetime | None = None
@@ -199,7 +199,7 @@ def list_images(store: ObjectStore, rules: ImageRules, as_of: datetime | None = 
 
 
 def identity(image: ImageRow) -> str:
-    """What tells one content of a key from another: its version, or its ETag where there is none."""
+    """What tells one content of a key from another: its version, or its ETag if there is none."""
     return image.etag if image.version_id in NO_VERSION else image.version_id
 
 
@@ -271,7 +271,7 @@ class PreviousSnapshot:
 
     @property
     def digest(self) -> str | None:
-        """The digest of its images; None where there is none."""
+        """The digest of its images; None if there is none."""
         return self.document.digest if self.document else None
 
     @cached_property
@@ -280,20 +280,20 @@ class PreviousSnapshot:
         return read_images(self.store, self.document) if self.document else []
 
     def change_to(self, listing: Listing) -> SnapshotChange | None:
-        """What differs in `listing`; None where there is no previous snapshot."""
+        """What differs in `listing`; None if there is no previous snapshot."""
         return compare(self.images, listing.images) if self.document else None
 
 
 def write_images(images: Iterable[ImageRow]) -> bytes:
     """images.parquet."""
-    from bcc_ops.tables import ImageRow, write_rows
+    from bcc_ops.runs.tables import ImageRow, write_rows
 
     return write_rows(ImageRow, images)
 
 
 def read_images(store: ObjectStore, document: SnapshotDocument) -> list[ImageRow]:
     """The rows of a snapshot's images.parquet."""
-    from bcc_ops.tables import ImageRow, read_rows
+    from bcc_ops.runs.tables import ImageRow, read_rows
 
     return read_rows(ImageRow, store.get_referenced(document.images))
 
@@ -309,7 +309,7 @@ def take_snapshot(
 ) -> RunHandle:
     """Write a run's config.json, images.parquet and snapshot.json and return the run's handle.
 
-    A run that has a snapshot keeps it, whatever `as_of` says; its config.json states the knobs that it is run with now.
+    A run that has a snapshot keeps it, whatever `as_of` says; its config.json states the parameters that it is run with now.
 
     Raises:
         NoImages: there are none; the message counts what is there instead.
@@ -354,15 +354,15 @@ def take_snapshot(
 
 
 def describe_config(config: RetrainingConfig, run_id: str, run_kind: RunKind) -> ConfigDocument:
-    """The run's config.json. A knob counts as given where its value is not the one that the preset brings."""
+    """The run's config.json. A parameter counts as given where its value is not the one that the preset brings."""
     ordinary = RetrainingConfig.resolve({"preset": config.preset})
-    given = {knob: value for knob, value in config if value != getattr(ordinary, knob)}
+    given = {parameter: value for parameter, value in config if value != getattr(ordinary, parameter)}
     return ConfigDocument(
         run_id=run_id,
         run_kind=run_kind,
         config=config.model_dump(mode="json"),
         origins=RetrainingConfig.origins({**given, "preset": config.preset}),
-        digest=digest_of(config.training_knobs()),
+        digest=digest_of(config.training_parameters()),
     )
 
 

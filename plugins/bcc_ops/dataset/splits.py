@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bcc_ops.artifacts import PARTITIONS, ClassWeightsDocument, LeftOutImage, Partition, Reference, digest_of
 from bcc_ops.exceptions import SplitError
-from bcc_ops.tables import ContentRow, SplitRow
+from bcc_ops.runs.documents import PARTITIONS, LeftOutImage, Partition, Reference, SplitDocument, digest_of
+from bcc_ops.runs.tables import ContentRow, SplitRow
 
 if TYPE_CHECKING:
     from bcc_ops.config import RetrainingConfig
@@ -131,19 +131,19 @@ def describe_split(
     classes: Sequence[str],
     previous_run: str | None,
     reference: Reference | None,
-) -> ClassWeightsDocument:
-    """Return `class_weights.json`: counts, weights and how the split came about.
+) -> SplitDocument:
+    """Return `split.json`: counts, weights and how the split came about.
 
     Args:
         previous_run: folder of the run whose split was carried forward.
         reference: to the split's rows.
     """
     counts = count_partitions(split.rows, classes)
-    return ClassWeightsDocument(
+    return SplitDocument(
         classes=tuple(classes),
         counts=counts,
         weights=class_weights(counts["train"]),
-        split_unit="patient" if config.patient_pattern else "near-copy group",
+        grouping="patient" if config.patient_pattern else "near-duplicate group",
         validation_fraction=config.validation_fraction,
         tuning_fraction=config.tuning_fraction,
         salt=config.split_salt,
@@ -151,7 +151,7 @@ def describe_split(
         previous_run=previous_run,
         left_out=split.left_out,
         validation_digest=validation_digest(split.rows),
-        split=reference,
+        table=reference,
     )
 
 

@@ -1,6 +1,6 @@
 """Snapshot -> files on this worker: only what is missing is fetched, and every byte is verified.
 
-The files lie in the worker's cache, shared by all runs. Whatever task needs images asks here with its snapshot, so
+The files are in the worker's cache, shared by all runs. Whatever task needs images asks here with its snapshot, so
 that a task on another host than the one that downloaded is only slower, never wrong.
 """
 
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from bcc_ops.dataset.cache import Arrival, ImageCache, cache_error
+from bcc_ops.dataset.image_cache import Arrival, ImageCache, cache_error
+from bcc_ops.dataset.object_download import Transfer
 from bcc_ops.dataset.snapshot import identity
-from bcc_ops.dataset.transfer import Transfer
 from bcc_ops.exceptions import ConfigError
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.object_store import ObjectStore
 
 if TYPE_CHECKING:
-    from bcc_ops.tables import ImageRow
+    from bcc_ops.runs.tables import ImageRow
 
 __all__ = ["ImageCache", "LocalImage", "sync_images", "training_view"]
 
@@ -203,7 +203,7 @@ class _Progress:
 
 
 def training_view(images: Sequence[LocalImage], directory: Path) -> Path:
-    """A folder a class with links into the cache, for `image_dataset_from_directory`.
+    """One folder per class with links into the cache, for `image_dataset_from_directory`.
 
     The links' names keep what is readable of the keys' and are different for different keys, on file systems that
     ignore case too. They sort as the keys do.

@@ -1,6 +1,6 @@
 """Evaluate challenger and champion on the same validation images: predictions in, the evaluation document out.
 
-The champion is never evaluated on images that it was trained on, nor on near copies of them; neither is a challenger that
+The champion is never evaluated on images that it was trained on, nor on near-duplicates of them; neither is a challenger that
 started from it. If a comparison is impossible (its file is gone, it knows other classes), the document says why.
 """
 
@@ -17,15 +17,6 @@ from typing import Protocol
 
 import numpy as np
 
-from bcc_ops.artifacts import (
-    Comparison,
-    Estimate,
-    EvaluationDocument,
-    ModelEvaluation,
-    OperatingPoint,
-    Reference,
-    SliceEvaluation,
-)
 from bcc_ops.evaluation.metrics import (
     Bootstrapped,
     ScoredModel,
@@ -37,19 +28,28 @@ from bcc_ops.evaluation.metrics import (
     paired_difference,
 )
 from bcc_ops.exceptions import DataError, ModelError
-from bcc_ops.tables import ContentRow, SplitRow, write_predictions
+from bcc_ops.runs.documents import (
+    Comparison,
+    Estimate,
+    EvaluationDocument,
+    ModelEvaluation,
+    OperatingPoint,
+    Reference,
+    SliceEvaluation,
+)
+from bcc_ops.runs.tables import ContentRow, SplitRow, write_predictions
 
 log = logging.getLogger(__name__)
 
 TUNING_PART = "tuning part"
 TRAINED_ON = "the champion was trained on it"
-NEAR_COPY = "near copy of what the champion was trained on"
+NEAR_COPY = "near-duplicate of what the champion was trained on"
 SMALLEST_SLICE = 10
 """Images. A slice of fewer says nothing with an interval worth reading."""
 
 
 class PredictsImages(Protocol):
-    """What is asked of a model: `bcc_ops.evaluation.predict.Classifier` is one."""
+    """What is asked of a model: `bcc_ops.models.classifier.Classifier` is one."""
 
     @property
     def image_size(self) -> int:
@@ -68,7 +68,7 @@ class ChampionModel:
     """The model in use, as far as it could be had.
 
     Args:
-        version, as_of, made_up: from the pointer.
+        version, as_of, synthetic: from the pointer.
         classes: the order of its answers, from its `model.json`; empty where that could not be read.
         operating_point, temperature: as they were fitted on its own tuning part.
         seen: sha256 of the images that it was trained or tuned on.
@@ -78,7 +78,7 @@ class ChampionModel:
 
     version: str
     as_of: datetime
-    made_up: bool
+    synthetic: bool
     classes: tuple[str, ...] = ()
     operating_point: OperatingPoint | None = None
     temperature: float | None = None
@@ -123,7 +123,7 @@ class LabelledImages:
         """The images of rows, with their files.
 
         Args:
-            rows: of `split.parquet`, whose groups may be patients, or of what validation saw, whose groups are near copies.
+            rows: of `split.parquet`, whose groups may be patients, or of what validation saw, whose groups are near-duplicates.
             paths: key -> local file.
 
         Raises:
@@ -176,12 +176,12 @@ def score_and_fit(model: PredictsImages, tuning: LabelledImages, images: Labelle
 
 
 def seen_by(seen: frozenset[str], split: Iterable[SplitRow], contents: Iterable[ContentRow]) -> dict[str, str]:
-    """Which images a model has seen, or near copies of them.
+    """Which images a model has seen, or near-duplicates of them.
 
     Args:
         seen: sha256 of the images that the model was trained or tuned on.
         split: this snapshot's split; its groups may be patients.
-        contents: what this snapshot's validation saw; its groups are near copies, refused images included.
+        contents: what this snapshot's validation saw; its groups are near-duplicates, refused images included.
 
     Returns:
         key -> why it may not be compared on.
@@ -195,7 +195,7 @@ def seen_by(seen: frozenset[str], split: Iterable[SplitRow], contents: Iterable[
 
 
 def caution_about(seen: frozenset[str], contents: Iterable[ContentRow]) -> str | None:
-    """What `seen_by` cannot tell: near copies of images that are gone, or were encoded anew. None where none are.
+    """What `seen_by` cannot tell: near-duplicates of images that are gone, or were encoded anew. None where none are.
 
     Arguments as in `seen_by`.
     """
@@ -204,7 +204,7 @@ def caution_about(seen: frozenset[str], contents: Iterable[ContentRow]) -> str |
         return None
     return (
         f"Images that the champion was trained on and that are not in this snapshot: {gone}. Validation images that are "
-        "near copies of them cannot be told, and are compared on."
+        "near-duplicates of them cannot be told, and are compared on."
     )
 
 
@@ -217,7 +217,7 @@ class EvaluationInputs:
         contents: the run's `contents.parquet`.
         paths: key -> local file, of the tuning and validation images at least.
         earlier: sha256 of the previous assessed run's images; None if there is no such run.
-        as_of, made_up, validation_digest: of the run.
+        as_of, synthetic, validation_digest: of the run.
         started_from: the version whose weights the challenger's training started with; None if there is none.
         external: labelled images from elsewhere, reported only.
         external_note: a sentence about them, or why there are none.
@@ -228,7 +228,7 @@ class EvaluationInputs:
     paths: Mapping[str, Path]
     earlier: frozenset[str] | None
     as_of: datetime | None
-    made_up: bool
+    synthetic: bool
     validation_digest: str
     started_from: str | None = None
     external: LabelledImages | None = None
@@ -294,7 +294,7 @@ def evaluate(
         classes=plan.classes,
         positive_class=plan.positive_class,
         as_of=inputs.as_of,
-        made_up=inputs.made_up,
+        synthetic=inputs.synthetic,
         validation_digest=inputs.validation_digest,
         challenger=_bootstrap({"challenger": scored}, plan)["challenger"].evaluation(),
         comparison=comparison,
@@ -304,7 +304,7 @@ def evaluate(
         external_note=inputs.external_note,
         bootstrap_resamples=plan.resamples,
         bootstrap_seed=plan.seed,
-        bootstrap_unit=plan.unit,
+        bootstrap_grouping=plan.unit,
         warm_start_note=held_out.warm_start_note,
         model=None,
         predictions=None,
@@ -347,7 +347,7 @@ def with_references(evaluated: Evaluated, model: Reference, predictions: Referen
 
 
 def evaluate_folder(
-    model: PredictsImages, images: LabelledImages, plan: EvaluationPlan, *, made_up: bool, digest: str, threshold: Threshold
+    model: PredictsImages, images: LabelledImages, plan: EvaluationPlan, *, synthetic: bool, digest: str, threshold: Threshold
 ) -> EvaluationDocument:
     """Evaluate any model on any labelled images: an external test, outside of a run.
 
@@ -358,7 +358,7 @@ def evaluate_folder(
         classes=plan.classes,
         positive_class=plan.positive_class,
         as_of=None,
-        made_up=made_up,
+        synthetic=synthetic,
         validation_digest=digest,
         challenger=_bootstrap({"model": scored}, plan)["model"].evaluation(),
         comparison=None,
@@ -368,7 +368,7 @@ def evaluate_folder(
         external_note=None,
         bootstrap_resamples=plan.resamples,
         bootstrap_seed=plan.seed,
-        bootstrap_unit=plan.unit,
+        bootstrap_grouping=plan.unit,
         model=None,
         predictions=None,
     )
@@ -388,7 +388,7 @@ def _warm_start_note(started_from: str | None, left_out: int | None) -> str | No
             "champion, or its split is gone. Validation images that it has seen, if there are any, flatter the metrics."
         )
     return (
-        f"Training started from champion {started_from}. Validation images that it was trained on, or near copies of them, are "
+        f"Training started from champion {started_from}. Validation images that it was trained on, or near-duplicates of them, are "
         f"left out of every metric: {left_out}."
     )
 
@@ -400,7 +400,7 @@ def _compare(
     if problem is None and set(champion.classes) != set(plan.classes):
         problem = f"the champion knows the classes {', '.join(champion.classes)}, not {', '.join(plan.classes)}"
     if problem is None and not held_out.unseen.any():
-        problem = "the champion was trained on every validation image, or on near copies"
+        problem = "the champion was trained on every validation image, or on near-duplicates"
     if problem is None and champion.model is not None:
         try:
             scores = score(champion.model, held_out.images.chosen(held_out.unseen), plan, champion.classes)
@@ -422,7 +422,7 @@ def _compare(
     comparison = Comparison(
         champion_version=champion.version,
         champion_as_of=champion.as_of,
-        champion_made_up=champion.made_up,
+        champion_synthetic=champion.synthetic,
         left_out=dict(held_out.left_out),
         challenger=both["challenger"].evaluation(),
         champion=both["champion"].evaluation(),
@@ -436,7 +436,7 @@ def _uncompared(champion: ChampionModel, left_out: dict[str, int], problem: str)
     return Comparison(
         champion_version=champion.version,
         champion_as_of=champion.as_of,
-        champion_made_up=champion.made_up,
+        champion_synthetic=champion.synthetic,
         left_out=left_out,
         challenger=None,
         champion=None,

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from bcc_ops.dataset.decoding import decode_rgb, resize_square
-from bcc_ops.evaluation.predict import Classifier
 from bcc_ops.exceptions import ModelError
+from bcc_ops.models.classifier import Classifier
 
 Heat = npt.NDArray[np.float32]
 

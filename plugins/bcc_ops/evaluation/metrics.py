@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bcc_ops.artifacts import Calibration, ClassEvaluation, Estimate, ModelEvaluation, OperatingPoint, ReliabilityBin
 from bcc_ops.evaluation.intervals import (
     Interval,
     auc_at_an_end,
@@ -29,6 +28,7 @@ from bcc_ops.evaluation.intervals import (
     paired_share,
     wilson,
 )
+from bcc_ops.runs.documents import Calibration, ClassEvaluation, Estimate, ModelEvaluation, OperatingPoint, ReliabilityBin
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -55,7 +55,7 @@ class Scores:
     Args:
         labels: (n,) true class numbers.
         probabilities: (n, k) the model's answers.
-        groups: (n,) one value per image; images with the same value are near copies (or of one patient) and are drawn
+        groups: (n,) one value per image; images with the same value are near-duplicates (or of one patient) and are drawn
             together.
     """
 
@@ -84,7 +84,7 @@ class Scores:
 
     @cached_property
     def groups_are_of_one_class(self) -> bool:
-        """Whether no group has images of two classes: near copies never do, a patient may."""
+        """Whether no group has images of two classes: near-duplicates never do, a patient may."""
         codes = np.unique(self.groups, return_inverse=True)[1]
         return len(np.unique(codes)) == len(np.unique(codes * self.classes_count + self.labels))
 
@@ -230,7 +230,7 @@ def fit_temperature(scores: Scores) -> float | None:
 class Resamples:
     """Seeded bootstrap resamples of groups, as weights of images.
 
-    Groups and not images are drawn, since near copies (or one patient's images) tell the same thing twice (Davison and
+    Groups and not images are drawn, since near-duplicates (or one patient's images) tell the same thing twice (Davison and
     Hinkley, 1997, section 3.8).
 
     Args:
@@ -408,7 +408,7 @@ class Bootstrapped:
         of_class = self.positive_class if name == "operating" else name
         absent = [other for other in self.classes if not self._count(other)]
         if not len(scores.labels):
-            return "there are no images"
+            return "there are not images"
         if len(np.unique(scores.groups)) < 2:
             return "all images are of one group, which tells nothing of others"
         if name == "operating" and self.scored.threshold.value is None:
@@ -416,9 +416,9 @@ class Bootstrapped:
         if metric == "ece_scaled" and self.scored.temperature is None:
             return "the tuning part does not settle a temperature"
         if metric in ("balanced_accuracy", "macro_f1", "macro_auc") and absent:
-            return f"there is no image of {', '.join(absent)}"
+            return f"there is not an image of {', '.join(absent)}"
         if kind in ("sensitivity", "f1", "auc") and name and not self._count(of_class):
-            return f"there is no image of {of_class}"
+            return f"there is not an image of {of_class}"
         if kind in ("specificity", "auc") and name and self._count(of_class) == len(scores.labels):
             return f"there are only images of {of_class}"
         if kind == "precision" and not (scores.predicted == self.classes.index(name)).any():

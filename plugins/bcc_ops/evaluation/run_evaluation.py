@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bcc_ops.artifacts import (
-    ClassWeightsDocument,
-    EvaluationDocument,
-    Reference,
-    SnapshotDocument,
-    TrainingDocument,
-    ValidationDocument,
-)
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.dataset.run_tables import previous_split
 from bcc_ops.dataset.snapshot import ImageRules, list_images
 from bcc_ops.evaluation.evaluate import ChampionModel, EvaluationInputs, EvaluationPlan, LabelledImages, evaluate, with_references
 from bcc_ops.exceptions import ArtifactError
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
-from bcc_ops.tables import ContentRow, ImageRow, Row, SplitRow, read_rows
+from bcc_ops.runs.documents import (
+    ChecksDocument,
+    EvaluationDocument,
+    Reference,
+    SnapshotDocument,
+    SplitDocument,
+    TrainingDocument,
+)
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.previous import previous_split
+from bcc_ops.runs.tables import ContentRow, ImageRow, Row, SplitRow, read_rows
 
 if TYPE_CHECKING:
     from bcc_ops.dataset.sync import LocalImage
@@ -34,15 +34,15 @@ class RunInputs:
     """What a run has to be evaluated with.
 
     Args:
-        config, snapshot, validation, class_weights, training: the run's documents.
+        config, snapshot, checks, split, training: the run's documents.
         images: key -> local file.
         fetch: brings other images of the bucket here, for the external ones.
     """
 
     config: RetrainingConfig
     snapshot: SnapshotDocument
-    validation: ValidationDocument
-    class_weights: ClassWeightsDocument
+    checks: ChecksDocument
+    split: SplitDocument
     training: TrainingDocument
     images: Mapping[str, Path]
     fetch: Callable[[list[ImageRow]], Sequence[LocalImage]]
@@ -63,7 +63,7 @@ def evaluate_run(
         store: the bucket.
         paths: of the run.
         inputs: its documents and images.
-        champion: the model in use; None where there is none.
+        champion: the model in use; None if there is none.
         folder: an empty folder of this machine, for the model file and what is learned of the external images.
         say: takes a sentence for the log.
 
@@ -72,10 +72,10 @@ def evaluate_run(
         ModelError: the challenger's file is damaged, unsafe, or answers with no probabilities.
         DataError: there is nothing to evaluate on.
     """
-    from bcc_ops.evaluation.lean_keras import load_classifier
+    from bcc_ops.models.keras_import import load_classifier
 
-    split = _rows(store, SplitRow, inputs.class_weights.split, "class_weights.json names no split.parquet")
-    contents = _rows(store, ContentRow, inputs.validation.contents, "validation.json names no contents.parquet")
+    split = _rows(store, SplitRow, inputs.split.table, "split.json names no split.parquet")
+    contents = _rows(store, ContentRow, inputs.checks.contents, "checks.json names no contents.parquet")
     model_path = folder / "challenger.h5"
     model_path.write_bytes(store.get_referenced(inputs.training.model))
     plan = plan_of(inputs)
@@ -88,10 +88,10 @@ def evaluate_run(
             split=split,
             contents=contents,
             paths=inputs.images,
-            earlier=_earlier_images(store, paths, inputs.class_weights.previous_run),
+            earlier=_earlier_images(store, paths, inputs.split.previous_run),
             as_of=inputs.snapshot.as_of,
-            made_up=inputs.validation.made_up > 0,
-            validation_digest=inputs.class_weights.validation_digest,
+            synthetic=inputs.checks.synthetic > 0,
+            validation_digest=inputs.split.validation_digest,
             started_from=inputs.training.warm_started_from,
             external=external,
             external_note=external_note,
@@ -110,7 +110,7 @@ def plan_of(inputs: RunInputs) -> EvaluationPlan:
         wanted_sensitivity=inputs.config.wanted_sensitivity,
         resamples=inputs.config.bootstrap_resamples,
         seed=inputs.config.seed,
-        unit=inputs.class_weights.split_unit,
+        unit=inputs.split.grouping,
         slice_pattern=inputs.config.slice_pattern,
     )
 
@@ -120,7 +120,7 @@ def external_images(
 ) -> tuple[LabelledImages | None, str | None]:
     """The labelled images under `external_prefix` as of the run's moment, with what is to be said of them.
 
-    They are checked and grouped as the run's own: near copies are no independent evidence here either. Left out, and
+    They are checked and grouped as the run's own: near-duplicates are no independent evidence here either. Left out, and
     counted: what a run would refuse, and what is byte for byte an image of this run, which would be no test from outside.
 
     Args:
@@ -129,7 +129,7 @@ def external_images(
         own: sha256 of the images of this run's split.
         folder: of this machine, for what is learned of them.
     """
-    from bcc_ops.dataset.validation import CONFLICT, validate_images
+    from bcc_ops.dataset.image_checks import CONFLICT, check_images
 
     prefix = inputs.config.external_prefix.strip("/")
     if not prefix:
@@ -146,7 +146,7 @@ def external_images(
     images = [image for image in fetched if image.sha256 not in own]
     rows: tuple[ContentRow, ...] = ()
     if images:
-        rows = validate_images(
+        rows = check_images(
             images,
             inputs.config.model_copy(update={"max_refused_fraction": 1.0}),  # a test from outside fails no run
             memory_path=folder / "external.sqlite3",
@@ -157,7 +157,7 @@ def external_images(
     usable = [row for row in rows if not row.refused]
     counts, groups = Counter(row.label for row in usable), len({row.group for row in usable})
     by_class = ", ".join(f"{counts[name]} {name}" for name in inputs.training.classes)
-    note = f"{len(usable)} images in {groups} near-copy groups under {prefix}/ ({by_class})"
+    note = f"{len(usable)} images in {groups} near-duplicate groups under {prefix}/ ({by_class})"
     left_out = Counter("under two labels" if row.refused == CONFLICT else row.refused for row in rows if row.refused)
     if len(images) < len(fetched):
         left_out["also in this run"] = len(fetched) - len(images)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
-from bcc_ops.artifacts import ApprovalDocument, GateDocument, Reference
 from bcc_ops.operators.base import BccOperator, airflow_errors
 from bcc_ops.promotion.approval import approval_text
+from bcc_ops.runs.documents import ApprovalDocument, GateDocument, Reference
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

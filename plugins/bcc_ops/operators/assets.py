@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from airflow.sdk import Asset
 
 from bcc_ops.config import Settings
-from bcc_ops.run_paths import champion_pointer
+from bcc_ops.runs.paths import champion_pointer
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -17,16 +17,16 @@ from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
 
 from bcc_ops import metrics
-from bcc_ops.artifacts import ConfigDocument, Reference, RunHandle, RunKind, SnapshotDocument
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.exceptions import ArtifactError, BccError, NothingNew
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import ConfigDocument, Reference, RunHandle, RunKind, SnapshotDocument
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from bcc_ops.dataset.cache import ImageCache
+    from bcc_ops.dataset.image_cache import ImageCache
     from bcc_ops.dataset.sync import Counts, LocalImage
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def logical_moment(context: Context) -> datetime:
 
 @dataclass(frozen=True)
 class Run:
-    """The run that a task works for: where its documents are stored, its knobs and its images, each as its handle pins it."""
+    """The run that a task works for: where its documents are stored, its parameters and its images, each as its handle pins it."""
 
     paths: RunPaths
     config: RetrainingConfig
@@ -148,6 +148,6 @@ class BccOperator(BaseOperator):
     @cached_property
     def image_cache(self) -> ImageCache:
         """This worker's cache. As long as this is held, no image of the run is evicted."""
-        from bcc_ops.dataset.cache import ImageCache
+        from bcc_ops.dataset.image_cache import ImageCache
 
         return ImageCache(self.settings.cache_dir, round(self.settings.cache_budget_gb * 1e9))

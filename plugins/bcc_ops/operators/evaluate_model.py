@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcc_ops.artifacts import ClassWeightsDocument, TrainingDocument, ValidationDocument
 from bcc_ops.operators.base import BccOperator
+from bcc_ops.runs.documents import ChecksDocument, SplitDocument, TrainingDocument
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -23,31 +23,31 @@ class EvaluateModelOperator(BccOperator):
 
     Args:
         run: the run's handle, from `snapshot_dataset`.
-        validation, class_weights, training: references to this run's documents.
+        checks, split, training: references to this run's documents.
     """
 
-    template_fields: Sequence[str] = ("run", "validation", "class_weights", "training")
+    template_fields: Sequence[str] = ("run", "validation", "split", "training")
 
-    def __init__(self, *, run: Any, validation: Any, class_weights: Any, training: Any, **kwargs: Any) -> None:
+    def __init__(self, *, run: Any, checks: Any, split: Any, training: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.run = run
-        self.validation = validation
-        self.class_weights = class_weights
+        self.checks = checks
+        self.split = split
         self.training = training
 
     def work(self, context: Context) -> dict[str, str]:
         """Load what was trained and what is in use, evaluate, write."""
         from bcc_ops.dataset.sync import sync_images
         from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
-        from bcc_ops.promotion.champion import load_champion
-        from bcc_ops.promotion.registry import ModelRegistry
+        from bcc_ops.models.champion import load_champion
+        from bcc_ops.models.registry import ModelRegistry
 
         run = self.load_run(self.run)
         inputs = RunInputs(
             config=run.config,
             snapshot=run.snapshot,
-            validation=self.store.load(ValidationDocument, self.validation),
-            class_weights=self.store.load(ClassWeightsDocument, self.class_weights),
+            checks=self.store.load(ChecksDocument, self.checks),
+            split=self.store.load(SplitDocument, self.split),
             training=self.store.load(TrainingDocument, self.training),
             images={image.key: image.path for image in self.local_images(run.snapshot)},
             fetch=partial(sync_images, self.store, cache=self.image_cache),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.bases.branch import BranchMixIn
 
 from bcc_ops import metrics
-from bcc_ops.artifacts import EvaluationDocument, GateDocument, Reference
 from bcc_ops.operators.base import BccOperator, run_kind
+from bcc_ops.runs.documents import EvaluationDocument, GateDocument, Reference
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -22,20 +22,20 @@ class GateModelOperator(BccOperator, BranchMixIn):
 
     Args:
         run: the run's handle, from `snapshot_dataset`.
-        class_weights, evaluation: references to this run's documents.
+        split, evaluation: references to this run's documents.
         approve_task_id: the task that asks a person.
         upload_task_id: the task that uploads; downstream of the former too.
         always: tasks that run whatever the verdict.
     """
 
-    template_fields: Sequence[str] = ("run", "class_weights", "evaluation")
+    template_fields: Sequence[str] = ("run", "split", "evaluation")
     inherits_from_skipmixin = True
 
     def __init__(
         self,
         *,
         run: Any,
-        class_weights: Any,
+        split: Any,
         evaluation: Any,
         approve_task_id: str,
         upload_task_id: str,
@@ -44,7 +44,7 @@ class GateModelOperator(BccOperator, BranchMixIn):
     ) -> None:
         super().__init__(**kwargs)
         self.run = run
-        self.class_weights = class_weights
+        self.split = split
         self.evaluation = evaluation
         self.approve_task_id = approve_task_id
         self.upload_task_id = upload_task_id
@@ -52,10 +52,10 @@ class GateModelOperator(BccOperator, BranchMixIn):
 
     def work(self, context: Context) -> None:
         """Decide, write, say why, branch."""
-        from bcc_ops.promotion.champion import champion_state
+        from bcc_ops.models.champion import champion_state
+        from bcc_ops.models.registry import ModelRegistry
         from bcc_ops.promotion.gate import decide
-        from bcc_ops.promotion.looks import count_looks
-        from bcc_ops.promotion.registry import ModelRegistry
+        from bcc_ops.promotion.holdout_reuse import count_holdout_reuse
 
         run = self.load_run(self.run)
         evaluation = self.store.load(EvaluationDocument, self.evaluation)
@@ -66,9 +66,9 @@ class GateModelOperator(BccOperator, BranchMixIn):
             run.config,
             as_of=run.paths.as_of,
             run_kind=run_kind(context),
-            earlier_looks=count_looks(self.store, run.paths, evaluation.validation_digest),
+            earlier_decisions=count_holdout_reuse(self.store, run.paths, evaluation.validation_digest),
             reference=Reference.model_validate(self.evaluation),
-            class_weights=Reference.model_validate(self.class_weights),
+            split=Reference.model_validate(self.split),
         )
         reference = self.store.save(run.paths.document("gate.json"), gate)
         metrics.verdict(gate)

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcc_ops.artifacts import SnapshotDocument
 from bcc_ops.operators.base import BccOperator
+from bcc_ops.runs.documents import SnapshotDocument
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -21,17 +21,17 @@ class PublishPlotsOperator(BccOperator):
 
     Args:
         run: the run's handle, from `snapshot_dataset`.
-        validation, class_weights, training, evaluation, gate: references to this run's documents; each may be None.
+        checks, split, training, evaluation, gate: references to this run's documents; each may be None.
     """
 
-    template_fields: Sequence[str] = ("run", "validation", "class_weights", "training", "evaluation", "gate")
+    template_fields: Sequence[str] = ("run", "validation", "split", "training", "evaluation", "gate")
 
     def __init__(
         self,
         *,
         run: Any,
-        validation: Any = None,
-        class_weights: Any = None,
+        checks: Any = None,
+        split: Any = None,
         training: Any = None,
         evaluation: Any = None,
         gate: Any = None,
@@ -39,8 +39,8 @@ class PublishPlotsOperator(BccOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.run = run
-        self.validation = validation
-        self.class_weights = class_weights
+        self.checks = checks
+        self.split = split
         self.training = training
         self.evaluation = evaluation
         self.gate = gate

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcc_ops.artifacts import ModelDocument
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import ConfigError
 from bcc_ops.operators.assets import announce, champion_asset
 from bcc_ops.operators.base import BccOperator
+from bcc_ops.runs.documents import ModelDocument
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -38,8 +38,8 @@ class SetChampionOperator(BccOperator):
     def work(self, context: Context) -> dict[str, str | None]:
         """Check the form, test the file, move the pointer, announce."""
         from bcc_ops.dataset.sync import sync_images
+        from bcc_ops.models.registry import ModelRegistry
         from bcc_ops.promotion.promote import set_champion
-        from bcc_ops.promotion.registry import ModelRegistry
         from bcc_ops.promotion.run_upload import smoke_test_version
 
         version, reason = self.version.strip(), self.reason.strip()

@@ -1,4 +1,4 @@
-"""Write down which images the run is about, and with which knobs."""
+"""Write down which images the run is about, and with which parameters."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 class SnapshotDatasetOperator(BccOperator):
     """List the images as of the moment that the sensor decided on, and write config.json and snapshot.json.
 
-    A run whose snapshot lies there already keeps to it. Returns the run's handle, from which every later task loads the run.
+    A run whose snapshot is there already keeps to it. Returns the run's handle, from which every later task loads the run.
 
     Args:
-        sighting: the sensor's XCom.
+        arrivals: the sensor's XCom.
     """
 
-    template_fields: Sequence[str] = ("sighting",)
+    template_fields: Sequence[str] = ("arrivals",)
 
-    def __init__(self, *, sighting: Mapping[str, Any], **kwargs: Any) -> None:
+    def __init__(self, *, arrivals: Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.sighting = sighting
+        self.arrivals = arrivals
 
     def work(self, context: Context) -> dict[str, str]:
         """Take the run's snapshot."""
@@ -36,10 +36,10 @@ class SnapshotDatasetOperator(BccOperator):
             self.store,
             self.settings,
             RetrainingConfig.resolve(context["params"]),
-            datetime.fromisoformat(self.sighting["as_of"]),
+            datetime.fromisoformat(self.arrivals["as_of"]),
             run_id=context["run_id"],
             run_kind=run_kind(context),
         )
-        metrics.new_images(self.sighting)
+        metrics.new_images(self.arrivals)
         self.log.info("the run's folder: %s", handle.folder)
         return handle.to_xcom()

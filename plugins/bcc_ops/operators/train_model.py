@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcc_ops.artifacts import ClassWeightsDocument, Reference, ValidationDocument
 from bcc_ops.operators.base import BccOperator
+from bcc_ops.runs.documents import ChecksDocument, Reference, SplitDocument
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -30,16 +30,16 @@ class TrainModelOperator(BccOperator):
 
     Args:
         run: the run's handle, from `snapshot_dataset`.
-        validation, class_weights: references to this run's documents.
+        checks, split: references to this run's documents.
     """
 
-    template_fields: Sequence[str] = ("run", "validation", "class_weights")
+    template_fields: Sequence[str] = ("run", "validation", "split")
 
-    def __init__(self, *, run: Any, validation: Any, class_weights: Any, **kwargs: Any) -> None:
+    def __init__(self, *, run: Any, checks: Any, split: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.run = run
-        self.validation = validation
-        self.class_weights = class_weights
+        self.checks = checks
+        self.split = split
         self._stop: threading.Event | None = None
 
     def work(self, context: Context) -> dict[str, str]:
@@ -52,9 +52,9 @@ class TrainModelOperator(BccOperator):
             config=run.config,
             config_digest=run.config_document.digest,
             snapshot=run.snapshot,
-            class_weights=self.store.load(ClassWeightsDocument, self.class_weights),
-            class_weights_reference=Reference.model_validate(dict(self.class_weights)),
-            made_up=self.store.load(ValidationDocument, self.validation).made_up > 0,
+            split=self.store.load(SplitDocument, self.split),
+            split_reference=Reference.model_validate(dict(self.split)),
+            synthetic=self.store.load(ChecksDocument, self.checks).synthetic > 0,
             images=partial(self.local_images, run.snapshot),
             warm_start=self._champion,
             cache_dir=self.settings.cache_dir,
@@ -63,9 +63,9 @@ class TrainModelOperator(BccOperator):
         return train_run(self.store, run.paths, inputs, self._stop).to_xcom()
 
     def _champion(self) -> WarmStart | None:
-        from bcc_ops.evaluation.predict import Classifier
-        from bcc_ops.promotion.champion import load_champion
-        from bcc_ops.promotion.registry import ModelRegistry
+        from bcc_ops.models.champion import load_champion
+        from bcc_ops.models.classifier import Classifier
+        from bcc_ops.models.registry import ModelRegistry
         from bcc_ops.training.run_training import WarmStart
 
         with tempfile.TemporaryDirectory(prefix="bcc-champion-") as folder:

@@ -7,18 +7,18 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bcc_ops.artifacts import (
-    ApprovalDocument,
-    ClassWeightsDocument,
-    EvaluationDocument,
-    GateDocument,
-    Reference,
-    TrainingDocument,
-    ValidationDocument,
-)
 from bcc_ops.config import Settings
 from bcc_ops.operators.assets import announce, champion_asset
 from bcc_ops.operators.base import BccOperator, Run
+from bcc_ops.runs.documents import (
+    ApprovalDocument,
+    ChecksDocument,
+    EvaluationDocument,
+    GateDocument,
+    Reference,
+    SplitDocument,
+    TrainingDocument,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -31,18 +31,16 @@ class UploadModelOperator(BccOperator):
 
     Args:
         run: the run's handle, from `snapshot_dataset`.
-        validation, class_weights, training, evaluation, gate: references to this run's documents.
+        checks, split, training, evaluation, gate: references to this run's documents.
     """
 
-    template_fields: Sequence[str] = ("run", "validation", "class_weights", "training", "evaluation", "gate")
+    template_fields: Sequence[str] = ("run", "validation", "split", "training", "evaluation", "gate")
 
-    def __init__(
-        self, *, run: Any, validation: Any, class_weights: Any, training: Any, evaluation: Any, gate: Any, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, run: Any, checks: Any, split: Any, training: Any, evaluation: Any, gate: Any, **kwargs: Any) -> None:
         super().__init__(outlets=[champion_asset(Settings.from_environment())], **kwargs)
         self.run = run
-        self.validation = validation
-        self.class_weights = class_weights
+        self.checks = checks
+        self.split = split
         self.training = training
         self.evaluation = evaluation
         self.gate = gate
@@ -50,16 +48,16 @@ class UploadModelOperator(BccOperator):
     def work(self, context: Context) -> dict[str, str]:
         """Upload, promote, announce."""
         from bcc_ops.dataset.sync import sync_images
+        from bcc_ops.models.registry import ModelRegistry
         from bcc_ops.promotion.model_card import RunDocuments
-        from bcc_ops.promotion.registry import ModelRegistry
         from bcc_ops.promotion.run_upload import upload_run
 
         run = self.load_run(self.run)
         by = self._approver(run)
         documents = RunDocuments(
             snapshot=run.snapshot,
-            validation=self.store.load(ValidationDocument, self.validation),
-            class_weights=self.store.load(ClassWeightsDocument, self.class_weights),
+            checks=self.store.load(ChecksDocument, self.checks),
+            split=self.store.load(SplitDocument, self.split),
             training=self.store.load(TrainingDocument, self.training),
             evaluation=self.store.load(EvaluationDocument, self.evaluation),
             gate=self.store.load(GateDocument, self.gate),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bcc_ops.artifacts import ApprovalDocument, GateDocument
 from bcc_ops.exceptions import ApprovalMissing
-from bcc_ops.run_paths import RunPaths
+from bcc_ops.runs.documents import ApprovalDocument, GateDocument
+from bcc_ops.runs.paths import RunPaths
 
 
 def approval_text(gate: GateDocument, paths: RunPaths, report_url: str) -> tuple[str, str]:
@@ -17,9 +17,9 @@ def approval_text(gate: GateDocument, paths: RunPaths, report_url: str) -> tuple
     """
     over = f"replace champion {gate.champion_version}" if gate.champion_version else "become the first champion"
     subject = f"May the breast-ultrasound model of {gate.as_of:%Y-%m-%d %H:%M} UTC {over}?"
-    made_up = ["**The images are made up: these figures say nothing about any patient.**", ""] if gate.made_up else []
+    synthetic = ["**The images are synthetic: these metrics say nothing about any patient.**", ""] if gate.synthetic else []
     lines = [
-        *made_up,
+        *synthetic,
         f"The gate says *{gate.verdict.replace('_', ' ')}*. {' '.join(gate.reasons)}",
         "",
         f"[Report of the run]({report_url}) · run `{paths.folder_name}`",

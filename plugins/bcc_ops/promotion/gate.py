@@ -1,7 +1,7 @@
 """Decide whether a challenger may replace the champion.
 
 Pure policy: the evaluation, the champion's pointer and the thresholds in, a verdict with reasons out. With no champion,
-only the absolute thresholds apply. A missing figure fails its rule: silence is never approval.
+only the absolute thresholds apply. A missing metric fails its rule: silence is never approval.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from bcc_ops.artifacts import Comparison, Estimate, EvaluationDocument, GateDocument, Reference, RuleResult, RunKind, Verdict
 from bcc_ops.config import RetrainingConfig
+from bcc_ops.runs.documents import Comparison, Estimate, EvaluationDocument, GateDocument, Reference, RuleResult, RunKind, Verdict
 
 
 @dataclass(frozen=True)
 class ChampionState:
-    """The champion when the gate decides: its pointer's version, ETag, as_of, and whether its images were made up."""
+    """The champion when the gate decides: its pointer's version, ETag, as_of, and whether its images were synthetic."""
 
     version: str
     etag: str
     as_of: datetime
-    made_up: bool
+    synthetic: bool
 
 
 def decide(
@@ -31,31 +31,31 @@ def decide(
     *,
     as_of: datetime,
     run_kind: RunKind,
-    earlier_looks: int,
+    earlier_decisions: int,
     reference: Reference,
-    class_weights: Reference | None = None,
+    split: Reference | None = None,
 ) -> GateDocument:
     """Judge a challenger by every rule, also where an early one fails: the reader sees all of them.
 
     Args:
         evaluation: of this run.
-        champion: the model in use now; None where there is none.
+        champion: the model in use now; None if there is none.
         config: the thresholds.
         as_of: of this run's snapshot.
         run_kind: a backfill leaves the champion alone unless `promote_backfill`.
-        earlier_looks: gate decisions of other runs against this validation set.
+        earlier_decisions: gate decisions of other runs against this validation set.
         reference: to `evaluation.json`.
-        class_weights: to the run's `class_weights.json`, whose split the next run carries forward.
+        split: to the run's `split.json`, whose split the next run carries forward.
     """
     comparison = evaluation.comparison
-    looks = earlier_looks + 1
+    looks = earlier_decisions + 1
     rules = (
         *_floors(evaluation, config),
         _compared(comparison, champion, config),
         *_against_champion(evaluation, comparison, champion, config),
         _newer(as_of, champion),
         _backfill(run_kind, config),
-        _not_made_up(evaluation.made_up, champion),
+        _not_synthetic(evaluation.synthetic, champion),
         _looks(looks, config),
     )
     failed = [rule for rule in rules if rule.applies and not rule.passed]
@@ -65,33 +65,33 @@ def decide(
         reasons=_reasons(rules, failed, champion),
         rules=rules,
         as_of=as_of,
-        made_up=evaluation.made_up,
+        synthetic=evaluation.synthetic,
         champion_version=champion.version if champion else None,
         champion_etag=champion.etag if champion else None,
         validation_digest=evaluation.validation_digest,
-        looks=looks,
+        holdout_reuse=looks,
         evaluation=reference,
-        class_weights=class_weights,
+        split=split,
     )
 
 
 def _reasons(rules: Sequence[RuleResult], failed: Sequence[RuleResult], champion: ChampionState | None) -> tuple[str, ...]:
-    worn = tuple(rule.sentence for rule in rules if not rule.applies and not rule.passed)
+    overused = tuple(rule.sentence for rule in rules if not rule.applies and not rule.passed)
     if failed:
-        return (*(rule.sentence for rule in failed), *worn)
+        return (*(rule.sentence for rule in failed), *overused)
     against = f"as good as champion {champion.version} or better, within the margins" if champion else "there is no champion yet"
-    return (f"Every rule holds: above the floors, and {against}.", *worn)
+    return (f"Every rule holds: above the floors, and {against}.", *overused)
 
 
-def _rule(rule: str, passed: bool, sentence: str, *, figure: float | None = None, threshold: float | None = None) -> RuleResult:
-    return RuleResult(rule=rule, passed=passed, applies=True, figure=figure, threshold=threshold, sentence=sentence)
+def _rule(rule: str, passed: bool, sentence: str, *, value: float | None = None, threshold: float | None = None) -> RuleResult:
+    return RuleResult(rule=rule, passed=passed, applies=True, value=value, threshold=threshold, sentence=sentence)
 
 
 def _not_applicable(rule: str, sentence: str, *, threshold: float | None = None) -> RuleResult:
-    return RuleResult(rule=rule, passed=True, applies=False, figure=None, threshold=threshold, sentence=sentence)
+    return RuleResult(rule=rule, passed=True, applies=False, value=None, threshold=threshold, sentence=sentence)
 
 
-def _figure(estimate: Estimate) -> str:
+def _text(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.3f}"
     return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
@@ -120,10 +120,10 @@ def _floors(evaluation: EvaluationDocument, config: RetrainingConfig) -> tuple[R
 
 def _floor(rule: str, name: str, estimate: Estimate, floor: float) -> RuleResult:
     if estimate.value is None:
-        return _rule(rule, False, f"{name} cannot be had: {estimate.reason}.", threshold=floor)
+        return _rule(rule, False, f"{name} is not available: {estimate.reason}.", threshold=floor)
     passed = estimate.value >= floor
-    sentence = f"{name} is {_figure(estimate)}, {'not below' if passed else 'below'} the floor of {floor:.3f}."
-    return _rule(rule, passed, sentence, figure=estimate.value, threshold=floor)
+    sentence = f"{name} is {_text(estimate)}, {'not below' if passed else 'below'} the floor of {floor:.3f}."
+    return _rule(rule, passed, sentence, value=estimate.value, threshold=floor)
 
 
 def _compared(comparison: Comparison | None, champion: ChampionState | None, config: RetrainingConfig) -> RuleResult:
@@ -146,9 +146,9 @@ def _compared(comparison: Comparison | None, champion: ChampionState | None, con
     passed = images >= needed
     sentence = (
         f"{images} validation images are compared on, {'at least' if passed else 'fewer than'} the {needed} that are asked for; "
-        f"{left_out} are left out because the champion was trained on them or on near copies."
+        f"{left_out} are left out because the champion was trained on them or on near-duplicates."
     )
-    return _rule(rule, passed, sentence, figure=float(images), threshold=needed)
+    return _rule(rule, passed, sentence, value=float(images), threshold=needed)
 
 
 def _against_champion(
@@ -170,7 +170,7 @@ def _against_champion(
         return tuple(_not_applicable(rule, f"{name}: no champion to compare with.", threshold=-m) for rule, name, _, m in margins)
     differences = comparison.differences if comparison else {}
     missing = Estimate.missing("there is no comparison")
-    return tuple(_margin(rule, name, differences.get(figure, missing), margin) for rule, name, figure, margin in margins)
+    return tuple(_margin(rule, name, differences.get(metric, missing), margin) for rule, name, metric, margin in margins)
 
 
 def _margin(rule: str, name: str, difference: Estimate, margin: float) -> RuleResult:
@@ -179,10 +179,10 @@ def _margin(rule: str, name: str, difference: Estimate, margin: float) -> RuleRe
         return _rule(rule, False, f"{name} cannot be compared with the champion's: {reason}.", threshold=-margin)
     passed = difference.low > -margin
     sentence = (
-        f"{name} differs from the champion's by {_figure(difference)}: the lower bound is "
+        f"{name} differs from the champion's by {_text(difference)}: the lower bound is "
         f"{'above' if passed else 'not above'} minus the margin of {margin:.3f}."
     )
-    return _rule(rule, passed, sentence, figure=difference.low, threshold=-margin)
+    return _rule(rule, passed, sentence, value=difference.low, threshold=-margin)
 
 
 def _newer(as_of: datetime, champion: ChampionState | None) -> RuleResult:
@@ -206,26 +206,31 @@ def _backfill(run_kind: RunKind, config: RetrainingConfig) -> RuleResult:
     return _rule("backfill_may_promote", False, "A backfill leaves the champion alone: promote_backfill is off.")
 
 
-def _not_made_up(made_up: bool, champion: ChampionState | None) -> RuleResult:
-    rule = "no_made_up_data_over_real"
-    if not made_up:
-        return _rule(rule, True, "The images are not made up.")
+def _not_synthetic(synthetic: bool, champion: ChampionState | None) -> RuleResult:
+    rule = "no_synthetic_data_over_real"
+    if not synthetic:
+        return _rule(rule, True, "The images are not synthetic.")
     if champion is None:
-        return _not_applicable(rule, "The images are made up; there is no champion of real images.")
-    if champion.made_up:
-        return _rule(rule, True, "The images are made up, and so were the champion's.")
-    return _rule(rule, False, f"The images are made up, and champion {champion.version} was trained on real ones.")
+        return _not_applicable(rule, "The images are synthetic; there is no champion of real images.")
+    if champion.synthetic:
+        return _rule(rule, True, "The images are synthetic, and so were the champion's.")
+    return _rule(rule, False, f"The images are synthetic, and champion {champion.version} was trained on real ones.")
 
 
 def _looks(looks: int, config: RetrainingConfig) -> RuleResult:
-    """Does not reject: what a worn set needs is new images, and refusing every model until then would help nobody."""
-    passed = looks <= config.max_looks
-    sentence = f"Gate decisions against this validation set, this one included: {looks} of {config.max_looks}."
+    """Does not reject: what a overused set needs is new images, and refusing every model until then would help nobody."""
+    passed = looks <= config.max_holdout_reuse
+    sentence = f"Gate decisions against this validation set, this one included: {looks} of {config.max_holdout_reuse}."
     if not passed:
         sentence = (
-            f"The validation set is worn: this is decision {looks} against it, {config.max_looks} were foreseen. By now a model "
+            f"The validation set has been used often: this is decision {looks} against it, {config.max_holdout_reuse} were foreseen. By now a model "
             "may win by luck; add new images."
         )
     return RuleResult(
-        rule="max_looks", passed=passed, applies=False, figure=float(looks), threshold=float(config.max_looks), sentence=sentence
+        rule="max_holdout_reuse",
+        passed=passed,
+        applies=False,
+        value=float(looks),
+        threshold=float(config.max_holdout_reuse),
+        sentence=sentence,
     )

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bcc_ops.artifacts import (
+from bcc_ops.exceptions import ConfigError
+from bcc_ops.runs.documents import (
     PARTITIONS,
-    ClassWeightsDocument,
+    ChecksDocument,
     Comparison,
     Estimate,
     EvaluationDocument,
@@ -23,10 +24,9 @@ from bcc_ops.artifacts import (
     ModelDocument,
     ModelEvaluation,
     SnapshotDocument,
+    SplitDocument,
     TrainingDocument,
-    ValidationDocument,
 )
-from bcc_ops.exceptions import ConfigError
 
 LONGEST_TEMPLATE = 100_000
 """Bytes of the template. The card is part of every version and of every report page."""
@@ -41,8 +41,8 @@ class RunDocuments:
     """The documents of one run that a version and its card are made from."""
 
     snapshot: SnapshotDocument
-    validation: ValidationDocument
-    class_weights: ClassWeightsDocument
+    checks: ChecksDocument
+    split: SplitDocument
     training: TrainingDocument
     evaluation: EvaluationDocument
     gate: GateDocument
@@ -80,16 +80,16 @@ def render_model_card(model: ModelDocument, run: RunDocuments, template: str) ->
         template: the text of the template file, "" for none.
     """
     written = template_sections(template)
-    made_up = "> **The images are made up: no figure below says anything about any patient.**\n\n" if model.made_up else ""
+    synthetic = "> **The images are synthetic: no metric below says anything about any patient.**\n\n" if model.synthetic else ""
     blocks = [
         f"# Breast-ultrasound classifier {model.version}",
-        f"{made_up}Classifies a breast-ultrasound image as {_enumerate(model.classes)}. Research software, not a medical device.",
+        f"{synthetic}Classifies a breast-ultrasound image as {_enumerate(model.classes)}. Research software, not a medical device.",
         *(f"## {heading}\n\n{written.get(heading, MISSING)}" for heading in WRITTEN_BY_PEOPLE),
         f"## Use of the file\n\n{_usage(model)}",
         f"## Images\n\n{_flow(run)}",
-        f"## Split\n\n{_split(run.class_weights)}",
+        f"## Split\n\n{_split(run.split)}",
         f"## Training\n\n{_training(run.training)}",
-        f"## Figures on the validation images\n\n{_figures(run.evaluation)}",
+        f"## Metrics on the validation images\n\n{_metrics(run.evaluation)}",
         f"## Calibration and operating point\n\n{_calibration(run.evaluation)}",
         f"## Against the champion before it\n\n{_comparison(run.evaluation.comparison, run.evaluation.positive_class)}",
         f"## Images from elsewhere\n\n{_external(run.evaluation)}",
@@ -136,10 +136,10 @@ def _usage(model: ModelDocument) -> str:
 
 
 def _flow(run: RunDocuments) -> str:
-    snapshot, validation, weights = run.snapshot, run.validation, run.class_weights
-    refused = Counter(image.reason for image in validation.refused)
+    snapshot, checks, weights = run.snapshot, run.checks, run.split
+    refused = Counter(image.reason for image in checks.refused)
     left_out = Counter(image.reason for image in weights.left_out)
-    conflicts = sum(len(group.keys) for group in validation.conflicts)
+    conflicts = sum(len(group.keys) for group in checks.conflicts)
     rows: list[tuple[object, object]] = [
         (
             f"images under `{snapshot.prefix}` as of {snapshot.as_of:%Y-%m-%d %H:%M:%S} UTC ({snapshot.as_of_source})",
@@ -147,7 +147,7 @@ def _flow(run: RunDocuments) -> str:
         ),
         *((f"– refused: {reason}", count) for reason, count in sorted(refused.items())),
         ("– one lesion under two labels", conflicts),
-        ("= usable", sum(validation.usable.values())),
+        ("= usable", sum(checks.usable.values())),
         *((f"– left out: {reason}", count) for reason, count in sorted(left_out.items())),
         *((f"= {part}", sum(weights.counts[part].values())) for part in PARTITIONS),
     ]
@@ -159,14 +159,14 @@ def _flow(run: RunDocuments) -> str:
             for name in weights.classes
         ],
     )
-    return f"{flow}\n\n{per_class}\n\n{len(validation.groups)} groups of near copies; snapshot digest `{snapshot.digest[:16]}`."
+    return f"{flow}\n\n{per_class}\n\n{len(checks.groups)} groups of near-duplicates; snapshot digest `{snapshot.digest[:16]}`."
 
 
-def _split(weights: ClassWeightsDocument) -> str:
+def _split(weights: SplitDocument) -> str:
     kept = f"{weights.carried_forward} images keep the side that they had in `{weights.previous_run}`."
     salt = f"salt `{weights.salt}`" if weights.salt else "no salt"
     return (
-        f"By {weights.split_unit}: images of one are never on two sides. Validation {weights.validation_fraction:.0%} of the "
+        f"By {weights.grouping}: images of one are never on two sides. ImageChecks {weights.validation_fraction:.0%} of the "
         f"images, tuning {weights.tuning_fraction:.0%} of the train part, {salt}. "
         f"{kept if weights.previous_run else 'No earlier run drew a split: each image got its side in this one.'} "
         f"Validation set `{weights.validation_digest[:16]}`."
@@ -200,20 +200,20 @@ def _summary(model: ModelEvaluation) -> list[tuple[str, str]]:
     ]
 
 
-def _figures(evaluation: EvaluationDocument) -> str:
+def _metrics(evaluation: EvaluationDocument) -> str:
     model = evaluation.challenger
-    figures = ("sensitivity", "specificity", "precision", "f1", "auc")
+    metrics = ("sensitivity", "specificity", "precision", "f1", "auc")
     per_class = [
-        (name, figures_of.support, *(_estimate(getattr(figures_of, figure)) for figure in figures))
+        (name, figures_of.support, *(_estimate(getattr(figures_of, metric)) for metric in metrics))
         for name, figures_of in model.per_class.items()
     ]
     confusion = [(name, *row) for name, row in zip(evaluation.classes, model.confusion_matrix)]
     blocks = [
         f"{model.images} images in {model.groups} groups. In brackets 95 % intervals: {evaluation.bootstrap_resamples} bootstrap "
-        f"resamples by {evaluation.bootstrap_unit}, seed {evaluation.bootstrap_seed}.",
+        f"resamples by {evaluation.bootstrap_grouping}, seed {evaluation.bootstrap_seed}.",
         *([evaluation.warm_start_note] if evaluation.warm_start_note else []),
-        _table(("figure", "value"), _summary(model)),
-        _table(("class", "images", *figures), per_class),
+        _table(("metric", "value"), _summary(model)),
+        _table(("class", "images", *metrics), per_class),
         _table(("true \\ predicted", *evaluation.classes), confusion),
     ]
     if evaluation.slices:
@@ -262,7 +262,7 @@ def _comparison(comparison: Comparison | None, positive_class: str) -> str:
         [
             f"Both on the same {comparison.champion.images} images ({left_out}).",
             *([comparison.caution] if comparison.caution else []),
-            _table(("figure", "this version", comparison.champion_version), rows),
+            _table(("metric", "this version", comparison.champion_version), rows),
             _table(("difference, paired", "this version minus the champion"), differences),
         ]
     )
@@ -272,7 +272,7 @@ def _external(evaluation: EvaluationDocument) -> str:
     if evaluation.external is None:
         return evaluation.external_note or "None were configured."
     note = f"{evaluation.external_note}\n\n" if evaluation.external_note else ""
-    return f"{note}{_table(('figure', 'value'), _summary(evaluation.external))}"
+    return f"{note}{_table(('metric', 'value'), _summary(evaluation.external))}"
 
 
 def _gate(gate: GateDocument) -> str:
@@ -282,19 +282,19 @@ def _gate(gate: GateDocument) -> str:
 
 
 def _limits(run: RunDocuments) -> str:
-    evaluation, weights, snapshot = run.evaluation, run.class_weights, run.snapshot
+    evaluation, weights, snapshot = run.evaluation, run.split, run.snapshot
     limits = []
-    if weights.split_unit != "patient":
+    if weights.grouping != "patient":
         limits.append(
-            "Patients are not known: images of one patient that are no near copies may lie on both sides, "
-            "which flatters the figures."
+            "Patients are not known: images of one patient that are no near-duplicates may be on both sides, "
+            "which flatters the metrics."
         )
     if evaluation.external is None:
         limits.append("Not evaluated on images from another site or device.")
     if snapshot.as_of_source != "versions":
         limits.append("The bucket keeps no versions: the snapshot is what could still be seen of that moment.")
-    if run.gate.looks > 1:
-        limits.append(f"The validation set had served {run.gate.looks - 1} gate decisions before this one.")
+    if run.gate.holdout_reuse > 1:
+        limits.append(f"The validation set had served {run.gate.holdout_reuse - 1} gate decisions before this one.")
     wide = evaluation.challenger.operating_point.sensitivity
     if wide.low is not None and wide.high is not None and wide.high - wide.low > 0.1:
         support = evaluation.challenger.per_class[evaluation.positive_class].support
@@ -302,6 +302,6 @@ def _limits(run: RunDocuments) -> str:
             f"The interval of the {evaluation.positive_class} sensitivity at the operating point is "
             f"{wide.high - wide.low:.2f} wide: {support} such images are few."
         )
-    limits += [f"{warning}" for warning in run.validation.warnings]
+    limits += [f"{warning}" for warning in run.checks.warnings]
     limits.append("An image that is no breast ultrasound gets an answer too; nothing here tells it apart.")
     return "\n".join(f"- {limit}" for limit in limits)

@@ -13,9 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from bcc_ops.artifacts import ChampionDocument, EvaluationDocument, GateDocument, ModelDocument, PromotionDocument
 from bcc_ops.exceptions import ArtifactError, NothingNew, PromotionLost
-from bcc_ops.promotion.registry import ModelRegistry, Pointer
+from bcc_ops.models.registry import ModelRegistry, Pointer
+from bcc_ops.runs.documents import ChampionDocument, EvaluationDocument, GateDocument, ModelDocument, PromotionDocument
 
 SmokeTest = Callable[[Path], None]
 """Takes the downloaded file and raises ModelError where it must not come into use."""
@@ -155,4 +155,4 @@ def _metadata(document: ModelDocument) -> dict[str, str]:
 
 
 def _tags(document: ModelDocument) -> dict[str, str]:
-    return {"version": document.version, "as_of": document.as_of.isoformat(), "made_up": str(document.made_up).lower()}
+    return {"version": document.version, "as_of": document.as_of.isoformat(), "synthetic": str(document.synthetic).lower()}

@@ -8,21 +8,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bcc_ops.artifacts import (
+from bcc_ops.exceptions import ArtifactError, ObjectChanged, ObjectNotFound, PromotionLost
+from bcc_ops.models.registry import ModelRegistry, version_name
+from bcc_ops.promotion.model_card import RunDocuments, read_template, render_model_card
+from bcc_ops.promotion.promote import Upload, lost, upload_challenger
+from bcc_ops.promotion.smoke_test import Sample, run_smoke_test
+from bcc_ops.runs.documents import (
     EvaluationDocument,
     ModelDocument,
     PromotionDocument,
     Reference,
     SnapshotDocument,
 )
-from bcc_ops.exceptions import ArtifactError, ObjectChanged, ObjectNotFound, PromotionLost
-from bcc_ops.promotion.model_card import RunDocuments, read_template, render_model_card
-from bcc_ops.promotion.promote import Upload, lost, upload_challenger
-from bcc_ops.promotion.registry import ModelRegistry, version_name
-from bcc_ops.promotion.smoke_test import Sample, run_smoke_test
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
-from bcc_ops.tables import ImageRow, read_predictions, read_rows
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.tables import ImageRow, read_predictions, read_rows
 
 if TYPE_CHECKING:
     from bcc_ops.dataset.sync import LocalImage
@@ -81,10 +81,10 @@ def model_document(registry: ModelRegistry, paths: RunPaths, documents: RunDocum
         ArtifactError: the run has no split.
     """
     training, evaluation, snapshot = documents.training, documents.evaluation, documents.snapshot
-    if documents.class_weights.split is None:
-        raise ArtifactError("class_weights.json names no split.parquet: a version must say what it was trained on")
+    if documents.split.table is None:
+        raise ArtifactError("split.json names no split.parquet: a version must say what it was trained on")
     # All that the card tells of: with another text under the same name, an upload that was cut short could never be finished.
-    told = (snapshot, documents.validation, documents.class_weights, training, evaluation, documents.gate)
+    told = (snapshot, documents.checks, documents.split, training, evaluation, documents.gate)
     contents = [*(document.to_json() for document in told), template.encode()]
     version = version_name(snapshot.as_of, training.model.sha256, *(hashlib.sha256(content).hexdigest() for content in contents))
     store = registry.store
@@ -97,12 +97,12 @@ def model_document(registry: ModelRegistry, paths: RunPaths, documents: RunDocum
         architecture=training.architecture,
         operating_point=evaluation.challenger.operating_point,
         temperature=evaluation.challenger.calibration.temperature,
-        made_up=evaluation.made_up,
+        synthetic=evaluation.synthetic,
         as_of=snapshot.as_of,
         run=paths.folder_name,
         warm_started_from=training.warm_started_from,
         snapshot_digest=snapshot.digest,
-        split=documents.class_weights.split,
+        split=documents.split.table,
         model=Reference(uri=store.uri(registry.key(version, "model.h5")), sha256=training.model.sha256),
         evaluation=Reference.of(store.uri(registry.key(version, "evaluation.json")), evaluation.to_json()),
     )
@@ -157,7 +157,7 @@ def smoke_test_version(
         snapshot = store.load_key(SnapshotDocument, f"{run}/snapshot.json")
         samples = samples_of(store, evaluation, snapshot.images, fetch)
     except (ArtifactError, ObjectNotFound, ObjectChanged) as error:
-        say(f"The images that this version was tested with cannot be had ({error}); it only has to load and to answer.")
+        say(f"The images that this version was tested with is not available ({error}); it only has to load and to answer.")
         samples = [_gray_image(path.with_name("gray.png"))]
     run_smoke_test(path, samples, len(document.classes))
 

@@ -1,1 +1,1 @@
-"""What people see of a run: figures and one page, rendered from its documents and nothing else."""
+"""What people see of a run: metrics and one page, rendered from its documents and nothing else."""

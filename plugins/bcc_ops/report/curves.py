@@ -1,6 +1,6 @@
 """ROC and precision-recall curves of one class against the rest, with 95 % bands from a bootstrap over groups.
 
-Near copies of one image are no independent evidence, so whole groups are drawn. The bands are pointwise: they say how
+Near-duplicates of one image are no independent evidence, so whole groups are drawn. The bands are pointwise: they say how
 far the curve may lie off at one abscissa, not that the whole curve stays inside.
 """
 

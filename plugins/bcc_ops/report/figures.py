@@ -24,20 +24,20 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from bcc_ops.artifacts import (
+from bcc_ops.evaluation.intervals import wilson
+from bcc_ops.report.curves import GRID, Curve, precision_recall_curve, resample_weights, roc_curve
+from bcc_ops.report.metric_names import spelled, tone
+from bcc_ops.report.misclassified import MisclassifiedImage
+from bcc_ops.runs.documents import (
     PARTITIONS,
     Calibration,
-    ClassWeightsDocument,
     DriftFinding,
     EpochRow,
     Estimate,
     EvaluationDocument,
+    SplitDocument,
 )
-from bcc_ops.evaluation.intervals import wilson
-from bcc_ops.report.cases import WrongCase
-from bcc_ops.report.curves import GRID, Curve, precision_recall_curve, resample_weights, roc_curve
-from bcc_ops.report.differences import spelled, tone
-from bcc_ops.report.run_history import RunSummary
+from bcc_ops.runs.history import RunSummary
 
 Pixels = npt.NDArray[np.uint8]
 P = ParamSpec("P")
@@ -52,7 +52,7 @@ PARTITION_COLOURS = (BLUE, SKY, "#8a94a3")
 HATCHES = ("", "////", "....")
 WASH = LinearSegmentedColormap.from_list("wash", ["#f6f9fc", "#9cc4e0", "#0072b2", "#004a78"])
 
-MADE_UP_NOTICE = "MADE-UP IMAGES · no figure here says anything about patients"
+SYNTHETIC_NOTICE = "MADE-UP IMAGES · no figure here says anything about patients"
 PIXELS_PER_INCH = 160
 
 _BAND_RESAMPLES = 400
@@ -112,11 +112,11 @@ def _figure(width: float, height: float, pad: float = 0.1) -> Figure:
     return figure
 
 
-def to_png(figure: Figure, *, made_up: bool) -> bytes:
-    """A figure as PNG, at 160 pixels an inch; with a strip across its top where its figures are made up."""
+def to_png(figure: Figure, *, synthetic: bool) -> bytes:
+    """A figure as PNG, at 160 pixels an inch; with a strip across its top where its figures are synthetic."""
     rows = [_rendered(figure)]
-    if made_up:
-        rows.insert(0, _rendered(_made_up_strip(figure.get_figwidth())))
+    if synthetic:
+        rows.insert(0, _rendered(_synthetic_strip(figure.get_figwidth())))
     buffer = io.BytesIO()
     Image.fromarray(np.vstack(rows)).save(buffer, format="png", compress_level=9)
     return buffer.getvalue()
@@ -130,9 +130,9 @@ def _rendered(figure: Figure) -> Pixels:
 
 
 @_styled
-def _made_up_strip(width: float) -> Figure:
+def _synthetic_strip(width: float) -> Figure:
     strip = Figure(figsize=(width, 0.3), dpi=PIXELS_PER_INCH, facecolor="#ffe3a3")
-    strip.text(0.5, 0.5, MADE_UP_NOTICE, ha="center", va="center", fontsize=8, fontweight="bold", color="#5c3b00")
+    strip.text(0.5, 0.5, SYNTHETIC_NOTICE, ha="center", va="center", fontsize=8, fontweight="bold", color="#5c3b00")
     return strip
 
 
@@ -190,7 +190,7 @@ def _beside(where: str) -> dict[str, Any]:
 
 
 @_styled
-def class_counts_figure(document: ClassWeightsDocument) -> Figure:
+def class_counts_figure(document: SplitDocument) -> Figure:
     """Images a class in each partition, with the weight that training gives the class."""
     classes = document.classes
     figure = _figure(5.0, 1.6 + 0.75 * len(classes))
@@ -494,7 +494,7 @@ def _floor(series: Sequence[tuple[str, list[Estimate | None], str, Any, str]]) -
 
 @_styled
 def drift_figure(findings: Sequence[DriftFinding]) -> Figure:
-    """How far the new images lie from the earlier ones, a row a class and quantity; warnings are filled."""
+    """How far the new images lie from the earlier ones, one row per class and quantity; warnings are filled."""
     figure = _figure(5.2, 1.4 + 0.36 * max(1, len(findings)))
     axes = figure.subplots()
     top = max([finding.statistic for finding in findings], default=0.1) * 1.1
@@ -566,7 +566,7 @@ def _picture(axes: Axes, pixels: npt.NDArray[Any]) -> None:
 class GalleryEntry:
     """One wrong case with its thumbnail (H, W, 3) and, where it is to be had, its Grad-CAM heat map (h, w) in [0, 1]."""
 
-    case: WrongCase
+    case: MisclassifiedImage
     thumbnail: Pixels
     heat: npt.NDArray[np.float32] | None
 

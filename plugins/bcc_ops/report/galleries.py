@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcc_ops.dataset.decoding import decode_rgb, resize_square
-from bcc_ops.report.cases import WrongCase, WrongCases
+from bcc_ops.report.misclassified import Misclassified, MisclassifiedImage
 
 MOST_CASES = 12
 AUGMENTED_VERSIONS = 6
@@ -21,20 +21,20 @@ Explain = Callable[[Sequence[Path], Sequence[int]], npt.NDArray[np.float32]]
 """Image files and a class index each -> heat maps (n, h, w) in [0, 1]."""
 
 
-def shown_cases(cases: WrongCases) -> list[WrongCase]:
+def shown_cases(cases: Misclassified) -> list[MisclassifiedImage]:
     """The cases that the galleries have room for: the worst of each kind."""
     return [*cases.missed[:MOST_CASES], *cases.false_alarms[:MOST_CASES]]
 
 
 def draw_galleries(
-    cases: WrongCases,
+    cases: Misclassified,
     paths: Mapping[str, Path],
     *,
     classes: Sequence[str],
     positive_class: str,
     explain: Explain | None,
     why_not: str,
-    made_up: bool,
+    synthetic: bool,
 ) -> dict[str, bytes]:
     """Draw the wrong cases of each kind that there are.
 
@@ -43,9 +43,9 @@ def draw_galleries(
         paths: key -> file, of those that `shown_cases` names; a case whose file is missing is left out.
         classes: in the model's order.
         positive_class: whose probability is written under each image.
-        explain: gives the heat maps; None where they are not to be had.
+        explain: gives the heat maps; None if they are not to be had.
         why_not: the reason then, a sentence.
-        made_up: whether the images are.
+        synthetic: whether the images are.
 
     Returns:
         "missed_cancers" and "false_alarms", where there are any -> PNG.
@@ -67,12 +67,12 @@ def draw_galleries(
         heats = explain([paths[case.key] for case in chosen], answers) if explain else [None] * len(chosen)
         entries = [figures.GalleryEntry(*entry) for entry in zip(chosen, thumbnails, heats)]
         heading = f"{title}: {len(chosen)} of {len(every)}, {positive_class} {decided}"
-        plots[name] = figures.to_png(figures.gallery_figure(entries, heading, positive_class, note), made_up=made_up)
+        plots[name] = figures.to_png(figures.gallery_figure(entries, heading, positive_class, note), synthetic=synthetic)
     return plots
 
 
 def draw_augmentations(
-    images: Sequence[tuple[str, Path]], augment: Callable[[Pixels, np.random.Generator], Pixels], *, seed: int, made_up: bool
+    images: Sequence[tuple[str, Path]], augment: Callable[[Pixels, np.random.Generator], Pixels], *, seed: int, synthetic: bool
 ) -> bytes:
     """Draw a few training images as they are and as augmentation alters them.
 
@@ -80,7 +80,7 @@ def draw_augmentations(
         images: class and file of each.
         augment: one random version of an image, uint8 (side, side, 3).
         seed: of the versions.
-        made_up: whether the images are.
+        synthetic: whether the images are.
     """
     from bcc_ops.report import figures
 
@@ -88,4 +88,4 @@ def draw_augmentations(
     originals = [resize_square(decode_rgb(path), THUMBNAIL_SIDE) for _, path in images]
     variants = [[augment(original, random) for _ in range(AUGMENTED_VERSIONS)] for original in originals]
     labels = [label for label, _ in images]
-    return figures.to_png(figures.augmentations_figure(originals, variants, labels), made_up=made_up)
+    return figures.to_png(figures.augmentations_figure(originals, variants, labels), synthetic=synthetic)

@@ -20,7 +20,10 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bcc_ops.artifacts import (
+from bcc_ops.report.line_chart import LineChart, line_chart
+from bcc_ops.report.metric_names import spelled, tone
+from bcc_ops.report.progress import RunProgress
+from bcc_ops.runs.documents import (
     ApprovalDocument,
     ChampionDocument,
     Estimate,
@@ -28,11 +31,8 @@ from bcc_ops.artifacts import (
     ModelDocument,
     ModelEvaluation,
 )
-from bcc_ops.report.differences import spelled, tone
-from bcc_ops.report.line_chart import LineChart, line_chart
-from bcc_ops.report.progress import RunProgress
-from bcc_ops.report.run_history import RunSummary
-from bcc_ops.report.run_record import FILES, RunRecord
+from bcc_ops.runs.history import RunSummary
+from bcc_ops.runs.record import FILES, RunRecord
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPT = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
@@ -98,13 +98,13 @@ def moment(when: datetime | None) -> str:
 
 def kind_of_run(kind: str) -> str:
     """A run's kind in words."""
-    return {"nightly": "nightly run", "event": "run upon an event", "manual": "run by hand", "backfill": "backfill"}.get(
+    return {"nightly": "nightly run", "event": "run upon an event", "manual": "manual run", "backfill": "backfill"}.get(
         kind, kind
     )
 
 
 def place(value: float, start: float, end: float) -> float:
-    """Where a value lies between two ends, from 0 to 100; what lies outside sits at the end."""
+    """Where a value lies between two ends, from 0 to 100; what is outside sits at the end."""
     return round(100 * min(1.0, max(0.0, (value - start) / (end - start))), 2)
 
 
@@ -162,7 +162,7 @@ def verdict_of(run: RunRecord, progress: RunProgress | None = None) -> Verdict |
     stays = f"Champion {gate.champion_version} stays in use." if gate.champion_version else "There is still no champion."
     if gate.verdict == "rejected":
         return Verdict("bad", "✗", "Rejected", f"The challenger was not uploaded. {stays}")
-    if progress is not None and progress.awaits_answer:  # An answer or an upload that lies there is of an earlier question.
+    if progress is not None and progress.awaits_answer:  # An answer or an upload that is there is of an earlier question.
         return Verdict("", "?", "Approved by the gate, waiting for a person", "Nothing is uploaded before somebody answers.")
     if run.approval is not None and run.approval.approved is False:
         return _turned_down(run.approval, stays)
@@ -300,7 +300,7 @@ def render_models(
     """The page about all runs and versions.
 
     Args:
-        champion: the pointer, None where there is none yet.
+        champion: the pointer, None if there is none yet.
         champion_uri: address of its `.h5`.
         runs: newest first.
         versions: newest first.
@@ -368,7 +368,7 @@ def _contents(run: RunRecord, plots_there: Any, files: Mapping[str, Any], model_
         (run.training is not None or plots_there("history", "trend", "augmentations"), "training", "Training"),
         (not run.is_empty, "data", "Images"),
         (bool(model_card), "card", "Model card"),
-        (run.config is not None, "knobs", "Knobs"),
+        (run.config is not None, "parameters", "Parameters"),
         (bool(set(files) & set(FILES)), "files", "Downloads"),
     ]
     return [(anchor, name) for there, anchor, name in wanted if there]
@@ -407,7 +407,7 @@ def _compared(document: EvaluationDocument) -> list[_ComparedRow]:
         return []
     positive = document.positive_class
 
-    def figures(model: ModelEvaluation) -> dict[str, Estimate]:
+    def metrics(model: ModelEvaluation) -> dict[str, Estimate]:
         return {
             "balanced_accuracy": model.balanced_accuracy,
             "macro_auc": model.macro_auc,
@@ -419,7 +419,7 @@ def _compared(document: EvaluationDocument) -> list[_ComparedRow]:
             "loss": model.loss,
         }
 
-    ours, theirs = figures(comparison.challenger), figures(comparison.champion)
+    ours, theirs = metrics(comparison.challenger), metrics(comparison.champion)
     return [
         _ComparedRow(
             spelled(name),
@@ -481,7 +481,7 @@ def _markdown(text: str) -> Markup:
 
 def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
     """For each plot, what it shows in this run (for who cannot see it) and its caption."""
-    evaluation, training, weights, validation = run.evaluation, run.training, run.class_weights, run.validation
+    evaluation, training, weights, checks = run.evaluation, run.training, run.split, run.checks
     positive = evaluation.positive_class if evaluation else "positive class"
     best = f" The best epoch was {training.best_epoch} of {training.epochs_run}." if training else ""
     last = run.epochs[-1] if run.epochs else None
@@ -495,7 +495,7 @@ def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
         if weights
         else ""
     )
-    findings = validation.drift if validation else ()
+    findings = checks.drift if checks else ()
     warned, tested = sum(finding.warning for finding in findings), len(findings)
     error = _spoken(evaluation.challenger.calibration.ece) if evaluation else "unknown"
     areas = ", ".join(f"{name} {_spoken(one.auc)}" for name, one in evaluation.challenger.per_class.items()) if evaluation else ""
@@ -526,11 +526,11 @@ def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
         ),
         "difference": (
             _differences(evaluation),
-            "Challenger less champion, paired on the same images. Where the whole interval lies on one side, it is named.",
+            "Challenger less champion, paired on the same images. Where the whole interval is on one side, it is named.",
         ),
         "trend": (
             "Balanced accuracy, macro AUC and sensitivity over the assessed runs, with their verdicts.",
-            "The key figures of this and earlier runs, each on its own validation images.",
+            "The key metrics of this and earlier runs, each on its own validation images.",
         ),
         "augmentations": (
             "A few training images and randomly altered versions of each.",

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bcc_ops.report import figures
-from bcc_ops.report.run_history import RunSummary
-from bcc_ops.report.run_record import RunRecord
+from bcc_ops.runs.history import RunSummary
+from bcc_ops.runs.record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,14 +27,14 @@ def draw_plots(
         Name in `run_paths.PLOTS` -> PNG.
     """
     drawn: dict[str, Callable[[], Figure]] = {}
-    evaluation, weights, validation = run.evaluation, run.class_weights, run.validation
+    evaluation, weights, checks = run.evaluation, run.split, run.checks
     if run.epochs:
         best, resumed = (run.training.best_epoch, run.training.resumed_after_epochs) if run.training else (None, ())
         drawn["history"] = lambda: figures.history_figure(run.epochs, best, resumed)
     if weights:
         drawn["class_counts"] = lambda: figures.class_counts_figure(weights)
-    if validation and validation.drift:
-        drawn["drift"] = lambda: figures.drift_figure(validation.drift)
+    if checks and checks.drift:
+        drawn["drift"] = lambda: figures.drift_figure(checks.drift)
     if evaluation:
         drawn["confusion_matrix"] = lambda: figures.confusion_figure(evaluation)
         drawn["reliability"] = lambda: figures.reliability_figure(evaluation)
@@ -45,16 +45,16 @@ def draw_plots(
             drawn["precision_recall"] = lambda: figures.precision_recall_figure(evaluation, predictions)
         if len(summaries) > 1:
             drawn["trend"] = lambda: figures.trend_figure(summaries, evaluation.positive_class)
-    return {name: figures.to_png(draw(), made_up=run.made_up) for name, draw in drawn.items()}
+    return {name: figures.to_png(draw(), synthetic=run.synthetic) for name, draw in drawn.items()}
 
 
 def _margins(run: RunRecord) -> dict[str, float]:
     """The gate's margins, by the name of the difference that each is about."""
     if run.config is None or run.evaluation is None:
         return {}
-    knobs = run.config.config
+    parameters = run.config.config
     margins = {
-        "balanced_accuracy": knobs.get("balanced_accuracy_margin"),
-        f"{run.evaluation.positive_class}_sensitivity": knobs.get("sensitivity_margin"),
+        "balanced_accuracy": parameters.get("balanced_accuracy_margin"),
+        f"{run.evaluation.positive_class}_sensitivity": parameters.get("sensitivity_margin"),
     }
     return {name: float(margin) for name, margin in margins.items() if margin is not None}

@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bcc_ops.artifacts import Reference
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.exceptions import ArtifactError, ModelError, ObjectChanged, ObjectNotFound
-from bcc_ops.report.cases import wrong_cases
 from bcc_ops.report.galleries import Explain, draw_augmentations, draw_galleries, shown_cases
+from bcc_ops.report.misclassified import find_misclassified
 from bcc_ops.report.page import render_report
 from bcc_ops.report.plots import draw_plots
-from bcc_ops.report.run_history import RunSummary, summarise_run
-from bcc_ops.report.run_record import FILES, RunRecord, read_record
-from bcc_ops.run_index import list_runs
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
-from bcc_ops.tables import SplitRow, read_predictions, read_rows
+from bcc_ops.runs.documents import Reference
+from bcc_ops.runs.history import RunSummary, summarise_run
+from bcc_ops.runs.index import list_runs
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.record import FILES, RunRecord, read_record
+from bcc_ops.runs.tables import SplitRow, read_predictions, read_rows
 
 FetchFiles = Callable[[Iterable[str]], Mapping[str, Path]]
 """Keys of the snapshot's images -> their files on this worker."""
@@ -73,7 +73,7 @@ def publish_report(
 
 
 def read_referenced(store: ObjectStore, paths: RunPaths, references: Mapping[str, Mapping[str, str] | None]) -> RunRecord:
-    """The run's documents, exactly as they were referred to; the knobs and the epochs are of the run itself.
+    """The run's documents, exactly as they were referred to; the parameters and the epochs are of the run itself.
 
     What is written beside this task is not looked at: the report must not depend on who is faster.
     """
@@ -121,7 +121,7 @@ def _pictures(
     if evaluation is None or predictions is None:
         return {}
     threshold = evaluation.challenger.operating_point.threshold
-    cases = wrong_cases(predictions, evaluation.classes, evaluation.positive_class, threshold)
+    cases = find_misclassified(predictions, evaluation.classes, evaluation.positive_class, threshold)
     say("missed: %d, false alarms: %d", len(cases.missed), len(cases.false_alarms))
     shown = shown_cases(cases)
     if not shown:
@@ -142,23 +142,23 @@ def _pictures(
         positive_class=evaluation.positive_class,
         explain=explain,
         why_not=why_not,
-        made_up=run.made_up,
+        synthetic=run.synthetic,
     )
     if run.config is not None and samples:
         from bcc_ops.dataset.input_pipeline import Augmentation
 
         config = RetrainingConfig.model_validate(run.config.config)
         images = [(label, files[key]) for label, key in samples.items()]
-        plots["augmentations"] = draw_augmentations(images, Augmentation.of(config), seed=config.seed, made_up=run.made_up)
+        plots["augmentations"] = draw_augmentations(images, Augmentation.of(config), seed=config.seed, synthetic=run.synthetic)
     return plots
 
 
 def _explainer(store: ObjectStore, model: Reference | None) -> tuple[Explain | None, str]:
-    """Grad-CAM on the challenger, or None and why it cannot be had."""
+    """Grad-CAM on the challenger, or None and why it is not available."""
     if model is None:
         return None, "No Grad-CAM: the evaluation names no model."
     from bcc_ops.evaluation.grad_cam import GradCam
-    from bcc_ops.evaluation.predict import load_classifier
+    from bcc_ops.models.classifier import load_classifier
 
     try:
         with tempfile.TemporaryDirectory(prefix="bcc-report-") as folder:
@@ -171,14 +171,14 @@ def _explainer(store: ObjectStore, model: Reference | None) -> tuple[Explain | N
 
 def _samples(store: ObjectStore, run: RunRecord) -> dict[str, str]:
     """A train image a class: class -> key."""
-    if run.class_weights is None or run.class_weights.split is None:
+    if run.split is None or run.split.table is None:
         return {}
-    rows = read_rows(SplitRow, store.get_referenced(run.class_weights.split))
+    rows = read_rows(SplitRow, store.get_referenced(run.split.table))
     first: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: row.sha256):
         if row.partition == "train":
             first.setdefault(row.label, row.key)
-    return {label: first[label] for label in run.class_weights.classes if label in first}
+    return {label: first[label] for label in run.split.classes if label in first}
 
 
 def _siblings(store: ObjectStore, paths: RunPaths) -> dict[str, tuple[str, int | None]]:

@@ -11,16 +11,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bcc_ops.artifacts import EvaluationDocument, SnapshotDocument
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import BccError, ConfigError
-from bcc_ops.promotion.registry import ModelRegistry
-from bcc_ops.report.cases import wrong_cases
+from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.report.galleries import shown_cases
-from bcc_ops.run_index import list_runs
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
-from bcc_ops.tables import ContentRow, ImageRow, SplitRow, read_predictions, read_rows
+from bcc_ops.report.misclassified import find_misclassified
+from bcc_ops.runs.documents import EvaluationDocument, SnapshotDocument
+from bcc_ops.runs.index import list_runs
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.tables import ContentRow, ImageRow, SplitRow, read_predictions, read_rows
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _seen_in(store: ObjectStore, paths: RunPaths, keys: set[str]) -> tuple[bool,
         return False, []
     predictions = read_predictions(store.get(table))
     threshold = document.challenger.operating_point.threshold
-    cases = wrong_cases(predictions, document.classes, document.positive_class, threshold)
+    cases = find_misclassified(predictions, document.classes, document.positive_class, threshold)
     shown = {case.key for case in shown_cases(cases)}
     galleries = (("missed_cancers", cases.missed), ("false_alarms", cases.false_alarms))
     pictures = [name for name, of_kind in galleries if any(case.key in keys & shown for case in of_kind)]

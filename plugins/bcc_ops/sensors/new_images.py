@@ -12,7 +12,7 @@ from airflow.providers.standard.triggers.external_task import DagStateTrigger
 
 from bcc_ops import exceptions
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.dataset.arrivals import ArrivalWatch, Lookout, utc_now
+from bcc_ops.dataset.arrivals import ArrivalCheck, ArrivalWatch, utc_now
 from bcc_ops.operators.base import BccOperator, airflow_errors, logical_moment, run_kind
 from bcc_ops.triggers.new_images import NewImagesTrigger, queued_runs
 
@@ -48,26 +48,26 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
     def work(self, context: Context) -> Any:
         """Look, and wait where the run's kind does."""
         kind = run_kind(context)
-        sighting = self._lookout(context).saved(context["run_id"])
-        if sighting is None and kind == "manual":
-            sighting = self._lookout(context).on_request(self._config(context).as_of)
-        elif sighting is None and kind == "backfill":
+        arrivals = self._arrival_check(context).saved(context["run_id"])
+        if arrivals is None and kind == "manual":
+            arrivals = self._arrival_check(context).on_request(self._config(context).as_of)
+        elif arrivals is None and kind == "backfill":
             self._let_earlier_days_end(context)
-            sighting = self._lookout(context).for_backfill(logical_moment(context))
-        if sighting is not None:
-            self.log.info(sighting.sentence)
-            return sighting.to_xcom()
-        self._watch = self._lookout(context).begin(patient=kind == "nightly", poke_interval=self.poke_interval)
+            arrivals = self._arrival_check(context).for_backfill(logical_moment(context))
+        if arrivals is not None:
+            self.log.info(arrivals.sentence)
+            return arrivals.to_xcom()
+        self._watch = self._arrival_check(context).begin(patient=kind == "nightly", poke_interval=self.poke_interval)
         if self.deferrable:
             return self._look_or_defer(context, self._watch)
         return BaseSensorOperator.execute(self, context)
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
-        sighting = self._lookout(context).advance(self._watch)
-        if sighting is None and self._watch.idle and queued_runs(self.dag_id):
+        arrivals = self._arrival_check(context).advance(self._watch)
+        if arrivals is None and self._watch.idle and queued_runs(self.dag_id):
             raise exceptions.NothingNew(GAVE_WAY)
-        return PokeReturnValue(sighting is not None, sighting and sighting.to_xcom())
+        return PokeReturnValue(arrivals is not None, arrivals and arrivals.to_xcom())
 
     def resume(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Take up from the trigger: look for oneself, since the trigger tells no more than that it is worth it."""
@@ -94,18 +94,18 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
             time.sleep(self.poke_interval)
 
     def _look_or_defer(self, context: Context, watch: ArrivalWatch) -> Any:
-        lookout = self._lookout(context)
-        sighting = lookout.advance(watch)
-        if sighting is not None:
-            self.log.info(sighting.sentence)
-            return sighting.to_xcom()
+        arrival_check = self._arrival_check(context)
+        arrivals = arrival_check.advance(watch)
+        if arrivals is not None:
+            self.log.info(arrivals.sentence)
+            return arrivals.to_xcom()
         left = max(watch.deadline - utc_now(), timedelta())
         self.log.info("Waiting in the triggerer until %s", f"{watch.deadline:%Y-%m-%d %H:%M:%S} UTC at the latest")
         return self.defer(
             trigger=NewImagesTrigger(
                 aws_conn_id=self.settings.aws_conn_id,
                 bucket=self.settings.bucket,
-                rules=[list(part) if isinstance(part, tuple) else part for part in lookout.rules],
+                rules=[list(part) if isinstance(part, tuple) else part for part in arrival_check.rules],
                 versioned=self.store.is_versioned(),
                 gives_way_in=self.dag_id,
                 watch=watch.to_dict(),
@@ -117,5 +117,5 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
     def _config(self, context: Context) -> RetrainingConfig:
         return RetrainingConfig.resolve(context["params"])
 
-    def _lookout(self, context: Context) -> Lookout:
-        return Lookout(self.store, self.settings, self._config(context))
+    def _arrival_check(self, context: Context) -> ArrivalCheck:
+        return ArrivalCheck(self.store, self.settings, self._config(context))

@@ -63,7 +63,7 @@ def build_classifier(
 
     Raises:
         ConfigError: there is no such architecture, or the images are too small for it.
-        WeightsUnavailable: the weights do not fit or cannot be had.
+        WeightsUnavailable: the weights do not fit or is not available.
     """
     pixels = keras.Input((image_size, image_size, 3), name="pixels")
     if architecture == "cnn":
@@ -99,7 +99,7 @@ def with_mirror_image(classifier: keras.Model) -> keras.Model:
     return keras.Model(pixels, mean, name="classifier_with_mirror_image")
 
 
-def emphasise(classifier: keras.Model, factors: Sequence[float]) -> None:
+def scale_odds(classifier: keras.Model, factors: Sequence[float]) -> None:
     """Multiply the odds of each class by its factor, in the biases of the last layer.
 
     Args:
@@ -112,7 +112,7 @@ def emphasise(classifier: keras.Model, factors: Sequence[float]) -> None:
 
 
 def drop_class_biases(classifier: keras.Model) -> None:
-    """Set the biases of the last layer to 0, and with them whatever emphasis its weights came with."""
+    """Set the biases of the last layer to 0, and with them whatever odds_factor its weights came with."""
     layer = classifier.get_layer(_LAST)
     kernel, bias = layer.get_weights()
     layer.set_weights([kernel, np.zeros_like(bias)])
@@ -238,7 +238,7 @@ def _load_application(constructor: Callable[..., keras.Model], image_size: int, 
     except Exception as error:
         # Keras raises a bare Exception for a download that fails, ValueError or OSError for a file that does not fit.
         raise WeightsUnavailable(
-            f"the weights {weights!r} of {name} cannot be had: {' '.join(str(error).split())[:300]} (weights: imagenet needs the "
+            f"the weights {weights!r} of {name} is not available: {' '.join(str(error).split())[:300]} (weights: imagenet needs the "
             "network; a weights file on the worker, an s3:// address or none does not)"
         ) from error
 

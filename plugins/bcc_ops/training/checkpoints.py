@@ -1,7 +1,7 @@
 """Where a training that is not done yet survives: one file, in this worker's cache and in the bucket.
 
-It is named by the snapshot's, the knobs' and the split's digests, so that a retry finds it on whatever worker it lands, and
-another run about the same images with the same knobs and the same split goes on from it too.
+It is named by the snapshot's, the parameters' and the split's digests, so that a retry finds it on whatever worker it lands, and
+another run about the same images with the same parameters and the same split goes on from it too.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bcc_ops.artifacts import EpochRow
-from bcc_ops.dataset.cache import write_whole
+from bcc_ops.dataset.image_cache import write_whole
 from bcc_ops.exceptions import CacheError, StorageError
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import EpochRow
+from bcc_ops.runs.object_store import ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -159,23 +159,23 @@ class CheckpointFolder:
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint in the place of the one before.
 
-        A disk or a bucket that does not take it is no reason to lose a training that goes well: that is a warning.
+        A disk or a bucket that does not take it is not a reason to lose a training that goes well: that is a warning.
         """
         content = checkpoint.to_bytes(self.folder)
         try:
             with write_whole(self.path) as file:
                 file.write(content)
         except CacheError as error:
-            log.warning("the checkpoint of epoch %d does not lie on this worker: %s", checkpoint.epochs, error)
+            log.warning("the checkpoint of epoch %d does not be on this worker: %s", checkpoint.epochs, error)
         if self.store is not None:
             self._note(hashlib.sha256(content).hexdigest())
             try:
                 self.store.put(self.key, content)
             except StorageError as error:
-                log.warning("the checkpoint of epoch %d does not lie in the bucket: %s", checkpoint.epochs, error)
+                log.warning("the checkpoint of epoch %d does not be in the bucket: %s", checkpoint.epochs, error)
 
     def load(self) -> Checkpoint | None:
-        """The checkpoint with the most epochs; None where there is none. A damaged one is ignored with a warning."""
+        """The checkpoint with the most epochs; None if there is none. A damaged one is ignored with a warning."""
         found = []
         for origin, read in ((str(self.path), self._read_cache), (f"the bucket's {self.key}", self._read_bucket)):
             content = read()

@@ -27,7 +27,7 @@ class Devices:
     """Where and how a training computes.
 
     Attributes:
-        names: the GPUs, or the processor where there is none.
+        names: the GPUs, or the processor if there is none.
         strategy: over several GPUs `MirroredStrategy`, else TensorFlow's default.
         mixed_precision: whether layers compute in 16 bits.
         jit_compile: whether the training step is compiled by XLA.
@@ -61,7 +61,7 @@ def prepare_devices(seed: int, deterministic: bool, mixed_precision: bool) -> De
 
     Args:
         seed: of Python's, NumPy's and TensorFlow's generators.
-        deterministic: ask for ops that give the same figures each time.
+        deterministic: ask for ops that give the same metrics each time.
         mixed_precision: compute in float16 on GPUs with tensor cores; on a processor it is slower, and stays off.
     """
     keras.utils.set_random_seed(seed)
@@ -103,7 +103,7 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
+    """Versions of what the metrics depend on."""
     return {
         "python": platform.python_version(),
         "tensorflow": tf.__version__,

@@ -5,8 +5,8 @@ here. The best epoch is the latest one whose tuning loss is not, with confidence
 falls along a cosine, so that later epochs are better by themselves, and which of them has the lowest loss on some 70 images
 is mostly chance.
 
-After each epoch all that training consists of lies in a checkpoint. What an epoch does is a function of that and of (seed,
-epoch), so a training that was taken up again ends with the figures of one that nobody disturbed.
+After each epoch all that training consists of is in a checkpoint. What an epoch does is a function of that and of (seed,
+epoch), so a training that was taken up again ends with the metrics of one that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from bcc_ops.artifacts import EpochRow
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.input_pipeline import Augmentation, Pixels, plain_batches, training_batches
 from bcc_ops.exceptions import DivergedError, TrainingInterrupted
+from bcc_ops.runs.documents import EpochRow
 from bcc_ops.training.checkpoints import Checkpoint, CheckpointFolder
 from bcc_ops.training.devices import Devices, telling_out_of_memory
 
@@ -84,7 +84,7 @@ def train(
         warm_started_from: version of the champion whose weights `classifier` has. The champion may be another one by the
             time of a retry; what is told is where the training that goes on began.
         class_weights: class -> weight of its images in the loss.
-        config: the run's knobs.
+        config: the run's parameters.
         devices: as `prepare_devices` gave them.
         checkpoints: where to go on from, and where each epoch is kept.
         stop: training stops within a batch once this is set.

@@ -20,10 +20,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bcc_ops.artifacts import digest_of
-from bcc_ops.dataset.cache import write_whole
+from bcc_ops.dataset.image_cache import write_whole
 from bcc_ops.exceptions import ObjectNotFound, PreconditionFailed, WeightsUnavailable
-from bcc_ops.storage import ObjectStore, split_uri
+from bcc_ops.runs.documents import digest_of
+from bcc_ops.runs.object_store import ObjectStore, split_uri
 
 log = logging.getLogger(__name__)
 
@@ -175,16 +175,16 @@ def to_keras_layout(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def backbone_weights(
     architecture: str, weights: str, cache_dir: Path, store: ObjectStore
 ) -> Mapping[str, np.ndarray] | Path | str | None:
-    """The weights that the knobs `architecture` and `weights` ask for, as `architectures.build_classifier` takes them.
+    """The weights that the parameters `architecture` and `weights` ask for, as `architectures.build_classifier` takes them.
 
     Args:
-        architecture: the knob. `cnn` has no pretrained weights: they are drawn at random whatever the other knob says.
-        weights: the knob: "imagenet", "none", a path on this worker, or `s3://<the configured bucket>/key`.
+        architecture: the parameter. `cnn` has no pretrained weights: they are drawn at random whatever the other parameter says.
+        weights: the parameter: "imagenet", "none", a path on this worker, or `s3://<the configured bucket>/key`.
         cache_dir: where converted and downloaded files are kept.
         store: the configured bucket.
 
     Raises:
-        WeightsUnavailable: they cannot be had; the message names the way out.
+        WeightsUnavailable: they is not available; the message names the way out.
     """
     if weights == "none" or architecture == "cnn":
         return None
@@ -197,7 +197,7 @@ def backbone_weights(
 def efficientnet_lite0_weights(cache_dir: Path) -> dict[str, np.ndarray]:
     """The ImageNet weights of EfficientNet-Lite0, with the classifier, under the names of `to_keras_layout`.
 
-    They are converted once and then lie in the cache.
+    They are converted once and then are in the cache.
 
     Args:
         cache_dir: the folder that keeps the converted file.
@@ -235,7 +235,7 @@ def _packaged_file() -> Path:
 
 
 def fetch_weights_file(weights: str, cache_dir: Path, store: ObjectStore) -> Path:
-    """A backbone's weights file that the knob `weights` names.
+    """A backbone's weights file that the parameter `weights` names.
 
     Args:
         weights: a path on this worker, or `s3://<the configured bucket>/key`.
@@ -249,11 +249,11 @@ def fetch_weights_file(weights: str, cache_dir: Path, store: ObjectStore) -> Pat
     if not weights.startswith("s3://"):
         path = Path(weights).expanduser()
         if not path.is_file():
-            raise WeightsUnavailable(f"weights: there is no file {path} on this worker")
+            raise WeightsUnavailable(f"weights: there is not a file {path} on this worker")
         return path
     bucket, key = split_uri(weights)
     if bucket != store.bucket:
-        raise WeightsUnavailable(f"weights: {weights} does not lie in the configured bucket {store.bucket}")
+        raise WeightsUnavailable(f"weights: {weights} does not be in the configured bucket {store.bucket}")
     head = store.head(key)
     if head is None:
         raise WeightsUnavailable(f"weights: there is nothing at {weights}")

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from bcc_ops.artifacts import PARTITIONS, ClassWeightsDocument, EpochRow, Partition, Reference, SnapshotDocument, TrainingDocument
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.input_pipeline import Pixels, decode_images, read_as_notebook
 from bcc_ops.exceptions import ArtifactError, StorageUnavailable
-from bcc_ops.run_paths import RunPaths, checkpoint_folder
-from bcc_ops.storage import ObjectStore
-from bcc_ops.tables import SplitRow, read_rows
+from bcc_ops.runs.documents import PARTITIONS, EpochRow, Partition, Reference, SnapshotDocument, SplitDocument, TrainingDocument
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths, checkpoint_folder
+from bcc_ops.runs.tables import SplitRow, read_rows
 from bcc_ops.training.architectures import (
     build_classifier,
     copy_matching_weights,
     drop_class_biases,
-    emphasise,
+    scale_odds,
     with_mirror_image,
 )
 from bcc_ops.training.checkpoints import CheckpointFolder, Notes
+from bcc_ops.training.completed import find_completed
 from bcc_ops.training.devices import Devices, peak_memory_mb, prepare_devices, require_gpu, versions
-from bcc_ops.training.finished import find_finished
 from bcc_ops.training.fit import TrainingRecord, history_csv, train
 from bcc_ops.training.pretrained import backbone_weights
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PIXELS_IN_MEMORY = 1_000_000_000
-"""Bytes of decoded images kept in memory, for each partition; more lie in a file in the cache."""
+"""Bytes of decoded images kept in memory, for each partition; more are in a file in the cache."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class RunInputs:
     """What a run has to be trained with.
 
     Attributes:
-        config, config_digest, snapshot, class_weights: the run's documents.
-        class_weights_reference: names the latter in training.json.
-        made_up: whether images that the project drew itself are among them.
+        config, config_digest, snapshot, split: the run's documents.
+        split_reference: names the latter in training.json.
+        synthetic: whether images that the project drew itself are among them.
         images: brings the snapshot's images to this worker; called once it is clear that training can start.
-        warm_start: loads the champion to start from, or None where there is none; called where the run asks for it.
+        warm_start: loads the champion to start from, or None if there is none; called where the run asks for it.
         cache_dir: this worker's cache: converted weights, checkpoints, pixels that memory does not hold.
         notes: where the digests of checkpoints are noted, as `CheckpointFolder` says.
     """
@@ -68,24 +68,24 @@ class RunInputs:
     config: RetrainingConfig
     config_digest: str
     snapshot: SnapshotDocument
-    class_weights: ClassWeightsDocument
-    class_weights_reference: Reference
-    made_up: bool
+    split: SplitDocument
+    split_reference: Reference
+    synthetic: bool
     images: Callable[[], Sequence[LocalImage]]
     warm_start: Callable[[], WarmStart | None]
     cache_dir: Path
     notes: Notes | None = None
 
     @property
-    def split(self) -> Reference:
+    def split_table(self) -> Reference:
         """Names split.parquet.
 
         Raises:
-            ArtifactError: class_weights.json names none.
+            ArtifactError: split.json names none.
         """
-        if self.class_weights.split is None:
-            raise ArtifactError("class_weights.json names no split.parquet: there is nothing to train on")
-        return self.class_weights.split
+        if self.split.table is None:
+            raise ArtifactError("split.json names no split.parquet: there is nothing to train on")
+        return self.split.table
 
     @property
     def preprocessing(self) -> str:
@@ -93,8 +93,8 @@ class RunInputs:
         sentence = "inside the model: it takes raw 0-255 RGB pixels"
         if self.config.test_time_flip:
             sentence += " and answers the mean over the image and its mirror image"
-        if self.config.malignant_emphasis != 1:
-            factor = f"{self.config.malignant_emphasis:g}"
+        if self.config.malignant_odds_factor != 1:
+            factor = f"{self.config.malignant_odds_factor:g}"
             sentence += f"; its odds of {self.snapshot.positive_class} are multiplied by {factor}"
         return sentence
 
@@ -115,7 +115,7 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
 
     Raises:
         GpuMissing: one was asked for and is not there; nothing was downloaded.
-        WeightsUnavailable: the backbone's weights cannot be had; nothing was downloaded.
+        WeightsUnavailable: the backbone's weights is not available; nothing was downloaded.
         DivergedError, OutOfMemory, TrainingInterrupted: see `fit.train`.
     """
     config = inputs.config
@@ -123,15 +123,15 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         paths.artifacts_prefix,
         snapshot_digest=inputs.snapshot.digest,
         config_digest=inputs.config_digest,
-        split_digest=inputs.split.sha256,
+        split_digest=inputs.split_table.sha256,
     )
     checkpoints = CheckpointFolder(inputs.cache_dir, folder, store, inputs.notes)
-    finished = find_finished(
+    finished = find_completed(
         store,
         paths,
         snapshot_digest=inputs.snapshot.digest,
         config_digest=inputs.config_digest,
-        class_weights=inputs.class_weights_reference,
+        split=inputs.split_reference,
         preprocessing=inputs.preprocessing,
     )
     if finished is not None:
@@ -158,7 +158,7 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         parts["train"],
         parts["tuning"],
         warm_started_from=champion.version if champion else None,
-        class_weights=inputs.class_weights.weights,
+        class_weights=inputs.split.weights,
         config=config,
         devices=devices,
         checkpoints=checkpoints,
@@ -170,21 +170,21 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         keras.config.set_dtype_policy("float32")
         classifier = _build(inputs, devices, store, champion=None)
     with tempfile.TemporaryDirectory(prefix="bcc-train-") as scratch:
-        emphasis = class_emphasis(config, parts["train"].classes, inputs.snapshot.positive_class)
+        odds_factor = odds_factors(config, parts["train"].classes, inputs.snapshot.positive_class)
         file = save_model(
-            classifier, record.weights, Path(scratch) / "model.h5", test_time_flip=config.test_time_flip, emphasis=emphasis
+            classifier, record.weights, Path(scratch) / "model.h5", test_time_flip=config.test_time_flip, odds_factor=odds_factor
         )
         model = store.put_file(paths.document("model.h5"), file)
     history = store.put_referenced(history_key, history_csv(record.rows), "text/csv")
     document = _describe(inputs, devices, record, parameters=classifier.count_params(), history=history, model=model)
     reference = store.save(paths.document("training.json"), document)
-    checkpoints.clear()  # not before the document lies there: until then a retry needs it
+    checkpoints.clear()  # not before the document is there: until then a retry needs it
     log.info("trained in %.0f s, best epoch %d of %d: %s", record.seconds, record.best_epoch, len(record.rows), model.uri)
     return reference
 
 
 def _build(inputs: RunInputs, devices: Devices, store: ObjectStore, champion: WarmStart | None) -> keras.Model:
-    config, classes = inputs.config, inputs.class_weights.classes
+    config, classes = inputs.config, inputs.split.classes
     weights = backbone_weights(config.architecture, config.weights, inputs.cache_dir, store)
     with devices.strategy.scope():
         classifier = build_classifier(
@@ -203,7 +203,7 @@ def _build(inputs: RunInputs, devices: Devices, store: ObjectStore, champion: Wa
 
 
 def _decode(inputs: RunInputs, store: ObjectStore) -> dict[Partition, Pixels]:
-    rows = read_rows(SplitRow, store.get_referenced(inputs.split))
+    rows = read_rows(SplitRow, store.get_referenced(inputs.split_table))
     side_of = {row.key: row.partition for row in rows}
     images = inputs.images()
     read = read_as_notebook if inputs.config.preset == "notebook" else decode_images
@@ -211,7 +211,7 @@ def _decode(inputs: RunInputs, store: ObjectStore) -> dict[Partition, Pixels]:
     for partition in ("train", "tuning"):
         parts[partition] = read(
             [image for image in images if side_of.get(image.key) == partition],
-            inputs.class_weights.classes,
+            inputs.split.classes,
             side=inputs.config.image_size,
             scratch=inputs.cache_dir / "pixels",
             budget_bytes=PIXELS_IN_MEMORY,
@@ -219,13 +219,13 @@ def _decode(inputs: RunInputs, store: ObjectStore) -> dict[Partition, Pixels]:
     return parts
 
 
-def class_emphasis(config: RetrainingConfig, classes: Sequence[str], positive_class: str) -> list[float]:
-    """Of each class, the factor on its odds that the run's knobs ask for."""
-    return [config.malignant_emphasis if name == positive_class else 1.0 for name in classes]
+def odds_factors(config: RetrainingConfig, classes: Sequence[str], positive_class: str) -> list[float]:
+    """Of each class, the factor on its odds that the run's parameters ask for."""
+    return [config.malignant_odds_factor if name == positive_class else 1.0 for name in classes]
 
 
 def save_model(
-    classifier: keras.Model, weights: Sequence[np.ndarray], path: Path, *, test_time_flip: bool, emphasis: Sequence[float]
+    classifier: keras.Model, weights: Sequence[np.ndarray], path: Path, *, test_time_flip: bool, odds_factor: Sequence[float]
 ) -> Path:
     """Write the model file: what it takes to predict, and nothing of training (no optimizer, no augmentation).
 
@@ -234,10 +234,10 @@ def save_model(
         weights: of the best epoch.
         path: where it is written, as `.h5`.
         test_time_flip: whether the file answers the mean over the image and its mirror image.
-        emphasis: of each class, the factor on its odds.
+        odds_factor: of each class, the factor on its odds.
     """
     classifier.set_weights(list(weights))
-    emphasise(classifier, emphasis)
+    scale_odds(classifier, odds_factor)
     model = with_mirror_image(classifier) if test_time_flip else classifier
     absl = logging.getLogger("absl")
     level = absl.level
@@ -264,7 +264,7 @@ def _describe(
         architecture=config.architecture,
         weights=config.weights,
         warm_started_from=record.warm_started_from,
-        classes=inputs.class_weights.classes,
+        classes=inputs.split.classes,
         image_size=config.image_size,
         preprocessing=inputs.preprocessing,
         parameters=parameters,
@@ -276,7 +276,7 @@ def _describe(
         versions=versions(),
         devices=devices.names,
         host=platform.node(),
-        images=_counts(inputs.class_weights),
+        images=_counts(inputs.split),
         epochs_planned=config.epochs,
         epochs_run=len(record.rows),
         best_epoch=record.best_epoch,
@@ -288,12 +288,12 @@ def _describe(
         peak_memory_mb=peak_memory_mb(),
         snapshot_digest=inputs.snapshot.digest,
         config_digest=inputs.config_digest,
-        class_weights=inputs.class_weights_reference,
-        made_up=inputs.made_up,
+        split=inputs.split_reference,
+        synthetic=inputs.synthetic,
         history=history,
         model=model,
     )
 
 
-def _counts(document: ClassWeightsDocument) -> dict[Partition, int]:
+def _counts(document: SplitDocument) -> dict[Partition, int]:
     return {partition: sum(document.counts.get(partition, {}).values()) for partition in PARTITIONS}

@@ -13,7 +13,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from bcc_ops.dataset.arrivals import ArrivalWatch, utc_now
 from bcc_ops.dataset.snapshot import ImageRules, Listing, ListingBuilder
 from bcc_ops.exceptions import BccError, NothingNew, StorageError
-from bcc_ops.storage import translate
+from bcc_ops.runs.object_store import translate
 
 
 class NewImagesTrigger(BaseTrigger):

@@ -20,10 +20,9 @@ from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bcc_ops.artifacts import ChampionDocument, ModelDocument, parse_document
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import ArtifactError, BccError, StorageUnavailable
-from bcc_ops.promotion.registry import ModelRegistry
+from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.report.page import (
     CONTENT_SECURITY_POLICY,
     REFRESH_SECONDS,
@@ -34,15 +33,16 @@ from bcc_ops.report.page import (
     render_report,
 )
 from bcc_ops.report.progress import RunProgress
-from bcc_ops.report.run_history import RunSummary, summarise_run
-from bcc_ops.report.run_record import FILES, RUN_DOCUMENTS, read_record
-from bcc_ops.run_index import find_run, list_runs
-from bcc_ops.run_paths import PICTURES, PLOTS, RunPaths, champion_pointer, model_file
-from bcc_ops.storage import ObjectStore
-from bcc_ops.web.airflow_side import ConnectedStore, find_progress
+from bcc_ops.runs.documents import ChampionDocument, ModelDocument, parse_document
+from bcc_ops.runs.history import RunSummary, summarise_run
+from bcc_ops.runs.index import find_run, list_runs
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import PICTURES, PLOTS, RunPaths, champion_pointer, model_file
+from bcc_ops.runs.record import FILES, RUN_DOCUMENTS, read_record
+from bcc_ops.web.airflow_metadata import ConnectedStore, find_progress
 from bcc_ops.web.audit import NotRecorded, recorded
 from bcc_ops.web.auth import DAG_ID, guard, sees_pictures
-from bcc_ops.web.reading import ContentCache, FolderReader
+from bcc_ops.web.run_reader import ContentCache, FolderReader
 
 log = logging.getLogger(__name__)
 

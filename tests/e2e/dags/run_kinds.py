@@ -29,7 +29,7 @@ with DAG(
     params={name: Param(QUICK.get(name, default), **schema) for name, (default, schema) in form_fields().items()},
 ):
     wait = NewImagesSensor(task_id="wait_for_new_images", deferrable=True, poke_interval=2)
-    run = SnapshotDatasetOperator(task_id="snapshot_dataset", sighting=wait.output)
+    run = SnapshotDatasetOperator(task_id="snapshot_dataset", arrivals=wait.output)
     download = DownloadImagesOperator(task_id="download_images", run=run.output)
 
     @task

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bcc_ops.config import RetrainingConfig
-from benchmarks.gate_simulation import TRUTHS, Truth, night, true_figures, verdicts
+from benchmarks.gate_simulation import TRUTHS, Truth, night, true_metrics, verdicts
 
 BY_NAME = {truth.name: truth for truth in TRUTHS}
 
@@ -18,7 +18,7 @@ BY_NAME = {truth.name: truth for truth in TRUTHS}
     ],
 )
 def test_a_simulated_challenger_differs_by_what_its_name_says(name: str, points: float) -> None:
-    assert true_figures(BY_NAME[name])[1] == pytest.approx(0.90 + points, abs=0.005)
+    assert true_metrics(BY_NAME[name])[1] == pytest.approx(0.90 + points, abs=0.005)
 
 
 def test_a_night_is_judged_by_the_pipelines_own_gate() -> None:

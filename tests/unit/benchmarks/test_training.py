@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bcc_ops.dataset.sync import LocalImage
-from bcc_ops.tables import SplitRow, write_rows
+from bcc_ops.runs.tables import SplitRow, write_rows
 from benchmarks.training import divide, other_splits
 
 BENIGN, MALIGNANT, NORMAL = [0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]

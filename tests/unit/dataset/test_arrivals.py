@@ -10,7 +10,7 @@ import pytest
 from bcc_ops.dataset.arrivals import FAILURES, ArrivalWatch
 from bcc_ops.dataset.snapshot import Listing
 from bcc_ops.exceptions import AccessDenied, NothingNew, StorageUnavailable
-from bcc_ops.tables import ImageRow
+from bcc_ops.runs.tables import ImageRow
 
 TWO = datetime(2026, 11, 22, 2, tzinfo=timezone.utc)
 
@@ -78,7 +78,7 @@ def test_what_is_settled_at_the_deadline_is_taken() -> None:
 def test_an_empty_prefix_is_never_a_reason_to_run() -> None:
     waiting = watch(wait=60)
     assert waiting.look(images(), at(0)) == "wait"
-    with pytest.raises(NothingNew, match="there is no image at all"):
+    with pytest.raises(NothingNew, match="there is not an image at all"):
         waiting.look(images(), at(60))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bcc_ops.dataset.drift import CLASS_MIX, compare_distributions
-from bcc_ops.tables import ContentRow
+from bcc_ops.runs.tables import ContentRow
 
 CLASSES = ("benign", "malignant")
 
@@ -73,7 +73,7 @@ def test_another_mix_of_classes_warns(before):
     assert "malignant 88% of the new ones, 33% before" in mix.sentence
 
 
-def test_near_copies_count_once(before):
+def test_near_duplicates_count_once(before):
     new = rows("new", "benign", [90] * 50, group="one scan fifty times")
     found, reason = compare_distributions(before + new, before, CLASSES)
     assert found == ()

@@ -179,7 +179,7 @@ def test_speckle_scales_the_other_half_by_grain_that_all_channels_share() -> Non
     np.testing.assert_array_equal(Augmentation(speckle=0.2)(image, _Draws(soft=0.5)), image)
 
 
-def test_the_knobs_reach_the_augmentation() -> None:
+def test_the_parameters_reach_the_augmentation() -> None:
     config = RetrainingConfig.resolve({"preset": "notebook", "shift": 0.125})
 
     assert Augmentation.of(config) == Augmentation(

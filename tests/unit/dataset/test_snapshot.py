@@ -21,7 +21,7 @@ from bcc_ops.dataset.snapshot import (
     moment_of,
 )
 from bcc_ops.exceptions import DatedInTheFuture
-from bcc_ops.tables import ImageRow
+from bcc_ops.runs.tables import ImageRow
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
 RULES = ImageRules("images", ("benign", "malignant", "normal"), ("*_mask*", "thumb_?.png"))
@@ -190,7 +190,7 @@ def test_the_rules_are_those_of_the_settings_and_the_run() -> None:
     assert rules == ("scans", ("a", "b"), ("*_mask*", "*.tmp.png"), 64_000_000)
 
 
-def test_the_configuration_says_where_each_knob_came_from() -> None:
+def test_the_configuration_says_where_each_parameter_came_from() -> None:
     config = RetrainingConfig.resolve({"preset": "notebook", "epochs": 3, "seed": 20261122, "batch_size": None})
     document = describe_config(config, "manual__x", "manual")
     assert document.config["epochs"] == 3

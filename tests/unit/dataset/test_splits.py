@@ -17,7 +17,7 @@ from bcc_ops.dataset.splits import (
     validation_digest,
 )
 from bcc_ops.exceptions import SplitError
-from bcc_ops.tables import ContentRow
+from bcc_ops.runs.tables import ContentRow
 
 CLASSES = ("benign", "malignant", "normal")
 CONFIG = RetrainingConfig.resolve({})
@@ -31,7 +31,7 @@ def image(name, label="benign", group=None, refused="", content=None):
 
 
 def copies(name, label, size):
-    """A group of near copies, named by its smallest digest, as validation names it."""
+    """A group of near-duplicates, named by its smallest digest, as validation names it."""
     members = [image(f"{name}-{number}", label) for number in range(size)]
     group = min(member.sha256 for member in members)
     return [member._replace(group=group) for member in members]
@@ -130,7 +130,7 @@ def test_a_new_image_that_bridges_two_sides_is_left_out_and_the_known_ones_stay(
 
 @holds
 @given(datasets())
-def test_a_new_near_copy_takes_the_side_of_the_known_one(images):
+def test_a_new_near_duplicate_takes_the_side_of_the_known_one(images):
     split = split_images(images, (), CONFIG, CLASSES)
     known = {row.key: row for row in split.rows}
     late = [image(f"late {one.key}", one.label, group=one.group) for one in images]
@@ -140,7 +140,7 @@ def test_a_new_near_copy_takes_the_side_of_the_known_one(images):
         assert side_of[copy.key] == known[one.key].partition
 
 
-def test_known_near_copies_of_one_another_on_two_sides_stay_only_in_validation():
+def test_known_near_duplicates_of_one_another_on_two_sides_stay_only_in_validation():
     images = [row for number in range(40) for row in copies(f"x{number}", CLASSES[number % 3], 1)]
     split = split_images(images, (), CONFIG, CLASSES)
     train, held_out = (
@@ -231,7 +231,7 @@ def test_patients_stay_together_and_tie_groups():
     assert len(by_patient) == 60
     assert all(len(found) == 1 for found in by_patient.values())
     document = describe_split(split, config, CLASSES, None, None)
-    assert document.split_unit == "patient"
+    assert document.grouping == "patient"
 
 
 def test_patients_with_images_of_two_classes_are_split_whole():

@@ -12,7 +12,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from bcc_ops.exceptions import BucketNotFound, StorageUnavailable
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.object_store import ObjectStore
 from deploy.prepare_bucket import prepare
 from deploy.write_logins import logins
 from local import make_env

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bcc_ops.artifacts import Estimate, OperatingPoint
 from bcc_ops.evaluation.evaluate import (
     NEAR_COPY,
     TRAINED_ON,
@@ -28,10 +27,11 @@ from bcc_ops.evaluation.evaluate import (
 )
 from bcc_ops.evaluation.metrics import Threshold
 from bcc_ops.exceptions import DataError, ModelError
-from bcc_ops.tables import ContentRow, SplitRow, read_predictions
+from bcc_ops.runs.documents import Estimate, OperatingPoint
+from bcc_ops.runs.tables import ContentRow, SplitRow, read_predictions
 
 CLASSES = ("benign", "malignant", "normal")
-PLAN = EvaluationPlan(CLASSES, "malignant", 0.9, 300, 5, "near-copy group")
+PLAN = EvaluationPlan(CLASSES, "malignant", 0.9, 300, 5, "near-duplicate group")
 AS_OF = datetime(2026, 11, 22, 2, tzinfo=timezone.utc)
 
 
@@ -101,7 +101,7 @@ INPUTS = EvaluationInputs(
     paths={row.key: Path(row.key) for row in SPLIT},
     earlier=None,
     as_of=AS_OF,
-    made_up=False,
+    synthetic=False,
     validation_digest="v" * 64,
 )
 
@@ -136,10 +136,10 @@ def test_without_a_champion_there_is_no_comparison() -> None:
     assert "champion_benign" not in read_predictions(evaluated.predictions)
 
 
-def test_the_champion_is_never_asked_about_what_it_was_trained_on_or_near_copies_of_it() -> None:
+def test_the_champion_is_never_asked_about_what_it_was_trained_on_or_near_duplicates_of_it() -> None:
     validation = [row for row in SPLIT if row.partition == "validation"]
     memory = Answering(0.6)
-    # Image 0 itself; image 1 by a near copy that this run refused; image 2 through its patient's train image.
+    # Image 0 itself; image 1 by a near-duplicate that this run refused; image 2 through its patient's train image.
     seen = frozenset({validation[0].sha256, "sha-gone-from-the-split", "sha-train-0"})
     contents = [*CONTENTS, content(SplitRow("refused", "sha-gone-from-the-split", "benign", "", ""), validation[1].group)]
     split = [row._replace(group="patient-7") if row.key in (validation[2].key, SPLIT[0].key) else row for row in SPLIT]
@@ -166,11 +166,13 @@ def test_a_champion_that_has_seen_every_image_is_not_compared() -> None:
     seen = frozenset(row.sha256 for row in SPLIT if row.partition == "validation")
     comparison = run(champion(seen=seen)).document.comparison
     assert comparison is not None and comparison.champion is None
-    assert comparison.problem == "the champion was trained on every validation image, or on near copies"
+    assert comparison.problem == "the champion was trained on every validation image, or on near-duplicates"
     assert comparison.left_out == {TRAINED_ON: 60}
 
 
-def test_train_images_that_are_gone_are_counted_since_their_near_copies_cannot_be_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_train_images_that_are_gone_are_counted_since_their_near_duplicates_cannot_be_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     seen = frozenset({"sha-train-0", "sha-tuning-1", "sha-encoded-anew", "sha-removed"})
     with caplog.at_level(logging.WARNING):
         comparison = run(champion(seen=seen)).document.comparison
@@ -203,7 +205,7 @@ def test_a_challenger_is_not_judged_on_what_the_champion_that_it_started_from_wa
     assert (document.comparison.left_out, document.comparison.champion.images) == ({TRAINED_ON: 3}, 57)
     assert document.warm_start_note == told[0]
     assert told[0] == (
-        "Training started from champion v1. Validation images that it was trained on, or near copies of them, are left out of "
+        "Training started from champion v1. Validation images that it was trained on, or near-duplicates of them, are left out of "
         "every metric: 3."
     )
 
@@ -314,7 +316,7 @@ def test_a_run_without_tuning_images_has_no_operating_point_and_a_reason() -> No
 def test_the_document_is_json_without_nan_and_the_same_again() -> None:
     first, second = run(champion()), run(champion())
     assert first == second
-    assert json.loads(first.document.to_json())["bootstrap_unit"] == "near-copy group"
+    assert json.loads(first.document.to_json())["bootstrap_grouping"] == "near-duplicate group"
 
 
 # Slices ---------------------------------------------------------------------------------------------------------------
@@ -361,7 +363,7 @@ def test_external_images_are_reported_and_change_nothing_else() -> None:
 
 def test_any_model_is_evaluated_on_any_folder_with_the_threshold_that_came_with_it() -> None:
     threshold = Threshold(0.3, 0.9, "model.json")
-    document = evaluate_folder(Answering(), external(), PLAN, made_up=False, digest="f" * 64, threshold=threshold)
+    document = evaluate_folder(Answering(), external(), PLAN, synthetic=False, digest="f" * 64, threshold=threshold)
     assert (document.as_of, document.comparison, document.challenger.images) == (None, None, 30)
     assert document.challenger.operating_point.threshold == 0.3
     assert document.challenger.calibration.temperature is None

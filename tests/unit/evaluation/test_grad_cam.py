@@ -8,8 +8,8 @@ import pytest
 from keras import layers
 
 from bcc_ops.evaluation.grad_cam import GradCam
-from bcc_ops.evaluation.predict import Classifier
 from bcc_ops.exceptions import ModelError
+from bcc_ops.models.classifier import Classifier
 from bcc_ops.training.architectures import build_classifier, with_mirror_image
 
 SIDE = 4

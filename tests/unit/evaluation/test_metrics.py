@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from bcc_ops.artifacts import Estimate, ModelEvaluation
 from bcc_ops.evaluation.intervals import auc_at_an_end, dice_of_overlap, wilson
 from bcc_ops.evaluation.metrics import (
     Bootstrapped,
@@ -29,6 +28,7 @@ from bcc_ops.evaluation.metrics import (
     weighted_ece,
     weighted_metrics,
 )
+from bcc_ops.runs.documents import Estimate, ModelEvaluation
 
 CLASSES = ("benign", "malignant", "normal")
 AT_HALF = Threshold(0.5, 0.9, "by hand")
@@ -224,7 +224,7 @@ def test_scores_to_come_are_found_as_often_as_wanted() -> None:
         (malignant_scores([0.3, 0.3], [0.3]), "all scores on the tuning part are the same"),
     ],
 )
-def test_no_threshold_is_made_up(tuning: Scores, reason: str) -> None:
+def test_no_threshold_is_synthetic(tuning: Scores, reason: str) -> None:
     chosen = choose_threshold(tuning, 1, 0.9, "tuning part")
     assert chosen.value is None
     assert reason in (chosen.reason or "")
@@ -246,12 +246,12 @@ def test_the_interval_of_thirty_six_found_of_forty_is_about_what_tables_say() ->
     assert sensitivity.high == pytest.approx(0.98, abs=0.02)
 
 
-@pytest.mark.parametrize("figure", ["accuracy", "balanced_accuracy", "macro_f1", "macro_auc"])
-def test_a_perfect_figure_and_a_hopeless_one_keep_an_interval_instead_of_certainty(figure: str) -> None:
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1", "macro_auc"])
+def test_a_perfect_figure_and_a_hopeless_one_keep_an_interval_instead_of_certainty(metric: str) -> None:
     labels = np.repeat([0, 1, 2], 20)
     truth = np.eye(3)[labels]
-    perfect = evaluated(Scores(labels, truth * 0.97 + 0.01, np.arange(60))).estimate(figure)
-    hopeless = evaluated(Scores(labels, (1 - truth) / 2, np.arange(60))).estimate(figure)
+    perfect = evaluated(Scores(labels, truth * 0.97 + 0.01, np.arange(60))).estimate(metric)
+    hopeless = evaluated(Scores(labels, (1 - truth) / 2, np.arange(60))).estimate(metric)
     assert (perfect.value, perfect.high) == (1.0, 1.0)
     assert 0.8 < perfect.low < 0.96
     assert (hopeless.value, hopeless.low) == (0.0, 0.0)
@@ -276,7 +276,7 @@ def test_a_model_that_knows_one_answer_has_no_certain_balanced_accuracy() -> Non
 
 
 @pytest.mark.parametrize(
-    ("figure", "low"),
+    ("metric", "low"),
     [
         ("accuracy", wilson(1, 40)[0]),
         ("malignant.sensitivity", wilson(1, 20)[0]),
@@ -284,11 +284,11 @@ def test_a_model_that_knows_one_answer_has_no_certain_balanced_accuracy() -> Non
         ("malignant.auc", auc_at_an_end(1, 20, 20)[0]),
     ],
 )
-def test_what_is_perfect_is_counted_in_groups(figure: str, low: float) -> None:
+def test_what_is_perfect_is_counted_in_groups(metric: str, low: float) -> None:
     labels = np.repeat([0, 1, 1, 0], 20)
     groups = np.tile(np.arange(40), 2) // 2 * 2 + (labels == 1)  # two images a group, all of a class
     p = np.eye(3)[labels] * 0.97 + 0.01
-    assert evaluated(Scores(labels, p, groups)).estimate(figure).low == pytest.approx(low)
+    assert evaluated(Scores(labels, p, groups)).estimate(metric).low == pytest.approx(low)
 
 
 def test_groups_and_not_images_are_drawn() -> None:
@@ -300,7 +300,7 @@ def test_groups_and_not_images_are_drawn() -> None:
     assert weights[:, 0].mean() == pytest.approx(1.0, abs=0.15)
 
 
-def test_near_copies_make_intervals_wider_and_not_narrower() -> None:
+def test_near_duplicates_make_intervals_wider_and_not_narrower() -> None:
     scores = random_scores(n=200)
     twice = np.repeat(np.arange(200), 2)
     copied = Scores(scores.labels[twice], scores.probabilities[twice], twice)
@@ -336,7 +336,7 @@ def test_the_reflected_interval_of_the_ece_is_not_pushed_up_by_noise() -> None:
     draws = 0.05 + np.abs(generator.normal(0.03, 0.01, 1000))  # a resample's ECE lies above the sample's
     low, high = interval(0.05, draws, reflected=True)
     assert 0 <= low < 0.05
-    assert high == 0.05, "a figure outside of its own interval reads like a mistake"
+    assert high == 0.05, "a metric outside of its own interval reads like a mistake"
 
 
 # Pairs ----------------------------------------------------------------------------------------------------------------
@@ -356,18 +356,18 @@ def test_a_difference_is_taken_pair_by_pair() -> None:
     assert difference.low > 0
 
 
-def difference_of(one: Scores, other: Scores, figure: str) -> Estimate:
+def difference_of(one: Scores, other: Scores, metric: str) -> Estimate:
     models = {"one": ScoredModel(one, AT_HALF, None), "other": ScoredModel(other, AT_HALF, None)}
     both = bootstrap(models, CLASSES, "malignant", resamples=400, seed=3)
-    return paired_difference(both["one"], both["other"], figure)
+    return paired_difference(both["one"], both["other"], metric)
 
 
-@pytest.mark.parametrize("figure", ["accuracy", "malignant.sensitivity", "operating.sensitivity", "malignant.specificity"])
-def test_two_models_that_answer_alike_are_not_equal_with_certainty(figure: str) -> None:
+@pytest.mark.parametrize("metric", ["accuracy", "malignant.sensitivity", "operating.sensitivity", "malignant.specificity"])
+def test_two_models_that_answer_alike_are_not_equal_with_certainty(metric: str) -> None:
     labels = np.repeat([0, 1, 2], 20)
     right = Scores(labels, np.eye(3)[labels] * 0.97 + 0.01, np.repeat(np.arange(30), 2))  # two images a group
-    counted = {"accuracy": 30, "malignant.specificity": 20}.get(figure, 10)
-    found = difference_of(right, right, figure)
+    counted = {"accuracy": 30, "malignant.specificity": 20}.get(metric, 10)
+    found = difference_of(right, right, metric)
     assert (found.value, found.low, found.high) == pytest.approx((0, -1.96 / (counted + 2), 1.96 / (counted + 2)), abs=1e-4)
 
 
@@ -411,7 +411,7 @@ def test_models_on_other_images_are_never_compared() -> None:
         )
 
 
-# What cannot be had ---------------------------------------------------------------------------------------------------
+# What is not available ---------------------------------------------------------------------------------------------------
 
 
 def no_nan(model: ModelEvaluation) -> None:
@@ -423,10 +423,10 @@ def test_a_class_without_images_has_no_figures_and_a_reason() -> None:
     chosen = HAND.labels != 1
     model = evaluated(HAND.subset(chosen)).evaluation()
     no_nan(model)
-    assert model.balanced_accuracy == Estimate.missing("there is no image of malignant")
+    assert model.balanced_accuracy == Estimate.missing("there is not an image of malignant")
     assert model.macro_auc.value is None and model.macro_f1.value is None
-    assert model.per_class["malignant"].sensitivity == Estimate.missing("there is no image of malignant")
-    assert model.operating_point.sensitivity.reason == "there is no image of malignant"
+    assert model.per_class["malignant"].sensitivity == Estimate.missing("there is not an image of malignant")
+    assert model.operating_point.sensitivity.reason == "there is not an image of malignant"
     assert model.per_class["malignant"].specificity.value == pytest.approx(3 / 5)
     assert model.accuracy.value == pytest.approx(3 / 5)
 
@@ -459,7 +459,7 @@ def test_no_images_at_all_is_said() -> None:
     model = evaluated(Scores(np.empty(0, int), np.empty((0, 3)), np.empty(0))).evaluation()
     no_nan(model)
     assert (model.images, model.groups, model.calibration.bins) == (0, 0, ())
-    assert model.loss == Estimate.missing("there are no images")
+    assert model.loss == Estimate.missing("there are not images")
 
 
 def test_too_few_groups_for_an_interval_are_said() -> None:

@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcc_ops.artifacts import PARTITIONS
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.dataset.cache import ImageCache
+from bcc_ops.dataset.image_cache import ImageCache
 from bcc_ops.dataset.sync import sync_images
 from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run, external_images
-from bcc_ops.storage import ObjectStore
-from bcc_ops.tables import ContentRow, SplitRow, write_rows
+from bcc_ops.runs.documents import PARTITIONS
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.tables import ContentRow, SplitRow, write_rows
 from tests.unit.report.samples import (
     CLASSES,
     PATHS,
-    class_weights_document,
+    checks_document,
     snapshot_document,
+    split_document,
     training_document,
-    validation_document,
 )
 
 
@@ -50,8 +50,8 @@ def inputs(store: ObjectStore, tmp_path: Path) -> RunInputs:
     return RunInputs(
         config=RetrainingConfig.resolve({"external_prefix": "elsewhere/"}),
         snapshot=snapshot_document(as_of=datetime.now(timezone.utc) + timedelta(days=1)),
-        validation=validation_document(),
-        class_weights=class_weights_document(),
+        checks=checks_document(),
+        split=split_document(),
         training=training_document(),
         images={},
         fetch=partial(sync_images, store, cache=ImageCache(tmp_path / "cache", 10**9)),
@@ -70,7 +70,7 @@ class Undecided:
 def test_the_evaluation_tells_what_the_runs_training_started_from(
     store: ObjectStore, inputs: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bcc_ops.evaluation.lean_keras.load_classifier", lambda path: Undecided())
+    monkeypatch.setattr("bcc_ops.models.keras_import.load_classifier", lambda path: Undecided())
     rows = [
         SplitRow(f"{label}-{part}", f"{label}-{part}", label, f"{label}-{part}", part) for label in CLASSES for part in PARTITIONS
     ]
@@ -81,8 +81,8 @@ def test_the_evaluation_tells_what_the_runs_training_started_from(
     warm = replace(
         inputs,
         config=RetrainingConfig.resolve({"bootstrap_resamples": 200}),
-        validation=validation_document(contents=table),
-        class_weights=class_weights_document(split=split, previous_run=None),
+        checks=checks_document(contents=table),
+        split=split_document(table=split, previous_run=None),
         training=training_document(model=model, warm_started_from="v1"),
         images={row.key: Path(row.key) for row in rows},
     )
@@ -90,7 +90,7 @@ def test_the_evaluation_tells_what_the_runs_training_started_from(
     assert (document.warm_start_note or "").startswith("Training started from version v1")
 
 
-def test_near_copies_from_elsewhere_are_one_group_and_what_a_run_refuses_is_left_out(
+def test_near_duplicates_from_elsewhere_are_one_group_and_what_a_run_refuses_is_left_out(
     store: ObjectStore, inputs: RunInputs, tmp_path: Path
 ) -> None:
     own = encoded(picture(9))
@@ -109,7 +109,7 @@ def test_near_copies_from_elsewhere_are_one_group_and_what_a_run_refuses_is_left
         store.put(f"elsewhere/{key}", content)
     images, note = external_images(store, inputs, frozenset({hashlib.sha256(own).hexdigest()}), tmp_path)
     assert note == (
-        "4 images in 3 near-copy groups under elsewhere/ (2 benign, 1 malignant, 1 normal); left out: 1 also in this run, "
+        "4 images in 3 near-duplicate groups under elsewhere/ (2 benign, 1 malignant, 1 normal); left out: 1 also in this run, "
         "1 not an image, 1 too small, 2 under two labels."
     )
     assert images is not None
@@ -130,12 +130,12 @@ def test_images_from_elsewhere_that_are_all_refused_fail_no_run(store: ObjectSto
     images, note = external_images(store, inputs, frozenset(), tmp_path)
     assert images is None
     assert note == (
-        "0 images in 0 near-copy groups under elsewhere/ (0 benign, 0 malignant, 0 normal); left out: 1 not an image."
+        "0 images in 0 near-duplicate groups under elsewhere/ (0 benign, 0 malignant, 0 normal); left out: 1 not an image."
     )
 
 
 def test_no_images_elsewhere_and_no_elsewhere_are_told_apart(store: ObjectStore, inputs: RunInputs, tmp_path: Path) -> None:
-    empty = "0 images in 0 near-copy groups under elsewhere/ (0 benign, 0 malignant, 0 normal)."
+    empty = "0 images in 0 near-duplicate groups under elsewhere/ (0 benign, 0 malignant, 0 normal)."
     assert external_images(store, inputs, frozenset(), tmp_path) == (None, empty)
     none = replace(inputs, config=RetrainingConfig.resolve({}))
     assert external_images(store, none, frozenset(), tmp_path) == (None, None)

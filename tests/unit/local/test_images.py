@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.object_store import ObjectStore
 from local.images import FolderError, read_folder, upload
 
 CLASSES = ("benign", "malignant", "normal")
@@ -35,7 +35,7 @@ def test_images_of_classes_are_taken_and_the_rest_is_counted_by_reason(tmp_path:
     assert folder.left_out == {
         "file outside of a class": 1,
         "folder that is no class": 1,
-        "file that is no image by its name": 1,
+        "file that is not an image by its name": 1,
         "broken link or special file": 1,
     }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bcc_ops.exceptions import ConfigError
-from local.run import RunRequest, WrongUse, main, read_knobs, run
+from local.run import RunRequest, WrongUse, main, read_parameters, run
 from local.s3_server import S3Server, free_ports
 from local.stack import LocalStack, StackError, first_free_port, keep_to_ones_own, require_free_space
 
@@ -40,14 +40,14 @@ def _make_run(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[s
     ("variables", "line"),
     [
         ({"IMAGES": "/no/such/folder"}, "IMAGES=/no/such/folder: there is no such folder"),
-        ({"KNOBS": "epochs=0"}, "epochs: Input should be greater than or equal to 1 (given: '0')"),
-        ({"KNOBS": "epoch=3"}, "epoch: Extra inputs are not permitted"),
-        ({"KNOBS": "epochs"}, "'epochs' is no name=value"),
+        ({"PARAMS": "epochs=0"}, "epochs: Input should be greater than or equal to 1 (given: '0')"),
+        ({"PARAMS": "epoch=3"}, "epoch: Extra inputs are not permitted"),
+        ({"PARAMS": "epochs"}, "'epochs' is no name=value"),
         ({"PRESET": "best"}, "preset: 'best' is none of transfer, notebook"),
         ({"ONCE": "perhaps"}, "ONCE=perhaps: 1 or 0"),
         ({"PORT": "http"}, "PORT=http is no port"),
         ({"BCC_CLASSES": "benign"}, "classes: at least two different names"),
-        ({"BCC_CLASSES": "cat,dog", "BCC_POSITIVE_CLASS": "dog"}, "made-up images exist for benign, malignant, normal only"),
+        ({"BCC_CLASSES": "cat,dog", "BCC_POSITIVE_CLASS": "dog"}, "synthetic images exist for benign, malignant, normal only"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_status_2(
@@ -124,8 +124,8 @@ def test_a_disk_that_gets_full_on_the_way_is_one_line(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "make run: /data/.local/cache/x: the disk is full; make room, or `make clean`\n"
 
 
-def test_knobs_get_their_own_types_and_no_others_are_given() -> None:
-    assert read_knobs("notebook", "epochs=3 learning_rate=1e-2 warm_start=true patient_pattern='(p \\d+)'") == {
+def test_parameters_get_their_own_types_and_no_others_are_given() -> None:
+    assert read_parameters("notebook", "epochs=3 learning_rate=1e-2 warm_start=true patient_pattern='(p \\d+)'") == {
         "preset": "notebook",
         "epochs": 3,
         "learning_rate": 0.01,
@@ -135,15 +135,15 @@ def test_knobs_get_their_own_types_and_no_others_are_given() -> None:
 
 
 def test_nothing_is_given_where_nothing_is_asked_for() -> None:
-    assert read_knobs("", "") == {}
+    assert read_parameters("", "") == {}
 
 
-def test_made_up_images_lie_in_a_bucket_of_their_own(tmp_path: Path) -> None:
-    assert RunRequest.from_environment({}).bucket == "made-up-breast-images"
+def test_synthetic_images_lie_in_a_bucket_of_their_own(tmp_path: Path) -> None:
+    assert RunRequest.from_environment({}).bucket == "synthetic-breast-images"
     assert RunRequest.from_environment({"IMAGES": str(tmp_path)}).bucket == "breast-images"
     own = {"AIRFLOW_CONN_AWS_DEFAULT": "{}", "BCC_BUCKET": "hospital"}
     request = RunRequest.from_environment(own)
-    assert (request.bucket, request.own_s3, request.made_up) == ("hospital", False, False)
+    assert (request.bucket, request.own_s3, request.synthetic) == ("hospital", False, False)
 
 
 @pytest.mark.parametrize(("value", "once"), [("", False), ("0", False), ("no", False), ("1", True), ("yes", True)])
@@ -153,9 +153,9 @@ def test_once_is_what_it_says(value: str, once: bool) -> None:
 
 def test_bounds_are_those_of_the_form() -> None:
     with pytest.raises(ConfigError, match="image_size"):
-        read_knobs("", "image_size=8")
-    with pytest.raises(WrongUse, match="KNOBS"):
-        read_knobs("", "slice_pattern='(")
+        read_parameters("", "image_size=8")
+    with pytest.raises(WrongUse, match="PARAMS"):
+        read_parameters("", "slice_pattern='(")
 
 
 def test_secrets_are_random_kept_and_readable_by_their_owner_only(tmp_path: Path) -> None:

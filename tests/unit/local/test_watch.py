@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
 from local.airflow_api import AirflowApi
 from local.watch import RunWatcher, describe_task, epochs_so_far, fetch_run, last_error
 
@@ -60,9 +60,9 @@ def watch(airflow: FakeAirflow, store: ObjectStore) -> tuple[RunWatcher, list[st
 def test_each_change_is_told_once(airflow: FakeAirflow, watch: tuple[RunWatcher, list[str]]) -> None:
     watcher, lines = watch
     for state in (None, "scheduled", "queued", "running", "running", "success", "success"):
-        airflow.states["mine"]["validate_images"] = state
+        airflow.states["mine"]["check_images"] = state
         watcher()
-    assert lines == ["  validate_images …", "  validate_images done in 4 s"]
+    assert lines == ["  check_images …", "  check_images done in 4 s"]
 
 
 def test_epochs_are_told_as_they_end_and_the_last_before_the_task_is_done(

@@ -11,10 +11,10 @@ import pytest
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG
 
-from bcc_ops.artifacts import ApprovalDocument
 from bcc_ops.config import Settings
 from bcc_ops.operators.approve_model import ApproveModelOperator
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import ApprovalDocument
+from bcc_ops.runs.object_store import ObjectStore
 from tests.unit.report.samples import PATHS, config_document, gate_document, run_handle, snapshot_document
 
 ANSWERED = datetime(2026, 11, 22, 3, tzinfo=timezone.utc)

@@ -10,25 +10,25 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from airflow.sdk import DAG
 
-from bcc_ops.artifacts import ApprovalDocument, PromotionDocument
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import PromotionLost
+from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.operators.assets import champion_asset
 from bcc_ops.operators.set_champion import SetChampionOperator
 from bcc_ops.operators.upload_model import UploadModelOperator
-from bcc_ops.promotion.registry import ModelRegistry
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import ApprovalDocument, PromotionDocument
+from bcc_ops.runs.object_store import ObjectStore
 from tests.unit.promotion.samples import NOW, upload
 from tests.unit.report.samples import (
     PATHS,
-    class_weights_document,
+    checks_document,
     config_document,
     evaluation_document,
     gate_document,
     run_handle,
     snapshot_document,
+    split_document,
     training_document,
-    validation_document,
 )
 
 
@@ -102,17 +102,17 @@ def test_choosing_the_champion_is_a_skip(registry: ModelRegistry) -> None:
 # upload_model ---------------------------------------------------------------------------------------------------------
 
 
-def uploading(store: ObjectStore, approval: ApprovalDocument | None = None, **knobs: Any) -> Any:
+def uploading(store: ObjectStore, approval: ApprovalDocument | None = None, **parameters: Any) -> Any:
     """The upload of an approved model. An answer in `approval` is made to be about this very verdict."""
     documents = {
         "training": training_document(),
         "evaluation": evaluation_document(),
         "gate": gate_document("approved"),
-        "validation": validation_document(),
-        "class_weights": class_weights_document(),
+        "checks": checks_document(),
+        "split": split_document(),
     }
     saved = {name: store.save(PATHS.document(f"{name}.json"), document).to_xcom() for name, document in documents.items()}
-    saved["run"] = run_handle(store, config_document(**knobs), snapshot_document(bucket=store.bucket))
+    saved["run"] = run_handle(store, config_document(**parameters), snapshot_document(bucket=store.bucket))
     if approval is not None:
         about = approval.gate or saved["gate"]["sha256"]
         store.save(PATHS.document("approval.json"), approval.model_copy(update={"gate": about}))
@@ -141,7 +141,7 @@ def test_a_run_that_asks_for_an_approval_uploads_nothing_without_it(
         uploading(store, approval, require_approval=True).execute(context())
 
 
-@pytest.mark.parametrize("name", ["config", "snapshot", "validation", "class_weights", "evaluation", "gate"])
+@pytest.mark.parametrize("name", ["config", "snapshot", "checks", "split", "evaluation", "gate"])
 def test_a_document_that_somebody_overwrote_is_not_acted_on(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -14,12 +14,12 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import DownstreamTasksSkipped
 
-from bcc_ops.artifacts import GateDocument, Reference
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import StorageUnavailable
 from bcc_ops.operators.gate_model import GateModelOperator
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import GateDocument, Reference
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
 from local.s3_server import S3Server
 from tests.services.faulty_proxy import FAULTS, faulty
 from tests.unit.promotion.samples import FailingClient, client_error
@@ -44,21 +44,21 @@ class Pushed(dict[str, Any]):
 
 @pytest.fixture
 def decide(store: ObjectStore) -> Callable[..., tuple[GateDocument, set[str], Pushed]]:
-    """Run the gate's task with these knobs: the document it wrote, the tasks it skipped, what it pushed.
+    """Run the gate's task with these parameters: the document it wrote, the tasks it skipped, what it pushed.
 
     `through`: another way to the bucket, for the task alone.
     """
 
     def run(
-        run_type: str = "scheduled", through: ObjectStore | None = None, **knobs: Any
+        run_type: str = "scheduled", through: ObjectStore | None = None, **parameters: Any
     ) -> tuple[GateDocument, set[str], Pushed]:
-        handle = run_handle(store, config_document(**knobs), snapshot_document(bucket=store.bucket))
+        handle = run_handle(store, config_document(**parameters), snapshot_document(bucket=store.bucket))
         evaluation = store.save(PATHS.document("evaluation.json"), evaluation_document(champion=False)).to_xcom()
         with DAG("d", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
             gate = GateModelOperator(
                 task_id="gate_model",
                 run=handle,
-                class_weights=Reference.of("s3://bucket/class_weights.json", b"{}").to_xcom(),
+                split=Reference.of("s3://bucket/split.json", b"{}").to_xcom(),
                 evaluation=evaluation,
                 approve_task_id="approve_model",
                 upload_task_id="upload_model",
@@ -107,16 +107,16 @@ def test_a_backfill_is_told_by_the_runs_type_and_leaves_the_champion_alone(decid
     assert "upload_model" in skipped
 
 
-@pytest.mark.parametrize("knobs", [OPENING, {"require_approval": True, **OPENING}, {"min_macro_auc": 1.0}])
-def test_the_xcom_is_the_reference_to_gate_json_whatever_is_skipped(decide: Any, store: ObjectStore, knobs: Any) -> None:
-    gate, _, pushed = decide(**knobs)
+@pytest.mark.parametrize("parameters", [OPENING, {"require_approval": True, **OPENING}, {"min_macro_auc": 1.0}])
+def test_the_xcom_is_the_reference_to_gate_json_whatever_is_skipped(decide: Any, store: ObjectStore, parameters: Any) -> None:
+    gate, _, pushed = decide(**parameters)
     assert store.load(GateDocument, pushed["return_value"]) == gate
 
 
 def test_deciding_again_does_not_count_as_another_look(decide: Any) -> None:
     first, _, _ = decide(**OPENING)
     second, _, _ = decide(**OPENING)
-    assert first.looks == second.looks == 1
+    assert first.holdout_reuse == second.holdout_reuse == 1
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -139,7 +139,7 @@ def test_an_s3_error_at_any_read_is_one_clear_line_that_a_retry_mends(
             assert store.head(PATHS.document("gate.json")) is None
         broken[:] = ["nothing"]
         gate, _, _ = decide(through=shaky, **OPENING)
-    assert (gate.looks, gate.champion_version) == (2, champion_document().version)
+    assert (gate.holdout_reuse, gate.champion_version) == (2, champion_document().version)
 
 
 def test_a_listing_of_the_runs_that_fails_is_retried_and_counts_no_looks(
@@ -159,4 +159,4 @@ def test_a_verdict_that_cannot_be_written_is_retried_and_decided_alike(decide: A
     with pytest.raises(StorageUnavailable, match=r"writing s3://.*/gate\.json: SlowDown"):
         decide(through=ObjectStore(broken, store.bucket), **OPENING)  # type: ignore[arg-type]
     gate, skipped, _ = decide(**OPENING)
-    assert (gate.verdict, gate.looks, skipped) == ("approved_without_champion", 1, {"approve_model"})
+    assert (gate.verdict, gate.holdout_reuse, skipped) == ("approved_without_champion", 1, {"approve_model"})

@@ -9,10 +9,10 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from bcc_ops.artifacts import Estimate, GateDocument, ModelDocument, OperatingPoint, Reference
+from bcc_ops.models.registry import ModelRegistry, Pointer, version_name
 from bcc_ops.promotion.promote import Upload
-from bcc_ops.promotion.registry import ModelRegistry, Pointer, version_name
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import Estimate, GateDocument, ModelDocument, OperatingPoint, Reference
+from bcc_ops.runs.object_store import ObjectStore
 from tests.unit.report.samples import evaluation_document, gate_document
 
 AS_OF = datetime(2026, 11, 22, 2, tzinfo=timezone.utc)
@@ -40,7 +40,7 @@ def model_document(registry: ModelRegistry, content: bytes, days: int = 0, **cha
         "architecture": "efficientnet_lite0",
         "operating_point": POINT,
         "temperature": 1.2,
-        "made_up": False,
+        "synthetic": False,
         "as_of": as_of,
         "run": f"{as_of:%Y%m%dT%H%M%SZ}__manual-{days}",
         "snapshot_digest": "d" * 64,

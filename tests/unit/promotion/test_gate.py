@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from bcc_ops.artifacts import Comparison, Estimate, EvaluationDocument, GateDocument, ModelEvaluation, RunKind
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.promotion.gate import ChampionState, decide
+from bcc_ops.runs.documents import Comparison, Estimate, EvaluationDocument, GateDocument, ModelEvaluation, RunKind
 from tests.unit.report.samples import AS_OF, evaluation_document, reference
 
-CHAMPION = ChampionState("20261115T020000Z-3f9c2a1b", "e" * 32, AS_OF - timedelta(days=7), made_up=False)
+CHAMPION = ChampionState("20261115T020000Z-3f9c2a1b", "e" * 32, AS_OF - timedelta(days=7), synthetic=False)
 FINE = evaluation_document()
 
 
@@ -21,7 +21,7 @@ def estimate(value: float, low: float | None = None) -> Estimate:
 
 def challenger(**changes: Any) -> ModelEvaluation:
     model = FINE.challenger.model_copy(
-        update={"balanced_accuracy": estimate(0.8), "macro_auc": estimate(0.93), **changes.pop("figures", {})}
+        update={"balanced_accuracy": estimate(0.8), "macro_auc": estimate(0.93), **changes.pop("metrics", {})}
     )
     point = model.operating_point.model_copy(
         update={"sensitivity": estimate(0.88), "specificity": estimate(0.83), **changes.pop("point", {})}
@@ -46,16 +46,16 @@ def gate(
     *,
     as_of: Any = AS_OF,
     run_kind: RunKind = "nightly",
-    earlier_looks: int = 0,
-    **knobs: Any,
+    earlier_decisions: int = 0,
+    **parameters: Any,
 ) -> GateDocument:
     return decide(
         document or evaluation(),
         champion,
-        RetrainingConfig.resolve(knobs),
+        RetrainingConfig.resolve(parameters),
         as_of=as_of,
         run_kind=run_kind,
-        earlier_looks=earlier_looks,
+        earlier_decisions=earlier_decisions,
         reference=reference("evaluation.json"),
     )
 
@@ -71,11 +71,11 @@ def test_gate_approves_what_holds_every_rule_and_shows_each_with_its_figure() ->
     assert approved.reasons == (
         f"Every rule holds: above the floors, and as good as champion {CHAMPION.version} or better, within the margins.",
     )
-    shown = {rule.rule: (rule.figure, rule.threshold) for rule in approved.rules}
+    shown = {rule.rule: (rule.value, rule.threshold) for rule in approved.rules}
     assert shown["min_balanced_accuracy"] == (0.8, 0.7)
     assert shown["balanced_accuracy_not_worse"][0] == -0.01
     assert all(rule.sentence.endswith(".") for rule in approved.rules)
-    assert (approved.champion_version, approved.champion_etag, approved.looks) == (CHAMPION.version, CHAMPION.etag, 1)
+    assert (approved.champion_version, approved.champion_etag, approved.holdout_reuse) == (CHAMPION.version, CHAMPION.etag, 1)
 
 
 def test_without_a_champion_only_the_floors_decide() -> None:
@@ -87,15 +87,15 @@ def test_without_a_champion_only_the_floors_decide() -> None:
         "balanced_accuracy_not_worse",
         "newer_images",
     }
-    poor = gate(evaluation(challenger(figures={"balanced_accuracy": estimate(0.54)})), None)
+    poor = gate(evaluation(challenger(metrics={"balanced_accuracy": estimate(0.54)})), None)
     assert rejecting(poor) == ["min_balanced_accuracy"]
 
 
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
-        ({"figures": {"balanced_accuracy": estimate(0.699)}}, "min_balanced_accuracy"),
-        ({"figures": {"macro_auc": estimate(0.849)}}, "min_macro_auc"),
+        ({"metrics": {"balanced_accuracy": estimate(0.699)}}, "min_balanced_accuracy"),
+        ({"metrics": {"macro_auc": estimate(0.849)}}, "min_macro_auc"),
         ({"point": {"sensitivity": estimate(0.699)}}, "min_malignant_sensitivity"),
         ({"point": {"specificity": estimate(0.39)}}, "min_malignant_specificity"),
     ],
@@ -107,21 +107,21 @@ def test_gate_rejects_below_a_floor_and_says_which(changes: dict[str, Any], rule
 
 
 def test_a_figure_on_the_floor_holds() -> None:
-    assert gate(evaluation(challenger(figures={"balanced_accuracy": estimate(0.7)}))).verdict == "approved"
+    assert gate(evaluation(challenger(metrics={"balanced_accuracy": estimate(0.7)}))).verdict == "approved"
 
 
-@pytest.mark.parametrize("figure", ["balanced_accuracy", "malignant_sensitivity"])
-def test_a_missing_difference_fails_its_rule(figure: str) -> None:
-    missing = Estimate.missing("there is no image of malignant")
-    rejected = gate(evaluation(against=comparison(differences={figure: missing})))
-    assert rejecting(rejected) == [f"{figure}_not_" + ("worse" if figure == "balanced_accuracy" else "inferior")]
-    assert "there is no image of malignant" in rejected.reasons[0]
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "malignant_sensitivity"])
+def test_a_missing_difference_fails_its_rule(metric: str) -> None:
+    missing = Estimate.missing("there is not an image of malignant")
+    rejected = gate(evaluation(against=comparison(differences={metric: missing})))
+    assert rejecting(rejected) == [f"{metric}_not_" + ("worse" if metric == "balanced_accuracy" else "inferior")]
+    assert "there is not an image of malignant" in rejected.reasons[0]
 
 
 def test_a_missing_floor_figure_fails_its_rule() -> None:
-    rejected = gate(evaluation(challenger(figures={"macro_auc": Estimate.missing("all scores are the same")})))
+    rejected = gate(evaluation(challenger(metrics={"macro_auc": Estimate.missing("all scores are the same")})))
     assert rejecting(rejected) == ["min_macro_auc"]
-    assert rejected.reasons == ("Macro AUC cannot be had: all scores are the same.",)
+    assert rejected.reasons == ("Macro AUC is not available: all scores are the same.",)
 
 
 def test_gate_rejects_when_balanced_accuracy_may_have_dropped_by_more_than_the_margin() -> None:
@@ -161,7 +161,7 @@ def test_too_few_images_that_the_champion_has_not_seen_reject() -> None:
 
 
 def test_a_champion_that_came_in_the_meantime_rejects() -> None:
-    other = ChampionState("20261116T020000Z-ffff", "f" * 32, CHAMPION.as_of, made_up=False)
+    other = ChampionState("20261116T020000Z-ffff", "f" * 32, CHAMPION.as_of, synthetic=False)
     assert "comparable" in rejecting(gate(champion=other))
     none_then = evaluation().model_copy(update={"comparison": None})
     assert "comparable" in rejecting(gate(none_then))
@@ -181,25 +181,25 @@ def test_a_backfill_leaves_the_champion_alone_unless_it_says_so() -> None:
     assert rejecting(older) == ["newer_images"]
 
 
-def test_made_up_images_never_replace_a_model_of_real_ones() -> None:
-    made_up = evaluation().model_copy(update={"made_up": True})
-    assert rejecting(gate(made_up)) == ["no_made_up_data_over_real"]
-    same = ChampionState(CHAMPION.version, CHAMPION.etag, CHAMPION.as_of, made_up=True)
-    assert gate(made_up, same).verdict == "approved"
-    assert gate(made_up.model_copy(update={"comparison": None}), None).verdict == "approved_without_champion"
+def test_synthetic_images_never_replace_a_model_of_real_ones() -> None:
+    synthetic = evaluation().model_copy(update={"synthetic": True})
+    assert rejecting(gate(synthetic)) == ["no_synthetic_data_over_real"]
+    same = ChampionState(CHAMPION.version, CHAMPION.etag, CHAMPION.as_of, synthetic=True)
+    assert gate(synthetic, same).verdict == "approved"
+    assert gate(synthetic.model_copy(update={"comparison": None}), None).verdict == "approved_without_champion"
     assert gate(champion=same).verdict == "approved"
 
 
 def test_a_worn_validation_set_is_said_and_does_not_reject() -> None:
-    worn = gate(earlier_looks=30, max_looks=30)
-    assert (worn.verdict, worn.looks) == ("approved", 31)
-    assert worn.reasons[-1].startswith("The validation set is worn: this is decision 31")
-    fresh = gate(earlier_looks=29, max_looks=30)
+    overused = gate(earlier_decisions=30, max_holdout_reuse=30)
+    assert (overused.verdict, overused.holdout_reuse) == ("approved", 31)
+    assert overused.reasons[-1].startswith("The validation set has been used often: this is decision 31")
+    fresh = gate(earlier_decisions=29, max_holdout_reuse=30)
     assert len(fresh.reasons) == 1
-    assert not any("worn" in reason for reason in fresh.reasons)
+    assert not any("overused" in reason for reason in fresh.reasons)
 
 
 def test_every_failed_rule_is_a_reason() -> None:
-    poor = challenger(figures={"balanced_accuracy": estimate(0.5), "macro_auc": estimate(0.6)})
+    poor = challenger(metrics={"balanced_accuracy": estimate(0.5), "macro_auc": estimate(0.6)})
     rejected = gate(evaluation(poor), run_kind="backfill", as_of=CHAMPION.as_of)
     assert len(rejected.reasons) == len(rejecting(rejected)) == 4

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from bcc_ops.artifacts import Estimate, ModelDocument
 from bcc_ops.exceptions import ConfigError
+from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.promotion.approval import approval_text
 from bcc_ops.promotion.model_card import MISSING, WRITTEN_BY_PEOPLE, RunDocuments, read_template, render_model_card
-from bcc_ops.promotion.registry import ModelRegistry
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import Estimate, ModelDocument
+from bcc_ops.runs.object_store import ObjectStore
 from tests.unit.promotion.samples import model_document
 from tests.unit.report import samples
 
@@ -36,8 +36,8 @@ def card_of(template: str = "", model: ModelDocument | None = None, **changes: A
     """The card of a run's documents, some of them changed."""
     documents: dict[str, Any] = {
         "snapshot": samples.snapshot_document(),
-        "validation": samples.validation_document(),
-        "class_weights": samples.class_weights_document(),
+        "checks": samples.checks_document(),
+        "split": samples.split_document(),
         "training": samples.training_document(),
         "evaluation": samples.evaluation_document(),
         "gate": samples.gate_document("approved"),
@@ -75,12 +75,12 @@ def test_the_images_are_shown_as_a_flow_that_adds_up() -> None:
 
 def test_figures_come_with_their_intervals_and_missing_ones_with_their_reason() -> None:
     evaluation = samples.evaluation_document()
-    challenger = evaluation.challenger.model_copy(update={"macro_auc": Estimate.missing("there is no image of normal")})
+    challenger = evaluation.challenger.model_copy(update={"macro_auc": Estimate.missing("there is not an image of normal")})
     card = card_of(evaluation=evaluation.model_copy(update={"challenger": challenger}))
-    figures = section(card, "Figures on the validation images")
-    assert "not available: there is no image of normal" in figures
+    metrics = section(card, "Metrics on the validation images")
+    assert "not available: there is not an image of normal" in metrics
     assert "| malignant sensitivity there | 0.880 (0.830 to 0.930) |" in card
-    assert "2000 bootstrap resamples by near-copy group" in figures
+    assert "2000 bootstrap resamples by near-duplicate group" in metrics
 
 
 def test_the_comparison_names_the_champion_and_what_was_left_out() -> None:
@@ -96,29 +96,29 @@ def test_the_card_tells_what_the_comparison_may_have_missed_and_what_a_warm_star
     comparison = evaluation.comparison.model_copy(update={"caution": "3 images are gone."})
     card = card_of(evaluation=evaluation.model_copy(update={"comparison": comparison}))
     assert "3 images are gone." in section(card, "Against the champion before it")
-    assert "Training started from champion v1." in section(card, "Figures on the validation images")
+    assert "Training started from champion v1." in section(card, "Metrics on the validation images")
     assert "None" not in section(card_of(), "Against the champion before it")
 
 
-def test_a_card_of_made_up_images_says_so_before_anything_else() -> None:
-    card = card_of(model=model_document(REGISTRY, b"w", made_up=True))
-    assert card.splitlines()[2] == "> **The images are made up: no figure below says anything about any patient.**"
+def test_a_card_of_synthetic_images_says_so_before_anything_else() -> None:
+    card = card_of(model=model_document(REGISTRY, b"w", synthetic=True))
+    assert card.splitlines()[2] == "> **The images are synthetic: no metric below says anything about any patient.**"
 
 
 def test_limits_follow_from_what_the_run_could_and_could_not_do() -> None:
     limits = section(card_of(), "Known limits")
     assert "Patients are not known" in limits and "Not evaluated on images from another site" in limits
-    by_patient = card_of(class_weights=samples.class_weights_document(split_unit="patient"))
+    by_patient = card_of(split=samples.split_document(grouping="patient"))
     assert "Patients are not known" not in by_patient
 
 
 def test_a_pipe_or_a_line_break_in_a_name_does_not_break_a_table() -> None:
-    broken = samples.class_weights_document(
+    broken = samples.split_document(
         classes=("benign", "mal|ign\nant", "normal"),
         counts={part: {"benign": 1, "mal|ign\nant": 2, "normal": 3} for part in ("train", "tuning", "validation")},
         weights={"benign": 1.0, "mal|ign\nant": 1.0, "normal": 1.0},
     )
-    assert "| mal\\|ign ant | 2 | 2 | 2 | 1.000 |" in card_of(class_weights=broken)
+    assert "| mal\\|ign ant | 2 | 2 | 2 | 1.000 |" in card_of(split=broken)
 
 
 def test_the_same_documents_give_the_same_bytes() -> None:
@@ -140,15 +140,15 @@ def test_the_question_to_a_person_has_the_verdict_every_rule_and_the_report() ->
     assert subject == "May the breast-ultrasound model of 2026-11-22 02:00 UTC replace champion 20261115T020000Z-3f9c2a1b?"
     assert "[Report of the run](/bcc/runs/d/r/report)" in body
     assert all(rule.sentence in body for rule in gate.rules)
-    assert "| max_looks | – |" in body and "| min_macro_auc | yes |" in body
-    assert "made up" not in body
+    assert "| max_holdout_reuse | – |" in body and "| min_macro_auc | yes |" in body
+    assert "synthetic" not in body
 
 
-def test_the_question_about_made_up_images_says_so() -> None:
-    first = samples.gate_document("approved_without_champion", made_up=True, champion_version=None)
+def test_the_question_about_synthetic_images_says_so() -> None:
+    first = samples.gate_document("approved_without_champion", synthetic=True, champion_version=None)
     subject, body = approval_text(first, samples.PATHS, "/r")
     assert subject.endswith("become the first champion?")
-    assert body.startswith("**The images are made up")
+    assert body.startswith("**The images are synthetic")
 
 
 def test_a_template_without_end_is_refused(tmp_path):

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from bcc_ops.artifacts import Document, PromotionDocument
 from bcc_ops.exceptions import StorageUnavailable
+from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.promotion.model_card import RunDocuments
-from bcc_ops.promotion.registry import ModelRegistry
 from bcc_ops.promotion.run_upload import model_document, upload_run
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import Document, PromotionDocument
+from bcc_ops.runs.object_store import ObjectStore
 from tests.unit.promotion.samples import client_error, failing_registry
 from tests.unit.report import samples
 
@@ -22,8 +22,8 @@ OFFLINE = ModelRegistry(ObjectStore(None, "bucket"), "models")  # type: ignore[a
 def documents(**changes: Document) -> RunDocuments:
     kept: dict[str, Any] = {
         "snapshot": samples.snapshot_document(),
-        "validation": samples.validation_document(),
-        "class_weights": samples.class_weights_document(),
+        "checks": samples.checks_document(),
+        "split": samples.split_document(),
         "training": samples.training_document(),
         "evaluation": samples.evaluation_document(champion=False),
         "gate": samples.gate_document("approved_without_champion", champion_version=None, champion_etag=None),
@@ -44,11 +44,11 @@ def test_whatever_the_model_card_tells_changes_the_name() -> None:
     base = documents()
     others = [
         name_of(documents(snapshot=base.snapshot.model_copy(update={"prefix": "other"}))),
-        name_of(documents(validation=base.validation.model_copy(update={"warnings": ("look",)}))),
-        name_of(documents(class_weights=base.class_weights.model_copy(update={"salt": "s"}))),
+        name_of(documents(checks=base.checks.model_copy(update={"warnings": ("look",)}))),
+        name_of(documents(split=base.split.model_copy(update={"salt": "s"}))),
         name_of(documents(training=base.training.model_copy(update={"seconds": 499.0}))),
         name_of(documents(evaluation=base.evaluation.model_copy(update={"external_note": "3 images"}))),
-        name_of(documents(gate=base.gate.model_copy(update={"looks": 5}))),
+        name_of(documents(gate=base.gate.model_copy(update={"holdout_reuse": 5}))),
         name_of(base, "## Contact\nana"),
     ]
     assert len({name_of(base), *others}) == 8
@@ -78,7 +78,7 @@ def test_an_upload_that_was_cut_short_goes_on_after_the_gate_has_decided_again(
     with pytest.raises(StorageUnavailable):
         upload(dying, first)
     registry = ModelRegistry(store, "models")
-    done = upload(registry, documents(training=trained, gate=first.gate.model_copy(update={"looks": 5})))
+    done = upload(registry, documents(training=trained, gate=first.gate.model_copy(update={"holdout_reuse": 5})))
     assert done.promoted
     assert registry.model(done.version).model.sha256 == model.sha256
     assert "had served 4 gate decisions" in store.get(registry.key(done.version, "model_card.md")).decode()

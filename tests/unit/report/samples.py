@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from bcc_ops.artifacts import (
+from bcc_ops.config import RetrainingConfig
+from bcc_ops.runs.documents import (
     Calibration,
     ChampionDocument,
     ChampionMove,
+    ChecksDocument,
     ClassEvaluation,
-    ClassWeightsDocument,
     Comparison,
     ConfigDocument,
     Document,
@@ -39,13 +40,12 @@ from bcc_ops.artifacts import (
     SliceEvaluation,
     SnapshotChange,
     SnapshotDocument,
+    SplitDocument,
     TrainingDocument,
-    ValidationDocument,
 )
-from bcc_ops.config import RetrainingConfig
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
-from bcc_ops.tables import write_predictions
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.tables import write_predictions
 
 AS_OF = datetime(2026, 11, 22, 2, 0, tzinfo=timezone.utc)
 RUN_ID = "scheduled__2026-11-22T02:00:00+00:00"
@@ -98,12 +98,12 @@ def snapshot_document(**changes: Any) -> SnapshotDocument:
     return SnapshotDocument(**{**fields, **changes})
 
 
-def validation_document(**changes: Any) -> ValidationDocument:
+def checks_document(**changes: Any) -> ChecksDocument:
     fields: dict[str, Any] = {
         "snapshot_digest": "d" * 64,
         "checked": 623,
         "usable": {"benign": 343, "malignant": 166, "normal": 108},
-        "made_up": 0,
+        "synthetic": 0,
         "converted": {"RGBA": 17, "L": 4},
         "refused": (
             RefusedImage(key="images/benign/benign (12).png", reason="damaged", detail="image file is truncated"),
@@ -135,7 +135,7 @@ def validation_document(**changes: Any) -> ValidationDocument:
         "warnings": ("malignant: the contrast of the new images differs from the earlier ones",),
         "contents": reference("contents.parquet"),
     }
-    return ValidationDocument(**{**fields, **changes})
+    return ChecksDocument(**{**fields, **changes})
 
 
 def drift(label: str, quantity: str, statistic: float, p_value: float, warning: bool) -> DriftFinding:
@@ -151,7 +151,7 @@ def drift(label: str, quantity: str, statistic: float, p_value: float, warning: 
     )
 
 
-def class_weights_document(**changes: Any) -> ClassWeightsDocument:
+def split_document(**changes: Any) -> SplitDocument:
     fields: dict[str, Any] = {
         "classes": CLASSES,
         "counts": {
@@ -160,17 +160,17 @@ def class_weights_document(**changes: Any) -> ClassWeightsDocument:
             "validation": {"benign": 69, "malignant": 33, "normal": 22},
         },
         "weights": {"benign": 0.6, "malignant": 1.236, "normal": 1.913},
-        "split_unit": "near-copy group",
+        "grouping": "near-duplicate group",
         "validation_fraction": 0.2,
         "tuning_fraction": 0.15,
         "salt": "",
         "carried_forward": 605,
         "previous_run": "20261121T020000Z__x",
-        "left_out": (LeftOutImage(key="images/normal/normal (9).png", reason="near copy of images on both sides"),),
+        "left_out": (LeftOutImage(key="images/normal/normal (9).png", reason="near-duplicate of images on both sides"),),
         "validation_digest": "v" * 64,
         "split": reference("split.parquet"),
     }
-    return ClassWeightsDocument(**{**fields, **changes})
+    return SplitDocument(**{**fields, **changes})
 
 
 def epochs(count: int = 12) -> tuple[EpochRow, ...]:
@@ -229,7 +229,7 @@ def training_document(**changes: Any) -> TrainingDocument:
         "peak_memory_mb": 2210.0,
         "snapshot_digest": "d" * 64,
         "config_digest": "c" * 64,
-        "made_up": False,
+        "synthetic": False,
         "history": reference("history.csv"),
         "model": reference("model.h5"),
     }
@@ -284,7 +284,7 @@ def model_evaluation(columns: dict[str, list[Any]], model: str = "challenger", s
         )
         for part in order
     )
-    balanced = float(np.mean([figures.sensitivity.value for figures in per_class.values()]))
+    balanced = float(np.mean([metrics.sensitivity.value for metrics in per_class.values()]))
     return ModelEvaluation(
         images=len(truth),
         groups=len(set(columns["group"])),
@@ -314,7 +314,7 @@ def evaluation_document(columns: dict[str, list[Any]] | None = None, champion: b
     comparison = Comparison(
         champion_version="20261115T020000Z-3f9c2a1b",
         champion_as_of=AS_OF - timedelta(days=7),
-        champion_made_up=False,
+        champion_synthetic=False,
         left_out={"in the champion's train partition": 4},
         challenger=challenger,
         champion=model_evaluation(columns, "champion", -0.03),
@@ -331,7 +331,7 @@ def evaluation_document(columns: dict[str, list[Any]] | None = None, champion: b
         "classes": CLASSES,
         "positive_class": "malignant",
         "as_of": AS_OF,
-        "made_up": False,
+        "synthetic": False,
         "validation_digest": "v" * 64,
         "challenger": challenger,
         "comparison": comparison if champion else None,
@@ -352,7 +352,7 @@ def evaluation_document(columns: dict[str, list[Any]] | None = None, champion: b
         "external_note": None,
         "bootstrap_resamples": 2000,
         "bootstrap_seed": 20261122,
-        "bootstrap_unit": "near-copy group",
+        "bootstrap_grouping": "near-duplicate group",
         "model": reference("model.h5"),
         "predictions": reference("predictions.parquet"),
     }
@@ -379,27 +379,27 @@ def gate_document(verdict: str = "rejected", **changes: Any) -> GateDocument:
                 "Malignant sensitivity may lie 0.118 below the champion's; 0.050 is allowed.",
             ),
             RuleResult(
-                rule="max_looks",
+                rule="max_holdout_reuse",
                 passed=True,
                 applies=False,
-                figure=4,
+                value=4,
                 threshold=30,
-                sentence="The validation set was looked at 4 times; from 30 on it counts as worn.",
+                sentence="The validation set was looked at 4 times; from 30 on it counts as overused.",
             ),
         ),
         "as_of": AS_OF,
-        "made_up": False,
+        "synthetic": False,
         "champion_version": "20261115T020000Z-3f9c2a1b",
         "champion_etag": "e" * 32,
         "validation_digest": "v" * 64,
-        "looks": 4,
+        "holdout_reuse": 4,
         "evaluation": reference("evaluation.json"),
     }
     return GateDocument(**{**fields, **changes})
 
 
-def rule(name: str, passed: bool, figure: float, threshold: float, sentence: str) -> RuleResult:
-    return RuleResult(rule=name, passed=passed, applies=True, figure=figure, threshold=threshold, sentence=sentence)
+def rule(name: str, passed: bool, metric: float, threshold: float, sentence: str) -> RuleResult:
+    return RuleResult(rule=name, passed=passed, applies=True, value=metric, threshold=threshold, sentence=sentence)
 
 
 def promotion_document(**changes: Any) -> PromotionDocument:
@@ -425,7 +425,7 @@ def model_document(version: str = "20261115T020000Z-3f9c2a1b", **changes: Any) -
         "architecture": "efficientnet_lite0",
         "operating_point": model_evaluation(predictions()).operating_point,
         "temperature": 1.2,
-        "made_up": False,
+        "synthetic": False,
         "as_of": AS_OF - timedelta(days=7),
         "run": "20261115T020000Z__scheduled__x",
         "snapshot_digest": "d" * 64,
@@ -441,7 +441,7 @@ def champion_document(**changes: Any) -> ChampionDocument:
         "version": "20261115T020000Z-3f9c2a1b",
         "sha256": "a" * 64,
         "as_of": AS_OF - timedelta(days=7),
-        "made_up": False,
+        "synthetic": False,
         "run": "20261115T020000Z__scheduled__x",
         "at": AS_OF - timedelta(days=7) + timedelta(minutes=40),
         "by": "the gate",
@@ -451,7 +451,7 @@ def champion_document(**changes: Any) -> ChampionDocument:
                 version="20261101T020000Z-11112222",
                 sha256="b" * 64,
                 as_of=AS_OF - timedelta(days=21),
-                made_up=False,
+                synthetic=False,
                 run="20261101T020000Z__scheduled__x",
                 at=AS_OF - timedelta(days=21),
                 by="ada",
@@ -463,13 +463,13 @@ def champion_document(**changes: Any) -> ChampionDocument:
 
 
 def whole_run(verdict: str = "rejected", champion: bool = True, images: int = 124, **changes: Any) -> dict[str, bytes]:
-    """Every document of a run, by file name, as it lies in the bucket. `changes` replace documents; None removes one."""
+    """Every document of a run, by file name, as it is in the bucket. `changes` replace documents; None removes one."""
     columns = predictions(images)
     documents: dict[str, Document | bytes | None] = {
         "config.json": config_document(epochs=20),
         "snapshot.json": snapshot_document(),
-        "validation.json": validation_document(),
-        "class_weights.json": class_weights_document(),
+        "checks.json": checks_document(),
+        "split.json": split_document(),
         "training.json": training_document(),
         "history.csv": history_csv(epochs()),
         "evaluation.json": evaluation_document(columns, champion),

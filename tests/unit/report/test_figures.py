@@ -13,12 +13,12 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from bcc_ops.artifacts import Estimate
 from bcc_ops.report import figures
-from bcc_ops.report.cases import WrongCase
+from bcc_ops.report.misclassified import MisclassifiedImage
 from bcc_ops.report.plots import draw_plots
-from bcc_ops.report.run_history import RunSummary
-from bcc_ops.report.run_record import RunRecord, read_record
+from bcc_ops.runs.documents import Estimate
+from bcc_ops.runs.history import RunSummary
+from bcc_ops.runs.record import RunRecord, read_record
 from tests.unit.report import samples
 
 PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
@@ -75,19 +75,19 @@ def test_without_champion_no_difference_is_drawn() -> None:
 
 def test_the_same_documents_give_the_same_bytes() -> None:
     def once() -> bytes:
-        return figures.to_png(figures.history_figure(samples.epochs(), 8, (5,)), made_up=True)
+        return figures.to_png(figures.history_figure(samples.epochs(), 8, (5,)), synthetic=True)
 
     assert once() == once()
 
 
-def test_made_up_plots_carry_a_strip() -> None:
+def test_synthetic_plots_carry_a_strip() -> None:
     plain, marked = (
-        Image.open(io.BytesIO(figures.to_png(figures.history_figure(samples.epochs(), 8), made_up=made_up)))
-        for made_up in (False, True)
+        Image.open(io.BytesIO(figures.to_png(figures.history_figure(samples.epochs(), 8), synthetic=synthetic)))
+        for synthetic in (False, True)
     )
     assert marked.height == plain.height + 48
     assert marked.getpixel((5, 5)) == (255, 227, 163)
-    assert "MADE-UP" in words(figures._made_up_strip(9))
+    assert "MADE-UP" in words(figures._synthetic_strip(9))
 
 
 def test_history_marks_the_best_epoch_and_where_it_resumed() -> None:
@@ -142,12 +142,14 @@ def test_trend_draws_runs_without_figures_too() -> None:
 def test_gallery_holds_any_number_of_cases_with_and_without_heat(count: int) -> None:
     grey = np.full((32, 32, 3), 90, np.uint8)
     for heat in (None, np.ones((4, 4), np.float32)):
-        entries = [figures.GalleryEntry(WrongCase(f"k/{n}.png", "malignant", "benign", 0.1), grey, heat) for n in range(count)]
+        entries = [
+            figures.GalleryEntry(MisclassifiedImage(f"k/{n}.png", "malignant", "benign", 0.1), grey, heat) for n in range(count)
+        ]
         figure = figures.gallery_figure(entries, "Missed", "malignant", "note")
         text = words(figure)
         assert (text.count("is malignant"), text.count("malignant 0.10")) == (count, count)
         assert text.count("taken for benign") == (0 if heat is None else count)
-        assert figures.to_png(figure, made_up=False)
+        assert figures.to_png(figure, synthetic=False)
 
 
 HOSTILE_NAMES = (r"$\x$.png", "price $5_$ .png", "$", "a$b$c", "two\nlines\t.png", "\x00\x1b[31m.png", "\u202egnp.exe", "x" * 500)
@@ -156,16 +158,16 @@ HOSTILE_NAMES = (r"$\x$.png", "price $5_$ .png", "$", "a$b$c", "two\nlines\t.png
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_a_file_name_is_drawn_as_it_is_and_never_typeset(name: str) -> None:
     grey = np.full((32, 32, 3), 90, np.uint8)
-    entries = [figures.GalleryEntry(WrongCase(f"k/{name}", "malignant", "benign", 0.1), grey, None)]
+    entries = [figures.GalleryEntry(MisclassifiedImage(f"k/{name}", "malignant", "benign", 0.1), grey, None)]
     figure = figures.gallery_figure(entries, "Missed", "malignant", "note")
-    assert figures.to_png(figure, made_up=False)
+    assert figures.to_png(figure, synthetic=False)
     if name.startswith("$"):
         assert any(name in text.get_text() for text in figure.findobj(Text))
 
 
 def test_drawing_leaves_no_state_behind() -> None:
     before = dict(matplotlib.rcParams)
-    figures.to_png(figures.drift_figure(samples.validation_document().drift), made_up=True)
+    figures.to_png(figures.drift_figure(samples.checks_document().drift), synthetic=True)
     assert dict(matplotlib.rcParams) == before
 
 

@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bcc_ops.artifacts import ApprovalDocument, Estimate
 from bcc_ops.report.page import (
     RunRow,
     decimals,
@@ -21,9 +20,10 @@ from bcc_ops.report.page import (
     verdict_of,
 )
 from bcc_ops.report.progress import PIPELINE, RunProgress, TaskProgress
-from bcc_ops.report.run_history import summarise_run
-from bcc_ops.report.run_record import RUN_DOCUMENTS, RunRecord, read_record
-from bcc_ops.run_paths import PLOTS
+from bcc_ops.runs.documents import ApprovalDocument, Estimate
+from bcc_ops.runs.history import summarise_run
+from bcc_ops.runs.paths import PLOTS
+from bcc_ops.runs.record import RUN_DOCUMENTS, RunRecord, read_record
 from tests.unit.report import samples
 
 
@@ -84,10 +84,10 @@ def test_no_champion_is_told() -> None:
     assert "Approved, with no champion to compare with" in page
 
 
-def test_made_up_images_are_told_on_top() -> None:
-    assert "Made-up images" not in render(record())
-    page = render(record(validation__json=samples.validation_document(made_up=3)))
-    assert page.index("Made-up images") < page.index("Rejected")
+def test_synthetic_images_are_told_on_top() -> None:
+    assert "Synthetic images" not in render(record())
+    page = render(record(checks__json=samples.checks_document(synthetic=3)))
+    assert page.index("Synthetic images") < page.index("Rejected")
 
 
 def test_promotion_tells_version_and_approver() -> None:
@@ -174,8 +174,8 @@ def test_the_list_of_runs_tells_a_refused_approval_from_an_approved_model() -> N
 
 
 def test_a_worn_validation_set_is_a_warning_and_no_failure() -> None:
-    worn = samples.gate_document("approved").rules[-1].model_copy(update={"passed": False, "figure": 31.0})
-    page = render(record("approved", gate__json=samples.gate_document("approved", rules=(worn,))))
+    overused = samples.gate_document("approved").rules[-1].model_copy(update={"passed": False, "metric": 31.0})
+    page = render(record("approved", gate__json=samples.gate_document("approved", rules=(overused,))))
     assert "! warns" in page
     assert "✗ fails" not in page
 
@@ -200,9 +200,9 @@ def test_page_below_a_base_path_links_there() -> None:
 
 def test_long_lists_are_cut_and_say_so() -> None:
     refused = [{"key": f"images/benign/{number}.png", "reason": "damaged", "detail": ""} for number in range(5000)]
-    page = render(record(validation__json=samples.validation_document(refused=tuple(refused))))
+    page = render(record(checks__json=samples.checks_document(refused=tuple(refused))))
     assert page.count("images/benign/1") < 200
-    assert "and 4\u202f800 more, in validation.json" in page
+    assert "and 4\u202f800 more, in checks.json" in page
 
 
 class Reader(HTMLParser):

@@ -1,4 +1,4 @@
-"""Publishing: what lies in the run's folder afterwards, whatever was there before."""
+"""Publishing: what is in the run's folder afterwards, whatever was there before."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from PIL import Image
 
 from bcc_ops.exceptions import ObjectChanged
 from bcc_ops.report.publish import earlier_runs, publish_report
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
-from bcc_ops.tables import SplitRow, write_rows
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.tables import SplitRow, write_rows
 from tests.unit.report import samples
 
-HANDED_IN = ("snapshot", "validation", "class_weights", "training", "evaluation", "gate")
+HANDED_IN = ("snapshot", "checks", "split", "training", "evaluation", "gate")
 COLUMNS = samples.predictions(60)
 
 
 def put_run(store: ObjectStore, verdict: str = "rejected", **changes: Any) -> dict[str, dict[str, str] | None]:
     """Lay a run's documents down and return the references that its tasks would hand in."""
     predictions = store.put_referenced(samples.PATHS.document("predictions.parquet"), samples.predictions_parquet(COLUMNS))
-    weights = samples.class_weights_document(split=None)
+    weights = samples.split_document(table=None)
     evaluation = samples.evaluation_document(COLUMNS, predictions=predictions, model=None)
-    run = samples.whole_run(verdict, **{"class_weights__json": weights, "evaluation__json": evaluation, **changes})
+    run = samples.whole_run(verdict, **{"split__json": weights, "evaluation__json": evaluation, **changes})
     run.pop("predictions.parquet")
     references = {name: store.put_referenced(samples.PATHS.document(name), content).to_xcom() for name, content in run.items()}
     return {f"{name}.json": references.get(f"{name}.json") for name in HANDED_IN}
@@ -109,9 +109,9 @@ def test_images_that_changed_since_cost_the_pictures_only(store: ObjectStore) ->
     assert "roc.png" in plots_in(store)
 
 
-def test_made_up_images_mark_every_plot_and_the_page(store: ObjectStore, fetch: Any) -> None:
-    references = put_run(store, validation__json=samples.validation_document(made_up=60))
-    assert "Made-up images." in publish(store, references, fetch)
+def test_synthetic_images_mark_every_plot_and_the_page(store: ObjectStore, fetch: Any) -> None:
+    references = put_run(store, checks__json=samples.checks_document(synthetic=60))
+    assert "Synthetic images." in publish(store, references, fetch)
     for name in plots_in(store):
         content = store.get(f"{samples.PATHS.folder}/plots/{name}")
         assert Image.open(io.BytesIO(content)).getpixel((3, 3)) == (255, 227, 163), name
@@ -121,7 +121,7 @@ def test_made_up_images_mark_every_plot_and_the_page(store: ObjectStore, fetch: 
 def test_augmentations_are_drawn_of_a_train_image_a_class(store: ObjectStore, fetch: Any) -> None:
     rows = [SplitRow(f"images/{label}/t.png", "0", label, "g", "train") for label in samples.CLASSES]
     split = store.put_referenced(samples.PATHS.document("split.parquet"), write_rows(SplitRow, rows))
-    references = put_run(store, class_weights__json=samples.class_weights_document(split=split))
+    references = put_run(store, split__json=samples.split_document(table=split))
     publish(store, references, fetch)
     assert "augmentations.png" in plots_in(store)
 

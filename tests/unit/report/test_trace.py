@@ -10,11 +10,11 @@ import pytest
 
 from bcc_ops import cli
 from bcc_ops.config import Settings
-from bcc_ops.promotion.registry import ModelRegistry
+from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.report.trace import trace_image
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
-from bcc_ops.tables import ContentRow, ImageRow, SplitRow, write_rows
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.tables import ContentRow, ImageRow, SplitRow, write_rows
 from tests.unit.promotion.samples import NOW, upload
 from tests.unit.report import samples
 
@@ -86,14 +86,14 @@ def test_every_place_is_named(make_store: object, tmp_path: Path) -> None:
 def test_galleries_that_show_it_are_named(store: ObjectStore, settings: Settings) -> None:
     for name, content in samples.whole_run().items():
         store.put(samples.PATHS.document(name), content)
-    from bcc_ops.artifacts import EvaluationDocument
-    from bcc_ops.report.cases import wrong_cases
-    from bcc_ops.tables import read_predictions
+    from bcc_ops.report.misclassified import find_misclassified
+    from bcc_ops.runs.documents import EvaluationDocument
+    from bcc_ops.runs.tables import read_predictions
 
     evaluation = store.load_key(EvaluationDocument, samples.PATHS.document("evaluation.json"))
     predictions = read_predictions(store.get(samples.PATHS.document("predictions.parquet")))
     point = evaluation.challenger.operating_point.threshold
-    missed = wrong_cases(predictions, evaluation.classes, evaluation.positive_class, point).missed
+    missed = find_misclassified(predictions, evaluation.classes, evaluation.positive_class, point).missed
     key = missed[0].key
     store.put(
         samples.PATHS.document("contents.parquet"),

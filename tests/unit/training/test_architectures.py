@@ -21,7 +21,7 @@ from bcc_ops.training.architectures import (
     copy_matching_weights,
     drop_class_biases,
     efficientnet_lite0,
-    emphasise,
+    scale_odds,
     with_mirror_image,
 )
 from bcc_ops.training.pretrained import efficientnet_lite0_weights
@@ -148,11 +148,11 @@ def _classifier(imagenet: dict[str, np.ndarray], seed: int = 3) -> keras.Model:
     return build_classifier("efficientnet_lite0", 64, 3, dropout=0.3, weights=imagenet, frozen_part=0.3)
 
 
-def test_emphasis_multiplies_the_odds_of_a_class(imagenet: dict[str, np.ndarray]) -> None:
+def test_odds_factor_multiplies_the_odds_of_a_class(imagenet: dict[str, np.ndarray]) -> None:
     classifier = _classifier(imagenet)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.float32)
     before = classifier.predict_on_batch(pixels)
-    emphasise(classifier, [1, 2, 1])
+    scale_odds(classifier, [1, 2, 1])
     after = classifier.predict_on_batch(pixels)
 
     np.testing.assert_allclose(after[:, 1] / after[:, 0], 2 * before[:, 1] / before[:, 0], rtol=1e-4)
@@ -182,11 +182,11 @@ def saved(imagenet: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFact
     for flip in (False, True):
         classifier = _classifier(imagenet)
         weights = classifier.get_weights()
-        emphasise(classifier, [1, 2, 1])
+        scale_odds(classifier, [1, 2, 1])
         classifier.compile("adam", "categorical_crossentropy")
         model = with_mirror_image(classifier) if flip else classifier
         expected[flip] = model.predict_on_batch(pixels)
-        paths[flip] = save_model(classifier, weights, folder / f"{flip}.h5", test_time_flip=flip, emphasis=[1, 2, 1])
+        paths[flip] = save_model(classifier, weights, folder / f"{flip}.h5", test_time_flip=flip, odds_factor=[1, 2, 1])
     script = (
         "import sys, json, keras, numpy as np\n"
         "for path in sys.argv[2:]:\n"

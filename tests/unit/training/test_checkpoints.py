@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bcc_ops.artifacts import EpochRow
 from bcc_ops.exceptions import AccessDenied, StorageUnavailable
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.documents import EpochRow
+from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.training.checkpoints import Checkpoint, CheckpointFolder
 
 FOLDER = "artifacts/checkpoints/abc-def"
@@ -119,7 +119,7 @@ def test_a_bucket_that_fails_costs_a_warning_and_no_training(
 
     folder.save(_checkpoint(2))
 
-    assert "does not lie in the bucket" in caplog.text
+    assert "does not be in the bucket" in caplog.text
     assert folder.path.exists()
 
 
@@ -134,7 +134,7 @@ def test_a_disk_that_fails_costs_a_warning_and_the_bucket_has_it(
 
     folder.save(_checkpoint(2))
 
-    assert "does not lie on this worker: the disk of" in caplog.text
+    assert "does not be on this worker: the disk of" in caplog.text
     assert list(folder.path.parent.iterdir()) == [], "what was written until then fills the disk"
     found = folder.load()
     assert found is not None

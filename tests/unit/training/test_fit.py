@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bcc_ops.artifacts import EpochRow
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.input_pipeline import Pixels
 from bcc_ops.exceptions import DivergedError, OutOfMemory, TrainingInterrupted
+from bcc_ops.runs.documents import EpochRow
 from bcc_ops.training.architectures import build_classifier
 from bcc_ops.training.checkpoints import CheckpointFolder
 from bcc_ops.training.devices import Devices, prepare_devices
@@ -35,7 +35,7 @@ from bcc_ops.training.fit import (
 
 CLASSES = ("benign", "malignant", "normal")
 SIDE = 46
-KNOBS: dict[str, Any] = {
+PARAMS: dict[str, Any] = {
     "architecture": "cnn",
     "weights": "none",
     "image_size": SIDE,
@@ -81,9 +81,9 @@ def _train(
     on_epoch: Callable[[Sequence[EpochRow]], None] = lambda rows: None,
     warm_started_from: str | None = None,
     network: Callable[[float], keras.Model] = _classifier,
-    **knobs: Any,
+    **parameters: Any,
 ) -> TrainingRecord:
-    config = RetrainingConfig.resolve({**KNOBS, **knobs})
+    config = RetrainingConfig.resolve({**PARAMS, **parameters})
     devices = prepare_devices(config.seed, config.deterministic, config.mixed_precision)
     return train(
         network(config.dropout),
@@ -99,7 +99,7 @@ def _train(
     )
 
 
-def _figures(record: TrainingRecord) -> list[tuple[float, ...]]:
+def _metrics(record: TrainingRecord) -> list[tuple[float, ...]]:
     return [(r.loss, r.accuracy, r.tuning_loss, r.tuning_balanced_accuracy, r.learning_rate) for r in record.rows]
 
 
@@ -115,12 +115,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainingRecord:
 def test_the_same_seed_gives_the_same_figures_and_weights(undisturbed: TrainingRecord, tmp_path: Path) -> None:
     again = _train(tmp_path)
 
-    assert _figures(again) == _figures(undisturbed)
+    assert _metrics(again) == _metrics(undisturbed)
     assert _same_weights(again, undisturbed)
 
 
 def test_another_seed_gives_others(undisturbed: TrainingRecord, tmp_path: Path) -> None:
-    assert _figures(_train(tmp_path, seed=8)) != _figures(undisturbed)
+    assert _metrics(_train(tmp_path, seed=8)) != _metrics(undisturbed)
 
 
 class _Dies(Exception):
@@ -138,7 +138,7 @@ def test_a_training_that_died_ends_with_the_figures_of_an_undisturbed_one(undist
     resumed = _train(tmp_path)
 
     assert resumed.resumed_after == (1, 3)
-    assert _figures(resumed) == _figures(undisturbed)
+    assert _metrics(resumed) == _metrics(undisturbed)
     assert resumed.best_epoch == undisturbed.best_epoch
     assert _same_weights(resumed, undisturbed)
 
@@ -151,7 +151,7 @@ def test_training_stops_within_a_batch_and_keeps_its_checkpoint(undisturbed: Tra
 
     resumed = _train(tmp_path)
     assert resumed.resumed_after == (2,)
-    assert _figures(resumed) == _figures(undisturbed)
+    assert _metrics(resumed) == _metrics(undisturbed)
 
 
 def test_a_resumed_training_names_the_champion_that_its_first_attempt_started_with(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_checkpoint_of_another_network_is_ignored_with_a_warning(
 
     assert "another shape" in caplog.text
     assert record.resumed_after == ()
-    assert _figures(record) == _figures(undisturbed)
+    assert _metrics(record) == _metrics(undisturbed)
 
 
 LOSSES = [
@@ -358,7 +358,7 @@ def test_training_in_16_bits_resumes_as_it_would_have_gone_on(tmp_path: Path, mo
         keras.config.set_dtype_policy("float32")
 
     assert resumed.resumed_after == (1,)
-    assert _figures(resumed) == _figures(undisturbed)
+    assert _metrics(resumed) == _metrics(undisturbed)
     assert all(array.dtype == np.float32 for array in resumed.weights)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bcc_ops.exceptions import WeightsUnavailable
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.training import pretrained
 from bcc_ops.training.pretrained import (
     backbone_weights,

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import insert
 
 from bcc_ops.config import Settings
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
 from tests.unit.report import samples
 
@@ -41,11 +41,11 @@ def _fill_database() -> None:
     from airflow.utils.session import create_session
     from airflow.utils.types import DagRunTriggeredByType, DagRunType
 
-    done = dict.fromkeys(("wait_for_new_images", "snapshot_dataset", "download_images", "validate_images"), "success")
+    done = dict.fromkeys(("wait_for_new_images", "snapshot_dataset", "download_images", "check_images"), "success")
     runs: dict[str, tuple[str, dict[str, str | None]]] = {
         samples.RUN_ID: ("success", {**done, "gate_model": "success", "upload_model": "skipped"}),
-        RUNNING: ("running", {**done, "compute_class_weights": "success", "train_model": "running", "evaluate_model": None}),
-        FAILED: ("failed", {**done, "compute_class_weights": "failed", "train_model": "upstream_failed"}),
+        RUNNING: ("running", {**done, "split_dataset": "success", "train_model": "running", "evaluate_model": None}),
+        FAILED: ("failed", {**done, "split_dataset": "failed", "train_model": "upstream_failed"}),
         SKIPPED: ("success", {"wait_for_new_images": "skipped", "snapshot_dataset": "skipped"}),
     }
     with create_session() as session:

@@ -16,8 +16,8 @@ from fastapi.testclient import TestClient
 
 from bcc_ops.config import Settings
 from bcc_ops.report.page import CONTENT_SECURITY_POLICY
-from bcc_ops.run_paths import RunPaths
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
 from local.s3_server import S3Server
 from tests.unit.report import samples
 from tests.unit.web.conftest import FAILED, RUNNING, SKIPPED
@@ -129,12 +129,12 @@ def test_a_folder_that_only_begins_with_the_runs_name_is_not_its_folder(make_cli
     assert make_client(filled_store).get(f"{RUN}/files/promotion.json").status_code == 404
 
 
-def test_script_in_keys_reasons_and_knobs_is_shown_as_text(make_client: Client, store: ObjectStore) -> None:
-    document = samples.validation_document(
+def test_script_in_keys_reasons_and_parameters_is_shown_as_text(make_client: Client, store: ObjectStore) -> None:
+    document = samples.checks_document(
         refused=({"key": f"images/{ATTACK}.png", "reason": ATTACK, "detail": f'"onmouseover={ATTACK}'},), warnings=(ATTACK,)
     )
     run = samples.whole_run(
-        validation__json=document,
+        checks__json=document,
         gate__json=samples.gate_document(reasons=(ATTACK,)),
         config__json=samples.config_document(patient_pattern=f"({ATTACK})"),
     )
@@ -209,8 +209,8 @@ def test_failed_report_names_the_task_to_look_at(make_client: Client, store: Obj
     paths = RunPaths.of("artifacts", samples.AS_OF, FAILED)
     store.put(paths.document("snapshot.json"), samples.whole_run()["snapshot.json"])
     page = make_client(store).get(f"/bcc/runs/bcc_retraining/{FAILED}/report").text
-    assert "compute_class_weights failed" in page
-    assert f'href="/dags/bcc_retraining/runs/{FAILED}/tasks/compute_class_weights"' in page
+    assert "split_dataset failed" in page
+    assert f'href="/dags/bcc_retraining/runs/{FAILED}/tasks/split_dataset"' in page
     assert "http-equiv" not in page
 
 
@@ -296,9 +296,9 @@ def silent_server() -> Iterator[str]:
 @pytest.mark.parametrize("away", ["refused", "silent"])
 def test_a_store_that_is_away_is_told(make_client: Client, monkeypatch: pytest.MonkeyPatch, address: str, away: str) -> None:
     from bcc_ops.config import Settings
-    from bcc_ops.web.airflow_side import ConnectedStore
+    from bcc_ops.web.airflow_metadata import ConnectedStore
 
-    monkeypatch.setattr("bcc_ops.web.airflow_side.READ_SECONDS", 0.2)
+    monkeypatch.setattr("bcc_ops.web.airflow_metadata.READ_SECONDS", 0.2)
     with silent_server() as silent:
         endpoint = silent if away == "silent" else "http://127.0.0.1:9"
         extra = {"endpoint_url": endpoint, "region_name": "us-east-1"}
@@ -316,7 +316,7 @@ def test_a_store_that_is_away_is_noticed_within_five_seconds_and_long_before_a_p
     shared_store: ObjectStore, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bcc_ops.config import Settings
-    from bcc_ops.web.airflow_side import ConnectedStore
+    from bcc_ops.web.airflow_metadata import ConnectedStore
     from bcc_ops.web.app import DEADLINE_SECONDS
 
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_server.airflow_connection)
@@ -366,7 +366,7 @@ def test_pages_of_a_store_that_hangs_leave_others_alone(make_client: Client) -> 
 
 def test_a_wrong_setting_is_told_in_a_page(make_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     from bcc_ops.config import Settings
-    from bcc_ops.web.airflow_side import ConnectedStore
+    from bcc_ops.web.airflow_metadata import ConnectedStore
 
     monkeypatch.setenv("BCC_POSITIVE_CLASS", "nothing")
     answer = make_client(ConnectedStore(Settings.from_environment)).get(f"{RUN}/report")

@@ -9,8 +9,8 @@ import psutil
 import pytest
 from fastapi.testclient import TestClient
 
-from bcc_ops.run_paths import PLOTS
-from bcc_ops.storage import ObjectStore
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import PLOTS
 from tests.factories.runs import put_large_run
 from tests.unit.report import samples
 

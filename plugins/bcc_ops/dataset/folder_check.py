@@ -1,0 +1,176 @@
+"""Check a labelled folder as a run checks its snapshot, without Airflow or S3: `python -m bcc_ops check`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bcc_ops.dataset.image_cache import sha256_of_file
+from bcc_ops.dataset.image_checks import ImageChecks, check_images
+from bcc_ops.dataset.snapshot import ImageRules, ListingBuilder, digest_of_images
+from bcc_ops.dataset.splits import Split, describe_split, split_images
+from bcc_ops.dataset.sync import LocalImage
+from bcc_ops.exceptions import NoImages, SplitError
+from bcc_ops.runs.documents import PARTITIONS, CheckDocument, IgnoredKeys
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from bcc_ops.config import RetrainingConfig
+
+_ROOT = "folder"
+_LISTED_AT_MOST = 12
+
+
+def check_folder(
+    folder: Path,
+    config: RetrainingConfig,
+    *,
+    classes: Sequence[str] | None = None,
+    memory_path: Path | None = None,
+    sheets: Path | None = None,
+) -> CheckDocument:
+    """Validate and split a folder that holds one folder per class.
+
+    Args:
+        folder: the labelled folder. Keys are paths below it.
+        config: the parameters of the sections "Checks" and "Split", and `ignore_patterns`.
+        classes: the classes' names; None takes every folder in it, by name.
+        memory_path: where what was learned of each content is kept for the next time; None forgets it.
+        sheets: a folder for contact sheets (PNG) of every conflict and of the pairs nearest the thresholds; None draws
+            none. They show the images: keep them where the images may be kept.
+
+    Raises:
+        NoImages: there is not an image in it, or no folder at all.
+        TooManyRefused: more than `max_refused_fraction` of the images are refused.
+    """
+    classes, images, ignored, checks = check_labelled_folder(folder, config, classes=classes, memory_path=memory_path)
+    if sheets is not None:
+        from bcc_ops.dataset.contact_sheets import draw_contact_sheets
+
+        draw_contact_sheets(checks, {image.key: image.path for image in images}, sheets)
+    return _describe(checks, ignored, config, classes)
+
+
+def check_labelled_folder(
+    folder: Path, config: RetrainingConfig, *, classes: Sequence[str] | None = None, memory_path: Path | None = None
+) -> tuple[tuple[str, ...], list[LocalImage], tuple[IgnoredKeys, ...], ImageChecks]:
+    """Validate a folder that holds one folder per class, without splitting it.
+
+    Takes and raises what `check_folder` does.
+
+    Returns:
+        The classes, the images and what was ignored, as listed; and the checks.
+    """
+    if not folder.is_dir():
+        raise NoImages(f"{folder} is not a folder")
+    classes = tuple(classes) if classes else tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    images, ignored, digest = _list_folder(folder, classes, config)
+    if not images:
+        raise NoImages(f"{folder} holds no image in a folder named after a class ({', '.join(classes) or 'there is none'})")
+    with tempfile.TemporaryDirectory(prefix="bcc-check-") as scratch:
+        checks = check_images(
+            images,
+            config,
+            memory_path=memory_path or Path(scratch) / "contents.sqlite3",
+            snapshot_digest=digest,
+            classes=classes,
+            previous=None,
+        )
+    return classes, images, ignored, checks
+
+
+def check_tables(document: CheckDocument) -> list[RenderableType]:
+    """The document for a terminal: pass them to a rich console one after the other."""
+    from rich.table import Table
+    from rich.text import Text  # plain text: brackets in a name are no markup
+
+    checks = document.checks
+    counts = Table(title="Images", title_justify="left")
+    for column in ("class", "usable", *PARTITIONS, "weight"):
+        counts.add_column(column, justify="left" if column == "class" else "right")
+    for name, usable in checks.usable.items():
+        weights = document.split
+        cells = [str(weights.counts[partition][name]) for partition in PARTITIONS] if weights else ["-"] * len(PARTITIONS)
+        counts.add_row(name, str(usable), *cells, f"{weights.weights[name]:.3f}" if weights else "-")
+
+    found = Table(title="Findings", title_justify="left", show_header=False)
+    found.add_row("checked", str(checks.checked))
+    for passed in document.ignored:
+        found.add_row(f"ignored: {passed.reason}", str(passed.count))
+    for mode, count in checks.converted.items():
+        found.add_row(f"converted from {mode}", str(count))
+    found.add_row("refused", str(len(checks.refused)))
+    found.add_row("groups of near-duplicates", f"{len(checks.groups)} ({sum(len(one.keys) for one in checks.groups)} images)")
+    found.add_row("groups under two labels", f"{len(checks.conflicts)} ({sum(len(one.keys) for one in checks.conflicts)} images)")
+    tables: list[RenderableType] = [counts, found]
+
+    if checks.refused:
+        refused = Table("image", "reason", "detail", title="Refused", title_justify="left")
+        for image in checks.refused[:_LISTED_AT_MOST]:
+            refused.add_row(Text(image.key), image.reason, Text(image.detail))
+        tables.append(_cut(refused, len(checks.refused)))
+    if checks.conflicts:
+        conflicts = Table("images", "labels", title="Near-duplicates under two labels (left out)", title_justify="left")
+        for group in checks.conflicts[:_LISTED_AT_MOST]:
+            conflicts.add_row(Text("\n".join(group.keys)), Text(", ".join(group.labels)))
+        tables.append(_cut(conflicts, len(checks.conflicts)))
+    tables.extend(Text(f"warning: {warning}") for warning in checks.warnings)
+    if document.split_problem:
+        tables.append(Text(f"no split: {document.split_problem}"))
+    return tables
+
+
+def _list_folder(
+    folder: Path, classes: tuple[str, ...], config: RetrainingConfig
+) -> tuple[list[LocalImage], tuple[IgnoredKeys, ...], str]:
+    """The folder's images by the rules that a bucket's are listed by; an empty file is an image to refuse here."""
+    builder = ListingBuilder(ImageRules(_ROOT, classes, config.ignored_names, config.max_file_mb * 1_000_000), versioned=False)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        state = path.stat()
+        builder.add(
+            {
+                "Key": f"{_ROOT}/{path.relative_to(folder).as_posix()}",
+                "Size": max(1, state.st_size),
+                "ETag": "",
+                "LastModified": datetime.fromtimestamp(state.st_mtime, timezone.utc),
+            }
+        )
+    listing = builder.build()
+    images = []
+    for row in listing.images:
+        key = row.key.removeprefix(f"{_ROOT}/")
+        images.append(LocalImage(key, row.label, sha256_of_file(folder / key), folder / key))
+    digest = digest_of_images(row._replace(key=image.key, etag=image.sha256) for row, image in zip(listing.images, images))
+    return images, listing.ignored, digest
+
+
+def _describe(
+    checks: ImageChecks, ignored: tuple[IgnoredKeys, ...], config: RetrainingConfig, classes: tuple[str, ...]
+) -> CheckDocument:
+    problem: str | None = None
+    split = Split((), (), 0)
+    try:
+        split = split_images(checks.contents, (), config, classes)
+    except SplitError as error:
+        problem = str(error)
+    return CheckDocument(
+        classes=classes,
+        ignored=ignored,
+        checks=checks.document,
+        split=None if problem else describe_split(split, config, classes, None, None),
+        partitions={row.key: row.partition for row in split.rows},
+        split_problem=problem,
+    )
+
+
+def _cut(table: RenderableType, rows: int) -> RenderableType:
+    from rich.table import Table
+
+    if rows > _LISTED_AT_MOST and isinstance(table, Table):
+        table.caption = f"and {rows - _LISTED_AT_MOST} more (--json lists them all)"
+    return table

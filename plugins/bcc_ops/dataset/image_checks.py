@@ -1,0 +1,250 @@
+"""Which images may be used, and why the others may not.
+
+Every content is decoded once, by the decoder that training uses; what was learned of it is remembered by its sha256, so
+that the next night decodes only what is new. The rest is counting and wording.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bcc_ops.dataset.decoding import DecodedImage, decode_image, memory_for, read_image_file
+from bcc_ops.dataset.drift import compare_distributions
+from bcc_ops.dataset.fingerprints import fingerprint, to_gray
+from bcc_ops.dataset.inspection_cache import ContentFacts, InspectionCache
+from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, find_near_duplicates
+from bcc_ops.dataset.resources import cores
+from bcc_ops.dataset.synthetic import is_synthetic
+from bcc_ops.exceptions import ImageRefused, NoImages, OutOfResources, TooManyRefused
+from bcc_ops.runs.documents import ChecksDocument, ImageGroup, RefusedImage
+from bcc_ops.runs.tables import ContentRow
+
+if TYPE_CHECKING:
+    from bcc_ops.config import RetrainingConfig
+    from bcc_ops.dataset.sync import LocalImage
+
+log = logging.getLogger(__name__)
+
+CONFLICT = "conflict"
+"""What `ContentRow.refused` says of an image whose group is under more than one label."""
+
+MEMORY_FILE = "checks/contents.sqlite3"
+"""Where, under the worker's cache directory, validation remembers what it learned."""
+
+_NAMED_AT_MOST = 10
+_GROUP_TO_LOOK_AT = 10
+
+
+@dataclass(frozen=True)
+class ImageChecks:
+    """The document (without the reference to its rows), its rows, and the pairs that the groups were made of."""
+
+    document: ChecksDocument
+    contents: tuple[ContentRow, ...]
+    near_duplicates: NearDuplicates
+
+
+def check_images(
+    images: Sequence[LocalImage],
+    config: RetrainingConfig,
+    *,
+    memory_path: Path,
+    snapshot_digest: str,
+    classes: Sequence[str],
+    previous: Sequence[ContentRow] | None,
+) -> ImageChecks:
+    """Check every image of a snapshot, find near-duplicates and conflicts, and compare what is new with what was there.
+
+    Args:
+        images: the snapshot's images and their files.
+        config: the parameters of section "Checks".
+        memory_path: the file in which what was learned of each content is kept; made if it is not there.
+        snapshot_digest: names the snapshot in the document.
+        classes: every class is counted, those without an image too.
+        previous: contents.parquet of the last assessed earlier run; None without one.
+
+    Raises:
+        NoImages: there is none at all.
+        TooManyRefused: more than `max_refused_fraction` of the images are refused (conflicts do not count as refused).
+    """
+    if not images:
+        raise NoImages("there is not an image to check")
+    paths = {image.sha256: image.path for image in images}
+    with InspectionCache(memory_path) as memory:
+        facts = inspect_contents(paths, config, memory)
+        marks = {sha256: known.fingerprint for sha256, known in facts.items() if known.fingerprint}
+        copies = find_near_duplicates(marks, paths, Thresholds.of(config), memory)
+    refused = [
+        RefusedImage(key=image.key, reason=facts[image.sha256].reason, detail=facts[image.sha256].detail)
+        for image in sorted(images, key=lambda image: image.key)
+        if facts[image.sha256].reason
+    ]
+    _fail_if_too_many(refused, len(images), config.max_refused_fraction)
+
+    groups = _name_groups([image for image in images if not facts[image.sha256].reason], copies)
+    conflicts = tuple(group for group in groups if len(group.labels) > 1)
+    contents = _rows(images, facts, copies, conflicts)
+    usable = Counter(row.label for row in contents if not row.refused)
+    drift, drift_unavailable = compare_distributions(contents, previous, classes)
+    document = ChecksDocument(
+        snapshot_digest=snapshot_digest,
+        checked=len(images),
+        usable={name: usable[name] for name in classes},
+        synthetic=sum(row.synthetic for row in contents),
+        converted=dict(sorted(Counter(row.mode for row in contents if row.mode not in ("", "RGB")).items())),
+        refused=tuple(refused),
+        groups=tuple(group for group in groups if len(group.labels) == 1),
+        conflicts=conflicts,
+        thresholds={
+            "min_side": config.min_side,
+            "max_pixels": config.max_pixels,
+            "max_refused_fraction": config.max_refused_fraction,
+            **Thresholds.of(config).described(),
+        },
+        drift=drift,
+        drift_unavailable=drift_unavailable,
+        warnings=tuple(_warnings(contents, groups, conflicts, [finding.sentence for finding in drift if finding.warning])),
+        contents=None,
+    )
+    return ImageChecks(document, contents, copies)
+
+
+def summary(document: ChecksDocument) -> list[str]:
+    """The document in a few lines for a log."""
+    refused = Counter(image.reason for image in document.refused)
+    reasons = f" ({', '.join(f'{count} {reason}' for reason, count in sorted(refused.items()))})" if refused else ""
+    usable = ", ".join(f"{count} {name}" for name, count in document.usable.items())
+    alike = sum(len(group.keys) for group in document.groups)
+    return [
+        f"{document.checked} images checked, {len(document.refused)} refused{reasons}; usable: {usable}",
+        f"{len(document.groups)} groups of near-duplicates hold {alike} images; {len(document.conflicts)} conflicts",
+        *(f"warning: {warning}" for warning in document.warnings),
+    ]
+
+
+def inspect_contents(
+    paths: Mapping[str, Path], config: RetrainingConfig, memory: InspectionCache, workers: int | None = None
+) -> dict[str, ContentFacts]:
+    """What is known of each content: remembered, or learned now by decoding the file, several at once.
+
+    Args:
+        paths: sha256 -> a file with that content.
+        config: `min_side` and `max_pixels` count.
+        memory: asked first, told afterwards.
+        workers: threads; Pillow and OpenCV leave Python's lock while they work. None: one per core.
+    """
+    facts = memory.recall(paths, config.min_side, config.max_pixels)
+    missing = sorted(set(paths) - set(facts))
+    if missing:
+        log.info("decoding %d of %d contents, the others are known", len(missing), len(paths))
+        with ThreadPoolExecutor(workers or cores()) as pool:
+            learned = pool.map(lambda sha256: inspect_file(paths[sha256], config.min_side, config.max_pixels), missing)
+            facts |= memory.remember(zip(missing, learned), config.min_side, config.max_pixels)
+    return facts
+
+
+def inspect_file(path: Path, min_side: int, max_pixels: int) -> ContentFacts:
+    """Decode one file and say what is in it; a refusal is a result too.
+
+    Raises:
+        OutOfResources: the memory or the disk did not allow it. That is not a property of the image and is not remembered.
+    """
+    try:
+        content = read_image_file(path)
+        with memory_for(content):
+            return _inspect(decode_image(content, min_side, max_pixels))
+    except ImageRefused as refusal:
+        return ContentFacts(reason=refusal.reason, detail=refusal.detail)
+    except MemoryError as error:
+        raise OutOfResources("the memory does not suffice to check an image; run fewer tasks on this worker") from error
+
+
+def _inspect(image: DecodedImage) -> ContentFacts:
+    height, width = image.rgb.shape[:2]
+    gray = to_gray(image.rgb)
+    return ContentFacts(
+        width=width,
+        height=height,
+        mode=image.mode,
+        mean=float(gray.mean()),
+        contrast=float(gray.std()),
+        synthetic=is_synthetic(image.info),
+        fingerprint=fingerprint(image.rgb, gray),
+    )
+
+
+def _fail_if_too_many(refused: Sequence[RefusedImage], checked: int, allowed: float) -> None:
+    if len(refused) <= allowed * checked:
+        return
+    named = "; ".join(f"{image.key}: {image.reason} ({image.detail})" for image in refused[:_NAMED_AT_MOST])
+    more = f"; and {len(refused) - _NAMED_AT_MOST} more" if len(refused) > _NAMED_AT_MOST else ""
+    raise TooManyRefused(
+        f"{len(refused)} of {checked} images are refused, more than max_refused_fraction = {allowed:g} allows: {named}{more}"
+    )
+
+
+def _name_groups(images: Iterable[LocalImage], copies: NearDuplicates) -> list[ImageGroup]:
+    """Groups of two and more images. Two files with the same bytes are a group as well."""
+    members: dict[str, list[LocalImage]] = {}
+    for image in images:
+        members.setdefault(copies.group_of[image.sha256], []).append(image)
+    named = []
+    for group, alike in members.items():
+        if len(alike) > 1:
+            contents = [image.sha256 for image in alike]
+            how = set(copies.how.get(group, ())) | ({"bytes"} if len(set(contents)) < len(contents) else set())
+            named.append(
+                ImageGroup(
+                    group=group,
+                    keys=tuple(sorted(image.key for image in alike)),
+                    labels=tuple(sorted({image.label for image in alike})),
+                    how=tuple(sorted(how)),
+                )
+            )
+    return sorted(named, key=lambda group: group.keys)
+
+
+def _rows(
+    images: Iterable[LocalImage],
+    facts: Mapping[str, ContentFacts],
+    copies: NearDuplicates,
+    conflicts: Iterable[ImageGroup],
+) -> tuple[ContentRow, ...]:
+    conflicting = {key for group in conflicts for key in group.keys}
+    return tuple(
+        ContentRow(
+            key=image.key,
+            label=image.label,
+            sha256=image.sha256,
+            width=known.width,
+            height=known.height,
+            mode=known.mode,
+            mean=known.mean,
+            contrast=known.contrast,
+            synthetic=known.synthetic,
+            group=copies.group_of.get(image.sha256, image.sha256),
+            refused=known.reason or (CONFLICT if image.key in conflicting else ""),
+        )
+        for image, known in ((image, facts[image.sha256]) for image in sorted(images, key=lambda image: image.key))
+    )
+
+
+def _warnings(
+    contents: Sequence[ContentRow], groups: Sequence[ImageGroup], conflicts: Sequence[ImageGroup], drift: Sequence[str]
+) -> Iterable[str]:
+    synthetic = sum(row.synthetic for row in contents)
+    if synthetic:
+        yield f"{synthetic} of {len(contents)} images are synthetic: no metric of this run says anything about patients"
+    if conflicts:
+        images = sum(len(group.keys) for group in conflicts)
+        yield f"{len(conflicts)} groups of near-duplicates are under more than one label; their {images} images are left out"
+    largest = max((len(group.keys) for group in groups), default=0)
+    if largest > _GROUP_TO_LOOK_AT:
+        yield f"the largest group of near-duplicates has {largest} images: look whether the copies are real"
+    yield from drift

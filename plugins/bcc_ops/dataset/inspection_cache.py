@@ -1,0 +1,198 @@
+"""What validation has learned of each content, kept between nights by the content's sha256.
+
+One SQLite file on the worker's own disk. It holds nothing that cannot be learned again: a damaged one, or one of another
+method, is thrown away.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bcc_ops.dataset.fingerprints import DESCRIPTOR_BYTES, METHOD, Fingerprint
+from bcc_ops.dataset.image_cache import is_damage, throw_away
+from bcc_ops.dataset.near_duplicates import Candidates, Pair
+from bcc_ops.dataset.similarity import Similarity
+from bcc_ops.exceptions import CacheError
+
+log = logging.getLogger(__name__)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (
+    sha256 TEXT, min_side INTEGER, max_pixels INTEGER, reason TEXT, detail TEXT, width INTEGER, height INTEGER, mode TEXT,
+    mean REAL, contrast REAL, synthetic INTEGER, pixels TEXT, hash BLOB, points BLOB, descriptors BLOB,
+    PRIMARY KEY (sha256, min_side, max_pixels)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS similarity (
+    one TEXT, other TEXT, similarity REAL, overlap REAL, PRIMARY KEY (one, other)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS searches (number INTEGER PRIMARY KEY, search TEXT UNIQUE, found TEXT);
+"""
+_FORGET = "DROP TABLE IF EXISTS facts; DROP TABLE IF EXISTS similarity; DROP TABLE IF EXISTS searches;"
+_FACTS = ("reason", "detail", "width", "height", "mode", "mean", "contrast")
+_ROWS_A_COMMIT = 500
+_SEARCHES_KEPT = 8
+
+
+@dataclass(frozen=True)
+class ContentFacts:
+    """What is in one file. `reason` is "" for an image that can be used; else only `detail` counts besides.
+
+    `width` and `height` in pixels, `mode` as `DecodedImage.mode`, `mean` and `contrast` (standard deviation) of the gray
+    values from 0 to 255.
+    """
+
+    reason: str = ""
+    detail: str = ""
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    mean: float = 0.0
+    contrast: float = 0.0
+    synthetic: bool = False
+    fingerprint: Fingerprint | None = None
+
+
+class InspectionCache:
+    """The memory in one file; a context manager.
+
+    Args:
+        path: made, with its folder, if it is not there.
+
+    Raises:
+        CacheError: on entering or leaving: the file cannot be made, read or written, or turned out to be damaged and was
+            thrown away, so that the next one starts anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> InspectionCache:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._open()
+            except sqlite3.Error as error:
+                if not is_damage(error):
+                    raise
+                log.warning("%s is damaged (%s); what it held is learned again", self.path, error)
+                throw_away(self.path)
+                self._open()
+        except (OSError, sqlite3.Error) as error:
+            raise CacheError(f"{self.path} cannot be used: {error}") from None
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._db.close()
+        if isinstance(error, sqlite3.Error):
+            if is_damage(error):  # opening it had read no more than its first pages
+                throw_away(self.path)
+                raise CacheError(f"{self.path} is damaged and was thrown away: {error}") from error
+            raise CacheError(f"{self.path} cannot be used: {error}") from error
+
+    def _open(self) -> None:
+        self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            if self._db.execute("PRAGMA user_version").fetchone()[0] != METHOD:
+                self._db.executescript(f"{_FORGET} PRAGMA user_version={METHOD};")
+            self._db.executescript(_SCHEMA)
+        except sqlite3.Error:
+            self._db.close()
+            raise
+
+    def recall(self, contents: Iterable[str], min_side: int, max_pixels: int) -> dict[str, ContentFacts]:
+        """What is known of these contents (sha256 -> facts), judged by the same limits. Others are absent."""
+        query = (
+            "SELECT reason, detail, width, height, mode, mean, contrast, synthetic, pixels, hash, points, descriptors "
+            "FROM facts WHERE sha256 = ? AND min_side = ? AND max_pixels = ?"
+        )
+        known: dict[str, ContentFacts] = {}
+        for sha256 in contents:
+            row = self._db.execute(query, (sha256, min_side, max_pixels)).fetchone()
+            if row:
+                named = dict(zip(_FACTS, row))
+                known[sha256] = ContentFacts(**named, synthetic=bool(row[7]), fingerprint=_fingerprint(row[8:]))
+        return known
+
+    def remember(self, learned: Iterable[tuple[str, ContentFacts]], min_side: int, max_pixels: int) -> dict[str, ContentFacts]:
+        """Keep (sha256, facts) pairs as they come and return them; what a killed task had learned is not lost."""
+        kept: dict[str, ContentFacts] = {}
+        pending: list[tuple[object, ...]] = []
+        for sha256, facts in learned:
+            kept[sha256] = facts
+            pending.append((sha256, min_side, max_pixels, *_columns(facts)))
+            if len(pending) == _ROWS_A_COMMIT:
+                self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
+                pending = []
+        self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
+        return kept
+
+    def recall_candidates(self, search: str) -> Candidates | None:
+        """What this search found, if it is one of the last few."""
+        row = self._db.execute("SELECT found FROM searches WHERE search = ?", (search,)).fetchone()
+        if row is None:
+            return None
+        by_hash, by_features = json.loads(row[0])
+        return Candidates([(one, other, bits) for one, other, bits in by_hash], [(one, other) for one, other in by_features])
+
+    def remember_candidates(self, search: str, found: Candidates) -> None:
+        """Keep what a search found; the oldest ones are forgotten."""
+        self._write("INSERT OR REPLACE INTO searches (search, found) VALUES (?,?)", [(search, json.dumps(found))])
+        outdated = "DELETE FROM searches WHERE number <= (SELECT max(number) FROM searches) - ?"
+        self._write(outdated, [(_SEARCHES_KEPT,)])
+
+    def recall_similarity(self, pairs: Iterable[Pair]) -> dict[Pair, Similarity]:
+        """How alike these pairs were found to be; pairs that were never compared are absent."""
+        query = "SELECT similarity, overlap FROM similarity WHERE one = ? AND other = ?"
+        known = {}
+        for pair in pairs:
+            row = self._db.execute(query, pair).fetchone()
+            if row:
+                known[pair] = Similarity(*row)
+        return known
+
+    def remember_similarity(self, learned: Mapping[Pair, Similarity]) -> None:
+        """Keep how alike pairs are."""
+        rows = [(*pair, *like) for pair, like in learned.items()]
+        self._write("INSERT OR REPLACE INTO similarity VALUES (?,?,?,?)", rows)
+
+    def _write(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.executemany(statement, rows)
+        self._db.execute("COMMIT")
+
+
+def _columns(facts: ContentFacts) -> tuple[object, ...]:
+    mark = facts.fingerprint
+    arrays = (mark.pixels, mark.hash, mark.points.tobytes(), mark.descriptors.tobytes()) if mark else (None,) * 4
+    return (
+        facts.reason,
+        facts.detail,
+        facts.width,
+        facts.height,
+        facts.mode,
+        facts.mean,
+        facts.contrast,
+        facts.synthetic,
+        *arrays,
+    )
+
+
+def _fingerprint(columns: tuple[object, ...]) -> Fingerprint | None:
+    pixels, hash_, points, descriptors = columns
+    if not isinstance(pixels, str) or not isinstance(hash_, bytes):
+        return None
+    if not isinstance(points, bytes) or not isinstance(descriptors, bytes):
+        return None
+    return Fingerprint(
+        pixels=pixels,
+        hash=hash_,
+        points=np.frombuffer(points, np.float32).reshape(-1, 3),
+        descriptors=np.frombuffer(descriptors, np.uint8).reshape(-1, DESCRIPTOR_BYTES),
+    )

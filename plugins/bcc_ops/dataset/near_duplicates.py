@@ -1,0 +1,338 @@
+"""Near-duplicates: images of one scan, brought into groups.
+
+Exact copies share their bytes or their pixels. Candidates for the others come from two indexes: one of perceptual
+hashes, which finds what is alike as a whole, and one of local features, which finds what was cropped, shifted or scaled.
+Both work by sorting and by tables and never compare all with all. Every candidate is then confirmed on its pixels
+(`similarity`), since a chain of false pairs would tie strangers together. Mirrored and turned copies are not looked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+from cachetools import LRUCache, cached
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from bcc_ops.dataset.decoding import decode_rgb
+from bcc_ops.dataset.fingerprints import HASH_BYTES, LEVEL_RATIO, Fingerprint, Gray, to_gray
+from bcc_ops.dataset.resources import cores
+from bcc_ops.dataset.similarity import Similarity, bounded, compare, hamming
+from bcc_ops.runs.documents import digest_of
+
+if TYPE_CHECKING:
+    from bcc_ops.config import RetrainingConfig
+
+log = logging.getLogger(__name__)
+
+Pair = tuple[str, str]
+"""Two sha256, the smaller first."""
+
+LEAST_OVERLAP = 0.25
+"""Images that share less of their area than this are no copies of one another, however alike that part is."""
+
+_HASH_BLOCKS = 4
+_ALIKE_AT_MOST = 20
+"""So many contents with one hash, or features with one key, are compared with one another; the rest only with their
+neighbours in the order of their digests. A blank image or a logo in every scan would else be compared with all others."""
+
+_KEY_BYTES = 3
+_KEYS = 10
+_FEATURE_BITS = 40
+_CELL = 24.0
+_LEAST_VOTES = 6
+_BYTES_KEPT = 150_000_000
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From where on two images are near-duplicates.
+
+    Attributes:
+        hash_distance: perceptual hashes that differ in at most so many of 64 bits make a candidate.
+        min_similarity: the similarity from which a candidate is a near-duplicate.
+        min_similarity_by_hash: the same for candidates by hash: two signs together need less of each.
+    """
+
+    hash_distance: int
+    min_similarity: float
+    min_similarity_by_hash: float
+
+    @classmethod
+    def of(cls, config: RetrainingConfig) -> Thresholds:
+        """The run's."""
+        return cls(config.hash_distance, config.min_similarity, config.min_similarity_by_hash)
+
+    def described(self) -> dict[str, float]:
+        """For checks.json."""
+        return {
+            "hash_distance": self.hash_distance,
+            "min_similarity": self.min_similarity,
+            "min_similarity_by_hash": self.min_similarity_by_hash,
+            "least_overlap": LEAST_OVERLAP,
+        }
+
+
+@dataclass(frozen=True)
+class ComparedPair:
+    """A candidate and what its pixels said.
+
+    Attributes:
+        pair: the two contents.
+        bits: distance of their hashes, 0 to 64.
+        similarity: of their pixels.
+        needed: the similarity from which they count as near-duplicates.
+        by_hash: whether the hash made them candidates (else the local features alone did).
+    """
+
+    pair: Pair
+    bits: int
+    similarity: Similarity
+    needed: float
+    by_hash: bool
+
+    @property
+    def accepted(self) -> bool:
+        """Whether they are near-duplicates."""
+        return self.similarity.similarity >= self.needed and self.similarity.overlap >= LEAST_OVERLAP
+
+    @property
+    def margin(self) -> float:
+        """How far the similarity lies from the threshold, either way."""
+        return abs(self.similarity.similarity - self.needed)
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """The outcome.
+
+    Attributes:
+        group_of: content -> group; a content without a copy is its own group.
+        how: group -> how its members were found alike: "pixels", "perceptual", "shifted".
+        compared: every candidate, sorted by its contents.
+    """
+
+    group_of: dict[str, str]
+    how: dict[str, tuple[str, ...]]
+    compared: tuple[ComparedPair, ...]
+
+    def nearest(self, count: int) -> list[ComparedPair]:
+        """The pairs that were accepted or rejected most narrowly."""
+        return sorted(self.compared, key=lambda pair: (pair.margin, pair.pair))[:count]
+
+
+class Candidates(NamedTuple):
+    """What the indexes found among a sequence of contents, by position in it."""
+
+    by_hash: list[tuple[int, int, int]]
+    by_features: list[tuple[int, int]]
+
+
+class PairMemory(Protocol):
+    """Where candidates, and the similarity of pairs, are remembered."""
+
+    def recall_candidates(self, search: str) -> Candidates | None:
+        """What this search found, if it was made before."""
+
+    def remember_candidates(self, search: str, found: Candidates) -> None:
+        """Keep it."""
+
+    def recall_similarity(self, pairs: Iterable[Pair]) -> dict[Pair, Similarity]:
+        """What is known of these pairs."""
+
+    def remember_similarity(self, learned: Mapping[Pair, Similarity]) -> None:
+        """Keep it."""
+
+
+def find_near_duplicates(
+    marks: Mapping[str, Fingerprint], paths: Mapping[str, Path], thresholds: Thresholds, memory: PairMemory
+) -> NearDuplicates:
+    """Group contents that are near-duplicates of one another.
+
+    Args:
+        marks: sha256 -> fingerprint.
+        paths: sha256 -> a file with that content.
+        thresholds: from where on two are near-duplicates.
+        memory: asked first, told afterwards.
+    """
+    links: dict[Pair, str] = {}
+    by_pixels: defaultdict[str, list[str]] = defaultdict(list)
+    for sha256 in sorted(marks):
+        by_pixels[marks[sha256].pixels].append(sha256)
+    for same in by_pixels.values():
+        links.update({(same[0], other): "pixels" for other in same[1:]})
+
+    contents = [same[0] for same in by_pixels.values()]
+    found = _candidates(contents, marks, thresholds.hash_distance, memory)
+    by_hash = {(contents[one], contents[other]): bits for one, other, bits in found.by_hash}
+    by_features = [(contents[one], contents[other]) for one, other in found.by_features]
+    similarity = _similarity_of(sorted({*by_hash, *by_features}), marks, paths, memory)
+    compared = tuple(
+        ComparedPair(
+            pair,
+            bits=by_hash.get(pair, _hash_distance(marks, pair)),
+            similarity=alike,
+            needed=thresholds.min_similarity_by_hash if pair in by_hash else thresholds.min_similarity,
+            by_hash=pair in by_hash,
+        )
+        for pair, alike in similarity.items()
+    )
+    links.update({one.pair: "perceptual" if one.by_hash else "shifted" for one in compared if one.accepted})
+    group_of, how = group_contents(sorted(marks), links)
+    log.info("%d candidates for near-duplicates, %d accepted", len(compared), sum(one.accepted for one in compared))
+    return NearDuplicates(group_of, how, compared)
+
+
+def hash_neighbours(hashes: Sequence[bytes], distance: int) -> list[tuple[int, int, int]]:
+    """Pairs of hashes that differ in at most `distance` bits, as (index, larger index, bits), sorted.
+
+    Exact up to 11 bits: four 16-bit tables are probed with all keys that differ in one bit (or two), and of 7 (or 11)
+    differing bits no more than one (or two) can be in each. Equal hashes are indexed once; see `_ALIKE_AT_MOST`.
+    """
+    if not hashes:
+        return []
+    table = np.frombuffer(b"".join(hashes), np.uint64)
+    values, place = np.unique(table, return_inverse=True)
+    keys = values.view(np.uint8).reshape(-1, HASH_BYTES)
+    index = faiss.IndexBinaryMultiHash(8 * HASH_BYTES, _HASH_BLOCKS, 8 * HASH_BYTES // _HASH_BLOCKS)
+    index.nflip = distance // _HASH_BLOCKS
+    index.add(keys)
+    limits, bits, found = index.range_search(keys, distance + 1)
+    own = np.repeat(np.arange(len(keys)), np.diff(limits.astype(np.int64)))
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for position, value in enumerate(place.tolist()):
+        members[value].append(position)
+
+    pairs: set[tuple[int, int, int]] = set()
+    for same in members.values():
+        for start, one in enumerate(same):
+            pairs.update((one, other, 0) for other in same[start + 1 : start + _ALIKE_AT_MOST])
+    later = found > own
+    for one, other, differing in zip(own[later].tolist(), found[later].tolist(), bits[later].tolist()):
+        for left in members[one][:_ALIKE_AT_MOST]:
+            pairs.update((min(left, right), max(left, right), int(differing)) for right in members[other][:_ALIKE_AT_MOST])
+    return sorted(pairs)
+
+
+def feature_neighbours(marks: Sequence[Fingerprint]) -> list[tuple[int, int]]:
+    """Pairs of images whose local features agree in shift and scale, as (index, larger index), sorted.
+
+    Descriptors that share 24 bits at one of ten places and differ in at most 40 of 256 are matches (locality-sensitive
+    hashing by bands, as for MinHash); matches vote for a scale and a shift of one image against the other. A pair
+    depends on its two images alone, but for features that hundreds of images have in common, which tell nothing.
+    """
+    descriptors = np.concatenate([np.zeros((0, 32), np.uint8), *(mark.descriptors for mark in marks)])
+    points = np.concatenate([np.zeros((0, 3), np.float32), *(mark.points for mark in marks)])
+    owner = np.repeat(np.arange(len(marks)), [len(mark.points) for mark in marks])
+    one, other = _matching_features(descriptors, owner)
+    if not len(one):
+        return []
+
+    factor = points[one, 2] / points[other, 2]
+    level = np.rint(np.log(factor) / np.log(LEVEL_RATIO)).astype(np.int64)
+    shift = points[one, :2] - factor[:, None] * points[other, :2]
+    pairs, place, matches = np.unique(owner[one] * len(marks) + owner[other], return_inverse=True, return_counts=True)
+    enough = matches[place] >= _LEAST_VOTES
+    place, level, shift = place[enough], level[enough], shift[enough]
+    agreed: set[int] = set()
+    for offset in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)):  # a shift on a cell's edge lies inside in another grid
+        cell = np.floor(shift / _CELL + offset).astype(np.int64)
+        votes = np.unique(np.column_stack([place, level, cell]), axis=0, return_counts=True)
+        agreed.update(votes[0][votes[1] >= _LEAST_VOTES, 0].tolist())
+    return sorted(divmod(int(pairs[number]), len(marks)) for number in agreed)
+
+
+def _candidates(contents: Sequence[str], marks: Mapping[str, Fingerprint], distance: int, memory: PairMemory) -> Candidates:
+    """Ask both indexes, unless the same contents were searched before."""
+    search = digest_of([distance, contents])
+    found = memory.recall_candidates(search)
+    if found is None:
+        known = [marks[sha256] for sha256 in contents]
+        found = Candidates(hash_neighbours([mark.hash for mark in known], distance), feature_neighbours(known))
+        memory.remember_candidates(search, found)
+    return found
+
+
+def _matching_features(
+    descriptors: npt.NDArray[np.uint8], owner: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Features of different images that match: two arrays of indexes, the first feature of the earlier image."""
+    count = len(descriptors)
+    positions = np.arange(count)
+    matches = np.zeros(0, np.int64)
+    for key in range(_KEYS):
+        columns = descriptors[:, key * _KEY_BYTES : (key + 1) * _KEY_BYTES].astype(np.int64)
+        keys = columns @ (1 << (8 * np.arange(_KEY_BYTES)))
+        order = np.argsort(keys, kind="stable")
+        first = np.flatnonzero(np.diff(keys[order], prepend=-1))
+        size = np.diff(first, append=count)
+        end = np.repeat(np.where(size <= _ALIKE_AT_MOST, first + size, 0), size)
+        found = [matches]
+        for lag in range(1, _ALIKE_AT_MOST):
+            inside = np.flatnonzero(positions + lag < end)
+            if not len(inside):
+                break
+            one, other = order[inside], order[inside + lag]
+            apart = owner[one] != owner[other]
+            one, other = one[apart], other[apart]
+            near = hamming(descriptors[one], descriptors[other]) <= _FEATURE_BITS
+            one, other = one[near], other[near]
+            found.append(np.minimum(one, other) * count + np.maximum(one, other))
+        matches = np.unique(np.concatenate(found))
+    return matches // max(count, 1), matches % max(count, 1)
+
+
+def _similarity_of(
+    pairs: Sequence[Pair], marks: Mapping[str, Fingerprint], paths: Mapping[str, Path], memory: PairMemory
+) -> dict[Pair, Similarity]:
+    known = memory.recall_similarity(pairs)
+    missing = [pair for pair in pairs if pair not in known]
+
+    @cached(LRUCache(_BYTES_KEPT, getsizeof=lambda kept: kept[1].nbytes), lock=threading.Lock())
+    def view_of(sha256: str) -> tuple[Fingerprint, Gray]:
+        return bounded(marks[sha256], to_gray(decode_rgb(paths[sha256])))
+
+    def similarity(pair: Pair) -> Similarity:
+        one, other = pair
+        return compare(view_of(one), view_of(other))
+
+    with ThreadPoolExecutor(cores()) as pool:
+        learned = dict(zip(missing, pool.map(similarity, missing)))
+    memory.remember_similarity(learned)
+    return {pair: known.get(pair) or learned[pair] for pair in pairs}
+
+
+def _hash_distance(marks: Mapping[str, Fingerprint], pair: Pair) -> int:
+    one, other = (int.from_bytes(marks[sha256].hash, "big") for sha256 in pair)
+    return (one ^ other).bit_count()
+
+
+def group_contents(contents: Sequence[str], links: Mapping[Pair, str]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Connected components: content -> group, and group -> the ways by which its members were linked.
+
+    Args:
+        contents: sorted; a group is named by its smallest.
+        links: pair -> how it was found.
+    """
+    place = {sha256: position for position, sha256 in enumerate(contents)}
+    ends = np.array([[place[one], place[other]] for one, other in links], np.int64).reshape(-1, 2)
+    graph = coo_matrix((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(len(contents), len(contents)))
+    _, component = connected_components(graph, directed=False)
+    name: dict[int, str] = {}
+    for sha256, number in zip(contents, component.tolist()):
+        name.setdefault(number, sha256)
+    group_of = {sha256: name[number] for sha256, number in zip(contents, component.tolist())}
+    how: defaultdict[str, set[str]] = defaultdict(set)
+    for (one, _), way in links.items():
+        how[group_of[one]].add(way)
+    return group_of, {group: tuple(sorted(ways)) for group, ways in how.items()}

@@ -1,0 +1,81 @@
+"""Model and images -> probabilities, in stored models' own terms: raw 0-255 RGB in, probabilities out.
+
+A model file comes from a bucket that others can write to, so `model_file` searches it before Keras builds anything, and Keras
+builds it with safe loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from bcc_ops.dataset.decoding import decode_rgb, resize_square
+from bcc_ops.dataset.resources import cores
+from bcc_ops.exceptions import ModelError
+from bcc_ops.models.model_file import refuse_unsafe
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A loaded model."""
+
+    model: keras.Model
+    image_size: int
+    classes_count: int
+
+    def predict(self, paths: Sequence[Path], batch_size: int = 32) -> np.ndarray:
+        """Probabilities for image files.
+
+        Args:
+            paths: the images; each is decoded and resized as in training.
+            batch_size: images at a time.
+
+        Returns:
+            float32, (n, classes).
+
+        Raises:
+            ImageRefused: an image cannot be decoded (a DataError).
+        """
+        if not paths:
+            return np.zeros((0, self.classes_count), np.float32)
+        with ThreadPoolExecutor(cores()) as pool:
+            batches = (paths[start : start + batch_size] for start in range(0, len(paths), batch_size))
+            return np.concatenate([self.predict_pixels(np.stack(list(pool.map(self._read, batch)))) for batch in batches])
+
+    def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Probabilities, float32 (n, classes), for pixels (n, image_size, image_size, 3) in 0-255."""
+        return np.asarray(self.model.predict_on_batch(np.asarray(pixels, np.float32)), np.float32)
+
+    def _read(self, path: Path) -> np.ndarray:
+        return resize_square(decode_rgb(path), self.image_size)
+
+
+def load_classifier(path: Path) -> Classifier:
+    """Load an `.h5` model that was saved by this project, or by a notebook to the same contract.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ModelError: it is damaged, contains what `model_file` does not allow, or does not map square RGB images to
+            probabilities.
+    """
+    refuse_unsafe(path)
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        # What a damaged file makes h5py and Keras raise has no common class.
+        raise ModelError(f"{path.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    shape, answers = model.input_shape, model.output_shape
+    if len(shape) != 4 or shape[1] is None or shape[1] != shape[2] or shape[3] != 3 or len(answers) != 2:
+        raise ModelError(f"{path.name} maps {shape} to {answers}; square RGB images to a probability a class are needed")
+    classifier = Classifier(model, int(shape[1]), int(answers[1]))
+    sums = classifier.predict_pixels(np.stack([np.zeros(shape[1:]), np.full(shape[1:], 255.0)])).sum(axis=1)
+    if not np.allclose(sums, 1, atol=1e-3):
+        raise ModelError(f"{path.name} does not answer probabilities: they sum to {sums[0]:.3f} on a black image")
+    return classifier

@@ -1,0 +1,48 @@
+"""Decide which of the snapshot's images may be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bcc_ops.operators.base import BccOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class CheckImagesOperator(BccOperator):
+    """Check every image, find near-duplicates and conflicts, compare new images with old ones.
+
+    Writes contents.parquet and checks.json; returns the reference to the latter.
+
+    Args:
+        run: the run's handle, from `snapshot_dataset`.
+    """
+
+    template_fields: Sequence[str] = ("run",)
+
+    def __init__(self, *, run: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.run = run
+
+    def work(self, context: Context) -> dict[str, str]:
+        """Validate the run's images."""
+        from bcc_ops.dataset.image_checks import MEMORY_FILE, check_images, summary
+        from bcc_ops.runs.previous import previous_contents
+        from bcc_ops.runs.tables import ContentRow, write_rows
+
+        run = self.load_run(self.run)
+        result = check_images(
+            self.local_images(run.snapshot),
+            run.config,
+            memory_path=self.settings.cache_dir / MEMORY_FILE,
+            snapshot_digest=run.snapshot.digest,
+            classes=run.snapshot.classes,
+            previous=previous_contents(self.store, run.paths, run.snapshot),
+        )
+        rows = self.store.put_referenced(run.paths.document("contents.parquet"), write_rows(ContentRow, result.contents))
+        document = result.document.model_copy(update={"contents": rows})
+        for line in summary(document):
+            self.log.info("%s", line)
+        return self.store.save(run.paths.document("checks.json"), document).to_xcom()

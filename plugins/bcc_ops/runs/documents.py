@@ -1,0 +1,620 @@
+"""The documents that a run leaves behind, and the references by which tasks hand them on.
+
+Each is a frozen pydantic model with a `schema_version`; an unknown field is an error, so that a reader never takes a
+newer document for one it understands. NaN and infinity are refused everywhere: a metric that is not available is an
+`Estimate` without a value and with a reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+
+from bcc_ops.exceptions import ArtifactError
+
+Partition = Literal["train", "tuning", "validation"]
+PARTITIONS: tuple[Partition, ...] = ("train", "tuning", "validation")
+Verdict = Literal["approved", "approved_without_champion", "rejected"]
+RunKind = Literal["nightly", "event", "manual", "backfill"]
+
+
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise ValueError("is not finite")
+    return number
+
+
+Finite = Annotated[float, AfterValidator(_finite)]
+
+
+class Part(BaseModel):
+    """A piece of a document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Document(Part):
+    """A whole document of a run: one JSON object in the bucket."""
+
+    schema_version: Literal[1] = 1
+
+    def to_json(self) -> bytes:
+        """The document as it is in the bucket: UTF-8, indented, keys in declaration order, a newline at the end."""
+        return (json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+D = TypeVar("D", bound=Document)
+
+
+def parse_document(kind: type[D], content: bytes, origin: str) -> D:
+    """Read a document.
+
+    Args:
+        kind: the document's class.
+        content: its bytes.
+        origin: where they came from, for the message.
+
+    Raises:
+        ArtifactError: they are no such document.
+    """
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "the whole"
+        raise ArtifactError(f"{origin} is no {kind.__name__}: {place}: {problem['msg']}") from None
+
+
+def digest_of(value: Any) -> str:
+    """sha256 over a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()
+
+
+class Reference(Part):
+    """Where an object lies and which content it must have. Goes through XCom as a plain dict."""
+
+    uri: str
+    sha256: str
+
+    @classmethod
+    def of(cls, uri: str, content: bytes) -> Reference:
+        """The reference to `content` at `uri`."""
+        return cls(uri=uri, sha256=hashlib.sha256(content).hexdigest())
+
+    def to_xcom(self) -> dict[str, str]:
+        """A plain dict: pydantic models do not come back from XCom."""
+        return {"uri": self.uri, "sha256": self.sha256}
+
+
+class RunHandle(Part):
+    """The run that a task works for. Goes through XCom as a plain dict, from the first task to all others.
+
+    The two digests pin what the run was asked to do and on which images, so that a file that somebody overwrites in the
+    run's folder changes nothing: it is refused.
+    """
+
+    folder: str
+    """The name of the run's folder: `<as_of>__<run slug>-<digest>`."""
+    config: str
+    """sha256 of config.json."""
+    snapshot: str
+    """sha256 of snapshot.json."""
+
+    def to_xcom(self) -> dict[str, str]:
+        """A plain dict: pydantic models do not come back from XCom."""
+        return self.model_dump()
+
+
+class Estimate(Part):
+    """A metric with its 95 % interval, or the reason why there is none.
+
+    Serialised as `{value, low, high}` or `{value: null, reason}`. `low` and `high` are absent for a metric that has
+    no interval.
+    """
+
+    value: Finite | None
+    low: Finite | None = None
+    high: Finite | None = None
+    reason: str | None = None
+
+    @model_validator(mode="after")
+    def _value_or_reason(self) -> Estimate:
+        if (self.value is None) != (self.reason is not None):
+            raise ValueError("has either a value or a reason")
+        return self
+
+    @model_serializer
+    def _serialise(self) -> dict[str, Any]:
+        if self.value is None:
+            return {"value": None, "reason": self.reason}
+        if self.low is None or self.high is None:
+            return {"value": self.value}
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+    @classmethod
+    def missing(cls, reason: str) -> Estimate:
+        """A metric that is not available."""
+        return cls(value=None, reason=reason)
+
+
+# config.json ---------------------------------------------------------------------------------------------------------
+
+
+class ConfigDocument(Document):
+    """The run's parameters, resolved, and where each came from."""
+
+    run_id: str
+    run_kind: RunKind
+    config: dict[str, Any]
+    origins: dict[str, Literal["given", "preset", "default"]]
+    digest: str
+    """sha256 over what influences training: names a checkpoint together with the snapshot's digest."""
+
+
+# snapshot.json -------------------------------------------------------------------------------------------------------
+
+
+class IgnoredKeys(Part):
+    """Keys under the prefix that are not images to train on."""
+
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+
+class SnapshotChange(Part):
+    """What differs from the previous assessed run's snapshot: counts, and some keys of each."""
+
+    added: int
+    changed: int
+    removed: int
+    examples: dict[Literal["added", "changed", "removed"], tuple[str, ...]]
+
+    @property
+    def total(self) -> int:
+        """Images that are added, changed or removed."""
+        return self.added + self.changed + self.removed
+
+
+class SnapshotDocument(Document):
+    """Which images a run is about: those under the prefix, as of a moment."""
+
+    bucket: str
+    prefix: str
+    as_of: datetime
+    run_id: str
+    run_kind: RunKind
+    versioned: bool
+    as_of_source: Literal["versions", "last_modified"]
+    """"versions": exact. "last_modified": what is there now, less what was written after as_of."""
+    classes: tuple[str, ...]
+    positive_class: str
+    counts: dict[str, int]
+    digest: str
+    """sha256 over (key, etag or version, label), sorted by key."""
+    previous_run: str | None
+    """Folder of the last assessed run with an earlier as_of."""
+    change: SnapshotChange | None
+    """Against `previous_run`; null without one."""
+    ignored: tuple[IgnoredKeys, ...]
+    images: Reference
+
+    @property
+    def total(self) -> int:
+        """Number of images."""
+        return sum(self.counts.values())
+
+
+# checks.json -----------------------------------------------------------------------------------------------------
+
+
+class RefusedImage(Part):
+    """An image that may not be used."""
+
+    key: str
+    reason: str
+    detail: str
+
+
+class ImageGroup(Part):
+    """Images that are near-duplicates of one another. Images without a near-duplicate are in no group here."""
+
+    group: str
+    keys: tuple[str, ...]
+    labels: tuple[str, ...]
+    how: tuple[str, ...]
+    """By what they were found alike: "bytes", "pixels", "perceptual", "shifted"."""
+
+
+class DriftFinding(Part):
+    """One two-sample comparison of the new images with the previous snapshot's."""
+
+    label: str
+    quantity: str
+    statistic: Finite
+    p_value: Finite
+    images_before: int
+    images_new: int
+    warning: bool
+    sentence: str
+
+
+class ChecksDocument(Document):
+    """Which images may be used, and why the others may not."""
+
+    snapshot_digest: str
+    checked: int
+    usable: dict[str, int]
+    """Images per class after refusals and conflicts."""
+    synthetic: int
+    """Images that the project's own generator drew. Where it is not 0, every metric of the run is synthetic."""
+    converted: dict[str, int]
+    """Colour mode -> images that are converted to 8-bit RGB on reading."""
+    refused: tuple[RefusedImage, ...]
+    groups: tuple[ImageGroup, ...]
+    conflicts: tuple[ImageGroup, ...]
+    """Groups under more than one label: left out altogether."""
+    thresholds: dict[str, float]
+    drift: tuple[DriftFinding, ...]
+    drift_unavailable: str | None = None
+    warnings: tuple[str, ...]
+    contents: Reference | None
+    """`contents.parquet`: one row per image checked."""
+
+
+# split.json --------------------------------------------------------------------------------------------------
+
+
+class LeftOutImage(Part):
+    """A usable image that is in no partition."""
+
+    key: str
+    reason: str
+
+
+class SplitDocument(Document):
+    """Counts and weights per class, and how the split came about."""
+
+    classes: tuple[str, ...]
+    counts: dict[Partition, dict[str, int]]
+    weights: dict[str, Finite]
+    """n / (classes x count), of the train partition."""
+    grouping: Literal["near-duplicate group", "patient"]
+    validation_fraction: Finite
+    tuning_fraction: Finite
+    salt: str
+    carried_forward: int
+    """Images whose side was taken over from the previous assessed run."""
+    previous_run: str | None
+    left_out: tuple[LeftOutImage, ...]
+    validation_digest: str
+    """sha256 over the sorted content digests of the validation images: names the validation set."""
+    table: Reference | None
+    """`split.parquet`: one row per image in a partition."""
+
+
+# python -m bcc_ops check --json ------------------------------------------------------------------------------------------
+
+
+class CheckDocument(Document):
+    """What a labelled folder is worth, without a run: its validation and its split."""
+
+    classes: tuple[str, ...]
+    ignored: tuple[IgnoredKeys, ...]
+    checks: ChecksDocument
+    split: SplitDocument | None
+    """Null if there is no split."""
+    partitions: dict[str, Partition]
+    """Path below the folder -> partition."""
+    split_problem: str | None
+    """Why there is no split; null where there is one."""
+
+
+# training.json -------------------------------------------------------------------------------------------------------
+
+
+class TrainingDocument(Document):
+    """How the challenger was trained."""
+
+    preset: str
+    architecture: str
+    weights: str
+    warm_started_from: str | None
+    classes: tuple[str, ...]
+    image_size: int
+    preprocessing: str
+    parameters: int
+    seed: int
+    deterministic: bool
+    determinism_note: str | None
+    mixed_precision: bool
+    xla: str
+    versions: dict[str, str]
+    devices: tuple[str, ...]
+    host: str
+    images: dict[Partition, int]
+    epochs_planned: int
+    epochs_run: int
+    best_epoch: int
+    """Counted from 1: the latest one whose tuning loss is not higher than the lowest with 95 % confidence."""
+    stopped_early: bool
+    resumed_after_epochs: tuple[int, ...]
+    """For each time that training was taken up again: how many epochs were done by then."""
+    seconds: Finite
+    seconds_per_epoch: Finite
+    images_per_second: Finite
+    peak_memory_mb: Finite
+    snapshot_digest: str
+    config_digest: str
+    split: Reference | None = None
+    """The split and the weights that it was trained with."""
+    synthetic: bool
+    history: Reference
+    model: Reference
+
+
+class EpochRow(Part):
+    """One row of history.csv. `epoch` counts from 1."""
+
+    epoch: int
+    loss: Finite
+    accuracy: Finite
+    tuning_loss: Finite
+    tuning_accuracy: Finite
+    tuning_balanced_accuracy: Finite
+    learning_rate: Finite
+    seconds: Finite
+    images_per_second: Finite
+
+
+# evaluation.json -----------------------------------------------------------------------------------------------------
+
+
+class ClassEvaluation(Part):
+    """One class against the rest. `support` is the number of images that truly belong to it."""
+
+    support: int
+    sensitivity: Estimate
+    specificity: Estimate
+    precision: Estimate
+    f1: Estimate
+    auc: Estimate
+
+
+class OperatingPoint(Part):
+    """The threshold on the positive class' probability, chosen on the tuning part and only reported on validation."""
+
+    threshold: Finite | None
+    wanted_sensitivity: Finite
+    chosen_on: str
+    sensitivity: Estimate
+    specificity: Estimate
+
+
+class ReliabilityBin(Part):
+    """One equal-mass bin of the reliability diagram."""
+
+    images: int
+    confidence: Finite
+    accuracy: Finite
+
+
+class Calibration(Part):
+    """Expected calibration error (equal-mass bins) and Brier score, as they are and after temperature scaling."""
+
+    ece: Estimate
+    brier: Estimate
+    temperature: Finite | None
+    """Fitted on the tuning part."""
+    ece_scaled: Estimate
+    bins: tuple[ReliabilityBin, ...]
+
+
+class ModelEvaluation(Part):
+    """One model's metrics on one set of images."""
+
+    images: int
+    groups: int
+    loss: Estimate
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    macro_f1: Estimate
+    macro_auc: Estimate
+    per_class: dict[str, ClassEvaluation]
+    operating_point: OperatingPoint
+    calibration: Calibration
+    confusion_matrix: tuple[tuple[int, ...], ...]
+    """Rows true, columns predicted, in the order of `classes`."""
+
+
+class Comparison(Part):
+    """Challenger and champion on the images that the champion has not seen in training."""
+
+    champion_version: str
+    champion_as_of: datetime
+    champion_synthetic: bool
+    left_out: dict[str, int]
+    """Why validation images are left out of the comparison -> how many."""
+    challenger: ModelEvaluation | None
+    champion: ModelEvaluation | None
+    differences: dict[str, Estimate]
+    """Challenger minus champion, paired: balanced_accuracy, macro_auc, accuracy, malignant_sensitivity, …"""
+    problem: str | None
+    """Why the champion could not be compared; null where it was."""
+    caution: str | None = None
+    """What the comparison may have missed; null where there is nothing to say."""
+
+
+class SliceEvaluation(Part):
+    """The challenger on part of the validation images."""
+
+    by: str
+    value: str
+    images: int
+    balanced_accuracy: Estimate
+    positive_sensitivity: Estimate
+
+
+class EvaluationDocument(Document):
+    """Challenger and champion on the validation images of this snapshot."""
+
+    classes: tuple[str, ...]
+    positive_class: str
+    as_of: datetime | None
+    """Null for an evaluation outside of a run (`python -m bcc_ops evaluate`)."""
+    synthetic: bool
+    validation_digest: str
+    challenger: ModelEvaluation
+    """On all validation images, less those that `warm_start_note` tells of."""
+    comparison: Comparison | None
+    """Null if there is no champion."""
+    slices: tuple[SliceEvaluation, ...]
+    slices_unavailable: str | None
+    external: ModelEvaluation | None
+    external_note: str | None
+    bootstrap_resamples: int
+    bootstrap_seed: int
+    bootstrap_grouping: str
+    """Which images are drawn together. Those of `external` always are by near-duplicate group."""
+    warm_start_note: str | None = None
+    """What the champion that training started from had seen; null where it started from none."""
+    model: Reference | None
+    predictions: Reference | None
+
+
+# gate.json -----------------------------------------------------------------------------------------------------------
+
+
+class RuleResult(Part):
+    """One rule of the gate: what it looked at, what it asked for, and a sentence for people."""
+
+    rule: str
+    passed: bool
+    applies: bool
+    """False where the rule has nothing to decide (no champion, say): it neither passes nor fails the model."""
+    value: Finite | None
+    threshold: Finite | None
+    sentence: str
+
+
+class GateDocument(Document):
+    """May the challenger replace the champion?"""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    rules: tuple[RuleResult, ...]
+    as_of: datetime
+    synthetic: bool
+    champion_version: str | None
+    champion_etag: str | None
+    """The pointer as it was when the models were compared: promotion asks that it still is."""
+    validation_digest: str
+    holdout_reuse: int
+    """Gate decisions against this validation set, this one included."""
+    evaluation: Reference
+    split: Reference | None = None
+    """The run's split.json, which names its split: what the next run carries forward. Null in older documents."""
+
+
+# approval.json -------------------------------------------------------------------------------------------------------
+
+
+class ApprovalDocument(Document):
+    """What a person answered when asked for an approval; only there where the run asked."""
+
+    approved: bool | None
+    """Null where the question was put again: the earlier answer no longer counts, and there is no other yet."""
+    by: str
+    at: datetime
+    timed_out: bool
+    """Nobody answered in time, which rejects."""
+    gate: str | None = None
+    """sha256 of the gate.json that the question was about. An answer to another verdict, or without one, does not count."""
+
+
+# promotion.json ------------------------------------------------------------------------------------------------------
+
+
+class PromotionDocument(Document):
+    """What became of an approved challenger."""
+
+    version: str
+    model: Reference
+    promoted: bool
+    """Whether the champion's pointer moved."""
+    reason: str
+    """Where it did not move, this says too whether the version was uploaded."""
+    previous_champion: str | None
+    approved_by: str
+    at: datetime
+
+
+# models/<version>/model.json and models/champion.json ----------------------------------------------------------------
+
+
+class ModelDocument(Document):
+    """What a user of the `.h5` must know. It takes raw 0-255 RGB pixels and answers probabilities in this order."""
+
+    version: str
+    classes: tuple[str, ...]
+    positive_class: str
+    image_size: int
+    preprocessing: str
+    architecture: str
+    operating_point: OperatingPoint
+    temperature: Finite | None
+    synthetic: bool
+    as_of: datetime
+    run: str
+    """Folder of the run that trained it."""
+    warm_started_from: str | None = None
+    """The version whose weights training started with; null where it started from none."""
+    snapshot_digest: str
+    split: Reference
+    model: Reference
+    evaluation: Reference
+
+
+class ChampionMove(Part):
+    """One entry of the pointer's history."""
+
+    version: str
+    sha256: str
+    as_of: datetime
+    synthetic: bool
+    run: str
+    at: datetime
+    by: str
+    reason: str
+
+
+class ChampionDocument(Document):
+    """The pointer to the model in use: the only object that is ever overwritten with another meaning."""
+
+    version: str
+    sha256: str
+    as_of: datetime
+    synthetic: bool
+    run: str
+    at: datetime
+    by: str
+    reason: str
+    history: tuple[ChampionMove, ...] = Field(default=())
+    """Earlier champions, newest first; those before are in `older`."""
+    older: Reference | None = None
+    """A `HistoryDocument` with the moves before `history`; null if there are none."""
+    replaced: str | None = None
+    """Key of a copy of the pointer before this one, if that could not be read."""
+
+
+class HistoryDocument(Document):
+    """Moves of the champion that the pointer no longer lists itself. Written once."""
+
+    moves: tuple[ChampionMove, ...]
+    """Newest first."""
+    older: Reference | None

@@ -1,0 +1,133 @@
+"""The Parquet tables of a run: rows in, bytes out, and back.
+
+A table's columns are the fields of its row class, in that order; a file with other columns is refused.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bcc_ops.exceptions import ArtifactError
+
+
+class ImageRow(NamedTuple):
+    """images.parquet: an image of the snapshot. `version_id` is "" on a bucket without versions."""
+
+    key: str
+    label: str
+    size: int
+    etag: str
+    version_id: str
+    last_modified: datetime
+
+
+class ContentRow(NamedTuple):
+    """contents.parquet: what validation saw of an image. `refused` is "" for a usable one, else the reason.
+
+    `width` and `height` in pixels (0 where the header cannot be read), `mean` and `contrast` (standard deviation) of
+    the gray values, 0 to 255 (0 where refused).
+    """
+
+    key: str
+    label: str
+    sha256: str
+    width: int
+    height: int
+    mode: str
+    mean: float
+    contrast: float
+    synthetic: bool
+    group: str
+    refused: str
+
+
+class SplitRow(NamedTuple):
+    """split.parquet: an image in a partition. `sha256` is of the file's bytes."""
+
+    key: str
+    sha256: str
+    label: str
+    group: str
+    partition: str
+
+
+_TYPES: Mapping[Any, pa.DataType] = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "datetime": pa.timestamp("us", tz="UTC"),
+}
+
+Row = TypeVar("Row", bound=NamedTuple)
+
+
+def _schema(row_type: type[Row]) -> pa.Schema:
+    return pa.schema([(name, _TYPES[annotation]) for name, annotation in _annotations(row_type).items()])
+
+
+def _annotations(row_type: type[Row]) -> dict[str, str]:
+    return {name: str(getattr(kind, "__forward_arg__", kind)) for name, kind in row_type.__annotations__.items()}
+
+
+def write_rows(row_type: type[Row], rows: Iterable[Row]) -> bytes:
+    """Rows as a Parquet file. The same rows give the same bytes."""
+    columns = list(zip(*rows)) or [()] * len(row_type._fields)
+    schema = _schema(row_type)
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema)]
+    return _to_bytes(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def read_rows(row_type: type[Row], content: bytes) -> list[Row]:
+    """Rows of a Parquet file that `write_rows` wrote.
+
+    Raises:
+        ArtifactError: it is no Parquet file, or has other columns.
+    """
+    table = _from_bytes(content)
+    if tuple(table.column_names) != row_type._fields:
+        raise ArtifactError(f"the table has the columns {table.column_names}, not {list(row_type._fields)}")
+    return [row_type(*values) for values in zip(*(column.to_pylist() for column in table.columns))]
+
+
+def write_predictions(
+    keys: list[str], labels: list[str], groups: list[str], probabilities: Mapping[str, Mapping[str, Any]]
+) -> bytes:
+    """predictions.parquet: key, label, group and a column `<model>_<class>` per model and class.
+
+    Args:
+        keys, labels, groups: one entry an image.
+        probabilities: model ("challenger", "champion") -> class -> a probability an image, or None where the model
+            was not asked about that image.
+    """
+    columns: dict[str, Any] = {"key": pa.array(keys, pa.string()), "label": pa.array(labels, pa.string())}
+    columns["group"] = pa.array(groups, pa.string())
+    for model, by_class in probabilities.items():
+        for name, values in by_class.items():
+            columns[f"{model}_{name}"] = pa.array(list(values), pa.float64())
+    return _to_bytes(pa.table(columns))
+
+
+def read_predictions(content: bytes) -> dict[str, list[Any]]:
+    """Columns of predictions.parquet, by name."""
+    columns: dict[str, list[Any]] = _from_bytes(content).to_pydict()
+    return columns
+
+
+def _to_bytes(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _from_bytes(content: bytes) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(content))
+    except pa.ArrowInvalid as error:
+        raise ArtifactError(f"no Parquet file: {error}") from None

@@ -1,0 +1,55 @@
+"""Whether a run's challenger is trained already, by an attempt that could not report it.
+
+A worker that is lost, or an API server that is away, between a training's last write and its report makes a failed attempt
+out of a training that is done. Its retry hands that on instead of spending the hours again.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from bcc_ops.exceptions import ArtifactError, ObjectNotFound
+from bcc_ops.runs.documents import Reference, TrainingDocument, parse_document
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
+
+log = logging.getLogger(__name__)
+
+
+def find_completed(
+    store: ObjectStore,
+    paths: RunPaths,
+    *,
+    snapshot_digest: str,
+    config_digest: str,
+    split: Reference,
+    preprocessing: str,
+) -> Reference | None:
+    """The reference to this run's training.json; None where training has still to be done.
+
+    Training is done where the document was made of the same images, parameters, split and weights, its model file does the same
+    besides (`RunInputs.preprocessing`: parameters that the file depends on and training does not), and the model and the history
+    that it names are there with the content that it promises. What is there and is not that is told in a warning.
+
+    Raises:
+        StorageError: the bucket cannot be read.
+    """
+    key = paths.document("training.json")
+    try:
+        content = store.get(key)
+    except ObjectNotFound:
+        return None
+    reference = Reference.of(store.uri(key), content)
+    try:
+        document = parse_document(TrainingDocument, content, reference.uri)
+        made_of = (document.snapshot_digest, document.config_digest, document.split, document.preprocessing)
+        if made_of != (snapshot_digest, config_digest, split, preprocessing):
+            log.warning("%s is of other images, parameters or weights than this run's by now: training anew", reference.uri)
+            return None
+        for named in (document.model, document.history):
+            store.get_referenced(named)
+    except (ArtifactError, ObjectNotFound) as error:
+        log.warning("an earlier training of this run cannot be used, training anew: %s", error)
+        return None
+    log.info("trained already, by an earlier attempt that did not come to report it: %s", reference.uri)
+    return reference

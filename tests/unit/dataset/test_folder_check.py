@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.folder_check import check_folder, check_tables
+from bcc_ops.exceptions import NoImages
+from bcc_ops.runs.documents import CheckDocument, parse_document
+from tests.factories.images import scan_png
+
+CONFIG = RetrainingConfig.resolve({"max_refused_fraction": 0.5})
+
+
+def write(path, seed, label="benign"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(scan_png(seed, label))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "images"
+    for start, label in enumerate(("benign", "malignant")):
+        for number in range(5):
+            write(root / label / f"{label} ({number}).png", 100 * start + number, label)
+            (root / label / f"{label} ({number})_mask.png").write_bytes(b"a mask")
+    (root / "notes.txt").write_text("not an image")
+    return root
+
+
+def printed(document):
+    sink = io.StringIO()
+    console = Console(file=sink, width=120)
+    for table in check_tables(document):
+        console.print(table)
+    return sink.getvalue()
+
+
+def test_a_folder_is_checked_and_split(folder):
+    document = check_folder(folder, CONFIG)
+    assert document.checks.checked == 10
+    assert {one.reason: one.count for one in document.ignored} == {"in no class folder": 1, "name to ignore (masks)": 10}
+    assert document.classes == ("benign", "malignant")
+    assert document.split is not None
+    assert document.split.counts["validation"] == {"benign": 1, "malignant": 1}
+    assert len(document.partitions) == 10
+    assert document.partitions["benign/benign (0).png"] in ("train", "tuning", "validation")
+    assert parse_document(CheckDocument, document.to_json(), "the test") == document
+
+
+def test_no_path_of_this_machine_is_in_the_document(folder):
+    assert str(folder) not in json.dumps(json.loads(check_folder(folder, CONFIG).to_json()))
+
+
+def test_an_empty_file_is_refused_and_told(folder):
+    (folder / "benign" / "nothing [0].png").touch()
+    document = check_folder(folder, CONFIG)
+    assert [(one.key, one.reason) for one in document.checks.refused] == [("benign/nothing [0].png", "empty")]
+    assert "nothing [0].png" in printed(document)  # brackets are no markup
+
+
+def test_conflicts_are_listed(folder):
+    Image.open(folder / "benign" / "benign (0).png").save(folder / "malignant" / "copy [b].jpg", quality=85)
+    text = printed(check_folder(folder, CONFIG))
+    assert "malignant/copy [b].jpg" in text
+    assert "benign, malignant" in text
+
+
+def test_too_few_images_for_a_split_are_no_crash(folder):
+    write(folder / "normal" / "only.png", 999, "normal")
+    document = check_folder(folder, CONFIG)
+    assert document.split is None
+    assert "class normal has no image for" in document.split_problem
+    assert "class normal has no image for" in printed(document)
+
+
+def test_a_missing_or_empty_folder_is_told_in_one_line(tmp_path):
+    with pytest.raises(NoImages, match="is not a folder"):
+        check_folder(tmp_path / "nowhere", CONFIG)
+    with pytest.raises(NoImages, match="holds no image"):
+        check_folder(tmp_path, CONFIG)
+
+
+def test_contact_sheets_show_every_conflict_and_the_nearest_pairs(folder, tmp_path):
+    original = Image.open(folder / "benign" / "benign (0).png")
+    original.save(folder / "malignant" / "copy.jpg", quality=85)
+    original.resize((original.width * 2, original.height * 2)).save(folder / "malignant" / "larger.png")
+    Image.open(folder / "benign" / "benign (1).png").save(folder / "malignant" / "other.jpg", quality=85)
+    check_folder(folder, CONFIG, sheets=tmp_path / "sheets")
+    names = sorted(path.name for path in (tmp_path / "sheets").iterdir())
+    assert names[:2] == ["conflict-01.png", "conflict-02.png"]
+    assert names[2] == "nearest-01.png"
+    with Image.open(tmp_path / "sheets" / "conflict-01.png") as sheet:
+        assert sheet.width == 3 * 420
+
+
+@pytest.mark.slow
+def test_the_real_images(real_images, tmp_path):
+    document = check_folder(real_images, RetrainingConfig.resolve({}), memory_path=tmp_path / "memory.sqlite3")
+    checks = document.checks
+    assert checks.checked == 623
+    assert not checks.refused
+    assert not any("_mask" in key for key in document.partitions)
+    groups = [*checks.groups, *checks.conflicts]
+    assert max(len(group.keys) for group in groups) <= 10
+    assert 5 <= len(checks.conflicts) <= 10
+    group_of = {key: group.group for group in groups for key in group.keys}
+
+    # Shifted crops that were looked at: a plain hash puts them 10 to 26 bits apart.
+    for label, one, other in (
+        ("malignant", 65, 66),
+        ("malignant", 98, 99),
+        ("malignant", 95, 97),
+        ("malignant", 95, 96),
+        ("malignant", 77, 78),
+        ("malignant", 80, 81),
+        ("malignant", 106, 107),
+        ("malignant", 11, 113),
+        ("malignant", 128, 129),
+        ("benign", 140, 62),
+        ("benign", 141, 64),
+    ):
+        keys = [f"{label}/{label} ({number}).png" for number in (one, other)]
+        assert group_of[keys[0]] == group_of[keys[1]], keys
+    assert group_of["benign/benign (333).png"] == group_of["malignant/malignant (78).png"]
+
+    counts = document.split.counts
+    for name in document.classes:
+        assert abs(counts["validation"][name] / sum(counts[side][name] for side in counts) - 0.2) <= 0.02

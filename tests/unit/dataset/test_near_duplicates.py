@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import hashlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageEnhance
+
+from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.fingerprints import fingerprint, to_gray
+from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, feature_neighbours, find_near_duplicates, hash_neighbours
+from bcc_ops.dataset.similarity import align, compare
+from tests.factories.images import scan_pixels
+
+THRESHOLDS = Thresholds.of(RetrainingConfig.resolve({}))
+
+
+class Forgetful:
+    """A memory that knows nothing."""
+
+    def recall_candidates(self, search):
+        return None
+
+    def remember_candidates(self, search, found):
+        pass
+
+    def recall_similarity(self, pairs):
+        return {}
+
+    def remember_similarity(self, learned):
+        pass
+
+
+def scan(seed: int, label: str = "benign") -> Image.Image:
+    """A synthetic scan, twice as large as it is drawn."""
+    drawn = scan_pixels(seed, label)
+    return drawn.resize((drawn.width * 2, drawn.height * 2), Image.Resampling.BICUBIC).convert("RGB")
+
+
+def cropped(image: Image.Image, left: float = 0, top: float = 0, right: float = 0, bottom: float = 0) -> Image.Image:
+    width, height = image.size
+    return image.crop((int(left * width), int(top * height), int((1 - right) * width), int((1 - bottom) * height)))
+
+
+def scaled(image: Image.Image, factor: float) -> Image.Image:
+    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
+
+
+def with_calipers(image: Image.Image) -> Image.Image:
+    marked = image.copy()
+    draw = ImageDraw.Draw(marked)
+    for x, y in ((0.3, 0.4), (0.6, 0.5), (0.45, 0.3), (0.45, 0.6)):
+        middle = (x * image.width, y * image.height)
+        draw.line((middle[0] - 8, middle[1], middle[0] + 8, middle[1]), "white", 2)
+        draw.line((middle[0], middle[1] - 8, middle[0], middle[1] + 8), "white", 2)
+    draw.text((20, image.height - 40), "LEFT BREAST", "white", font_size=28)
+    return marked
+
+
+def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    sink = io.BytesIO()
+    image.save(sink, "JPEG", quality=quality)
+    return Image.open(io.BytesIO(sink.getvalue())).convert("RGB")
+
+
+def gamma(image: Image.Image, exponent: float) -> Image.Image:
+    return image.point([round(255 * (value / 255) ** exponent) for value in range(256)] * 3)
+
+
+COPIES = {
+    "the same pixels in another file": lambda image: image.copy(),
+    "saved as JPEG": lambda image: as_jpeg(image, 60),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.4),
+    "another gamma": lambda image: gamma(image, 0.7),
+    "calipers and text": with_calipers,
+    "scaled by 0.83": lambda image: scaled(image, 0.83),
+    "scaled by 1.5": lambda image: scaled(image, 1.5),
+    "shifted crop": lambda image: cropped(image, left=0.2, bottom=0.1),
+    "crop from the other side": lambda image: cropped(image, right=0.25, top=0.05),
+    "scaled crop with calipers": lambda image: with_calipers(scaled(cropped(image, left=0.15, top=0.1), 0.8)),
+    "padded with black": lambda image: _padded(image, 60),
+}
+
+
+def _padded(image: Image.Image, by: int) -> Image.Image:
+    wide = Image.new("RGB", (image.width + by, image.height), "black")
+    wide.paste(image, (by, 0))
+    return wide
+
+
+def group(tmp_path, images: dict[str, Image.Image]) -> tuple[NearDuplicates, dict[str, str]]:
+    """Find near-duplicates among named images: the outcome, and name -> group."""
+    marks, paths, names = {}, {}, {}
+    for number, (name, image) in enumerate(images.items()):
+        path = tmp_path / f"{number}.png"
+        image.save(path, pnginfo=_numbered(number))
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        rgb = np.asarray(image.convert("RGB"))
+        marks[sha256], paths[sha256], names[name] = fingerprint(rgb, to_gray(rgb)), path, sha256
+    found = find_near_duplicates(marks, paths, THRESHOLDS, Forgetful())
+    return found, {name: found.group_of[sha256] for name, sha256 in names.items()}
+
+
+def _numbered(number: int):
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("number", str(number))
+    return info
+
+
+@pytest.mark.parametrize("change", COPIES, ids=list(COPIES))
+def test_a_near_duplicate_lands_in_its_original_s_group(tmp_path, change):
+    images = {f"scan {seed}": scan(seed) for seed in range(6)}
+    images["copy"] = COPIES[change](images["scan 3"])
+    _, groups = group(tmp_path, images)
+    assert groups["copy"] == groups["scan 3"]
+    assert len(set(groups.values())) == 6
+
+
+def test_how_a_copy_was_found_is_told(tmp_path):
+    images = {f"scan {seed}": scan(seed) for seed in range(3)}
+    images["same"] = images["scan 0"].copy()
+    images["jpeg"] = as_jpeg(images["scan 1"], 70)
+    images["crop"] = cropped(images["scan 2"], left=0.25, bottom=0.15)
+    found, groups = group(tmp_path, images)
+    assert [found.how[groups[name]] for name in ("same", "jpeg", "crop")] == [("pixels",), ("perceptual",), ("shifted",)]
+
+
+def test_scans_with_the_same_text_and_calipers_are_no_copies(tmp_path):
+    images = {f"scan {seed}": with_calipers(scan(seed).resize((480, 400))) for seed in range(10)}
+    _, groups = group(tmp_path, images)
+    assert len(set(groups.values())) == 10
+
+
+def test_scans_of_the_same_layout_and_other_speckle_are_no_copies(tmp_path):
+    rng = np.random.default_rng(5)
+    layout = np.kron(rng.integers(20, 160, (5, 6)), np.ones((80, 80)))
+    images = {
+        f"scan {number}": Image.fromarray(
+            np.clip(layout + 25 * _blurred(rng.standard_normal(layout.shape)), 0, 255).astype(np.uint8)
+        )
+        for number in range(6)
+    }
+    found, groups = group(tmp_path, images)
+    assert len(set(groups.values())) == 6
+    assert any(pair.by_hash and not pair.accepted for pair in found.compared), "the hashes should have been fooled"
+
+
+def _blurred(noise):
+    import cv2
+
+    blurred = cv2.GaussianBlur(noise, (0, 0), 2)
+    return blurred / blurred.std()
+
+
+def test_blank_images_are_no_copies_of_one_another(tmp_path):
+    images = {f"blank {value}": Image.new("RGB", (200 + value, 160), (value, value, value)) for value in range(30)}
+    _, groups = group(tmp_path, images)
+    assert len(set(groups.values())) == 30
+
+
+def test_images_without_features_are_compared_by_size(tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray((_blurred(rng.standard_normal((70, 90))) * 40 + 120).clip(0, 255).astype(np.uint8)).convert("RGB")
+    images = {"tiny": smooth, "larger": smooth.resize((100, 78), Image.Resampling.BICUBIC)}
+    images |= {f"other {seed}": scan(seed).resize((90, 70)) for seed in range(4)}
+    _, groups = group(tmp_path, images)
+    assert groups["tiny"] == groups["larger"]
+    assert len(set(groups.values())) == 5
+
+
+def test_the_order_of_the_contents_changes_nothing(tmp_path):
+    images = {f"scan {seed}": scan(seed) for seed in range(4)} | {"crop": cropped(scan(1), left=0.2)}
+    _, groups = group(tmp_path, images)
+    _, backwards = group(tmp_path, dict(reversed(images.items())))
+
+    def partition(of):
+        return {frozenset(name for name in of if of[name] == one) for one in of.values()}
+
+    assert partition(groups) == partition(backwards)
+
+
+def test_the_alignment_of_a_crop_is_found_to_the_pixel():
+    image = scan(7)
+    crop = image.crop((60, 40, image.width, image.height - 30))
+    marks = [fingerprint(rgb, to_gray(rgb)) for rgb in (np.asarray(image), np.asarray(crop))]
+    transform = align(*marks)
+    assert transform is not None
+    assert np.allclose(transform, [[1, 0, 60], [0, 1, 40]], atol=0.7)
+    similarity = compare(*((mark, to_gray(np.asarray(one))) for mark, one in zip(marks, (image, crop))))
+    assert similarity.similarity > 0.95
+    assert similarity.overlap > 0.9
+
+
+@pytest.mark.parametrize("distance", [0, 3, 7, 11])
+def test_hash_neighbours_are_those_of_comparing_all_with_all(distance):
+    rng = np.random.default_rng(distance)
+    hashes = rng.integers(0, 256, (400, 8), dtype=np.uint8)
+    for number in range(200, 400):  # near-duplicates of the first half, 0 to 14 bits away
+        bits = np.unpackbits(hashes[number - 200])
+        bits[rng.choice(64, number % 15, replace=False)] ^= 1
+        hashes[number] = np.packbits(bits)
+    bits = np.unpackbits(hashes, axis=1).astype(int)
+    apart = (bits[:, None] != bits[None]).sum(axis=2)
+    expected = [
+        (one, other, int(apart[one, other]))
+        for one in range(400)
+        for other in range(one + 1, 400)
+        if apart[one, other] <= distance
+    ]
+    assert hash_neighbours([row.tobytes() for row in hashes], distance) == expected
+
+
+def test_thousands_of_equal_hashes_do_not_become_millions_of_pairs():
+    pairs = hash_neighbours([bytes(8)] * 5000, 7)
+    assert len(pairs) < 5000 * 20
+    ends = np.array(pairs)[:, :2]
+    assert set(ends.ravel().tolist()) == set(range(5000))  # yet each has a neighbour: a chain holds them together
+
+
+def test_no_images_have_no_neighbours():
+    assert hash_neighbours([], 7) == []
+    assert feature_neighbours([]) == []
+    found = find_near_duplicates({}, {}, THRESHOLDS, Forgetful())
+    assert found.group_of == {}
+
+
+def test_the_pairs_nearest_the_thresholds_come_first(tmp_path):
+    images = {f"scan {seed}": with_calipers(scan(seed).resize((480, 400))) for seed in range(6)} | {"copy": as_jpeg(scan(2), 30)}
+    found, _ = group(tmp_path, images)
+    margins = [pair.margin for pair in found.nearest(100)]
+    assert margins == sorted(margins)
+    assert len(found.nearest(1)) == 1

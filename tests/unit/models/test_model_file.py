@@ -1,0 +1,168 @@
+"""What a model file may contain: everything that the project builds, and nothing that runs code or leads elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bcc_ops.exceptions import ModelError
+from bcc_ops.models.model_file import refuse_unsafe
+from bcc_ops.training.architectures import build_classifier, with_mirror_image
+
+
+def save(model: keras.Model, path: Path) -> Path:
+    model.save(path, include_optimizer=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = with_mirror_image(build_classifier("cnn", 46, 3, dropout=0.5, weights=None, frozen_part=0.0))
+    return save(model, tmp_path_factory.mktemp("model") / "model.h5")
+
+
+@pytest.fixture
+def changed(good: Path, tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], None]], Path]:
+    """Change the architecture of a good file."""
+
+    def change(edit: Callable[[dict[str, Any]], None]) -> Path:
+        path = tmp_path / "model.h5"
+        shutil.copy(good, path)
+        with h5py.File(path, "r+") as file:
+            config = json.loads(file.attrs["model_config"])
+            edit(config)
+            file.attrs["model_config"] = json.dumps(config)
+        return path
+
+    return change
+
+
+def a_layer(config: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The configuration of the first layer of a kind, however deep it is."""
+    left: list[Any] = [config]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if value.get("class_name") == kind:
+                return value
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+    raise KeyError(kind)
+
+
+@pytest.mark.parametrize("architecture", ["cnn", "efficientnet_lite0", "MobileNetV2", "MobileNetV3Small", "DenseNet121"])
+def test_what_the_project_builds_is_allowed(architecture: str, tmp_path: Path) -> None:
+    model = with_mirror_image(build_classifier(architecture, 64, 3, dropout=0.3, weights=None, frozen_part=0.3))
+    refuse_unsafe(save(model, tmp_path / "model.h5"))
+
+
+def test_a_notebooks_own_network_is_allowed(tmp_path: Path) -> None:
+    layers = keras.layers
+    regular = keras.regularizers.L2(1e-4)
+    model = keras.Sequential(
+        [
+            *(keras.Input((32, 32, 3)), layers.Rescaling(1 / 255), layers.Conv2D(8, 3, activation="relu")),
+            *(layers.MaxPooling2D(), layers.Flatten(), layers.Dense(8, "relu", kernel_regularizer=regular)),
+            layers.Dense(3, "softmax"),
+        ]
+    )
+    refuse_unsafe(save(model, tmp_path / "model.h5"))
+
+
+POPEN = {"module": "subprocess", "class_name": "Popen", "config": {"args": ["true"]}, "registered_name": None}
+LAMBDA = {"class_name": "__lambda__", "config": {"value": "gASVAAAA"}}
+HOSTILE: dict[str, Callable[[dict[str, Any]], None]] = {
+    "a lambda as an activation": lambda c: a_layer(c, "Conv2D")["config"].update(activation=LAMBDA),
+    "a function as an activation": lambda c: a_layer(c, "Conv2D")["config"].update(
+        activation={"module": "builtins", "class_name": "function", "config": "os.system", "registered_name": "function"}
+    ),
+    "an activation by another name": lambda c: a_layer(c, "Conv2D")["config"].update(activation="os.system"),
+    "Popen as an initializer": lambda c: a_layer(c, "Dense")["config"].update(kernel_initializer=POPEN),
+    "Popen as an initializer by name": lambda c: a_layer(c, "Dense")["config"].update(kernel_initializer="subprocess.Popen"),
+    "Popen without a class": lambda c: c.update(registered_name="subprocess>Popen", module="subprocess"),
+    "a TFSMLayer without a name": lambda c: c["config"]["layers"].append(
+        {"class_name": "TFSMLayer", "config": {"filepath": "/etc/passwd"}}
+    ),
+    "a TorchModuleWrapper": lambda c: a_layer(c, "Dense").update(class_name="TorchModuleWrapper"),
+    "a vocabulary from a file": lambda c: c["config"]["layers"].append(
+        {"module": "keras.layers", "class_name": "StringLookup", "config": {"vocabulary": "/etc/passwd"}}
+    ),
+    "Keras' name in another module": lambda c: a_layer(c, "Dense").update(module="evil.layers"),
+    "Keras' name registered as another": lambda c: a_layer(c, "Dense").update(registered_name="evil>Dense"),
+    "a class that is not text": lambda c: a_layer(c, "Dense").update(class_name=["Dense"]),
+    "a width without an array": lambda c: a_layer(c, "Dense")["config"].update(units=4096),
+    "a width that fills the memory": lambda c: a_layer(c, "Conv2D")["config"].update(filters=2**40),
+    "an input that fills the memory": lambda c: a_layer(c, "InputLayer")["config"].update(batch_shape=[None, 10**6, 10**6, 3]),
+}
+
+
+@pytest.mark.parametrize("edit", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_architecture_is_refused_before_keras_sees_it(
+    changed: Callable[..., Path], edit: Callable[[dict[str, Any]], None]
+) -> None:
+    with pytest.raises(ModelError, match=r"model\.h5 is not loaded"):
+        refuse_unsafe(changed(edit))
+
+
+def test_an_architecture_of_bottomless_depth_is_a_clear_error(good: Path, tmp_path: Path) -> None:
+    for depth in (200, 100_000):
+        path = tmp_path / f"{depth}.h5"
+        shutil.copy(good, path)
+        with h5py.File(path, "r+") as file:
+            file.attrs["model_config"] = "[" * depth + "]" * depth
+        with pytest.raises(ModelError, match="nested too deeply"):
+            refuse_unsafe(path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 10_000), name=st.sampled_from(["Popen", "Lambda", "eval", "TFSMLayer", "JaxLayer", "Wrapper", ""]))
+def test_a_foreign_class_is_found_wherever_it_is(good: Path, place: int, name: str) -> None:
+    from bcc_ops.models.model_file import _check_config, _check_datasets, _every_object
+
+    with h5py.File(good, "r") as file:
+        dimensions, config = _check_datasets(file, 10**9), json.loads(file.attrs["model_config"])
+    objects = list(_every_object(config))
+    objects[place % len(objects)]["planted"] = [{"deep": {"class_name": name, "config": {}}}]  # type: ignore[index]
+    with pytest.raises(ModelError, match="not on the list"):
+        _check_config(config, dimensions)
+
+
+def leads_elsewhere(file: h5py.File, kind: str) -> None:
+    group = file["model_weights"]
+    if kind == "an external link":
+        group["out"] = h5py.ExternalLink("/etc/passwd", "/")
+    elif kind == "a soft link":
+        group["out"] = h5py.SoftLink("/elsewhere")
+    elif kind == "numbers in another file":
+        group.create_dataset("out", (10,), "u1", external=[("/etc/passwd", 0, 10)])
+    elif kind == "a virtual array":
+        layout = h5py.VirtualLayout((10,), "u1")
+        layout[:] = h5py.VirtualSource("/etc/passwd", "x", (10,))
+        group.create_virtual_dataset("out", layout)
+    elif kind == "a compressed bomb":
+        group.create_dataset("out", (10**9,), "f4", chunks=(10**6,), compression="gzip")
+    else:
+        group.create_dataset("out", (10**12,), "f4")
+
+
+KINDS = ["an external link", "a soft link", "numbers in another file", "a virtual array", "a compressed bomb", "an empty promise"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_leads_elsewhere_or_promises_too_much_is_refused(good: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "model.h5"
+    shutil.copy(good, path)
+    with h5py.File(path, "r+") as file:
+        leads_elsewhere(file, kind)
+    with pytest.raises(ModelError, match=r"model\.h5 is not loaded"):
+        refuse_unsafe(path)
