@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.evaluation.evaluate import ChampionModel, EvaluationInputs, EvaluationPlan, evaluate
+from bcc_ops.evaluation.evaluate import EvaluationInputs, EvaluationPlan, evaluate
 from bcc_ops.evaluation.metrics import Scores, choose_threshold
+from bcc_ops.models.champion import ChampionModel
 from bcc_ops.promotion.gate import ChampionState, decide
 from bcc_ops.runs.documents import Estimate, EvaluationDocument, OperatingPoint, Reference
 from bcc_ops.runs.tables import SplitRow

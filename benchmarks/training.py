@@ -344,14 +344,18 @@ def markdown(folder: Path, seeds: Sequence[int], salts: Sequence[str]) -> str:
             values = [point[position] for point in points]
             cells = ["", *(f"{value:.3f}" for value in values), f"**{np.mean(values):.3f}**", "", ""]
             lines.append(f"| malignant {name} at the operating point | " + " | ".join(cells) + " |")
-    for name, unit, called, goal in (
+    for name, measure, called, goal in (
         ("seconds", "s", "wall time", "a third"),
         ("cpu_seconds", "s", "processor time", ""),
         ("peak_memory_mb", "MB", "peak memory", "< 4,000 MB"),
     ):
         values = [run[name] for run in runs]
-        cells = [goal, *(f"{value:,.0f} {unit}" for value in values), f"**{np.mean(values):,.0f} {unit}**" if values else ""]
-        cells += [f"{notebook[name]:,.0f} {unit}" if notebook else "", ""]
+        cells = [
+            goal,
+            *(f"{value:,.0f} {measure}" for value in values),
+            f"**{np.mean(values):,.0f} {measure}**" if values else "",
+        ]
+        cells += [f"{notebook[name]:,.0f} {measure}" if notebook else "", ""]
         lines.append(f"| {called} | {' | '.join(cells)} |")
     if runs and notebook:
         lines += ["", *_races(runs, notebook, history), "", *_floors(finals, points, history[-1])]

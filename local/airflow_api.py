@@ -128,7 +128,7 @@ class AirflowApi:
         return found
 
     def import_errors(self) -> list[str]:
-        """A line a DAG file that cannot be imported: its name and the exception."""
+        """One line per DAG file that cannot be imported: its name and the exception."""
         errors = self.call("GET", "/importErrors")["import_errors"]
         return [f"{error['filename']}: {error['stack_trace'].strip().splitlines()[-1]}" for error in errors]
 

@@ -1,70 +1,71 @@
-"""The retraining pipeline's map. Pipeline nouns hold pure Python; Airflow words hold thin adapters.
+"""The retraining pipeline's map. Pipeline nouns contain pure Python, Airflow words contain thin adapters.
 
-config          a run's parameters, and the place it runs in
-artifacts       the documents that a run leaves behind
+config          the parameters of one run, and the settings of the deployment
 exceptions      what may go wrong, as a tree
-run_paths       where each document of a run lies
-tables          the Parquet tables of a run
-storage         the object store: what we need of S3
-run_index       which runs there are, and which were assessed
 
-dataset/        snapshot        a listing, as of a moment -> Snapshot; what changed between two
-                arrivals        has something new arrived, and is the upload over
-                sync            Snapshot -> local cache, every byte verified
-                cache           the images' cache on a worker, by content
-                transfer        one object's bytes, as the listing promised them
-                decoding        image file -> RGB pixels, the same for checks, training and prediction
-                resources       processors and memory that this process may use
-                validation      which images may be used, and why the others may not
-                inspection_cache  what validation learned of each content, kept between nights
-                duplicates      near-duplicates -> groups; one lesion under two labels -> conflict
-                fingerprints    what is kept of an image to find its near-duplicates
-                similarity        how alike two images are, where they show the same place
-                drift           do the new images look like the old ones
-                splits          the sticky, group-safe split; class counts and weights
-                run_tables      the tables of this run and the previous one that a split is made from
-                check           all of this on a labelled folder, without Airflow or S3
-                contact_sheets  the images behind a finding, side by side
-                input_pipeline  images -> tf.data
-                synthetic         synthetic images, for when there are none
-training/       architectures   build_model(config)
-                pretrained      the backbone's weights, without PyTorch
-                devices         accelerators, precision, determinism: as they are
-                checkpoints     where a training that is not done yet survives
-                fit             fit -> TrainingRecord; resume
-                finished        a training that an earlier attempt had done and could not report
-                run_training    a run's documents in, history.csv, model.h5 and training.json out
-evaluation/     predict         model + images -> probabilities
-                model_file      what a model file may contain
-                keras_import      import Keras without what it takes along for nothing
-                metrics         probabilities -> metrics, with confidence intervals
-                intervals       those in closed form, for where a bootstrap has nothing to vary
-                evaluate        challenger and champion on the same images -> EvaluationDocument
-                grad_cam        where a network looked
-                folder          the images of a labelled folder that a model can fairly be evaluated on
-                run_evaluation  a run's documents in, evaluation.json and its predictions out
-promotion/      champion        the model in use, loaded if it may be
-                gate            challenger, champion, thresholds -> GateDocument with reasons
-                looks           how often a validation set has been decided on
-                approval        the question that a person is asked
-                registry        versions and the champion pointer
-                smoke_test      the uploaded file, in a process of its own
-                promote         upload, smoke test, pointer, in an order that no crash harms
-                model_card      what a version is, for people
-                run_upload      a run's documents in, a version in use out
-report/         metrics         documents -> matplotlib metrics
-                curves          ROC and precision-recall, with bands
-                differences     how a metric is spelled, and which way it is better
-                cases           missed cancers and false alarms
-                galleries       the plots that show images
-                plots           which plots a run has -> PNGs
-                line_chart      small charts as SVG, where no PNG is drawn
-                progress        how far a run is
-                run_record      a run as its documents tell it
-                run_history     the runs before this one, a line each
-                page            documents -> one HTML page
-                publish         plots and report.html into the run's folder
-                trace           every place that holds an image, or something made from it
+runs/           documents          the JSON documents of a run, and the references by which tasks hand them on
+                upgrade            read what an older release wrote
+                paths              where each document of a run is stored
+                object_store       the bucket: what the pipeline needs of S3
+                tables             the Parquet tables of a run
+                index              which runs there are, and which were assessed
+                previous           what the last assessed run left behind: its split, its contents
+                record             a run as its documents tell it
+                history            the runs before this one, one line each
+dataset/        snapshot           a listing as of a moment -> the images of a run; what changed between two
+                arrivals           has something new arrived, and is the upload over
+                sync               snapshot -> local cache, every byte verified
+                image_cache        the images on a worker, by content
+                object_download    the bytes of one object, as the listing promised them
+                resources          processors and memory that this process may use
+                decoding           image file -> RGB pixels, the same for checks, training and prediction
+                image_checks       which images may be used, and why the others may not
+                inspection_cache   what the checks learned of each content, kept between nights
+                near_duplicates    near-duplicates -> groups; one lesion under two labels -> conflict
+                fingerprints       what is kept of an image to find its near-duplicates
+                similarity         how alike two images are that show the same view
+                drift              do the new images look like the old ones
+                splits             the sticky, group-safe split; class counts and weights
+                folder_check       all of this on a labelled folder, without Airflow or S3
+                contact_sheets     the images behind a finding, side by side
+                input_pipeline     images -> tf.data
+                synthetic          synthetic images, for a first look without any
+models/         model_file         what a model file may contain
+                keras_import       import Keras without what it takes along for nothing
+                classifier         model file + images -> probabilities
+                registry           versions and the champion pointer
+                champion           the model in use, loaded if it may be
+training/       architectures      the networks
+                pretrained         the backbone's weights, without PyTorch
+                devices            accelerators, precision, determinism: as they are
+                checkpoints        where an unfinished training survives
+                fit                epochs -> TrainingRecord; resume
+                completed          a training that an earlier attempt finished and could not report
+                run_training       documents of a run in, history.csv, model.h5 and training.json out
+evaluation/     metrics            probabilities -> metrics, with confidence intervals
+                intervals          those in closed form, if a bootstrap has nothing to vary
+                evaluate           challenger and champion on the same images -> EvaluationDocument
+                grad_cam           where a network looked
+                folder             the images of a labelled folder that a model can fairly be evaluated on
+                run_evaluation     documents of a run in, evaluation.json and its predictions out
+promotion/      gate               challenger, champion, thresholds -> GateDocument with reasons
+                holdout_reuse      how often the same images decided about a promotion
+                approval           the question that a person is asked, and what counts as an answer
+                smoke_test         the uploaded file, in a process of its own
+                promote            upload, smoke test, pointer, in an order that no crash harms
+                model_card         what a version is, for people
+                run_upload         documents of a run in, a version in use out
+report/         figures            documents -> figures of matplotlib
+                curves             ROC and precision-recall, with bands
+                metric_names       how a metric is spelled, and which way it is better
+                misclassified      missed cancers and false alarms
+                galleries          the plots that show images
+                plots              which plots a run has -> PNGs
+                line_chart         small charts as SVG, while no PNG is drawn yet
+                progress           how far a run is
+                page               documents -> one HTML page
+                publish            plots and report.html into the run's folder
+                trace              every place that holds an image, or something made from it
 
 operators/ sensors/ triggers/ links/    Airflow adapters
 metrics         our own few, by Airflow's StatsD or OpenTelemetry

@@ -38,7 +38,7 @@ PARAMS = {
         "min_malignant_specificity": "0",
     },
 }
-"""Section of the form -> parameter -> what is typed: a training of a minute, so that it can be watched, which the gate approves."""
+"""Section of the form -> parameter -> what is typed: a training of a minute, to be watched, which the gate approves."""
 
 MINUTES = 60_000.0
 SCREEN: ViewportSize = {"width": 1440, "height": 900}

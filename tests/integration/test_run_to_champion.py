@@ -25,7 +25,7 @@ from PIL import Image
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.dataset.snapshot import ImageRules, Listing, list_images, write_images
 from bcc_ops.dataset.sync import ImageCache, sync_images
-from bcc_ops.evaluation.evaluate import NEAR_COPY, TRAINED_ON
+from bcc_ops.evaluation.evaluate import NEAR_DUPLICATE, TRAINED_ON
 from bcc_ops.exceptions import ModelError, StorageUnavailable
 from bcc_ops.models.keras_import import import_keras
 from bcc_ops.models.registry import MODEL_FILES, ModelRegistry
@@ -266,7 +266,7 @@ def test_a_second_model_is_compared_on_what_the_champion_has_not_seen(place: Pla
     assert comparison.left_out == {TRAINED_ON: 1}
     assert comparison.champion.images == 24
     assert comparison.differences["balanced_accuracy"].value == 0
-    assert NEAR_COPY not in comparison.left_out
+    assert NEAR_DUPLICATE not in comparison.left_out
     assert second.gate().holdout_reuse == 2
 
 

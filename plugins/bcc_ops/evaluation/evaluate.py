@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -28,12 +27,12 @@ from bcc_ops.evaluation.metrics import (
     paired_difference,
 )
 from bcc_ops.exceptions import DataError, ModelError
+from bcc_ops.models.champion import ChampionModel, PredictsImages
 from bcc_ops.runs.documents import (
     Comparison,
     Estimate,
     EvaluationDocument,
     ModelEvaluation,
-    OperatingPoint,
     Reference,
     SliceEvaluation,
 )
@@ -43,48 +42,9 @@ log = logging.getLogger(__name__)
 
 TUNING_PART = "tuning part"
 TRAINED_ON = "the champion was trained on it"
-NEAR_COPY = "near-duplicate of what the champion was trained on"
+NEAR_DUPLICATE = "near-duplicate of what the champion was trained on"
 SMALLEST_SLICE = 10
 """Images. A slice of fewer says nothing with an interval worth reading."""
-
-
-class PredictsImages(Protocol):
-    """What is asked of a model: `bcc_ops.models.classifier.Classifier` is one."""
-
-    @property
-    def image_size(self) -> int:
-        """Side of the input, pixels."""
-
-    @property
-    def classes_count(self) -> int:
-        """How many probabilities it answers."""
-
-    def predict(self, paths: Sequence[Path], batch_size: int = 32) -> np.ndarray:
-        """(n, classes) probabilities, float32."""
-
-
-@dataclass(frozen=True)
-class ChampionModel:
-    """The model in use, as far as it could be had.
-
-    Args:
-        version, as_of, synthetic: from the pointer.
-        classes: the order of its answers, from its `model.json`; empty where that could not be read.
-        operating_point, temperature: as they were fitted on its own tuning part.
-        seen: sha256 of the images that it was trained or tuned on.
-        model: the loaded file; None where there is a problem.
-        problem: why it cannot be compared; None where it can.
-    """
-
-    version: str
-    as_of: datetime
-    synthetic: bool
-    classes: tuple[str, ...] = ()
-    operating_point: OperatingPoint | None = None
-    temperature: float | None = None
-    seen: frozenset[str] = frozenset()
-    model: PredictsImages | None = None
-    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +64,7 @@ class EvaluationPlan:
     wanted_sensitivity: float
     resamples: int
     seed: int
-    unit: str
+    grouping: str
     slice_pattern: str = ""
     batch_size: int = 32
 
@@ -190,7 +150,7 @@ def seen_by(seen: frozenset[str], split: Iterable[SplitRow], contents: Iterable[
     touched = {row.group for row in contents if row.sha256 in seen}
     near = {row.key for row in contents if row.group in touched}
     patients = {row.group for row in split if row.sha256 in seen}
-    reasons = {row.key: NEAR_COPY for row in split if row.key in near or row.group in patients}
+    reasons = {row.key: NEAR_DUPLICATE for row in split if row.key in near or row.group in patients}
     return reasons | {row.key: TRAINED_ON for row in split if row.sha256 in seen}
 
 
@@ -304,7 +264,7 @@ def evaluate(
         external_note=inputs.external_note,
         bootstrap_resamples=plan.resamples,
         bootstrap_seed=plan.seed,
-        bootstrap_grouping=plan.unit,
+        bootstrap_grouping=plan.grouping,
         warm_start_note=held_out.warm_start_note,
         model=None,
         predictions=None,
@@ -368,7 +328,7 @@ def evaluate_folder(
         external_note=None,
         bootstrap_resamples=plan.resamples,
         bootstrap_seed=plan.seed,
-        bootstrap_grouping=plan.unit,
+        bootstrap_grouping=plan.grouping,
         model=None,
         predictions=None,
     )
@@ -388,8 +348,8 @@ def _warm_start_note(started_from: str | None, left_out: int | None) -> str | No
             "champion, or its split is gone. Validation images that it has seen, if there are any, flatter the metrics."
         )
     return (
-        f"Training started from champion {started_from}. Validation images that it was trained on, or near-duplicates of them, are "
-        f"left out of every metric: {left_out}."
+        f"Training started from champion {started_from}. Validation images that it was trained on, or near-duplicates of them, "
+        f"are left out of every metric: {left_out}."
     )
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.snapshot import ImageRules, list_images
-from bcc_ops.evaluation.evaluate import ChampionModel, EvaluationInputs, EvaluationPlan, LabelledImages, evaluate, with_references
+from bcc_ops.evaluation.evaluate import EvaluationInputs, EvaluationPlan, LabelledImages, evaluate, with_references
 from bcc_ops.exceptions import ArtifactError
+from bcc_ops.models.champion import ChampionModel
 from bcc_ops.runs.documents import (
     ChecksDocument,
     EvaluationDocument,
@@ -110,7 +111,7 @@ def plan_of(inputs: RunInputs) -> EvaluationPlan:
         wanted_sensitivity=inputs.config.wanted_sensitivity,
         resamples=inputs.config.bootstrap_resamples,
         seed=inputs.config.seed,
-        unit=inputs.split.grouping,
+        grouping=inputs.split.grouping,
         slice_pattern=inputs.config.slice_pattern,
     )
 

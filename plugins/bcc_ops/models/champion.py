@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
-from bcc_ops.evaluation.evaluate import ChampionModel
+import numpy as np
+
 from bcc_ops.exceptions import ArtifactError, ModelError, ObjectNotFound
-from bcc_ops.models.registry import ModelRegistry, Pointer
-from bcc_ops.promotion.gate import ChampionState
-from bcc_ops.runs.documents import ModelDocument
+from bcc_ops.models.registry import ModelRegistry
+from bcc_ops.runs.documents import ModelDocument, OperatingPoint
 from bcc_ops.runs.tables import SplitRow, read_rows
+
+
+class PredictsImages(Protocol):
+    """What is asked of a model: `models.classifier.Classifier` is one."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the input, pixels."""
+
+    @property
+    def classes_count(self) -> int:
+        """How many probabilities it answers."""
+
+    def predict(self, paths: Sequence[Path], batch_size: int = 32) -> np.ndarray:
+        """(n, classes) probabilities, float32."""
+
+
+@dataclass(frozen=True)
+class ChampionModel:
+    """The model in use, as far as it could be had.
+
+    Args:
+        version, as_of, synthetic: from the pointer.
+        classes: the order of its answers, from its `model.json`; empty where that could not be read.
+        operating_point, temperature: as they were fitted on its own tuning part.
+        seen: sha256 of the images that it was trained or tuned on.
+        model: the loaded file; None where there is a problem.
+        problem: why it cannot be compared; None where it can.
+    """
+
+    version: str
+    as_of: datetime
+    synthetic: bool
+    classes: tuple[str, ...] = ()
+    operating_point: OperatingPoint | None = None
+    temperature: float | None = None
+    seen: frozenset[str] = frozenset()
+    model: PredictsImages | None = None
+    problem: str | None = None
+
 
 TRAINED_OR_TUNED = ("train", "tuning")
 
@@ -62,11 +105,3 @@ def images_seen(registry: ModelRegistry, document: ModelDocument) -> frozenset[s
         if document.warm_started_from is None:
             return frozenset(seen)
         document = registry.model(document.warm_started_from)
-
-
-def champion_state(pointer: Pointer | None) -> ChampionState | None:
-    """What the gate must know of the pointer."""
-    if pointer is None or pointer.champion is None:
-        return None
-    named = pointer.champion
-    return ChampionState(named.version, pointer.etag, named.as_of, named.synthetic)

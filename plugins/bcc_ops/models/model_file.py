@@ -23,7 +23,7 @@ LARGEST_CONFIG = 16_000_000
 """Bytes of the architecture's JSON. Keras writes about one kilobyte per layer."""
 
 LARGEST_NUMBER = 65_536
-"""No size in an architecture is larger: units, filters, sides, strides. A larger one would be an attack on the memory."""
+"""No size in an architecture is larger: widths, filters, sides, strides. A larger one would be an attack on the memory."""
 
 DEEPEST = 64
 """Levels of lists and objects in the architecture's JSON."""

@@ -74,7 +74,7 @@ def logical_moment(context: Context) -> datetime:
 
 @dataclass(frozen=True)
 class Run:
-    """The run that a task works for: where its documents are stored, its parameters and its images, each as its handle pins it."""
+    """The run that a task works for: its paths, parameters and images, each as its handle pins it."""
 
     paths: RunPaths
     config: RetrainingConfig

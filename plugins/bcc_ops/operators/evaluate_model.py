@@ -26,7 +26,7 @@ class EvaluateModelOperator(BccOperator):
         checks, split, training: references to this run's documents.
     """
 
-    template_fields: Sequence[str] = ("run", "validation", "split", "training")
+    template_fields: Sequence[str] = ("run", "checks", "split", "training")
 
     def __init__(self, *, run: Any, checks: Any, split: Any, training: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -52,9 +52,8 @@ class GateModelOperator(BccOperator, BranchMixIn):
 
     def work(self, context: Context) -> None:
         """Decide, write, say why, branch."""
-        from bcc_ops.models.champion import champion_state
         from bcc_ops.models.registry import ModelRegistry
-        from bcc_ops.promotion.gate import decide
+        from bcc_ops.promotion.gate import champion_state, decide
         from bcc_ops.promotion.holdout_reuse import count_holdout_reuse
 
         run = self.load_run(self.run)

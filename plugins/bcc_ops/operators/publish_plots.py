@@ -24,7 +24,7 @@ class PublishPlotsOperator(BccOperator):
         checks, split, training, evaluation, gate: references to this run's documents; each may be None.
     """
 
-    template_fields: Sequence[str] = ("run", "validation", "split", "training", "evaluation", "gate")
+    template_fields: Sequence[str] = ("run", "checks", "split", "training", "evaluation", "gate")
 
     def __init__(
         self,

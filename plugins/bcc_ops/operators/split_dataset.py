@@ -22,7 +22,7 @@ class SplitDatasetOperator(BccOperator):
         checks: reference to this run's checks.json.
     """
 
-    template_fields: Sequence[str] = ("run", "validation")
+    template_fields: Sequence[str] = ("run", "checks")
 
     def __init__(self, *, run: Mapping[str, str], checks: Mapping[str, str], **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -33,7 +33,7 @@ class TrainModelOperator(BccOperator):
         checks, split: references to this run's documents.
     """
 
-    template_fields: Sequence[str] = ("run", "validation", "split")
+    template_fields: Sequence[str] = ("run", "checks", "split")
 
     def __init__(self, *, run: Any, checks: Any, split: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)

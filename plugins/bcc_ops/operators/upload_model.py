@@ -34,7 +34,7 @@ class UploadModelOperator(BccOperator):
         checks, split, training, evaluation, gate: references to this run's documents.
     """
 
-    template_fields: Sequence[str] = ("run", "validation", "split", "training", "evaluation", "gate")
+    template_fields: Sequence[str] = ("run", "checks", "split", "training", "evaluation", "gate")
 
     def __init__(self, *, run: Any, checks: Any, split: Any, training: Any, evaluation: Any, gate: Any, **kwargs: Any) -> None:
         super().__init__(outlets=[champion_asset(Settings.from_environment())], **kwargs)

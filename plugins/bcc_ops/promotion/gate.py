@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from bcc_ops.config import RetrainingConfig
+from bcc_ops.models.registry import Pointer
 from bcc_ops.runs.documents import Comparison, Estimate, EvaluationDocument, GateDocument, Reference, RuleResult, RunKind, Verdict
 
 
@@ -22,6 +23,14 @@ class ChampionState:
     etag: str
     as_of: datetime
     synthetic: bool
+
+
+def champion_state(pointer: Pointer | None) -> ChampionState | None:
+    """What the gate must know of the pointer."""
+    if pointer is None or pointer.champion is None:
+        return None
+    named = pointer.champion
+    return ChampionState(named.version, pointer.etag, named.as_of, named.synthetic)
 
 
 def decide(
@@ -48,7 +57,7 @@ def decide(
         split: to the run's `split.json`, whose split the next run carries forward.
     """
     comparison = evaluation.comparison
-    looks = earlier_decisions + 1
+    decisions = earlier_decisions + 1
     rules = (
         *_floors(evaluation, config),
         _compared(comparison, champion, config),
@@ -56,7 +65,7 @@ def decide(
         _newer(as_of, champion),
         _backfill(run_kind, config),
         _not_synthetic(evaluation.synthetic, champion),
-        _looks(looks, config),
+        _holdout_reuse(decisions, config),
     )
     failed = [rule for rule in rules if rule.applies and not rule.passed]
     verdict: Verdict = "rejected" if failed else "approved" if champion else "approved_without_champion"
@@ -69,7 +78,7 @@ def decide(
         champion_version=champion.version if champion else None,
         champion_etag=champion.etag if champion else None,
         validation_digest=evaluation.validation_digest,
-        holdout_reuse=looks,
+        holdout_reuse=decisions,
         evaluation=reference,
         split=split,
     )
@@ -217,20 +226,20 @@ def _not_synthetic(synthetic: bool, champion: ChampionState | None) -> RuleResul
     return _rule(rule, False, f"The images are synthetic, and champion {champion.version} was trained on real ones.")
 
 
-def _looks(looks: int, config: RetrainingConfig) -> RuleResult:
-    """Does not reject: what a overused set needs is new images, and refusing every model until then would help nobody."""
-    passed = looks <= config.max_holdout_reuse
-    sentence = f"Gate decisions against this validation set, this one included: {looks} of {config.max_holdout_reuse}."
+def _holdout_reuse(decisions: int, config: RetrainingConfig) -> RuleResult:
+    """Warn and do not reject: an overused set needs new images, and refusing every model until then would help nobody."""
+    passed = decisions <= config.max_holdout_reuse
+    sentence = f"Gate decisions against this validation set, this one included: {decisions} of {config.max_holdout_reuse}."
     if not passed:
         sentence = (
-            f"The validation set has been used often: this is decision {looks} against it, {config.max_holdout_reuse} were foreseen. By now a model "
-            "may win by luck; add new images."
+            f"The same held-out images have decided often: this is decision {decisions}, and {config.max_holdout_reuse} were "
+            "foreseen. By now a model may win by luck; add new images."
         )
     return RuleResult(
         rule="max_holdout_reuse",
         passed=passed,
         applies=False,
-        value=float(looks),
+        value=float(decisions),
         threshold=float(config.max_holdout_reuse),
         sentence=sentence,
     )

@@ -83,7 +83,8 @@ def render_model_card(model: ModelDocument, run: RunDocuments, template: str) ->
     synthetic = "> **The images are synthetic: no metric below says anything about any patient.**\n\n" if model.synthetic else ""
     blocks = [
         f"# Breast-ultrasound classifier {model.version}",
-        f"{synthetic}Classifies a breast-ultrasound image as {_enumerate(model.classes)}. Research software, not a medical device.",
+        f"{synthetic}Classifies a breast-ultrasound image as {_enumerate(model.classes)}. "
+        "Research software, not a medical device.",
         *(f"## {heading}\n\n{written.get(heading, MISSING)}" for heading in WRITTEN_BY_PEOPLE),
         f"## Use of the file\n\n{_usage(model)}",
         f"## Images\n\n{_flow(run)}",

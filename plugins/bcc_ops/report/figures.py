@@ -52,7 +52,7 @@ PARTITION_COLOURS = (BLUE, SKY, "#8a94a3")
 HATCHES = ("", "////", "....")
 WASH = LinearSegmentedColormap.from_list("wash", ["#f6f9fc", "#9cc4e0", "#0072b2", "#004a78"])
 
-SYNTHETIC_NOTICE = "MADE-UP IMAGES · no figure here says anything about patients"
+SYNTHETIC_NOTICE = "SYNTHETIC IMAGES · no figure here says anything about patients"
 PIXELS_PER_INCH = 160
 
 _BAND_RESAMPLES = 400

@@ -76,7 +76,7 @@ def thousands(value: float) -> str:
 
 
 def size_of(count: int) -> str:
-    """Bytes, in a unit that people read."""
+    """Bytes as people read them."""
     power = min(int(math.log(count, 1000)), 3) if count else 0
     return f"{count / 1000**power:.{1 if power else 0}f} {('B', 'kB', 'MB', 'GB')[power]}"
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from bcc_ops.exceptions import ArtifactError
+from bcc_ops.runs.upgrade import upgraded
 
 Partition = Literal["train", "tuning", "validation"]
 PARTITIONS: tuple[Partition, ...] = ("train", "tuning", "validation")
@@ -41,7 +42,7 @@ class Part(BaseModel):
 class Document(Part):
     """A whole document of a run: one JSON object in the bucket."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
 
     def to_json(self) -> bytes:
         """The document as it is in the bucket: UTF-8, indented, keys in declaration order, a newline at the end."""
@@ -63,11 +64,21 @@ def parse_document(kind: type[D], content: bytes, origin: str) -> D:
         ArtifactError: they are no such document.
     """
     try:
-        return kind.model_validate_json(content)
+        return kind.model_validate_json(_in_this_version(kind, content))
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or "the whole"
         raise ArtifactError(f"{origin} is no {kind.__name__}: {place}: {problem['msg']}") from None
+
+
+def _in_this_version(kind: type[Document], content: bytes) -> bytes:
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return content  # pydantic says what is wrong with it
+    if isinstance(document, dict) and document.get("schema_version") == 1:
+        return json.dumps(upgraded(kind.__name__, document)).encode()
+    return content
 
 
 def digest_of(value: Any) -> str:

@@ -9,6 +9,7 @@ from bcc_ops.runs.documents import ChecksDocument, GateDocument, SnapshotDocumen
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 from bcc_ops.runs.tables import ContentRow, SplitRow, read_rows
+from bcc_ops.runs.upgrade import OLDER_FILES
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def previous_split(store: ObjectStore, artifacts_prefix: str, previous_run: str 
 
     Raises:
         ArtifactError: the run is there and its split is not, or is not the one that its documents name. Drawing another
-            split instead would mix up train and checks, so only a person can decide.
+            split instead would mix up train and validation, so only a person can decide.
     """
     if previous_run is None:
         return []
@@ -46,7 +47,7 @@ def previous_split(store: ObjectStore, artifacts_prefix: str, previous_run: str 
     try:
         gate = store.load_key(GateDocument, earlier.document("gate.json"))
         if gate.split is None:  # written by an older release
-            document = store.load_key(SplitDocument, earlier.document("split.json"))
+            document = store.load_key(SplitDocument, earlier.document(OLDER_FILES["split.json"]))
         else:
             document = store.load(SplitDocument, gate.split)
         if document.table is None:
@@ -60,9 +61,12 @@ def previous_contents(store: ObjectStore, paths: RunPaths, snapshot: SnapshotDoc
     """contents.parquet of the last assessed earlier run; None if there is none that can be read (drift only warns)."""
     if snapshot.previous_run is None:
         return None
-    key = RunPaths(paths.artifacts_prefix, snapshot.previous_run).document("checks.json")
+    earlier = RunPaths(paths.artifacts_prefix, snapshot.previous_run)
     try:
-        return read_contents(store, store.load_key(ChecksDocument, key))
+        checks = store.find(ChecksDocument, earlier.document("checks.json"))
+        if checks is None:
+            checks = store.load_key(ChecksDocument, earlier.document(OLDER_FILES["checks.json"]))
+        return read_contents(store, checks)
     except (ObjectNotFound, ArtifactError) as error:
         log.warning("no comparison with the previous run's images: %s", error)
         return None

@@ -25,6 +25,7 @@ from bcc_ops.runs.documents import (
     TrainingDocument,
     parse_document,
 )
+from bcc_ops.runs.upgrade import OLDER_FILES
 
 FILES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -89,6 +90,8 @@ def read_record(read: Callable[[str], bytes | None]) -> RunRecord:
     def find(kind: type[Document], name: str) -> Document | None:
         try:
             content = read(name)
+            if content is None and name in OLDER_FILES:
+                content = read(OLDER_FILES[name])
             return None if content is None else parse_document(kind, content, name)
         except ArtifactError as error:
             unreadable[name] = str(error)
@@ -115,7 +118,7 @@ _KINDS: Mapping[str, type[Document]] = {
 }
 
 
-RUN_DOCUMENTS = (*(f"{name}.json" for name in _KINDS), "history.csv")
+RUN_DOCUMENTS = (*(f"{name}.json" for name in _KINDS), "history.csv", *OLDER_FILES.values())
 """The files that `read_record` asks for."""
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bcc_ops.exceptions import ArtifactError
+from bcc_ops.runs.upgrade import RENAMED_FIELDS
 
 
 class ImageRow(NamedTuple):
@@ -91,8 +92,9 @@ def read_rows(row_type: type[Row], content: bytes) -> list[Row]:
         ArtifactError: it is no Parquet file, or has other columns.
     """
     table = _from_bytes(content)
-    if tuple(table.column_names) != row_type._fields:
-        raise ArtifactError(f"the table has the columns {table.column_names}, not {list(row_type._fields)}")
+    columns = tuple(RENAMED_FIELDS.get(name, name) for name in table.column_names)
+    if columns != row_type._fields:
+        raise ArtifactError(f"the table has the columns {list(columns)}, not {list(row_type._fields)}")
     return [row_type(*values) for values in zip(*(column.to_pylist() for column in table.columns))]
 
 

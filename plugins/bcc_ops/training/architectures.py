@@ -238,8 +238,8 @@ def _load_application(constructor: Callable[..., keras.Model], image_size: int, 
     except Exception as error:
         # Keras raises a bare Exception for a download that fails, ValueError or OSError for a file that does not fit.
         raise WeightsUnavailable(
-            f"the weights {weights!r} of {name} is not available: {' '.join(str(error).split())[:300]} (weights: imagenet needs the "
-            "network; a weights file on the worker, an s3:// address or none does not)"
+            f"the weights {weights!r} of {name} are not available: {' '.join(str(error).split())[:300]} (weights: imagenet needs "
+            "the network; a weights file on the worker, an s3:// address or none does not)"
         ) from error
 
 

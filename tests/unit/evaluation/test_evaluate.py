@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bcc_ops.evaluation.evaluate import (
-    NEAR_COPY,
+    NEAR_DUPLICATE,
     TRAINED_ON,
     ChampionModel,
     Evaluated,
@@ -146,7 +146,7 @@ def test_the_champion_is_never_asked_about_what_it_was_trained_on_or_near_duplic
     evaluated = run(champion(seen=seen, model=memory), split=split, contents=contents)
     comparison = evaluated.document.comparison
     assert comparison is not None and comparison.champion is not None
-    assert comparison.left_out == {TRAINED_ON: 1, NEAR_COPY: 2}
+    assert comparison.left_out == {TRAINED_ON: 1, NEAR_DUPLICATE: 2}
     assert comparison.champion.images == 57
     assert not {row.key for row in validation[:3]} & set(memory.asked)
     assert evaluated.document.challenger.images == 60
@@ -178,8 +178,8 @@ def test_train_images_that_are_gone_are_counted_since_their_near_duplicates_cann
         comparison = run(champion(seen=seen)).document.comparison
     assert comparison is not None
     assert comparison.caution == (
-        "Images that the champion was trained on and that are not in this snapshot: 2. Validation images that are near "
-        "copies of them cannot be told, and are compared on."
+        "Images that the champion was trained on and that are not in this snapshot: 2. Validation images that are "
+        "near-duplicates of them cannot be told, and are compared on."
     )
     assert [record.getMessage() for record in caplog.records] == [comparison.caution]
 
@@ -205,8 +205,8 @@ def test_a_challenger_is_not_judged_on_what_the_champion_that_it_started_from_wa
     assert (document.comparison.left_out, document.comparison.champion.images) == ({TRAINED_ON: 3}, 57)
     assert document.warm_start_note == told[0]
     assert told[0] == (
-        "Training started from champion v1. Validation images that it was trained on, or near-duplicates of them, are left out of "
-        "every metric: 3."
+        "Training started from champion v1. Validation images that it was trained on, or near-duplicates of them, "
+        "are left out of every metric: 3."
     )
 
 

@@ -190,13 +190,13 @@ def test_synthetic_images_never_replace_a_model_of_real_ones() -> None:
     assert gate(champion=same).verdict == "approved"
 
 
-def test_a_worn_validation_set_is_said_and_does_not_reject() -> None:
+def test_images_that_decided_often_are_a_warning_and_do_not_reject() -> None:
     overused = gate(earlier_decisions=30, max_holdout_reuse=30)
     assert (overused.verdict, overused.holdout_reuse) == ("approved", 31)
-    assert overused.reasons[-1].startswith("The validation set has been used often: this is decision 31")
+    assert overused.reasons[-1].startswith("The same held-out images have decided often: this is decision 31")
     fresh = gate(earlier_decisions=29, max_holdout_reuse=30)
     assert len(fresh.reasons) == 1
-    assert not any("overused" in reason for reason in fresh.reasons)
+    assert not any("decided often" in reason for reason in fresh.reasons)
 
 
 def test_every_failed_rule_is_a_reason() -> None:

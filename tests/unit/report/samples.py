@@ -168,7 +168,7 @@ def split_document(**changes: Any) -> SplitDocument:
         "previous_run": "20261121T020000Z__x",
         "left_out": (LeftOutImage(key="images/normal/normal (9).png", reason="near-duplicate of images on both sides"),),
         "validation_digest": "v" * 64,
-        "split": reference("split.parquet"),
+        "table": reference("split.parquet"),
     }
     return SplitDocument(**{**fields, **changes})
 

@@ -87,7 +87,7 @@ def test_synthetic_plots_carry_a_strip() -> None:
     )
     assert marked.height == plain.height + 48
     assert marked.getpixel((5, 5)) == (255, 227, 163)
-    assert "MADE-UP" in words(figures._synthetic_strip(9))
+    assert "SYNTHETIC" in words(figures._synthetic_strip(9))
 
 
 def test_history_marks_the_best_epoch_and_where_it_resumed() -> None:

@@ -173,8 +173,8 @@ def test_the_list_of_runs_tells_a_refused_approval_from_an_approved_model() -> N
     assert tags == ["✓ approved", "– turned down by ada", "– nobody answered", "✓ approved"]
 
 
-def test_a_worn_validation_set_is_a_warning_and_no_failure() -> None:
-    overused = samples.gate_document("approved").rules[-1].model_copy(update={"passed": False, "metric": 31.0})
+def test_images_that_decided_often_are_a_warning_and_not_a_failure() -> None:
+    overused = samples.gate_document("approved").rules[-1].model_copy(update={"passed": False, "value": 31.0})
     page = render(record("approved", gate__json=samples.gate_document("approved", rules=(overused,))))
     assert "! warns" in page
     assert "✗ fails" not in page
