@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import stat
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bcc_ops.exceptions import BucketNotFound, StorageUnavailable
 from bcc_ops.storage import ObjectStore
@@ -49,6 +52,29 @@ def test_env_is_for_its_owner_alone_and_never_overwritten(tmp_path: Path, monkey
     assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
     assert make_env.main() == 0
     assert (tmp_path / ".env").read_text() == first
+
+
+def test_env_of_an_earlier_version_gets_the_secrets_that_it_lacks_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["make_env", str(tmp_path)])
+    complete = make_env.make_env(gpu=True)
+    earlier = re.sub(r"^(S3_IDENTITY_KEY|CREATE_BUCKET|GPU_SLOTS)=.*\n", "", complete, flags=re.M).rstrip("\n")
+    (tmp_path / ".env").write_text(earlier)
+    assert make_env.main() == 0
+    completed = (tmp_path / ".env").read_text()
+    assert completed.startswith(earlier + "\n")
+    assert read(completed).keys() - read(earlier).keys() == {"S3_IDENTITY_KEY"}
+    assert read(completed)["S3_IDENTITY_KEY"]
+    assert make_env.main() == 0
+    assert (tmp_path / ".env").read_text() == completed
+
+
+def test_identity_of_the_s3_server_is_one_key_and_the_certificate_for_it() -> None:
+    identity = base64.b64decode(read(make_env.make_env(gpu=True))["S3_IDENTITY_KEY"])
+    key, certificate = load_pem_private_key(identity, None), x509.load_pem_x509_certificate(identity)
+    assert certificate.public_key() == key.public_key()
+    certificate.verify_directly_issued_by(certificate)
 
 
 def test_profiles_follow_the_host() -> None:
