@@ -107,8 +107,8 @@ def airflow_connection(endpoint: str, access_key: str, secret_key: str) -> str:
 def make_identity() -> str:
     """Make a private key and a certificate for it, as `deploy/seaweedfs/start.sh` takes them.
 
-    The parts of the server show the certificate to each other and accept no other one. It never expires: nobody else ever
-    gets to rely on it.
+    The parts of the server show the certificate to each other and accept no other one. It never expires: it is replaced
+    by replacing both.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "s3")])

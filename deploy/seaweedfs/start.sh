@@ -22,7 +22,8 @@ for token in SIGNING SIGNING_READ FILER_SIGNING FILER_SIGNING_READ; do
   export "WEED_JWT_${token}_KEY=$key"
 done
 
-# Logs go to standard error alone, and sockets into the current folder, by a relative name: a whole path may be too long.
+# Logs go to standard error alone, and two sockets into the current folder, by relative names: a whole path may be too long.
+# Those of gRPC are always in /tmp, which the umask closes to other users.
 exec weed -logtostderr -config_dir="$settings" mini \
   -disableHttp -s3.allowedOrigins= -master.telemetry=false \
   -admin.ui=false -webdav=false -s3.port.iceberg=0 -s3.port.lance=0 \

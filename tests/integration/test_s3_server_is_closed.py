@@ -16,7 +16,7 @@ from local.compose_stack import ComposeStack
 from local.processes import Supervisor
 from local.s3_server import ServerError, free_ports, serve
 from local.stack import LocalStack
-from tests.services.intruder import Intruder, file_ids, listening_ports
+from tests.services.intruder import Intruder, file_ids, listening_ports, sockets
 
 KEY = "models/champion.json"
 CONTENT = b'{"version": "the model in use"}' + b" " * 5000
@@ -42,14 +42,18 @@ def state(client: Any, bucket: str) -> dict[Any, bytes]:
     }
 
 
-def assert_closed(ports: set[int], client: Any, bucket: str, data: Path) -> None:
-    """Attack each port: nobody without credentials is told anything, and what is stored stays the same."""
+def assert_closed(pid: int, client: Any, bucket: str, data: Path) -> None:
+    """Attack a server: nobody without credentials is told anything, and what is stored stays the same."""
+    doors = {*listening_ports(pid), *sockets(pid)}
+    assert int(client.meta.endpoint_url.rpartition(":")[2]) in doors
+    # Another user's process cannot even talk to a socket.
+    assert [door for door in doors if isinstance(door, Path) and door.stat().st_mode & 0o077] == []
     fill(client, bucket)
     before = state(client, bucket)
     ids = file_ids(data)
     assert ids
 
-    succeeded = Intruder(bucket, KEY, (bucket, "the model in use", "patient-17"), tuple(ids)).break_in(ports)
+    succeeded = Intruder(bucket, KEY, (bucket, "the model in use", "patient-17"), tuple(ids)).break_in(doors)
 
     assert succeeded == []
     assert state(client, bucket) == before
@@ -68,18 +72,14 @@ def stack(tmp_path: Path) -> Iterator[LocalStack]:
         stack.stop()
 
 
-def test_no_port_of_the_local_server_gives_or_takes_anything_without_credentials(stack: LocalStack) -> None:
-    ports = listening_ports(stack.supervisor.pid("s3"))
-    assert stack.s3.endpoint in {f"http://127.0.0.1:{port}" for port in ports}
-    assert_closed(ports, stack.s3.client(), stack.bucket, stack.home / "s3")
+def test_no_port_or_socket_of_the_local_server_gives_or_takes_anything_without_credentials(stack: LocalStack) -> None:
+    assert_closed(stack.supervisor.pid("s3"), stack.s3.client(), stack.bucket, stack.home / "s3")
 
 
-def test_other_users_of_the_machine_reach_neither_files_nor_sockets_of_the_local_server(stack: LocalStack) -> None:
+def test_other_users_of_the_machine_cannot_enter_the_local_servers_folder(stack: LocalStack) -> None:
     data = stack.home / "s3"
     assert stat.S_IMODE(data.stat().st_mode) == 0o700
-    private = [data / "identity.pem", *data.glob("*.sock")]
-    assert len(private) == 3
-    assert [path.name for path in private if path.stat().st_mode & 0o077] == []
+    assert stat.S_IMODE((data / "identity.pem").stat().st_mode) == 0o600
 
 
 def test_server_starts_on_the_open_folder_of_an_earlier_version_and_closes_it(tmp_path: Path) -> None:
@@ -102,14 +102,13 @@ def test_server_without_an_identity_does_not_start(identity: str, tmp_path: Path
 
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="apt-get install docker-compose")
-def test_no_port_of_the_compose_files_server_gives_or_takes_anything_without_credentials(tmp_path: Path) -> None:
+def test_no_port_or_socket_of_the_compose_files_server_gives_or_takes_anything_without_credentials(tmp_path: Path) -> None:
     stack = ComposeStack(tmp_path / "compose", say=lambda line: None)
     stack.supervisor = Supervisor(stack.folder, stack.say)
     try:
         stack.start_s3()
         prepare(stack.store, create=True)
-        (listening,) = (ports for process in stack.supervisor.processes("s3") if (ports := listening_ports(process.pid)))
-        assert stack.ports["s3"] in listening
-        assert_closed(listening, stack.store.client, stack.store.bucket, stack.volume("s3"))
+        (server,) = (process.pid for process in stack.supervisor.processes("s3") if listening_ports(process.pid))
+        assert_closed(server, stack.store.client, stack.store.bucket, stack.volume("s3"))
     finally:
         stack.supervisor.stop()

@@ -29,6 +29,12 @@ def listening_ports(pid: int) -> set[int]:
     return {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
 
 
+def sockets(pid: int) -> set[Path]:
+    """Every Unix socket of a process that has a path."""
+    process = psutil.Process(pid)
+    return {Path(process.cwd(), connection.laddr) for connection in process.net_connections("unix") if connection.laddr}
+
+
 def file_ids(data: Path) -> list[str]:
     """Return SeaweedFS' own ids of what is stored under `data`: whoever once learnt one may ask a volume server for it."""
     ids = []
@@ -57,14 +63,14 @@ class Intruder:
     secrets: tuple[str, ...]
     file_ids: tuple[str, ...] = ()
 
-    def break_in(self, ports: Iterable[int]) -> list[str]:
-        """Attack each port and return a line for each thing that succeeded."""
-        return [success for port in sorted(ports) for success in self._attack(port)]
+    def break_in(self, doors: Iterable[int | Path]) -> list[str]:
+        """Attack each port of loopback or Unix socket and return a line for each thing that succeeded."""
+        return [success for door in doors for success in self._attack(door)]
 
-    def _attack(self, port: int) -> Iterator[str]:
-        yield from self._by_http(port)
-        yield from self._by_tls(port)
-        yield from self._by_grpc(port)
+    def _attack(self, door: int | Path) -> Iterator[str]:
+        yield from self._by_http(door)
+        yield from self._by_tls(door)
+        yield from self._by_grpc(door)
 
     # HTTP --------------------------------------------------------------------------------------------------------------
 
@@ -101,16 +107,18 @@ class Intruder:
         yield "GET", f"/col/delete?collection={self.bucket}", {}
         yield "GET", f"/vol/vacuum?collection={self.bucket}&garbageThreshold=0", {}
 
-    def _by_http(self, port: int) -> Iterator[str]:
-        for address in (f"http://127.0.0.1:{port}", f"https://127.0.0.1:{port}"):
-            with httpx.Client(base_url=address, verify=_unverified(), timeout=60, trust_env=False) as client:
+    def _by_http(self, door: int | Path) -> Iterator[str]:
+        for scheme in ("http", "https"):
+            address = f"{scheme}://127.0.0.1{f':{door}' if isinstance(door, int) else ''}"
+            transport = httpx.HTTPTransport(verify=_unverified(), uds=None if isinstance(door, int) else str(door))
+            with httpx.Client(base_url=address, transport=transport, timeout=60, trust_env=False) as client:
                 for method, path, options in self._requests():
                     headers = {"Origin": ORIGIN, **options.get("headers", {})}
                     try:
                         answer = client.request(method, path, **{**options, "headers": headers})
                     except httpx.TransportError:
                         continue
-                    what = f"{method} {address}{path}: {answer.status_code}"
+                    what = f"{door}: {method} {scheme} {path}: {answer.status_code}"
                     told = [word for word in self.secrets if word.encode() in answer.content and word not in path]
                     if told:
                         yield f"{what} tells {told}"
@@ -119,12 +127,12 @@ class Intruder:
                     if self.bucket in path and "access-control-allow-origin" in answer.headers:
                         yield f"{what} lets pages of {answer.headers['access-control-allow-origin']} read it"
 
-    def _by_tls(self, port: int) -> Iterator[str]:
+    def _by_tls(self, door: int | Path) -> Iterator[str]:
         """Shake hands without a certificate and with one of one's own: who is refused is sent no byte but an alert."""
         for context in (_unverified(), _unverified(base64.b64decode(make_identity()))):
             try:
                 with (
-                    socket.create_connection(("127.0.0.1", port), timeout=60) as connection,
+                    _connect(door) as connection,
                     context.wrap_socket(connection, server_hostname="localhost") as secured,
                 ):
                     secured.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -132,7 +140,7 @@ class Intruder:
             except OSError:
                 continue
             if answer:
-                yield f"TLS 127.0.0.1:{port} answers a stranger"
+                yield f"{door}: TLS answers a stranger"
 
     # gRPC --------------------------------------------------------------------------------------------------------------
 
@@ -150,8 +158,9 @@ class Intruder:
         yield "/s3_pb.SeaweedS3IamCache/RemoveIdentity", _text(1, "mini")
         yield "/worker_pb.WorkerService/WorkerStream", b""
 
-    def _by_grpc(self, port: int) -> Iterator[str]:
-        with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+    def _by_grpc(self, door: int | Path) -> Iterator[str]:
+        target = f"127.0.0.1:{door}" if isinstance(door, int) else f"unix:{door}"
+        with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
             for method, message in self._calls():
                 try:
                     # A stream of answers reads a single one too.
@@ -160,7 +169,16 @@ class Intruder:
                 except grpc.RpcError as error:
                     outcome = error.code().name  # type: ignore[attr-defined]
                 if outcome != "UNAVAILABLE":  # any other code is an answer of a server that took the call
-                    yield f"gRPC 127.0.0.1:{port}{method}: {outcome}"
+                    yield f"{door}: gRPC {method}: {outcome}"
+
+
+def _connect(door: int | Path) -> socket.socket:
+    if isinstance(door, int):
+        return socket.create_connection(("127.0.0.1", door), timeout=60)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(60)
+    connection.connect(str(door))
+    return connection
 
 
 def _unverified(identity: bytes | None = None) -> ssl.SSLContext:
