@@ -67,7 +67,7 @@ clean: ## remove the environment and everything that runs left (.local)
 	@if test -x $(BIN)/python; then $(BIN)/python -m local stop; fi
 	rm -rf .venv .local .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-env: setup ## write .env with random secrets for docker compose; never overwrites one
+env: setup ## write .env with random secrets for docker compose, or add those that it lacks
 	@$(BIN)/python -m local.make_env
 
 lock: setup ## compile requirements*.in to the locked requirements*.txt

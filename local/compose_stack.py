@@ -37,7 +37,7 @@ from bcc_ops.runs.object_store import ObjectStore
 from local.airflow_api import AirflowApi
 from local.make_env import make_env
 from local.processes import Supervisor
-from local.s3_server import S3Server, free_ports, weed_command
+from local.s3_server import S3Server, free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROFILES = ("s3", "gpu")
@@ -184,7 +184,7 @@ class ComposeStack:
             self._build()
             self._start_postgres()
             self._start_redis()
-            self._start_s3()
+            self.start_s3()
             self.await_("PostgreSQL, Redis and S3", self._servers_are_ready)
             self.init()
             for service in AIRFLOW_SERVICES:
@@ -278,17 +278,22 @@ class ComposeStack:
         words = [word.replace("redis-server -", own).replace("/data", str(self.volume("redis"))) for word in words]
         self._start("redis", words)
 
-    def _start_s3(self) -> None:
-        self.volume("s3").mkdir(parents=True)
+    def start_s3(self) -> None:
+        """Start the S3 server; it needs none of the other services."""
+        service = self.services["s3"]
+        data, settings, scratch = self.volume("s3"), REPOSITORY / "deploy" / "seaweedfs", self.folder / "services" / "s3"
+        data.mkdir(parents=True)
+        scratch.mkdir(mode=0o700, parents=True)
         here = {
+            "/seaweedfs/start.sh": str(settings / "start.sh"),
             "-ip=s3": "-ip=127.0.0.1",
             "-ip.bind=0.0.0.0": "-ip.bind=127.0.0.1",
-            "-dir=/data": f"-dir={self.volume('s3')}",
+            "-dir=/data": f"-dir={data}",
             f"-s3.port={SERVERS['s3']}": f"-s3.port={self.ports['s3']}",
         }
-        words = [here.get(word, word) for word in self.services["s3"]["command"]]
+        words = [here.get(word, word) for word in (*service["entrypoint"], *service["command"])]
         ports = [f"-{name}.port={self.ports[f's3-{name}']}" for name in ("master", "volume", "filer", "admin")]
-        self._start("s3", weed_command("weed", [*words, *ports]))
+        self._start("s3", ["env", "--chdir", str(scratch), *words, *ports])
 
     def _servers_are_ready(self) -> bool:
         return all(_answers(self.ports[name]) for name in ("postgres", "redis", "s3"))

@@ -1,16 +1,21 @@
-"""`make env`: write `.env` for docker-compose.yaml, with random secrets. One that is there is never overwritten."""
+"""`make env`: write `.env` for docker-compose.yaml, with random secrets, or add those that an earlier one lacks.
+
+What is there is never changed.
+"""
 
 from __future__ import annotations
 
 import base64
 import os
+import re
 import secrets
 import shutil
 import sys
 from pathlib import Path
 
-from local.s3_server import airflow_connection
+from local.s3_server import airflow_connection, make_identity
 
+COMPOSE_FILE = Path(__file__).resolve().parents[1] / "docker-compose.yaml"
 HEADER = """\
 # Written by `make env`; read by docker-compose.yaml. Keep it secret and keep a copy: without FERNET_KEY, connections and
 # variables that were saved in the UI cannot be read any more.
@@ -48,6 +53,7 @@ def make_env(gpu: bool) -> str:
         "The S3 server of the profile s3, and the connection to it": {
             "S3_ACCESS_KEY": access_key,
             "S3_SECRET_KEY": secret_key,
+            "S3_IDENTITY_KEY": make_identity(),
             "AIRFLOW_CONN_AWS_DEFAULT": f"'{airflow_connection('http://s3:8333', access_key, secret_key)}'",
             "AIRFLOW_CONN_AWS_READER": f"'{airflow_connection('http://s3:8333', access_key, secret_key)}'",
             "BCC_BUCKET": "breast-images",
@@ -60,18 +66,40 @@ def make_env(gpu: bool) -> str:
     return "".join(parts)
 
 
+def missing_from(env: str, compose: str) -> dict[str, str]:
+    """Return a fresh value for each variable that the compose file requires and `env` does not set."""
+    required = set(re.findall(r"\$\{(\w+):\?", compose))
+    there = set(re.findall(r"^(\w+)=", env, re.M))
+    fresh = dict(re.findall(r"^(\w+)=(.*)$", make_env(gpu=False), re.M))
+    # Random keys would fit no S3 server that is there already.
+    fresh["AIRFLOW_CONN_AWS_READER"] = dict(re.findall(r"^(\w+)=(.*)$", env, re.M)).get("AIRFLOW_CONN_AWS_DEFAULT", "")
+    return {name: value for name, value in fresh.items() if name in required - there}
+
+
 def main() -> int:
-    """Write `.env` into the folder named by the argument, or into this one."""
+    """Write `.env` into the folder named by the argument, or into this one, or complete the one that is there."""
     path = Path(sys.argv[1] if len(sys.argv) > 1 else ".") / ".env"
     try:
         # O_EXCL: of two that write at once one wins; and there is no moment at which others may read the file.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        print(f"{path} is there already and stays as it is; remove it for new secrets")
-        return 0
+        return _complete(path)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(make_env(gpu=shutil.which("nvidia-smi") is not None))
     print(f"wrote {path} (mode 600); LOGIN_ADMIN in it is the password of the UI's user admin")
+    return 0
+
+
+def _complete(path: Path) -> int:
+    text = path.read_text(encoding="utf-8")
+    missing = missing_from(text, COMPOSE_FILE.read_text(encoding="utf-8"))
+    if missing:
+        lines = "".join(f"{name}={value}\n" for name, value in missing.items())
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{'' if text.endswith(chr(10)) else chr(10)}\n# Added by a later `make env`\n{lines}")
+        print(f"{path} is there already; added {', '.join(missing)}, which docker-compose.yaml requires")
+    else:
+        print(f"{path} is there already and stays as it is; remove it for new secrets")
     return 0
 
 

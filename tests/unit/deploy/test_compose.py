@@ -60,7 +60,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_every_secret_is_required(env_file: Path) -> None:
     complete = env_file.read_text()
     secrets = re.findall(r"^(\w+(?:PASSWORD|KEY|SECRET|DEFAULT|READER)|LOGIN_\w+)=", complete, re.M)
-    assert len(secrets) == 11
+    assert len(secrets) == 12
     for secret in secrets:
         env_file.write_text(re.sub(rf"^{secret}=.*\n", "", complete, flags=re.M))
         answer = compose("config", "--quiet", env_file=env_file)
@@ -72,6 +72,26 @@ def test_every_secret_is_required(env_file: Path) -> None:
 def test_only_the_ui_is_published_and_on_loopback(services: dict[str, Any]) -> None:
     ports = {name: service["ports"] for name, service in services.items() if service.get("ports")}
     assert ports == {"api-server": ["127.0.0.1:8080:8080/tcp"]}
+
+
+@needs_compose
+def test_only_services_that_need_s3_share_a_network_with_its_server(services: dict[str, Any]) -> None:
+    networks = {name: set(service.get("networks") or ["default"]) for name, service in services.items()}
+    (of_s3,) = networks["s3"]
+    sharing = {name for name, joined in networks.items() if of_s3 in joined} - {"s3"}
+    assert sharing == {"init", "api-server", "triggerer", *WORKERS}
+    assert all("default" in joined for name, joined in networks.items() if name != "s3")
+
+
+@needs_compose
+def test_s3_server_is_started_closed_and_alone_has_the_key_to_its_inner_servers(services: dict[str, Any]) -> None:
+    server = services["s3"]
+    assert server["entrypoint"] == ["sh", "/seaweedfs/start.sh"]
+    assert [volume for volume in server["volumes"] if volume.endswith("/deploy/seaweedfs:/seaweedfs:ro")]
+    assert (server["user"], server["read_only"], server["cap_drop"]) == ("1000:1000", True, ["ALL"])
+    scratch = dict(mount.split(":", 1) for mount in server["tmpfs"] if ":" in mount)[server["working_dir"]]
+    assert {"uid=1000", "mode=0700"} <= set(scratch.split(","))
+    assert [name for name, service in services.items() if "S3_IDENTITY_KEY" in (service.get("environment") or {})] == ["s3"]
 
 
 @needs_compose
@@ -128,10 +148,10 @@ def test_no_worker_can_read_a_secret_of_the_others_in_any_variable(env_file: Pat
 
 
 @needs_compose
-def test_every_service_drops_the_rights_of_root_but_the_s3_servers(services: dict[str, Any]) -> None:
+def test_every_service_drops_the_rights_of_root(services: dict[str, Any]) -> None:
     for name, service in services.items():
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        assert service.get("cap_drop") == ["ALL"] or name == "s3", name
+        assert service["cap_drop"] == ["ALL"], name
 
 
 @needs_compose

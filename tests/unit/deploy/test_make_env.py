@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import stat
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bcc_ops.exceptions import BucketNotFound, StorageUnavailable
 from bcc_ops.runs.object_store import ObjectStore
@@ -51,6 +54,29 @@ def test_env_is_for_its_owner_alone_and_never_overwritten(tmp_path: Path, monkey
     assert (tmp_path / ".env").read_text() == first
 
 
+def test_env_of_an_earlier_version_gets_the_secrets_that_it_lacks_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["make_env", str(tmp_path)])
+    complete = make_env.make_env(gpu=True)
+    earlier = re.sub(r"^(S3_IDENTITY_KEY|CREATE_BUCKET|GPU_SLOTS)=.*\n", "", complete, flags=re.M).rstrip("\n")
+    (tmp_path / ".env").write_text(earlier)
+    assert make_env.main() == 0
+    completed = (tmp_path / ".env").read_text()
+    assert completed.startswith(earlier + "\n")
+    assert read(completed).keys() - read(earlier).keys() == {"S3_IDENTITY_KEY"}
+    assert read(completed)["S3_IDENTITY_KEY"]
+    assert make_env.main() == 0
+    assert (tmp_path / ".env").read_text() == completed
+
+
+def test_identity_of_the_s3_server_is_one_key_and_the_certificate_for_it() -> None:
+    identity = base64.b64decode(read(make_env.make_env(gpu=True))["S3_IDENTITY_KEY"])
+    key, certificate = load_pem_private_key(identity, None), x509.load_pem_x509_certificate(identity)
+    assert certificate.public_key() == key.public_key()
+    certificate.verify_directly_issued_by(certificate)
+
+
 def test_profiles_follow_the_host() -> None:
     assert read(make_env.make_env(gpu=True))["COMPOSE_PROFILES"] == "s3,gpu"
     assert read(make_env.make_env(gpu=False))["COMPOSE_PROFILES"] == "s3,cpu"
@@ -87,3 +113,13 @@ def test_bucket_that_never_answers_is_an_error_and_no_endless_wait() -> None:
     server = S3Server(f"http://127.0.0.1:{free_ports(1)[0]}", "a", "b", pid=0)
     with pytest.raises(StorageUnavailable):
         prepare(ObjectStore(server.client(connect_timeout=0.2), "nowhere"), create=True, patience=0.5)
+
+
+def test_an_older_env_gets_a_reader_that_its_own_s3_server_knows() -> None:
+    older = "\n".join(
+        line for line in make_env.make_env(gpu=False).splitlines() if "AWS_READER" not in line and "S3_IDENTITY" not in line
+    )
+    connection = next(line for line in older.splitlines() if line.startswith("AIRFLOW_CONN_AWS_DEFAULT=")).split("=", 1)[1]
+    added = make_env.missing_from(older, (REPOSITORY / "docker-compose.yaml").read_text())
+    assert set(added) == {"AIRFLOW_CONN_AWS_READER", "S3_IDENTITY_KEY"}
+    assert added["AIRFLOW_CONN_AWS_READER"] == connection
