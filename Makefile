@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHON VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check e2e e2e-stories e2e-kinds e2e-verdicts e2e-ui e2e-celery e2e-faults bench stop clean s3 env lock lock-gpu
+.PHONY: help setup run format test test-fast check e2e e2e-stories e2e-kinds e2e-verdicts e2e-ui e2e-celery e2e-faults bench stop clean s3 env lock lock-gpu
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -22,9 +22,14 @@ test: setup ## the tests, without the end-to-end ones
 test-fast: setup ## the edit loop, under a minute: the tests that need no S3 server, no metadata database, no TensorFlow
 	@$(BIN)/python -m pytest -m "not e2e and not slow and not services and not tensorflow" -n 2 --dist loadfile tests/architecture tests/dags tests/unit $(PYTEST)
 
-check: setup ## format, lint, types, contracts, compose file, Dockerfile
+format: setup ## format the code and sort its imports
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --select I --fix .
+
+check: setup ## format, lint, vocabulary, types, contracts, compose file, Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python tests/architecture/vocabulary.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@if command -v docker-compose >/dev/null; then \

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from bcc_ops.config import Settings
-from bcc_ops.evaluation.metrics import Judged, Scores, Threshold, bootstrap
+from bcc_ops.evaluation.metrics import ScoredModel, Scores, Threshold, bootstrap
 from bcc_ops.report.progress import RunProgress
 from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import serve
@@ -50,7 +50,7 @@ def report_seconds() -> float:
         settings = Settings(bucket=store.bucket)
         pages = Pages(lambda: settings, lambda: store)
         progress = RunProgress.of("bcc_retraining", samples.RUN_ID, "success", [])
-        return quickest(lambda: pages.report(progress, ""))
+        return quickest(lambda: pages.report(progress, "", True))
 
 
 def parse_seconds(dag_file: Path) -> float:
@@ -68,7 +68,7 @@ def bootstrap_seconds() -> float:
     labels = generator.integers(0, 3, 10_000)
     probabilities = generator.dirichlet([1, 1, 1], 10_000)
     scores = Scores(labels, probabilities, generator.integers(0, 8000, 10_000))
-    judged = Judged(scores, Threshold(0.5, 0.9, "by hand"), 1.2)
+    judged = ScoredModel(scores, Threshold(0.5, 0.9, "by hand"), 1.2)
     return quickest(lambda: bootstrap({"m": judged}, CLASSES, "malignant", resamples=2000, seed=1), times=1)
 
 
