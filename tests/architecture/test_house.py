@@ -16,7 +16,7 @@ from bcc_ops.config import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "plugins" / "bcc_ops"
-README = REPOSITORY / "README.md"
+DOCUMENTED_IN = (REPOSITORY / "README.md", REPOSITORY / "docs" / "reference.md")
 ADAPTERS = ("operators", "sensors", "triggers", "links", "web")
 
 
@@ -90,21 +90,21 @@ def test_dag_files_parse_without_heavy_imports(dag_file: Path, tmp_path: Path) -
     assert not heavy & set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_the_readme_documents_every_command_and_setting() -> None:
-    readme = README.read_text()
+def test_readme_and_reference_document_every_command_and_setting() -> None:
+    readme = "\n".join(path.read_text() for path in DOCUMENTED_IN)
     targets = re.findall(r"^([a-z0-9-]+):.*## ", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     undocumented = [f"make {target}" for target in targets if f"make {target}" not in readme]
     undocumented += [name for name in _settings() if f"`{name}`" not in readme]
     assert not undocumented
 
 
-def test_the_readme_gives_every_settings_default() -> None:
-    readme = README.read_text()
+def test_the_reference_gives_every_settings_default() -> None:
+    readme = "\n".join(path.read_text() for path in DOCUMENTED_IN)
     wrong = []
     for name, default in _settings().items():
         row = re.search(rf"^\| `{name}` \| (.*?) \|", readme, re.MULTILINE)
         if row is None or row.group(1).strip("` ") != default:
-            wrong.append(f"{name}: {default!r}, the README has {row and row.group(1)!r}")
+            wrong.append(f"{name}: {default!r}, the reference has {row and row.group(1)!r}")
     assert not wrong
 
 
@@ -129,5 +129,5 @@ def test_the_readme_documents_every_subcommand_of_the_package() -> None:
     )
     commands = re.search(r"\{([a-z,_-]+)\}", done.stdout)
     assert commands is not None
-    readme = README.read_text()
-    assert not [name for name in commands.group(1).split(",") if f"bcc_ops {name}" not in readme]
+    readme = "\n".join(path.read_text() for path in DOCUMENTED_IN)
+    assert not [name for name in commands.group(1).split(",") if f"bcc-ops {name}" not in readme]
