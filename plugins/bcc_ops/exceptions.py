@@ -24,7 +24,7 @@ BccError                          one clear line that names the thing and the wa
 │   ├── DivergedError             NaN, or a loss that explodes
 │   ├── OutOfMemory
 │   ├── GpuMissing                a GPU was asked for and is not there
-│   ├── WeightsUnavailable        the backbone's weights is not available, or are not the expected ones
+│   ├── WeightsUnavailable        the backbone's weights are not available, or are not the expected ones
 │   └── TrainingInterrupted   *   stopped from outside; the checkpoint is kept
 ├── ModelError                    a model file is damaged, unsafe or not the one that was promised
 ├── PromotionLost                 another run moved the champion first
@@ -147,7 +147,7 @@ class GpuMissing(TrainingError):
 
 
 class WeightsUnavailable(TrainingError):
-    """The backbone's weights is not available, or are not the expected ones."""
+    """The backbone's weights are not available, or are not the expected ones."""
 
 
 class TrainingInterrupted(TrainingError):

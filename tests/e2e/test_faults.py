@@ -91,9 +91,9 @@ class Training:
         snapshot = self.stack.store.load_key(SnapshotDocument, self.paths.document("snapshot.json"))
         config = self.stack.store.load_key(ConfigDocument, self.paths.document("config.json"))
         weights = self.stack.store.load_key(SplitDocument, self.paths.document("split.json"))
-        assert weights.split is not None
+        assert weights.table is not None
         folder = checkpoint_folder(
-            ARTIFACTS, snapshot_digest=snapshot.digest, config_digest=config.digest, split_digest=weights.split.sha256
+            ARTIFACTS, snapshot_digest=snapshot.digest, config_digest=config.digest, split_digest=weights.table.sha256
         )
         found = CheckpointFolder(self.stack.volume("cache-gpu"), folder, self.stack.store).load()
         assert found is not None

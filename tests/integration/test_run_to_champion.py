@@ -137,7 +137,7 @@ class Place:
         pinned = {"config": save("config.json", config)["sha256"], "snapshot": save("snapshot.json", snapshot)["sha256"]}
         references = {
             "run": {"folder": paths.folder_name, **pinned},
-            "validation": save("checks.json", validation),
+            "checks": save("checks.json", validation),
             "split": save("split.json", weights),
             "training": save("training.json", training),
         }

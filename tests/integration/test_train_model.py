@@ -68,7 +68,7 @@ def start(place: ObjectStore) -> Callable[..., dict[str, Any]]:
         run = SnapshotDatasetOperator(task_id="snapshot", arrivals=arrivals).execute(context)
         checks = CheckImagesOperator(task_id="validate", run=run).execute(context)
         weights = SplitDatasetOperator(task_id="weigh", run=run, checks=checks).execute(context)
-        return {"run": run, "validation": checks, "split": weights}
+        return {"run": run, "checks": checks, "split": weights}
 
     return play
 
@@ -91,9 +91,9 @@ def _checkpoints(store: ObjectStore, references: dict[str, Any]) -> str:
     snapshot = store.load_key(SnapshotDocument, _paths(store, references).document("snapshot.json"))
     config = store.load_key(ConfigDocument, _paths(store, references).document("config.json"))
     weights = store.load(SplitDocument, references["split"])
-    assert weights.split is not None
+    assert weights.table is not None
     return checkpoint_folder(
-        "artifacts", snapshot_digest=snapshot.digest, config_digest=config.digest, split_digest=weights.split.sha256
+        "artifacts", snapshot_digest=snapshot.digest, config_digest=config.digest, split_digest=weights.table.sha256
     )
 
 

@@ -85,7 +85,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_is_in_the_readme_and_helps(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"bcc_ops {command}" in (REPOSITORY / "README.md").read_text()
+    assert f"bcc-ops {command}" in (REPOSITORY / "README.md").read_text()
     with pytest.raises(SystemExit) as ended:
         run(command, "--help")
     assert ended.value.code == 0

@@ -157,7 +157,7 @@ def smoke_test_version(
         snapshot = store.load_key(SnapshotDocument, f"{run}/snapshot.json")
         samples = samples_of(store, evaluation, snapshot.images, fetch)
     except (ArtifactError, ObjectNotFound, ObjectChanged) as error:
-        say(f"The images that this version was tested with is not available ({error}); it only has to load and to answer.")
+        say(f"The images that this version was tested with are not available ({error}); it only has to load and to answer.")
         samples = [_gray_image(path.with_name("gray.png"))]
     run_smoke_test(path, samples, len(document.classes))
 

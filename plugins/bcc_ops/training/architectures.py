@@ -63,7 +63,7 @@ def build_classifier(
 
     Raises:
         ConfigError: there is no such architecture, or the images are too small for it.
-        WeightsUnavailable: the weights do not fit or is not available.
+        WeightsUnavailable: the weights do not fit or are not available.
     """
     pixels = keras.Input((image_size, image_size, 3), name="pixels")
     if architecture == "cnn":

@@ -184,7 +184,7 @@ def backbone_weights(
         store: the configured bucket.
 
     Raises:
-        WeightsUnavailable: they is not available; the message names the way out.
+        WeightsUnavailable: they are not available; the message names the way out.
     """
     if weights == "none" or architecture == "cnn":
         return None

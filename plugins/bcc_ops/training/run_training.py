@@ -115,7 +115,7 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
 
     Raises:
         GpuMissing: one was asked for and is not there; nothing was downloaded.
-        WeightsUnavailable: the backbone's weights is not available; nothing was downloaded.
+        WeightsUnavailable: the backbone's weights are not available; nothing was downloaded.
         DivergedError, OutOfMemory, TrainingInterrupted: see `fit.train`.
     """
     config = inputs.config
