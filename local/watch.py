@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from bcc_ops.exceptions import ObjectNotFound, StorageError
 from bcc_ops.runs.documents import ChecksDocument, EpochRow, EvaluationDocument, GateDocument, PromotionDocument
+from bcc_ops.runs.epochs import describe_epoch, parse_history
 from bcc_ops.runs.index import find_run
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
@@ -90,7 +89,7 @@ def epochs_so_far(store: ObjectStore, paths: RunPaths) -> list[EpochRow]:
         content = store.get(paths.document("history.csv"))
     except (ObjectNotFound, StorageError):
         return []
-    return [EpochRow.model_validate(row) for row in csv.DictReader(io.StringIO(content.decode()))]
+    return list(parse_history(content))
 
 
 def describe_task(task: dict[str, Any]) -> str:
@@ -107,14 +106,6 @@ def describe_task(task: dict[str, Any]) -> str:
     return {"deferred": f"{name} waits", "awaiting_input": f"{name} waits for an answer in the UI"}.get(state, "")
 
 
-def describe_epoch(row: EpochRow) -> str:
-    """A line about an epoch."""
-    return (
-        f"epoch {row.epoch}: loss {row.loss:.3f}, tuning loss {row.tuning_loss:.3f}, "
-        f"tuning balanced accuracy {row.tuning_balanced_accuracy:.3f} ({row.seconds:.0f} s, {row.images_per_second:.0f} images/s)"
-    )
-
-
 def describe_verdict(store: ObjectStore, paths: RunPaths, models_prefix: str) -> list[str]:
     """The verdict, its reasons and the key metrics of an assessed run, as lines; the synthetic ones say so first."""
     gate = store.load_key(GateDocument, paths.document("gate.json"))
@@ -125,22 +116,15 @@ def describe_verdict(store: ObjectStore, paths: RunPaths, models_prefix: str) ->
     lines = ["The images are synthetic: no metric here says anything about real ones."] if gate.synthetic else []
     lines += [f"Verdict: {gate.verdict.replace('_', ' ')}", *(f"  - {reason}" for reason in gate.reasons)]
     lines.append(
-        f"On {metrics.images} validation images: balanced accuracy {_text(metrics.balanced_accuracy)}, "
-        f"macro AUC {_text(metrics.macro_auc)}, {evaluation.positive_class} sensitivity {_text(point.sensitivity)} "
-        f"at specificity {_text(point.specificity)}"
+        f"On {metrics.images} validation images: balanced accuracy {metrics.balanced_accuracy}, "
+        f"macro AUC {metrics.macro_auc}, {evaluation.positive_class} sensitivity {point.sensitivity} "
+        f"at specificity {point.specificity}"
     )
     if promotion is not None:
         lines.append(f"Version {promotion.version}: {promotion.reason}")
     if promotion is not None and promotion.promoted:
         lines.append(f"  {store.uri(f'{models_prefix}/{promotion.version}/model.h5')}")
     return lines
-
-
-def _text(estimate: Any) -> str:
-    if estimate.value is None:
-        return f"not available ({estimate.reason})"
-    interval = "" if estimate.low is None else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
-    return f"{estimate.value:.3f}{interval}"
 
 
 def describe_failure(api: AirflowApi, dag_id: str, run_id: str, logs: Path) -> list[str]:

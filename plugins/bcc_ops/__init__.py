@@ -10,6 +10,7 @@ runs/           documents          the JSON documents of a run, and the referenc
                 tables             the Parquet tables of a run
                 index              which runs there are, and which were assessed
                 previous           what the last assessed run left behind: its split, its contents
+                epochs             history.csv, written as epochs end
                 record             a run as its documents tell it
                 history            the runs before this one, one line each
 dataset/        snapshot           a listing as of a moment -> the images of a run; what changed between two

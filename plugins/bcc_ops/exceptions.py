@@ -36,6 +36,8 @@ BccError                          one clear line that names the thing and the wa
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class BccError(Exception):
     """Base of the project's errors. `retryable` says whether the same call may succeed later."""
@@ -162,6 +164,9 @@ class ModelError(BccError):
 
 class PromotionLost(BccError):
     """Another run moved the champion between this run's comparison and its upload."""
+
+    document: Any = None
+    """The promotion.json that says so; None if the run is not known where this is raised."""
 
 
 class ApprovalMissing(BccError):

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.snapshot import ImageRules, list_images
-from bcc_ops.evaluation.evaluate import EvaluationInputs, EvaluationPlan, LabelledImages, evaluate, with_references
+from bcc_ops.evaluation.evaluate import Evaluated, EvaluationInputs, EvaluationPlan, LabelledImages, evaluate
 from bcc_ops.exceptions import ArtifactError
 from bcc_ops.models.champion import ChampionModel
 from bcc_ops.runs.documents import (
     ChecksDocument,
-    EvaluationDocument,
     Reference,
     SnapshotDocument,
     SplitDocument,
@@ -57,8 +56,8 @@ def evaluate_run(
     *,
     folder: Path,
     say: Callable[[str], None],
-) -> EvaluationDocument:
-    """Evaluate a run's challenger beside the champion; writes `predictions.parquet`.
+) -> Evaluated:
+    """Evaluate a run's challenger beside the champion.
 
     Args:
         store: the bucket.
@@ -81,7 +80,7 @@ def evaluate_run(
     model_path.write_bytes(store.get_referenced(inputs.training.model))
     plan = plan_of(inputs)
     external, external_note = external_images(store, inputs, frozenset(row.sha256 for row in split), folder)
-    evaluated = evaluate(
+    return evaluate(
         plan,
         load_classifier(model_path),
         champion,
@@ -99,8 +98,6 @@ def evaluate_run(
         ),
         say,
     )
-    table = store.put_referenced(paths.document("predictions.parquet"), evaluated.predictions, "application/vnd.apache.parquet")
-    return with_references(evaluated, inputs.training.model, table)
 
 
 def plan_of(inputs: RunInputs) -> EvaluationPlan:

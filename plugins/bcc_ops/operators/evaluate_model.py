@@ -14,6 +14,8 @@ from bcc_ops.runs.documents import ChecksDocument, SplitDocument, TrainingDocume
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+PARQUET = "application/vnd.apache.parquet"
+
 
 class EvaluateModelOperator(BccOperator):
     """Evaluate the challenger, and the champion beside it, on this snapshot's validation images.
@@ -38,6 +40,7 @@ class EvaluateModelOperator(BccOperator):
     def work(self, context: Context) -> dict[str, str]:
         """Load what was trained and what is in use, evaluate, write."""
         from bcc_ops.dataset.sync import sync_images
+        from bcc_ops.evaluation.evaluate import with_references
         from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
         from bcc_ops.models.champion import load_champion
         from bcc_ops.models.registry import ModelRegistry
@@ -54,5 +57,7 @@ class EvaluateModelOperator(BccOperator):
         )
         with tempfile.TemporaryDirectory(prefix="bcc-evaluate-") as folder:
             champion = load_champion(ModelRegistry(self.store, self.settings.models_prefix), Path(folder))
-            evaluation = evaluate_run(self.store, run.paths, inputs, champion, folder=Path(folder), say=self.log.info)
-        return self.store.save(run.paths.document("evaluation.json"), evaluation).to_xcom()
+            evaluated = evaluate_run(self.store, run.paths, inputs, champion, folder=Path(folder), say=self.log.info)
+        table = self.store.put_referenced(run.paths.document("predictions.parquet"), evaluated.predictions, PARQUET)
+        document = with_references(evaluated, inputs.training.model, table)
+        return self.store.save(run.paths.document("evaluation.json"), document).to_xcom()

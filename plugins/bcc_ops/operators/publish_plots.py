@@ -52,7 +52,7 @@ class PublishPlotsOperator(BccOperator):
         run = self.load_run(self.run)
         references = {f"{name}.json": getattr(self, name) for name in self.template_fields if name != "run"}
         references |= {f"{name}.json": reference.to_xcom() for name, reference in run.references.items()}
-        report = publish_report(
+        published = publish_report(
             self.store,
             run.paths,
             run.config_document.run_id,
@@ -60,6 +60,9 @@ class PublishPlotsOperator(BccOperator):
             fetch=partial(self._local_files, run.snapshot),
             say=self.log.info,
         )
+        for name, png in published.plots.items():
+            self.store.put_referenced(run.paths.plot(name), png, "image/png")
+        report = self.store.put_referenced(run.paths.document("report.html"), published.page, "text/html; charset=utf-8")
         self.log.info("the run's report: %s", report.uri)
         return report.to_xcom()
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bcc_ops.config import Settings
+from bcc_ops.exceptions import PromotionLost
 from bcc_ops.operators.assets import announce, champion_asset
 from bcc_ops.operators.base import BccOperator, Run
 from bcc_ops.runs.documents import (
@@ -63,18 +64,24 @@ class UploadModelOperator(BccOperator):
             gate=self.store.load(GateDocument, self.gate),
         )
         registry = ModelRegistry(self.store, self.settings.models_prefix)
-        promotion = upload_run(
-            registry,
-            run.paths,
-            documents,
-            template=self.settings.model_card_template,
-            fetch=partial(sync_images, self.store, cache=self.image_cache),
-            by=by,
-            now=datetime.now(timezone.utc),
-        )
+        key = run.paths.document("promotion.json")
+        try:
+            promotion = upload_run(
+                registry,
+                run.paths,
+                documents,
+                template=self.settings.model_card_template,
+                fetch=partial(sync_images, self.store, cache=self.image_cache),
+                by=by,
+                now=datetime.now(timezone.utc),
+            )
+        except PromotionLost as error:
+            if error.document is not None:
+                self.store.save(key, error.document)
+            raise
         announce(context, champion_asset(self.settings), promotion.version, promotion.model.sha256)
         self.log.info("Champion is now %s, after %s", promotion.version, promotion.previous_champion or "none")
-        return self.store.save(run.paths.document("promotion.json"), promotion).to_xcom()
+        return self.store.save(key, promotion).to_xcom()
 
     def _approver(self, run: Run) -> str:
         """Who approved: the gate, or the person that the run had to ask."""

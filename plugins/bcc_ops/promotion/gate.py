@@ -100,12 +100,6 @@ def _not_applicable(rule: str, sentence: str, *, threshold: float | None = None)
     return RuleResult(rule=rule, passed=True, applies=False, value=None, threshold=threshold, sentence=sentence)
 
 
-def _text(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
-
-
 def _floors(evaluation: EvaluationDocument, config: RetrainingConfig) -> tuple[RuleResult, ...]:
     challenger, positive = evaluation.challenger, evaluation.positive_class
     floors = (
@@ -131,7 +125,7 @@ def _floor(rule: str, name: str, estimate: Estimate, floor: float) -> RuleResult
     if estimate.value is None:
         return _rule(rule, False, f"{name} is not available: {estimate.reason}.", threshold=floor)
     passed = estimate.value >= floor
-    sentence = f"{name} is {_text(estimate)}, {'not below' if passed else 'below'} the floor of {floor:.3f}."
+    sentence = f"{name} is {estimate}, {'not below' if passed else 'below'} the floor of {floor:.3f}."
     return _rule(rule, passed, sentence, value=estimate.value, threshold=floor)
 
 
@@ -188,7 +182,7 @@ def _margin(rule: str, name: str, difference: Estimate, margin: float) -> RuleRe
         return _rule(rule, False, f"{name} cannot be compared with the champion's: {reason}.", threshold=-margin)
     passed = difference.low > -margin
     sentence = (
-        f"{name} differs from the champion's by {_text(difference)}: the lower bound is "
+        f"{name} differs from the champion's by {difference}: the lower bound is "
         f"{'above' if passed else 'not above'} minus the margin of {margin:.3f}."
     )
     return _rule(rule, passed, sentence, value=difference.low, threshold=-margin)

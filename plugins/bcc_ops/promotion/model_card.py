@@ -18,7 +18,6 @@ from bcc_ops.runs.documents import (
     PARTITIONS,
     ChecksDocument,
     Comparison,
-    Estimate,
     EvaluationDocument,
     GateDocument,
     ModelDocument,
@@ -111,14 +110,6 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     )
 
 
-def _estimate(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return f"not available: {estimate.reason}"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
-
-
 def _usage(model: ModelDocument) -> str:
     side = model.image_size
     threshold = model.operating_point.threshold
@@ -193,11 +184,11 @@ def _training(training: TrainingDocument) -> str:
 
 def _summary(model: ModelEvaluation) -> list[tuple[str, str]]:
     return [
-        ("balanced accuracy", _estimate(model.balanced_accuracy)),
-        ("accuracy", _estimate(model.accuracy)),
-        ("macro AUC", _estimate(model.macro_auc)),
-        ("macro F1", _estimate(model.macro_f1)),
-        ("loss", _estimate(model.loss)),
+        ("balanced accuracy", format(model.balanced_accuracy)),
+        ("accuracy", format(model.accuracy)),
+        ("macro AUC", format(model.macro_auc)),
+        ("macro F1", format(model.macro_f1)),
+        ("loss", format(model.loss)),
     ]
 
 
@@ -205,7 +196,7 @@ def _metrics(evaluation: EvaluationDocument) -> str:
     model = evaluation.challenger
     metrics = ("sensitivity", "specificity", "precision", "f1", "auc")
     per_class = [
-        (name, figures_of.support, *(_estimate(getattr(figures_of, metric)) for metric in metrics))
+        (name, figures_of.support, *(format(getattr(figures_of, metric)) for metric in metrics))
         for name, figures_of in model.per_class.items()
     ]
     confusion = [(name, *row) for name, row in zip(evaluation.classes, model.confusion_matrix)]
@@ -219,7 +210,7 @@ def _metrics(evaluation: EvaluationDocument) -> str:
     ]
     if evaluation.slices:
         slices = [
-            (part.by, part.value, part.images, _estimate(part.balanced_accuracy), _estimate(part.positive_sensitivity))
+            (part.by, part.value, part.images, format(part.balanced_accuracy), format(part.positive_sensitivity))
             for part in evaluation.slices
         ]
         blocks.append(
@@ -239,11 +230,11 @@ def _calibration(evaluation: EvaluationDocument) -> str:
         ("", ""),
         [
             ("threshold chosen on", f"{point.chosen_on}; wanted sensitivity {point.wanted_sensitivity:.2f}"),
-            (f"{evaluation.positive_class} sensitivity there", _estimate(point.sensitivity)),
-            (f"{evaluation.positive_class} specificity there", _estimate(point.specificity)),
-            ("expected calibration error", _estimate(calibration.ece)),
-            ("after temperature scaling", _estimate(calibration.ece_scaled)),
-            ("Brier score", _estimate(calibration.brier)),
+            (f"{evaluation.positive_class} sensitivity there", format(point.sensitivity)),
+            (f"{evaluation.positive_class} specificity there", format(point.specificity)),
+            ("expected calibration error", format(calibration.ece)),
+            ("after temperature scaling", format(calibration.ece_scaled)),
+            ("Brier score", format(calibration.brier)),
         ],
     )
 
@@ -257,8 +248,8 @@ def _comparison(comparison: Comparison | None, positive_class: str) -> str:
     pairs = zip(_summary(comparison.challenger), _summary(comparison.champion))
     rows = [(name, own, other) for (name, own), (_, other) in pairs]
     points = [model.operating_point.sensitivity for model in (comparison.challenger, comparison.champion)]
-    rows.append((f"{positive_class} sensitivity at operating point", _estimate(points[0]), _estimate(points[1])))
-    differences = [(name.replace("_", " "), _estimate(difference)) for name, difference in comparison.differences.items()]
+    rows.append((f"{positive_class} sensitivity at operating point", format(points[0]), format(points[1])))
+    differences = [(name.replace("_", " "), format(difference)) for name, difference in comparison.differences.items()]
     return "\n\n".join(
         [
             f"Both on the same {comparison.champion.images} images ({left_out}).",

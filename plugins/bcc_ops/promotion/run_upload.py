@@ -55,7 +55,7 @@ def upload_run(
         now: aware.
 
     Raises:
-        PromotionLost: another run was first; `promotion.json` says so.
+        PromotionLost: another run was first; its `document` is the run's promotion.json.
         ModelError, ArtifactError, ConfigError: as `upload_challenger` and `read_template` say.
     """
     text = read_template(template)
@@ -70,7 +70,7 @@ def upload_run(
     try:
         return upload_challenger(registry, upload, gate, smoke_test, by=by, reason=" ".join(gate.reasons), now=now)
     except PromotionLost as error:
-        registry.store.save(paths.document("promotion.json"), lost(document, gate, error, by=by, now=now))
+        error.document = lost(document, gate, error, by=by, now=now)
         raise
 
 

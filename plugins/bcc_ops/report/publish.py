@@ -1,10 +1,11 @@
-"""Draw a run's plots and its stand-alone report into the run's folder."""
+"""Draw a run's plots and its stand-alone report."""
 
 from __future__ import annotations
 
 import base64
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ RUNS_IN_TREND = 30
 _WRITTEN_BESIDE = {"report.html", "approval.json", "promotion.json"}
 
 
+@dataclass(frozen=True)
+class Published:
+    """What is written of a run's report: plots by their name in `runs.paths.PLOTS`, as PNGs, and the stand-alone page."""
+
+    plots: Mapping[str, bytes]
+    page: bytes
+
+
 def publish_report(
     store: ObjectStore,
     paths: RunPaths,
@@ -38,8 +47,8 @@ def publish_report(
     *,
     fetch: FetchFiles,
     say: Callable[..., None],
-) -> Reference:
-    """Write `plots/*.png` and `report.html`, with what the run has; what it has not is left out and said.
+) -> Published:
+    """Draw a run's plots and its stand-alone report, with what the run has; what it has not is left out and said.
 
     Args:
         store: the bucket.
@@ -48,9 +57,6 @@ def publish_report(
         references: file name -> the reference that was handed in, None where a task handed none.
         fetch: brings image files here.
         say: takes a line for the log, as `logging.Logger.info` does.
-
-    Returns:
-        The reference to report.html.
     """
     run = read_referenced(store, paths, references)
     for name, why in run.unreadable.items():
@@ -58,8 +64,6 @@ def publish_report(
     predictions = _predictions(store, run)
     plots = draw_plots(run, predictions, earlier_runs(store, paths))
     plots.update(_pictures(store, run, predictions, fetch, say))
-    for name, png in plots.items():
-        store.put_referenced(paths.plot(name), png, "image/png")
     say("%d plots: %s", len(plots), ", ".join(sorted(plots)))
     page = render_report(
         run,
@@ -69,7 +73,7 @@ def publish_report(
         files=_siblings(store, paths),
         stand_alone=True,
     )
-    return store.put_referenced(paths.document("report.html"), page.encode(), "text/html; charset=utf-8")
+    return Published(plots, page.encode())
 
 
 def read_referenced(store: ObjectStore, paths: RunPaths, references: Mapping[str, Mapping[str, str] | None]) -> RunRecord:

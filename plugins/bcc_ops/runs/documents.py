@@ -147,6 +147,15 @@ class Estimate(Part):
             return {"value": self.value}
         return {"value": self.value, "low": self.low, "high": self.high}
 
+    def __format__(self, spec: str) -> str:
+        """Format with a number's format, `.3f` by default: `0.853 (0.801 to 0.902)`, or `not available: <reason>`."""
+        spec = spec or ".3f"
+        if self.value is None:
+            return f"not available: {self.reason}"
+        if self.low is None or self.high is None:
+            return format(self.value, spec)
+        return f"{self.value:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
+
     @classmethod
     def missing(cls, reason: str) -> Estimate:
         """A metric that is not available."""

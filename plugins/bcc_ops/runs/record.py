@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-
-from pydantic import ValidationError
 
 from bcc_ops.exceptions import ArtifactError
 from bcc_ops.runs.documents import (
@@ -25,6 +21,7 @@ from bcc_ops.runs.documents import (
     TrainingDocument,
     parse_document,
 )
+from bcc_ops.runs.epochs import parse_history
 from bcc_ops.runs.upgrade import OLDER_FILES
 
 FILES: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -120,20 +117,3 @@ _KINDS: Mapping[str, type[Document]] = {
 
 RUN_DOCUMENTS = (*(f"{name}.json" for name in _KINDS), "history.csv", *OLDER_FILES.values())
 """The files that `read_record` asks for."""
-
-
-def parse_history(content: bytes) -> tuple[EpochRow, ...]:
-    """The rows of a history.csv.
-
-    Raises:
-        ArtifactError: a row is no epoch; the message names its line.
-    """
-    rows = []
-    reader = csv.DictReader(io.StringIO(content.decode("utf-8", errors="replace")))
-    for row in reader:
-        try:
-            rows.append(EpochRow.model_validate({name: row.get(name) for name in EpochRow.model_fields}))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            raise ArtifactError(f"history.csv, line {reader.line_num}: {problem['loc'][0]}: {problem['msg']}") from None
-    return tuple(rows)

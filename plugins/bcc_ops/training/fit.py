@@ -11,8 +11,6 @@ epoch), so a training that was taken up again ends with the metrics of one that 
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 import threading
@@ -28,6 +26,7 @@ from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.input_pipeline import Augmentation, Pixels, plain_batches, training_batches
 from bcc_ops.exceptions import DivergedError, TrainingInterrupted
 from bcc_ops.runs.documents import EpochRow
+from bcc_ops.runs.epochs import describe_epoch
 from bcc_ops.training.checkpoints import Checkpoint, CheckpointFolder
 from bcc_ops.training.devices import Devices, telling_out_of_memory
 
@@ -101,7 +100,7 @@ def train(
         reached = trainer.run_epoch(reached)
         checkpoints.save(reached)
         on_epoch(reached.rows)
-        log.info("%s", describe_epoch(reached.rows[-1], config.epochs, reached.best_epoch))
+        log.info("%s", describe_progress(reached.rows[-1], config.epochs, reached.best_epoch))
     return TrainingRecord(
         weights=reached.best,
         rows=reached.rows,
@@ -298,23 +297,10 @@ def is_worse(losses: np.ndarray, lowest: np.ndarray) -> bool:
     return bool(differences.mean() > _CONFIDENT * differences.std() / math.sqrt(len(differences)))
 
 
-def describe_epoch(row: EpochRow, epochs: int, best_epoch: int) -> str:
-    """An epoch in one line."""
+def describe_progress(row: EpochRow, epochs: int, best_epoch: int) -> str:
+    """Describe an epoch and what is left, in one line."""
     left = (epochs - row.epoch) * row.seconds
-    return (
-        f"epoch {row.epoch}/{epochs}: loss {row.loss:.3f}, accuracy {row.accuracy:.3f}; tuning loss {row.tuning_loss:.3f}, "
-        f"accuracy {row.tuning_accuracy:.3f}, balanced {row.tuning_balanced_accuracy:.3f}; best epoch {best_epoch}; "
-        f"{row.images_per_second:.0f} images/s, {row.seconds:.0f} s, at most {left / 60:.0f} min to go"
-    )
-
-
-def history_csv(rows: Sequence[EpochRow]) -> bytes:
-    """history.csv: a header, and one row per epoch."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(EpochRow.model_fields), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row.model_dump() for row in rows)
-    return text.getvalue().encode()
+    return f"{describe_epoch(row, epochs)}; best epoch {best_epoch}, at most {left / 60:.0f} min to go"
 
 
 class _Watch(keras.callbacks.Callback):

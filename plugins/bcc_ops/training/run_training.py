@@ -18,6 +18,7 @@ from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.input_pipeline import Pixels, decode_images, read_as_notebook
 from bcc_ops.exceptions import ArtifactError, StorageUnavailable
 from bcc_ops.runs.documents import PARTITIONS, EpochRow, Partition, Reference, SnapshotDocument, SplitDocument, TrainingDocument
+from bcc_ops.runs.epochs import history_csv
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths, checkpoint_folder
 from bcc_ops.runs.tables import SplitRow, read_rows
@@ -31,7 +32,7 @@ from bcc_ops.training.architectures import (
 from bcc_ops.training.checkpoints import CheckpointFolder, Notes
 from bcc_ops.training.completed import find_completed
 from bcc_ops.training.devices import Devices, peak_memory_mb, prepare_devices, require_gpu, versions
-from bcc_ops.training.fit import TrainingRecord, history_csv, train
+from bcc_ops.training.fit import TrainingRecord, train
 from bcc_ops.training.pretrained import backbone_weights
 
 if TYPE_CHECKING:

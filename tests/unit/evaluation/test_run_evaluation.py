@@ -86,7 +86,7 @@ def test_the_evaluation_tells_what_the_runs_training_started_from(
         training=training_document(model=model, warm_started_from="v1"),
         images={row.key: Path(row.key) for row in rows},
     )
-    document = evaluate_run(store, PATHS, warm, None, folder=tmp_path, say=lambda sentence: None)
+    document = evaluate_run(store, PATHS, warm, None, folder=tmp_path, say=lambda sentence: None).document
     assert (document.warm_start_note or "").startswith("Training started from version v1")
 
 

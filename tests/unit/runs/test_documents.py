@@ -66,3 +66,16 @@ def test_documents_are_frozen() -> None:
 def test_the_digest_of_a_value_does_not_depend_on_the_order_of_keys() -> None:
     assert digest_of({"a": 1, "b": [1, 2]}) == digest_of({"b": [1, 2], "a": 1})
     assert digest_of({"a": 1}) != digest_of({"a": 2})
+
+
+@pytest.mark.parametrize(
+    ("estimate", "spec", "text"),
+    [
+        (Estimate(value=0.8534, low=0.801, high=0.902), "", "0.853 (0.801 to 0.902)"),
+        (Estimate(value=-0.012, low=-0.03, high=0.01), "+.2f", "-0.01 (-0.03 to +0.01)"),
+        (Estimate(value=0.5), "", "0.500"),
+        (Estimate.missing("too few groups"), ".2f", "not available: too few groups"),
+    ],
+)
+def test_an_estimate_is_spelled_in_one_way(estimate: Estimate, spec: str, text: str) -> None:
+    assert format(estimate, spec) == text
