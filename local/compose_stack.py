@@ -36,7 +36,7 @@ import yaml  # type: ignore[import-untyped]
 from bcc_ops.runs.object_store import ObjectStore
 from local.airflow_api import AirflowApi
 from local.make_env import make_env
-from local.processes import Supervisor
+from local.processes import StackError, Supervisor
 from local.s3_server import S3Server, free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -50,10 +50,6 @@ _READY_WITHIN = 300.0
 _SERVES_LOGS = ("scheduler", "triggerer", "worker")
 # Held back while its file is there, a service stays down however often the supervisor starts it.
 _GATE = 'while [ -e "$0" ]; do sleep 0.2; done; exec "$@"'
-
-
-class StackError(RuntimeError):
-    """The stack cannot be started. One line that names the thing and the way out."""
 
 
 def container_hostname() -> str:

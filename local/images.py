@@ -41,7 +41,7 @@ class ImageFolder:
 
 
 @dataclass(frozen=True)
-class Upload:
+class UploadResult:
     """What an upload did. `elsewhere` counts images in the bucket that are not in the folder."""
 
     sent: int
@@ -130,7 +130,9 @@ def _unusable(path: Path, relative: Path) -> str:
     return "" if path.is_file() else "broken link or special file"
 
 
-def upload(store: ObjectStore, prefix: str, folder: ImageFolder, say: Callable[[str], None] = print, threads: int = 8) -> Upload:
+def upload(
+    store: ObjectStore, prefix: str, folder: ImageFolder, say: Callable[[str], None] = print, threads: int = 8
+) -> UploadResult:
     """Bring what is missing, or differs in size or content, under `<prefix>/<class>/…`.
 
     Content is compared by MD5 with the ETag, which is that for an object written in one piece, as all are here.
@@ -164,4 +166,4 @@ def upload(store: ObjectStore, prefix: str, folder: ImageFolder, say: Callable[[
             pool.shutdown(cancel_futures=True)
             raise
     images_elsewhere = sum(key not in keys and key.lower().endswith(IMAGE_SUFFIXES) for key in there)
-    return Upload(sent, sent_bytes, len(keys) - sent, images_elsewhere, time.monotonic() - started)
+    return UploadResult(sent, sent_bytes, len(keys) - sent, images_elsewhere, time.monotonic() - started)

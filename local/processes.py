@@ -37,6 +37,10 @@ class ProcessError(RuntimeError):
     """A component cannot be started, or does not stay up. One line."""
 
 
+class StackError(RuntimeError):
+    """A stack cannot be started. One line that names the thing and the way out."""
+
+
 class AlreadyRunning(ProcessError):
     """Another supervisor holds this folder."""
 

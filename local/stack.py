@@ -40,7 +40,7 @@ from bcc_ops.exceptions import BucketNotFound
 from bcc_ops.runs.object_store import ObjectStore
 from local import s3_server
 from local.airflow_api import AirflowApi, parse_moment
-from local.processes import ProcessError, Supervisor
+from local.processes import ProcessError, StackError, Supervisor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DAG_ID = "bcc_retraining"
@@ -64,10 +64,6 @@ NO_AWS_OF_THE_USERS = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 """What keeps a profile or an endpoint in the user's own files from reaching into botocore."""
-
-
-class StackError(RuntimeError):
-    """The stack cannot start. One line that names the thing and the way out."""
 
 
 class LocalStack:

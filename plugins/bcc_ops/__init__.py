@@ -34,6 +34,7 @@ dataset/        snapshot           a listing as of a moment -> the images of a r
 models/         model_file         what a model file may contain
                 keras_import       import Keras without what it takes along for nothing
                 classifier         model file + images -> probabilities
+                probabilities      what training and evaluation both compute from probabilities
                 registry           versions and the champion pointer
                 champion           the model in use, loaded if it may be
 training/       architectures      the networks

@@ -177,7 +177,7 @@ def known_model(path: Path, classes: str | None) -> KnownModel:
 
 
 def _load(model: KnownModel) -> Classifier:
-    from bcc_ops.models.keras_import import load_classifier
+    from bcc_ops.models.classifier import load_classifier
 
     with _native_stderr_closed():
         classifier = load_classifier(model.path)

@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that stands for a model; what it answers is `ByName`'s."""
-    monkeypatch.setattr("bcc_ops.models.keras_import.load_classifier", lambda path: ByName())
+    monkeypatch.setattr("bcc_ops.models.classifier.load_classifier", lambda path: ByName())
     (tmp_path / "version").mkdir()
     path = tmp_path / "version" / "model.h5"
     path.write_bytes(b"weights")
@@ -208,7 +208,7 @@ def test_predict_says_which_file_is_no_image_and_answers_the_others(
 def test_predict_of_a_file_that_is_not_there_is_one_line_and_loads_no_model(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bcc_ops.models.keras_import.load_classifier", lambda path: pytest.fail("was loaded"))
+    monkeypatch.setattr("bcc_ops.models.classifier.load_classifier", lambda path: pytest.fail("was loaded"))
     assert run("predict", model, tmp_path / "gone.png") == 1
     assert "gone.png" in error_of(capsys)
 

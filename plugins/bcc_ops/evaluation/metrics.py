@@ -28,6 +28,7 @@ from bcc_ops.evaluation.intervals import (
     paired_share,
     wilson,
 )
+from bcc_ops.models.probabilities import SMALLEST_PROBABILITY, cross_entropies
 from bcc_ops.runs.documents import Calibration, ClassEvaluation, Estimate, ModelEvaluation, OperatingPoint, ReliabilityBin
 
 Floats = NDArray[np.float64]
@@ -38,9 +39,6 @@ IMAGES_PER_BIN = 10
 """Equal-mass bins of the reliability diagram: at most ten, and none of fewer than about ten images."""
 
 TEMPERATURES = (0.05, 20.0)
-SMALLEST_PROBABILITY = 1e-7
-"""Probabilities are clipped here before a logarithm, as Keras does: one confident error must not cost infinity."""
-
 _LEVEL = (0.025, 0.975)
 _SAME = 1e-12
 _NO_BETTER = 1e-6
@@ -151,12 +149,6 @@ def scale_temperature(probabilities: Floats, temperature: float) -> Floats:
     return np.asarray(scaled / scaled.sum(axis=1, keepdims=True))
 
 
-def log_loss(scores: Scores) -> Floats:
-    """(n,) minus the logarithm of the true class' probability, natural."""
-    chosen = scores.probabilities[np.arange(len(scores.labels)), scores.labels]
-    return np.asarray(-np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1.0)))
-
-
 def brier(scores: Scores) -> Floats:
     """(n,) squared distance of the probabilities from the truth, summed over classes: 0 to 2 (Brier, 1950)."""
     truth = np.eye(scores.classes_count)[scores.labels]
@@ -217,7 +209,7 @@ def fit_temperature(scores: Scores) -> float | None:
 
     def loss(log_temperature: float) -> float:
         scaled = scale_temperature(scores.probabilities, math.exp(log_temperature))
-        return float(log_loss(Scores(scores.labels, scaled, scores.groups)).mean())
+        return float(cross_entropies(scaled, scores.labels).mean())
 
     best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
     return float(math.exp(best.x)) if best.fun < min(loss(low), loss(high)) - _NO_BETTER else None
@@ -298,7 +290,7 @@ def weighted_metrics(scored: ScoredModel, classes: Sequence[str], positive_class
         auc = np.stack(
             [weighted_auc(scores.labels == c, scores.probabilities[:, c], weights) for c in range(len(classes))], axis=1
         )
-        found["loss"] = weights @ log_loss(scores) / total
+        found["loss"] = weights @ cross_entropies(scores.probabilities, scores.labels) / total
         found["accuracy"] = hits.sum(axis=1) / total
         found["balanced_accuracy"] = sensitivity.mean(axis=1)
         found["macro_f1"] = np.where((true > 0).all(axis=1), f1.mean(axis=1), np.nan)

@@ -72,7 +72,7 @@ def evaluate_run(
         ModelError: the challenger's file is damaged, unsafe, or answers with no probabilities.
         DataError: there is nothing to evaluate on.
     """
-    from bcc_ops.models.keras_import import load_classifier
+    from bcc_ops.models.classifier import load_classifier
 
     split = _rows(store, SplitRow, inputs.split.table, "split.json names no split.parquet")
     contents = _rows(store, ContentRow, inputs.checks.contents, "checks.json names no contents.parquet")

@@ -69,7 +69,7 @@ def load_champion(registry: ModelRegistry, folder: Path) -> ChampionModel | None
         ArtifactError: the pointer is damaged.
         StorageUnavailable: the store did not answer; trying again may mend that, so it is no problem of the champion.
     """
-    from bcc_ops.models.keras_import import load_classifier
+    from bcc_ops.models.classifier import load_classifier
 
     pointer = registry.champion()
     if pointer is None or pointer.champion is None:

@@ -10,14 +10,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 
 from bcc_ops.dataset.decoding import decode_rgb, resize_square
 from bcc_ops.dataset.resources import cores
 from bcc_ops.exceptions import ModelError
+from bcc_ops.models.keras_import import import_keras
 from bcc_ops.models.model_file import refuse_unsafe
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ def load_classifier(path: Path) -> Classifier:
         ModelError: it is damaged, contains what `model_file` does not allow, or does not map square RGB images to
             probabilities.
     """
-    refuse_unsafe(path)
+    refuse_unsafe(path)  # before Keras is imported, which takes seconds
+    keras = import_keras()
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:

@@ -1,19 +1,14 @@
-"""Import Keras without matplotlib and scikit-learn, which it takes along for plots and wrappers that nobody here uses.
+"""Import Keras without matplotlib and scikit-learn, which it takes along for plots and wrappers that nobody uses here.
 
-They are a third of what its import costs (docs/benchmarks.md), which a person who asks about one image waits for.
-Keras treats both as optional: where their import fails it goes on without.
+They are a third of what its import costs (docs/benchmarks.md), and a person who asks about one image waits for it. Keras treats
+both as optional: if their import fails, it goes on without them.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bcc_ops.models.classifier import Classifier
 
 OPTIONAL = ("matplotlib", "sklearn")
 
@@ -29,11 +24,3 @@ def import_keras() -> ModuleType:
     finally:
         for name in held_back:
             del sys.modules[name]
-
-
-def load_classifier(path: Path) -> Classifier:
-    """`bcc_ops.models.classifier.load_classifier`, with Keras imported the lean way."""
-    import_keras()
-    from bcc_ops.models.classifier import load_classifier
-
-    return load_classifier(path)

@@ -95,7 +95,7 @@ def answer(request: Mapping[str, Any]) -> None:
     """
     import numpy as np
 
-    from bcc_ops.models.keras_import import load_classifier
+    from bcc_ops.models.classifier import load_classifier
 
     answers = np.asarray(load_classifier(Path(request["model"])).predict([Path(path) for path in request["images"]]))
     if answers.shape != (len(request["images"]), request["classes_count"]):

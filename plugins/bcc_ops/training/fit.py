@@ -25,6 +25,7 @@ import numpy as np
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.input_pipeline import Augmentation, Pixels, plain_batches, training_batches
 from bcc_ops.exceptions import DivergedError, TrainingInterrupted
+from bcc_ops.models.probabilities import cross_entropies
 from bcc_ops.runs.documents import EpochRow
 from bcc_ops.runs.epochs import describe_epoch
 from bcc_ops.training.checkpoints import Checkpoint, CheckpointFolder
@@ -270,19 +271,13 @@ def predict(classifier: keras.Model, pixels: Pixels) -> np.ndarray:
     return probabilities
 
 
-def cross_entropies(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Each image's cross-entropy, float64 (n,).
+def accuracies(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Return accuracy, and balanced accuracy over the classes that occur.
 
     Args:
         probabilities: (n, classes).
-        labels: (n,): indices of the true classes.
+        labels: (n,) indices of the true classes.
     """
-    losses: np.ndarray = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-7).astype(np.float64))
-    return losses
-
-
-def accuracies(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Accuracy, and balanced accuracy over the classes that occur. Arguments as in `cross_entropies`."""
     right = probabilities.argmax(axis=1) == labels
     return float(right.mean()), float(np.mean([right[labels == name].mean() for name in np.unique(labels)]))
 

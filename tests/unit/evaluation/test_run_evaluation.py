@@ -70,7 +70,7 @@ class Undecided:
 def test_the_evaluation_tells_what_the_runs_training_started_from(
     store: ObjectStore, inputs: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bcc_ops.models.keras_import.load_classifier", lambda path: Undecided())
+    monkeypatch.setattr("bcc_ops.models.classifier.load_classifier", lambda path: Undecided())
     rows = [
         SplitRow(f"{label}-{part}", f"{label}-{part}", label, f"{label}-{part}", part) for label in CLASSES for part in PARTITIONS
     ]

@@ -19,6 +19,7 @@ import tensorflow as tf
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.input_pipeline import Pixels
 from bcc_ops.exceptions import DivergedError, OutOfMemory, TrainingInterrupted
+from bcc_ops.models.probabilities import cross_entropies
 from bcc_ops.runs.documents import EpochRow
 from bcc_ops.runs.epochs import history_csv
 from bcc_ops.training.architectures import build_classifier
@@ -27,7 +28,6 @@ from bcc_ops.training.devices import Devices, prepare_devices
 from bcc_ops.training.fit import (
     TrainingRecord,
     accuracies,
-    cross_entropies,
     describe_progress,
     is_worse,
     train,
