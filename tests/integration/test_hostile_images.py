@@ -87,5 +87,4 @@ def test_hostile_files_among_ninety_images_are_named_and_the_checks_stay_small(
     document = store.load(ChecksDocument, result["checked"])
     assert {image.key: image.reason for image in document.refused} == expected
     assert document.checked == 90 + 5 + len(expected)
-    print(f"the image checks peaked at {result['peak'] / 1e6:.0f} MB")
     assert result["peak"] < MOST_BYTES, f"the checks took {result['peak'] / 1e6:.0f} MB"
