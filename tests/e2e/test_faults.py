@@ -121,7 +121,7 @@ class Training:
         )["Versions"]
         assert len(written) == 1, "a training that was done was done again"
         if undisturbed is not None:
-            assert self.figures() == undisturbed.figures()
+            assert self.metrics() == undisturbed.metrics()
         return tasks
 
     @property

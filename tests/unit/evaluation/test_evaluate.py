@@ -14,7 +14,6 @@ import pytest
 from bcc_ops.evaluation.evaluate import (
     NEAR_DUPLICATE,
     TRAINED_ON,
-    ChampionModel,
     Evaluated,
     EvaluationInputs,
     EvaluationPlan,
@@ -27,6 +26,7 @@ from bcc_ops.evaluation.evaluate import (
 )
 from bcc_ops.evaluation.metrics import Threshold
 from bcc_ops.exceptions import DataError, ModelError
+from bcc_ops.models.champion import ChampionModel
 from bcc_ops.runs.documents import Estimate, OperatingPoint
 from bcc_ops.runs.tables import ContentRow, SplitRow, read_predictions
 
