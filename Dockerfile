@@ -6,9 +6,11 @@
 # AIRFLOW_VERSION is the version that requirements.txt pins; tests/unit/deploy compares them.
 ARG AIRFLOW_VERSION=3.3.2
 ARG PYTHON_VERSION=3.11
+# "@sha256:…" pins the image that was tested; without it, the tag decides.
+ARG AIRFLOW_DIGEST=
 
 # "slim" holds Airflow, the PostgreSQL client, curl and dumb-init, and no compiler; every Python package comes from the lock.
-FROM apache/airflow:slim-${AIRFLOW_VERSION}-python${PYTHON_VERSION} AS base
+FROM apache/airflow:slim-${AIRFLOW_VERSION}-python${PYTHON_VERSION}${AIRFLOW_DIGEST} AS base
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV PYTHONPATH=/opt/airflow/plugins \
@@ -25,7 +27,9 @@ COPY dags/ /opt/airflow/dags/
 
 USER 0
 # A new named volume takes over owner and mode of the folder that it is mounted on.
-RUN install --directory --owner airflow --group 0 --mode 0775 /opt/airflow/cache /opt/airflow/logins
+RUN install --directory --owner airflow --group 0 --mode 0700 /opt/airflow/cache /opt/airflow/logins && \
+    # All configuration comes from the environment. Without this file Airflow would write one, and the containers are read-only.
+    install --owner airflow --group 0 --mode 0600 /dev/null /opt/airflow/airflow.cfg
 USER 50000
 
 # The default backbone's ImageNet weights come with a locked package; a worker fetches nothing from a hub. That they are

@@ -6,6 +6,8 @@ engine would give is stood in for, and nothing else differs:
 image               a copy of what the Dockerfile copies, one folder per service; Python is this virtual environment
 network             host names become loopback, ports become free ones; servers listen on loopback alone
 volumes             a named volume is one folder, shared by the services that mount it; a tmpfs is a folder of its service
+read_only           a mount namespace in which only volumes and tmpfs are writable, if root starts the stack
+umask               that of Airflow's image, 002, until a service sets its own
 host name           `<service>.compose`, by Airflow's `hostname_callable`
 postgres, redis, s3 Debian's PostgreSQL and Redis, and SeaweedFS from PyPI, instead of the same engines' images
 
@@ -47,7 +49,13 @@ AIRFLOW_SERVICES = ("api-server", "scheduler", "dag-processor", "triggerer", "wo
 
 _IMAGE_HOME = "/opt/airflow"
 _READY_WITHIN = 300.0
-_SERVES_LOGS = ("scheduler", "triggerer", "worker")
+_IMAGE_UMASK = 0o002
+# Arguments: how many folders stay writable, the folders, the command.
+_READ_ONLY = """
+count=$1; shift
+while [ "$count" -gt 0 ]; do mount --bind "$1" "$1"; shift; count=$((count - 1)); done
+mount -o remount,ro,bind / && exec "$@"
+"""
 # Held back while its file is there, a service stays down however often the supervisor starts it.
 _GATE = 'while [ -e "$0" ]; do sleep 0.2; done; exec "$@"'
 
@@ -147,6 +155,7 @@ class ComposeStack:
             "HOME": str(self.folder / "services" / service),
             "HOSTNAME": socket.gethostname(),
             "COMPOSE_SERVICE": service,
+            "TMPDIR": str(self._tmpfs(service, "/tmp")),
             "PYTHONPATH": f"{self.home(service) / 'plugins'}{os.pathsep}{REPOSITORY}",
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -163,11 +172,21 @@ class ComposeStack:
     def command(self, service: str) -> list[str]:
         """The command of an Airflow service, as its image's entry point would run it."""
         words = [self.translate(service, word) for word in self.services[service]["command"]]
-        if words[0] in ("bash", "python"):
-            return words
-        # The log servers listen on all interfaces; here the API server finds the logs on the disk.
-        serves_logs = any(word in _SERVES_LOGS for word in words[:2])
-        return ["airflow", *words, *(["--skip-serve-logs"] if serves_logs else [])]
+        return self._read_only(service, words if words[0] in ("bash", "python") else ["airflow", *words])
+
+    def _read_only(self, service: str, command: Sequence[str]) -> list[str]:
+        """The command, unable to write outside of its service's volumes and tmpfs if the compose file says so."""
+        given = self.services[service]
+        if not given.get("read_only") or os.geteuid() != 0:
+            return list(command)
+        volumes = [self.volume(name) for name, _ in map(_mount, given.get("volumes", ()))]
+        writable = [*volumes, *(self._tmpfs(service, mount) for mount in given.get("tmpfs", ()))]
+        return ["unshare", "--mount", "sh", "-ec", _READ_ONLY, "sh", str(len(writable)), *map(str, writable), *command]
+
+    def _tmpfs(self, service: str, mount: str) -> Path:
+        target = mount.split(":", maxsplit=1)[0]
+        inside = target.removeprefix(f"{_IMAGE_HOME}/")
+        return self.home(service) / inside if inside != target else self.home(service).parent / target.strip("/")
 
     # Start and end -----------------------------------------------------------------------------------------------------
 
@@ -175,7 +194,7 @@ class ComposeStack:
         """Start everything in the order of the compose file's dependencies, and wait until it is ready."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._postgres_data = Path(tempfile.mkdtemp(prefix="bcc-postgres-"))
-        self.supervisor = Supervisor(self.folder, self.say)
+        self.supervisor = Supervisor(self.folder, self.say, umask=_IMAGE_UMASK)
         try:
             self._build()
             self._start_postgres()
@@ -206,14 +225,20 @@ class ComposeStack:
     def init(self) -> str:
         """Run the service `init` to its end and return what it said."""
         answer = subprocess.run(
-            self.command("init"), env=self.environment("init"), cwd=self.folder, capture_output=True, text=True, check=False
+            self.command("init"),
+            env=self.environment("init"),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            umask=_IMAGE_UMASK,
         )
         if answer.returncode != 0:
             raise StackError(f"init failed: {(answer.stderr or answer.stdout).strip()[-2000:]}")
         return answer.stdout
 
     def _build(self) -> None:
-        """Lay each Airflow service's `/opt/airflow` as the Dockerfile's COPY lines and the volumes do."""
+        """Lay each Airflow service's `/opt/airflow` as the Dockerfile and the volumes do."""
         copies = re.findall(rf"^COPY (\S+) {_IMAGE_HOME}/(\S+)$", (REPOSITORY / "Dockerfile").read_text(), re.M)
         for service in ("init", *AIRFLOW_SERVICES):
             home = self.home(service)
@@ -224,6 +249,7 @@ class ComposeStack:
                 else:
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(origin, copy)
+            (home / "airflow.cfg").touch(mode=0o600)
             for dag in self._extra_dags:
                 shutil.copy(dag, home / "dags")
             for mount in self.services[service].get("volumes", ()):
@@ -231,7 +257,7 @@ class ComposeStack:
                 self.volume(name).mkdir(parents=True, exist_ok=True)
                 (home / target.removeprefix(f"{_IMAGE_HOME}/")).symlink_to(self.volume(name))
             for mount in self.services[service].get("tmpfs", ()):
-                (home / mount.split(":")[0].removeprefix(f"{_IMAGE_HOME}/")).mkdir(mode=0o700)
+                self._tmpfs(service, mount).mkdir(mode=0o700)
 
     def _start(self, service: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         gate = ["sh", "-c", _GATE, str(self._hold(service)), *arguments]
@@ -318,6 +344,7 @@ class ComposeStack:
         words = [self.translate(service, word) for word in words]
         arguments = ["sh", "-c", *words] if kind == "CMD-SHELL" else words
         environment = {**self.environment(service), "AIRFLOW__API__PORT": str(self.ports["api-server"])}
+        arguments = self._read_only(service, arguments)
         return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
     def postgres(self, tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:

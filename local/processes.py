@@ -135,14 +135,16 @@ class Supervisor:
     Args:
         folder: holds `processes.json`, `lock` and `logs/<component>.log`; one supervisor a folder.
         say: takes a line for people.
+        umask: of the components.
 
     Raises:
         AlreadyRunning: a live supervisor holds the folder. What a killed one left running is ended.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: Path, say: Callable[[str], None] = print, umask: int = PRIVATE) -> None:
         self.folder = folder
         self.say = say
+        self.umask = umask
         self.broken: str | None = None
         """Why a component is given up; None while all is well."""
         self._components: dict[str, _Component] = {}
@@ -175,7 +177,7 @@ class Supervisor:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    umask=PRIVATE,
+                    umask=self.umask,
                 )
 
         self.adopt(name, launch)

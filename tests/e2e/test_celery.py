@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -139,6 +140,43 @@ def test_each_worker_fetched_the_images_into_a_cache_of_its_own(stack: ComposeSt
     common = images("cache") & images("cache-gpu")
     assert len(common) >= 40, "48 images, less a tolerance for what a cache keeps beside them"
     assert stack.volume("cache").resolve() != stack.volume("cache-gpu").resolve()
+
+
+@pytest.mark.parametrize("service", ["worker", "worker-gpu"])
+def test_no_process_of_a_worker_holds_the_secrets_of_other_services(stack: ComposeStack, runs: Runs, service: str) -> None:
+    kept_from_workers = ("POSTGRES_PASSWORD", "FERNET_KEY", "JWT_SECRET", "API_SECRET_KEY", "LOGIN_ADMIN", "LOGIN_VIEWER")
+    processes = stack.supervisor.processes(service)
+    assert processes
+    held = " ".join(value for process in processes for value in process.environ().values())
+    assert [name for name in kept_from_workers if stack.env[name] in held] == []
+
+
+def test_services_wrote_to_their_volumes_alone_and_for_their_own_user(stack: ComposeStack, runs: Runs) -> None:
+    for name in ("cache", "cache-gpu", "logs"):
+        written = list(stack.volume(name).rglob("*"))
+        assert [path for path in written if path.is_file()]
+        assert [path for path in written if not path.is_symlink() and path.stat().st_mode & 0o077] == []
+    of_the_image = {"airflow.cfg", "cache", "dags", "deploy", "logins", "logs", "plugins"}
+    for service in AIRFLOW_SERVICES:
+        assert {path.name for path in stack.home(service).iterdir()} <= of_the_image
+        assert (stack.home(service) / "airflow.cfg").read_bytes() == b""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a file system read-only for a process")
+def test_files_of_the_image_cannot_be_written(stack: ComposeStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = stack.home("worker") / "plugins" / "planted.py"
+    monkeypatch.setitem(stack.services["worker"]["healthcheck"], "test", ["CMD", "touch", str(target)])
+    answer = stack.check_health("worker")
+    assert answer.returncode != 0 and "Read-only file system" in answer.stderr
+    assert not target.exists()
+
+
+def test_logs_of_every_task_are_read_from_the_shared_volume(stack: ComposeStack, runs: Runs) -> None:
+    for name in ("wait_for_new_images", "train_model", "publish_plots"):
+        log = stack.api.task_log(DAG_ID, "first", name, runs.first[name]["try_number"])
+        events = [line["event"] for line in log]
+        assert len(events) > 5
+        assert [event for event in events if "secret_key" in event or "served logs" in event] == []
 
 
 def test_documents_of_the_run_are_whole(stack: ComposeStack, runs: Runs) -> None:

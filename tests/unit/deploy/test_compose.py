@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 PROFILES = ("s3", "gpu", "two-gpus", "cpu")
 WORKERS = ("worker", "worker-gpu", "worker-gpu-1", "worker-cpu")
 ONE_SHOT = {"init"}
+_SECRET = r"\w+(?:PASSWORD|KEY|SECRET|DEFAULT|READER)|LOGIN_\w+"
 OVERRIDES = sorted((REPOSITORY / "deploy").glob("compose.*.yaml"))
 
 needs_compose = pytest.mark.skipif(shutil.which("docker-compose") is None, reason="apt-get install docker-compose")
@@ -59,7 +61,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @needs_compose
 def test_every_secret_is_required(env_file: Path) -> None:
     complete = env_file.read_text()
-    secrets = re.findall(r"^(\w+(?:PASSWORD|KEY|SECRET|DEFAULT|READER)|LOGIN_\w+)=", complete, re.M)
+    secrets = re.findall(rf"^({_SECRET})=", complete, re.M)
     assert len(secrets) == 12
     for secret in secrets:
         env_file.write_text(re.sub(rf"^{secret}=.*\n", "", complete, flags=re.M))
@@ -110,14 +112,14 @@ SECRETS = {
     "broker": "AIRFLOW__CELERY__BROKER_URL",
     "results": "AIRFLOW__CELERY__RESULT_BACKEND",
     "tokens": "AIRFLOW__API_AUTH__JWT_SECRET",
-    "log requests": "AIRFLOW__API__SECRET_KEY",
+    "API": "AIRFLOW__API__SECRET_KEY",
     "S3": "AIRFLOW_CONN_AWS_DEFAULT",
     "logins": "LOGIN_ADMIN",
 }
-WORKER_HAS = {"broker", "results", "log requests", "S3"}
+WORKER_HAS = {"broker", "results", "S3"}
 HAS = {
     "init": {"database", "Fernet key", "S3"},
-    "api-server": {"database", "Fernet key", "tokens", "log requests", "S3", "logins"},
+    "api-server": {"database", "Fernet key", "tokens", "API", "S3", "logins"},
     "scheduler": {"database", "Fernet key", "tokens", "broker", "results"},
     "dag-processor": {"database", "Fernet key"},
     "triggerer": {"database", "Fernet key", "S3"},
@@ -143,15 +145,82 @@ def test_no_worker_can_read_a_secret_of_the_others_in_any_variable(env_file: Pat
     written = dict(line.split("=", 1) for line in env_file.read_text().splitlines() if "=" in line and line[0] != "#")
     for worker in WORKERS:
         environment = " ".join(map(str, services[worker]["environment"].values()))
-        for secret in ("POSTGRES_PASSWORD", "FERNET_KEY", "JWT_SECRET", "LOGIN_ADMIN", "LOGIN_VIEWER"):
+        for secret in ("POSTGRES_PASSWORD", "FERNET_KEY", "JWT_SECRET", "API_SECRET_KEY", "LOGIN_ADMIN", "LOGIN_VIEWER"):
             assert written[secret] not in environment, f"{worker} has {secret}"
 
 
 @needs_compose
-def test_every_service_drops_the_rights_of_root(services: dict[str, Any]) -> None:
+def test_no_service_serves_logs_that_the_api_server_could_not_ask_for(services: dict[str, Any]) -> None:
+    """A log server that does not know the API server's key refuses it, and the UI shows that at every look."""
+    for name in ("triggerer", *WORKERS):
+        assert "--skip-serve-logs" in services[name]["command"], name
+        assert [volume for volume in services[name]["volumes"] if ":/opt/airflow/logs" in str(volume)], name
+
+
+@needs_compose
+def test_every_service_drops_the_rights_of_root_and_writes_to_its_volumes_alone(services: dict[str, Any]) -> None:
     for name, service in services.items():
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["cap_drop"] == ["ALL"], name
+        assert service["read_only"], name
+
+
+@needs_compose
+def test_every_component_of_airflow_writes_for_its_own_user_alone(services: dict[str, Any], tmp_path: Path) -> None:
+    start = "/opt/airflow/deploy/start.sh"
+    for name in ("api-server", "scheduler", "dag-processor", "triggerer", *WORKERS):
+        assert start in " ".join(services[name]["command"]), name
+    airflow = tmp_path / "airflow"
+    airflow.write_text("#!/bin/sh\nmkdir folder && touch file\n")
+    airflow.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    script = REPOSITORY / "deploy" / "start.sh"
+    subprocess.run(["bash", script, "scheduler"], cwd=tmp_path, env={"PATH": path}, umask=0o002, check=True)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("folder", "file")] == [0o700, 0o600]
+
+
+@needs_compose
+def test_images_can_be_pinned_by_digest(env_file: Path) -> None:
+    digest = f"sha256:{'0' * 64}"
+    pins = {"POSTGRES_IMAGE": f"postgres@{digest}", "REDIS_IMAGE": f"redis@{digest}", "AIRFLOW_DIGEST": f"@{digest}"}
+    answer = compose("config", env_file=env_file, environment=pins)
+    services = yaml.safe_load(answer.stdout)["services"]
+    assert [services[name]["image"] for name in ("postgres", "redis")] == [f"postgres@{digest}", f"redis@{digest}"]
+    built = [service["build"]["args"] for service in services.values() if "build" in service]
+    assert len(built) == 9 and all(args == {"AIRFLOW_DIGEST": f"@{digest}"} for args in built)
+    assert re.search(r"^FROM apache/airflow:\S+\$\{AIRFLOW_DIGEST\} AS base$", (REPOSITORY / "Dockerfile").read_text(), re.M)
+
+
+@needs_compose
+def test_docs_leave_a_gpu_host_only_the_secrets_of_its_worker(env_file: Path, tmp_path: Path) -> None:
+    (command,) = re.findall(r"^ +(sed .+ \.env > gpu-host\.env)$", (REPOSITORY / "docs" / "operations.md").read_text(), re.M)
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+    overrides = ("-f", "docker-compose.yaml", "-f", "deploy/compose.gpu-host.yaml")
+    addresses = {"PIPELINE_HOST": "192.0.2.1", "GPU_HOST": "192.0.2.2"}
+    answer = compose(*overrides, "config", env_file=tmp_path / "gpu-host.env", environment=addresses)
+    assert answer.returncode == 0, answer.stderr
+    worker = yaml.safe_load(answer.stdout)["services"]["worker-gpu"]
+    assert "--skip-serve-logs" not in worker["command"]
+    written, kept = (_variables(path) for path in (env_file, tmp_path / "gpu-host.env"))
+    secrets = {name for name in written if re.fullmatch(_SECRET, name)}
+    needed = {"REDIS_PASSWORD", "API_SECRET_KEY", "AIRFLOW_CONN_AWS_DEFAULT"}
+    assert {name for name in secrets if kept[name] == written[name]} == needed
+    assert all(kept[name] == written[name] for name in set(written) - secrets)
+    copied = (tmp_path / "gpu-host.env").read_text()
+    assert not [name for name in secrets - needed if not re.search("S3_(ACCESS|SECRET)|AWS", name) and written[name] in copied]
+
+
+def _variables(env_file: Path) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in env_file.read_text().splitlines() if "=" in line and line[0] != "#")
+
+
+@needs_compose
+def test_server_beside_a_gpu_host_publishes_no_database(env_file: Path) -> None:
+    overrides = ("-f", "docker-compose.yaml", "-f", "deploy/compose.published.yaml")
+    addresses = {"PRIVATE_ADDRESS": "192.0.2.1", "GPU_HOST": "192.0.2.2"}
+    answer = compose(*overrides, "config", env_file=env_file, environment=addresses)
+    services = yaml.safe_load(answer.stdout)["services"]
+    assert {name for name, service in services.items() if service.get("ports")} == {"api-server", "redis", "s3"}
 
 
 @needs_compose
@@ -161,7 +230,7 @@ def test_gpu_worker_takes_one_training_on_one_gpu_and_has_time_for_a_checkpoint(
     assert (device["driver"], device["device_ids"], device["capabilities"]) == ("nvidia", ["0"], ["gpu"])
     assert "reservations" not in cpu["deploy"]["resources"]
     for worker in (gpu, cpu):
-        assert worker["command"][:6] == ["celery", "worker", "--queues", "gpu", "--concurrency", "1"]
+        assert {"--queues=gpu", "--concurrency=1"} < set(worker["command"])
         assert (worker["shm_size"], worker["stop_grace_period"]) in ((2 * 2**30, "3m0s"), ("2gb", "3m"), ("2gb", "3m0s"))
 
 

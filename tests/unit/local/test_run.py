@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bcc_ops.exceptions import ConfigError
-from local.run import RunRequest, WrongUse, main, read_parameters, run
+from local.run import RunRequest, WrongUse, login, main, read_parameters, run
 from local.s3_server import S3Server, free_ports
 from local.stack import LocalStack, StackError, first_free_port, keep_to_ones_own, require_free_space
 
@@ -165,6 +165,16 @@ def test_secrets_are_random_kept_and_readable_by_their_owner_only(tmp_path: Path
     assert len(first.secrets["jwt_secret"]) >= 64
     for name in ("secrets.json", "passwords.json"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_passwords_are_shown_on_a_terminal_and_never_written_to_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    stack = LocalStack(tmp_path)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    stored = f"admin, password in {tmp_path / 'passwords.json'}"
+    assert login(stack, "admin") == (f"admin / {stack.passwords['admin']}" if terminal else stored)
 
 
 def test_an_airflow_or_aws_of_the_users_own_does_not_reach_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

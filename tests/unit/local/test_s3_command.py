@@ -16,7 +16,7 @@ def test_the_printed_variables_lead_boto3_to_the_server_until_a_signal_ends_it(t
     environment = {**clean, "PYTHONPATH": str(REPOSITORY / "plugins"), "LOCAL": str(tmp_path / "local")}
     behind_a_proxy = {**environment, "HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}
     command = [sys.executable, "-m", "local", "s3"]
-    with subprocess.Popen(command, cwd=REPOSITORY, env=behind_a_proxy, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, cwd=REPOSITORY, env=behind_a_proxy, stdout=subprocess.PIPE, text=True, umask=0o022) as server:
         try:
             assert server.stdout is not None
             exports = (shlex.split(line)[1] for line in server.stdout if line.startswith("export "))
@@ -30,8 +30,12 @@ def test_the_printed_variables_lead_boto3_to_the_server_until_a_signal_ends_it(t
                 text=True,
                 check=False,
             )
+            home = tmp_path / "local"
+            kept = [home, *home.rglob("*")]
+            open_to_others = [path for path in kept if path.lstat().st_mode & 0o077]
         finally:
             server.terminate()
     assert (models.returncode, models.stdout, models.stderr) == (0, "There are no versions yet.\n", "")
     assert server.returncode == 0
+    assert len(kept) > 10 and open_to_others == []
     assert not (tmp_path / "local" / "processes.json").exists()
