@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from bcc_ops.models.registry import HISTORY_FOLDER, MODEL_FILES
 from local.s3_server import S3Server
 from tests.e2e.compose_runs import TINY, upload_synthetic_images
 from tests.services.faulty_proxy import FaultyProxy
@@ -45,12 +46,12 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class Call:
-    """What one request asks for, in the words of a policy; `create_only`: it has `If-None-Match`."""
+    """What one request asks for, in the words of a policy; `conditions`: those of S3's condition keys that it brings."""
 
     action: str
     resource: str
     prefix: str | None = None
-    create_only: bool = False
+    conditions: frozenset[str] = frozenset()
 
 
 def calls_of(method: str, target: str, headers: dict[str, str]) -> list[Call]:
@@ -73,9 +74,9 @@ def calls_of(method: str, target: str, headers: dict[str, str]) -> list[Call]:
         return [Call("s3:GetObjectVersion" if "versionId" in query else "s3:GetObject", resource)]
     if method == "PUT":
         tagged = "x-amz-tagging" in headers
-        create_only = "if-none-match" in headers
+        conditions = frozenset(f"s3:{name}" for name in ("if-none-match", "if-match") if name in headers)
         return [
-            Call("s3:PutObject", resource, create_only=create_only),
+            Call("s3:PutObject", resource, conditions=conditions),
             *([Call("s3:PutObjectTagging", resource)] if tagged else []),
         ]
     if method == "DELETE":
@@ -99,12 +100,14 @@ def allows(statement: dict[str, Any], call: Call) -> bool:
 
 
 def denies(statement: dict[str, Any], call: Call) -> bool:
-    """Whether a statement refuses a call that comes over TLS; of conditions, it knows a missing `If-None-Match`."""
+    """Whether a statement refuses a call that comes over TLS; of conditions, it knows `Null`: all the keys are missing."""
     if statement["Effect"] != "Deny" or statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}:
         return False
-    assert statement["Condition"] == {"Null": {"s3:if-none-match": "true"}} and statement["Action"] == "s3:PutObject"
+    missing = statement["Condition"]["Null"]
+    assert list(statement["Condition"]) == ["Null"] and set(missing.values()) == {"true"}
+    assert statement["Action"] == "s3:PutObject"
     named = any(fnmatchcase(call.resource, pattern) for pattern in statement["Resource"])
-    return call.action == "s3:PutObject" and named and not call.create_only
+    return call.action == "s3:PutObject" and named and not call.conditions & set(missing)
 
 
 class RecordingProxy(FaultyProxy):
@@ -234,14 +237,27 @@ def test_policy_holds_no_wildcard_action() -> None:
 
 
 def test_policy_lets_nobody_write_over_a_version() -> None:
-    version = f"arn:aws:s3:::{BUCKET}/models/20261122T020000Z-abc"
+    models = f"arn:aws:s3:::{BUCKET}/models"
+    assert not _may_put(f"{models}/{HISTORY_FOLDER}/abc.json")
+    assert _may_put(f"{models}/{HISTORY_FOLDER}/abc.json", "s3:if-none-match")
+    for name in MODEL_FILES:
+        assert not _may_put(f"{models}/20261122T020000Z-abc/{name}")
+        assert not _may_put(f"{models}/20261122T020000Z-abc/{name}", "s3:if-match")
+        assert _may_put(f"{models}/20261122T020000Z-abc/{name}", "s3:if-none-match")
+
+
+def test_policy_lets_the_champion_move_only_if_nobody_else_moved_it() -> None:
+    pointer = f"arn:aws:s3:::{BUCKET}/models/champion.json"
+    assert not _may_put(pointer)
+    assert _may_put(pointer, "s3:if-match") and _may_put(pointer, "s3:if-none-match")
+
+
+def _may_put(resource: str, *conditions: str) -> bool:
+    call = Call("s3:PutObject", resource, conditions=frozenset(conditions))
     statements = POLICY["Statement"]
-    for name in ("model.h5", "model.json", "model_card.md", "evaluation.json"):
-        over, new = (Call("s3:PutObject", f"{version}/{name}", create_only=create_only) for create_only in (False, True))
-        assert any(denies(statement, over) for statement in statements)
-        assert not any(denies(statement, new) for statement in statements)
-    pointer = Call("s3:PutObject", f"arn:aws:s3:::{BUCKET}/models/champion.json")
-    assert not any(denies(statement, pointer) for statement in statements)
+    return any(allows(statement, call) for statement in statements) and not any(
+        denies(statement, call) for statement in statements
+    )
 
 
 def test_policy_of_the_pages_allows_no_write_and_no_image() -> None:
