@@ -38,7 +38,7 @@ SIGNAL, SHARED, SHARPNESS = 2.1, 0.6, 1.5
 accuracy 0.88, macro AUC 0.97, two models that differ on about a seventh of the images."""
 
 NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
-NO_REFERENCE = Reference(uri="s3://simulated/evaluation.json", sha256="0" * 64)
+NO_REFERENCE = Reference(key="evaluation.json", sha256="0" * 64)
 
 
 @dataclass(frozen=True)

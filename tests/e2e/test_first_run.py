@@ -106,8 +106,8 @@ def test_hostile_files_are_named_with_their_reasons_and_stop_nothing(stack: Loca
 @pytest.mark.parametrize("task", RETURNS)
 def test_each_task_returns_the_reference_to_its_document(stack: LocalStack, first_run: FinishedRun, task: str) -> None:
     returned = stack.api.xcom(DAG_ID, first_run.run_id, task)
-    assert set(returned) == {"uri", "sha256"}
-    assert returned["uri"] == stack.store.uri(first_run.paths.document(RETURNS[task]))
+    assert set(returned) == {"key", "sha256"}
+    assert returned["key"] == first_run.paths.document(RETURNS[task])
     stack.store.get_referenced(Reference.model_validate(returned))
 
 

@@ -214,7 +214,7 @@ class Run:
 
     def _reference(self, name: str) -> dict[str, str]:
         key = self.paths.document(name)
-        return Reference.of(self.store.uri(key), self.store.get(key)).to_xcom()
+        return Reference.of(key, self.store.get(key)).to_xcom()
 
 
 @pytest.fixture
@@ -308,7 +308,7 @@ def test_a_champion_that_cannot_be_had_is_said_and_never_loaded(place: Place, mo
         "no model.json": "not whole",
     }
     if damage in ("gone", "no split", "no model.json"):
-        split = place.store.key_of(place.registry.model(done.version).split)
+        split = place.registry.model(done.version).split.key
         remove(Key={"gone": key, "no split": split, "no model.json": place.registry.key(done.version, "model.json")}[damage])
     elif damage == "truncated":
         place.store.put(key, models["good"][:1000])
@@ -378,7 +378,7 @@ def test_a_roll_back_is_tested_with_its_own_runs_images_and_without_them_where_t
     newest = place.registry.versions()[-1]
     evaluation = place.store.load(EvaluationDocument, place.registry.model(newest).evaluation)
     assert evaluation.predictions is not None
-    place.store.client.delete_object(Bucket=place.store.bucket, Key=place.store.key_of(evaluation.predictions))
+    place.store.client.delete_object(Bucket=place.store.bucket, Key=evaluation.predictions.key)
     assert choose(newest) == newest
     assert [(sample.name, sample.expected) for sample in smoke_tests[3]] == [("a gray image", None)]
     assert len(told) == 1 and "only has to load and to answer" in told[0]

@@ -51,7 +51,7 @@ def gate(verdict: str, metric: float | None) -> GateDocument:
         champion_etag=None,
         validation_digest="",
         holdout_reuse=1,
-        evaluation=Reference.of("s3://b/k", b""),
+        evaluation=Reference.of("k", b""),
     )
 
 

@@ -74,7 +74,7 @@ def gated(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
         champion_etag=None,
         validation_digest="",
         holdout_reuse=1,
-        evaluation=Reference.of("s3://b/k", b""),
+        evaluation=Reference.of("k", b""),
     )
     reference = store.save("artifacts/runs/20261122T020000Z__a/gate.json", gate).to_xcom()
     monkeypatch.setattr(notifications, "open_store", lambda settings: store)

@@ -198,7 +198,7 @@ class ModelRegistry:
             ModelError: the file is there already with another content.
         """
         key = self.key(version, name)
-        reference = Reference.of(self.store.uri(key), content)
+        reference = Reference.of(key, content)
         try:
             self.store.put(
                 key,
@@ -210,7 +210,9 @@ class ModelRegistry:
             )
         except PreconditionFailed:
             if hashlib.sha256(self.store.get(key)).hexdigest() != reference.sha256:
-                raise ModelError(f"{reference.uri} is there already with another content; versions are written once") from None
+                raise ModelError(
+                    f"{self.store.uri(key)} is there already with another content; versions are written once"
+                ) from None
         return reference
 
     def move(self, document: ModelDocument, expected: Pointer | None, *, by: str, reason: str, at: datetime) -> ChampionDocument:
@@ -272,7 +274,7 @@ class ModelRegistry:
             key = f"{self.models_prefix}/{HISTORY_FOLDER}/{hashlib.sha256(content).hexdigest()}.json"
             with suppress(PreconditionFailed):  # an attempt before this one wrote it and then lost the race
                 self.store.put(key, content, content_type="application/json", create_only=True)
-            older = Reference.of(self.store.uri(key), content)
+            older = Reference.of(key, content)
         return moves, older
 
     def _archive(self, unreadable: Pointer, at: datetime) -> str:

@@ -95,7 +95,7 @@ class Run:
         pinned = RunHandle.model_validate(dict(handle))
         paths = RunPaths(artifacts_prefix, pinned.folder)
         references = {
-            name: Reference(uri=store.uri(paths.document(f"{name}.json")), sha256=sha256)
+            name: Reference(key=paths.document(f"{name}.json"), sha256=sha256)
             for name, sha256 in (("config", pinned.config), ("snapshot", pinned.snapshot))
         }
         document = store.load(ConfigDocument, references["config"])

@@ -63,7 +63,7 @@ class PublishPlotsOperator(BccOperator):
         for name, png in published.plots.items():
             self.store.put_referenced(run.paths.plot(name), png, "image/png")
         report = self.store.put_referenced(run.paths.document("report.html"), published.page, "text/html; charset=utf-8")
-        self.log.info("the run's report: %s", report.uri)
+        self.log.info("the run's report: %s", self.store.uri(report.key))
         return report.to_xcom()
 
     def _local_files(self, snapshot: SnapshotDocument, keys: Iterable[str]) -> Mapping[str, Path]:

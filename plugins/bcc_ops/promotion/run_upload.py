@@ -87,7 +87,6 @@ def model_document(registry: ModelRegistry, paths: RunPaths, documents: RunDocum
     told = (snapshot, documents.checks, documents.split, training, evaluation, documents.gate)
     contents = [*(document.to_json() for document in told), template.encode()]
     version = version_name(snapshot.as_of, training.model.sha256, *(hashlib.sha256(content).hexdigest() for content in contents))
-    store = registry.store
     return ModelDocument(
         version=version,
         classes=training.classes,
@@ -103,8 +102,8 @@ def model_document(registry: ModelRegistry, paths: RunPaths, documents: RunDocum
         warm_started_from=training.warm_started_from,
         snapshot_digest=snapshot.digest,
         split=documents.split.table,
-        model=Reference(uri=store.uri(registry.key(version, "model.h5")), sha256=training.model.sha256),
-        evaluation=Reference.of(store.uri(registry.key(version, "evaluation.json")), evaluation.to_json()),
+        model=Reference(key=registry.key(version, "model.h5"), sha256=training.model.sha256),
+        evaluation=Reference.of(registry.key(version, "evaluation.json"), evaluation.to_json()),
     )
 
 
@@ -151,7 +150,7 @@ def smoke_test_version(
         ModelError: it fails.
     """
     store = registry.store
-    run = store.key_of(document.split).rsplit("/", 1)[0]
+    run = document.split.key.rsplit("/", 1)[0]
     try:
         evaluation = store.load(EvaluationDocument, document.evaluation)
         snapshot = store.load_key(SnapshotDocument, f"{run}/snapshot.json")

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from bcc_ops.exceptions import ArtifactError
-from bcc_ops.runs.upgrade import upgraded
+from bcc_ops.runs.upgrade import OLDER_VERSIONS, upgraded
 
 Partition = Literal["train", "tuning", "validation"]
 PARTITIONS: tuple[Partition, ...] = ("train", "tuning", "validation")
@@ -42,7 +42,7 @@ class Part(BaseModel):
 class Document(Part):
     """A whole document of a run: one JSON object in the bucket."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
 
     def to_json(self) -> bytes:
         """The document as it is in the bucket: UTF-8, indented, keys in declaration order, a newline at the end."""
@@ -76,7 +76,7 @@ def _in_this_version(kind: type[Document], content: bytes) -> bytes:
         document = json.loads(content)
     except (ValueError, RecursionError):
         return content  # pydantic says what is wrong with it
-    if isinstance(document, dict) and document.get("schema_version") == 1:
+    if isinstance(document, dict) and document.get("schema_version") in OLDER_VERSIONS:
         return json.dumps(upgraded(kind.__name__, document)).encode()
     return content
 
@@ -87,19 +87,22 @@ def digest_of(value: Any) -> str:
 
 
 class Reference(Part):
-    """Where an object lies and which content it must have. Goes through XCom as a plain dict."""
+    """Where an object is stored and which content it must have. Goes through XCom as a plain dict.
 
-    uri: str
+    The key is relative to the configured bucket, so that a bucket that is restored or replicated under another name works.
+    """
+
+    key: str
     sha256: str
 
     @classmethod
-    def of(cls, uri: str, content: bytes) -> Reference:
-        """The reference to `content` at `uri`."""
-        return cls(uri=uri, sha256=hashlib.sha256(content).hexdigest())
+    def of(cls, key: str, content: bytes) -> Reference:
+        """Return the reference to `content` at `key`."""
+        return cls(key=key, sha256=hashlib.sha256(content).hexdigest())
 
     def to_xcom(self) -> dict[str, str]:
         """A plain dict: pydantic models do not come back from XCom."""
-        return {"uri": self.uri, "sha256": self.sha256}
+        return {"key": self.key, "sha256": self.sha256}
 
 
 class RunHandle(Part):

@@ -125,17 +125,6 @@ class ObjectStore:
         """The address of `key` in this bucket."""
         return f"s3://{self.bucket}/{key}"
 
-    def key_of(self, reference: Reference) -> str:
-        """The key that a reference points to.
-
-        Raises:
-            ArtifactError: it points to another bucket.
-        """
-        bucket, key = split_uri(reference.uri)
-        if bucket != self.bucket:
-            raise ArtifactError(f"{reference.uri} does not be in the configured bucket {self.bucket}")
-        return key
-
     def check(self) -> None:
         """Make sure that the bucket is there and answers to these credentials."""
         with _telling(f"opening the bucket {self.bucket}"):
@@ -262,7 +251,7 @@ class ObjectStore:
     def put_referenced(self, key: str, content: bytes, content_type: str = "application/octet-stream") -> Reference:
         """Write an object and return the reference to it."""
         self.put(key, content, content_type=content_type)
-        return Reference.of(self.uri(key), content)
+        return Reference.of(key, content)
 
     def put_file(self, key: str, path: Path, content_type: str = "application/octet-stream") -> Reference:
         """Write a local file and return the reference to it."""
@@ -274,9 +263,9 @@ class ObjectStore:
         Raises:
             ArtifactError: what is there now is something else.
         """
-        content = self.get(self.key_of(reference))
+        content = self.get(reference.key)
         if hashlib.sha256(content).hexdigest() != reference.sha256:
-            raise ArtifactError(f"{reference.uri} has changed since the reference to it was made")
+            raise ArtifactError(f"{self.uri(reference.key)} has changed since the reference to it was made")
         return content
 
     def save(self, key: str, document: Document) -> Reference:
@@ -294,7 +283,7 @@ class ObjectStore:
                 f"an earlier task handed on no {kind.__name__}: a task that is marked successful by hand does no work. Clear it"
             )
         reference = reference if isinstance(reference, Reference) else Reference.model_validate(dict(reference))
-        return parse_document(kind, self.get_referenced(reference), reference.uri)
+        return parse_document(kind, self.get_referenced(reference), self.uri(reference.key))
 
     def load_key(self, kind: type[D], key: str) -> D:
         """Read the document at a key, whatever its content."""

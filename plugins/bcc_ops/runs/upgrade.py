@@ -1,13 +1,16 @@
 """Read documents and tables that an older release wrote.
 
-Version 2 of the documents renamed fields and two files. A bucket of version 1 is still read: its champion is compared, its split
-is carried forward, and its reports are shown.
+Version 2 renamed fields and two files; version 3 names keys instead of `s3://` addresses. A bucket of either is still read: its
+champion is compared, its split is carried forward, and its reports are shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+OLDER_VERSIONS = (1, 2)
+"""Of `schema_version`: those that are read and upgraded."""
 
 RENAMED_FIELDS: Mapping[str, str] = {
     "made_up": "synthetic",
@@ -31,7 +34,7 @@ OLDER_FILES: Mapping[str, str] = {"checks.json": "validation.json", "split.json"
 
 
 def upgraded(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document of version 1 as version 2 spells it.
+    """Return a document of an older version as the present one spells it.
 
     Args:
         kind: name of its class.
@@ -40,11 +43,13 @@ def upgraded(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
     own = RENAMED_IN.get(kind, {})
     fields = {own.get(name, name): value for name, value in document.items()}
     renamed: dict[str, Any] = _renamed(fields)
-    return {**renamed, "schema_version": 2}
+    return {**renamed, "schema_version": 3}
 
 
 def _renamed(value: Any) -> Any:
     if isinstance(value, dict):
+        if set(value) == {"uri", "sha256"}:
+            return {"key": value["uri"].removeprefix("s3://").partition("/")[2], "sha256": value["sha256"]}
         return {RENAMED_FIELDS.get(name, name): _renamed(inner) for name, inner in value.items()}
     if value == "near-copy group":
         return "near-duplicate group"

@@ -39,17 +39,17 @@ def find_completed(
         content = store.get(key)
     except ObjectNotFound:
         return None
-    reference = Reference.of(store.uri(key), content)
+    reference = Reference.of(key, content)
     try:
-        document = parse_document(TrainingDocument, content, reference.uri)
+        document = parse_document(TrainingDocument, content, reference.key)
         made_of = (document.snapshot_digest, document.config_digest, document.split, document.preprocessing)
         if made_of != (snapshot_digest, config_digest, split, preprocessing):
-            log.warning("%s is of other images, parameters or weights than this run's by now: training anew", reference.uri)
+            log.warning("%s is of other images, parameters or weights than this run's by now: training anew", reference.key)
             return None
         for named in (document.model, document.history):
             store.get_referenced(named)
     except (ArtifactError, ObjectNotFound) as error:
         log.warning("an earlier training of this run cannot be used, training anew: %s", error)
         return None
-    log.info("trained already, by an earlier attempt that did not come to report it: %s", reference.uri)
+    log.info("trained already, by an earlier attempt that did not come to report it: %s", reference.key)
     return reference

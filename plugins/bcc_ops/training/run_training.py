@@ -180,7 +180,7 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
     document = _describe(inputs, devices, record, parameters=classifier.count_params(), history=history, model=model)
     reference = store.save(paths.document("training.json"), document)
     checkpoints.clear()  # not before the document is there: until then a retry needs it
-    log.info("trained in %.0f s, best epoch %d of %d: %s", record.seconds, record.best_epoch, len(record.rows), model.uri)
+    log.info("trained in %.0f s, best epoch %d of %d: %s", record.seconds, record.best_epoch, len(record.rows), model.key)
     return reference
 
 

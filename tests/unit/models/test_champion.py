@@ -41,6 +41,6 @@ def test_where_an_ancestor_or_its_split_is_gone_nobody_knows(store: ObjectStore)
     first, second = version(store, "v1", started_from="v0"), version(store, "v2", started_from="v1")
     with pytest.raises(ModelError, match="there is no version v0"):
         images_seen(registry, second)
-    store.client.delete_object(Bucket=store.bucket, Key=store.key_of(first.split))
+    store.client.delete_object(Bucket=store.bucket, Key=first.split.key)
     with pytest.raises(ObjectNotFound):
         images_seen(registry, second)

@@ -58,7 +58,7 @@ def decide(store: ObjectStore) -> Callable[..., tuple[GateDocument, set[str], Pu
             gate = GateModelOperator(
                 task_id="gate_model",
                 run=handle,
-                split=Reference.of("s3://bucket/split.json", b"{}").to_xcom(),
+                split=Reference.of("split.json", b"{}").to_xcom(),
                 evaluation=evaluation,
                 approve_task_id="approve_model",
                 upload_task_id="upload_model",

@@ -44,9 +44,9 @@ def model_document(registry: ModelRegistry, content: bytes, days: int = 0, **cha
         "as_of": as_of,
         "run": f"{as_of:%Y%m%dT%H%M%SZ}__manual-{days}",
         "snapshot_digest": "d" * 64,
-        "split": Reference(uri=registry.store.uri("artifacts/runs/x/split.parquet"), sha256="5" * 64),
-        "model": Reference(uri=registry.store.uri(registry.key(version, "model.h5")), sha256=sha256),
-        "evaluation": Reference(uri=registry.store.uri(registry.key(version, "evaluation.json")), sha256="e" * 64),
+        "split": Reference(key="artifacts/runs/x/split.parquet", sha256="5" * 64),
+        "model": Reference(key=registry.key(version, "model.h5"), sha256=sha256),
+        "evaluation": Reference(key=registry.key(version, "evaluation.json"), sha256="e" * 64),
     }
     return ModelDocument(**{**fields, **changes})
 

@@ -54,7 +54,7 @@ PATHS = RunPaths.of("artifacts", AS_OF, RUN_ID)
 
 
 def reference(name: str) -> Reference:
-    return Reference(uri=f"s3://bucket/{PATHS.document(name)}", sha256=hashlib.sha256(name.encode()).hexdigest())
+    return Reference(key=PATHS.document(name), sha256=hashlib.sha256(name.encode()).hexdigest())
 
 
 def around(value: float, half: float = 0.05) -> Estimate:

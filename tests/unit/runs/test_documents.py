@@ -35,7 +35,7 @@ def test_an_estimate_without_value_and_reason_or_not_finite_is_refused(fields: d
         Estimate.model_validate(fields)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 1}', b'{"schema_version": 3}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 1}', b'{"schema_version": 4}', b"\xff\xfe"])
 def test_what_is_no_such_document_is_told_in_one_line_with_its_origin(content: bytes) -> None:
     with pytest.raises(ArtifactError, match=r"^s3://b/champion\.json is no ChampionDocument") as caught:
         parse_document(Champion, content, "s3://b/champion.json")
@@ -44,7 +44,7 @@ def test_what_is_no_such_document_is_told_in_one_line_with_its_origin(content: b
 
 def test_an_unknown_field_is_refused_rather_than_ignored() -> None:
     with pytest.raises(ValidationError, match="colour"):
-        Reference.model_validate({"uri": "s3://b/k", "sha256": "0", "colour": "blue"})
+        Reference.model_validate({"key": "k", "sha256": "0", "colour": "blue"})
 
 
 def test_an_evaluation_and_a_version_from_before_their_notes_are_still_read() -> None:

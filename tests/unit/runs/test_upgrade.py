@@ -9,7 +9,7 @@ import pytest
 
 from bcc_ops.exceptions import ArtifactError
 from bcc_ops.models.registry import ModelRegistry
-from bcc_ops.runs.documents import ChampionDocument, ChecksDocument, GateDocument, ModelDocument, parse_document
+from bcc_ops.runs.documents import ChampionDocument, ChecksDocument, GateDocument, ModelDocument, TrainingDocument, parse_document
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 from bcc_ops.runs.previous import previous_split
@@ -32,6 +32,15 @@ def test_every_document_of_an_older_run_is_read() -> None:
     assert record.gate is not None and record.gate.holdout_reuse == json.loads(OLDER.joinpath("gate.json").read_text())["looks"]
     assert record.gate.rules[0].value is not None
     assert record.evaluation is not None and record.evaluation.bootstrap_grouping
+
+
+def test_references_of_before_name_keys_whatever_the_bucket_was_called() -> None:
+    older = json.loads(OLDER.joinpath("training.json").read_text())
+    document = parse_document(TrainingDocument, json.dumps(older).encode(), "training.json")
+    assert older["model"]["uri"] == f"s3://bucket/{document.model.key}" or older["model"]["uri"].endswith(
+        f"/{document.model.key}"
+    )
+    assert document.model.key.startswith("artifacts/runs/")
 
 
 def test_a_champion_of_before_stays_the_champion(store: ObjectStore) -> None:
@@ -58,7 +67,7 @@ def test_the_split_of_a_run_of_before_is_carried_forward(store: ObjectStore) -> 
     assert [row.partition for row in previous_split(store, "artifacts", older.folder_name)] == ["train"]
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None])
+@pytest.mark.parametrize("version", [0, 4, "1", None])
 def test_a_document_of_another_version_is_one_clear_line(version: object) -> None:
     gate = {**json.loads(OLDER.joinpath("gate.json").read_text()), "schema_version": version}
     with pytest.raises(ArtifactError, match=r"^gate.json is no GateDocument: .*") as caught:
