@@ -131,7 +131,8 @@ def night(seed: int, truth: Truth, config: RetrainingConfig) -> EvaluationDocume
         split=rows,
         contents=[],
         paths={row.key: Path(row.key) for row in rows},
-        earlier=None,
+        assignments=(),
+        first=True,
         as_of=NOW,
         synthetic=False,
         validation_digest=str(seed),
@@ -155,7 +156,7 @@ def operating_point(answers: np.ndarray, labels: np.ndarray, config: RetrainingC
 def verdicts(evaluation: EvaluationDocument, config: RetrainingConfig) -> dict[str, bool]:
     """Which gates approve: ours, and those that look at one metric without its interval."""
     champion = ChampionState("champion", "etag", NOW - timedelta(days=1), synthetic=False)
-    gate = decide(evaluation, champion, config, as_of=NOW, run_kind="nightly", earlier_decisions=0, reference=NO_REFERENCE)
+    gate = decide(evaluation, champion, config, as_of=NOW, run_kind="nightly", holdout_reuse=1, reference=NO_REFERENCE)
     failed = {rule.rule for rule in gate.rules if rule.applies and not rule.passed}
     differences = evaluation.comparison.differences if evaluation.comparison else {}
     return {

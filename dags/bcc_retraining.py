@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param
 
-from bcc_ops.config import Settings, form_fields
+from bcc_ops.config import DeploymentParameters, Settings, form_fields
 from bcc_ops.notifications import failure_notifiers, verdict_notifiers
 from bcc_ops.operators.approve_model import ApproveModelOperator
 from bcc_ops.operators.check_images import CheckImagesOperator
@@ -47,6 +47,7 @@ Research software, not a medical device.
 """
 
 settings = Settings.from_environment()
+deployment = DeploymentParameters.read(settings.parameters)
 
 with DAG(
     "bcc_retraining",
@@ -65,9 +66,9 @@ with DAG(
         "execution_timeout": timedelta(minutes=30),
     },
     on_failure_callback=failure_notifiers(settings),
-    params={parameter: Param(default, **schema) for parameter, (default, schema) in form_fields(settings.preset).items()},
+    params={parameter: Param(default, **schema) for parameter, (default, schema) in form_fields(deployment.values).items()},
     tags=["breast-ultrasound", "retraining"],
-    doc_md=DOC,
+    doc_md=f"**No run can start.** {deployment.problem}\n{DOC}" if deployment.problem else DOC,
 ):
     wait_for_new_images = NewImagesSensor(task_id="wait_for_new_images", deferrable=True, execution_timeout=timedelta(hours=25))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shlex
 import signal
@@ -63,6 +64,11 @@ class RunRequest:
     def synthetic(self) -> bool:
         """Whether the images are the generator's: none were named, and the bucket is no one else's."""
         return self.images is None and self.own_s3
+
+    @property
+    def all_parameters(self) -> dict[str, Any]:
+        """The parameters that were asked for; synthetic images need fewer epochs and lower floors."""
+        return {**(SYNTHETIC_PARAMETERS if self.synthetic else {}), **self.parameters}
 
     @property
     def bucket(self) -> str:
@@ -164,6 +170,7 @@ def run(request: RunRequest) -> int:
         raise WrongUse(f"synthetic images exist for {', '.join(SYNTHETIC_CLASSES)} only: name a folder, IMAGES=…")
     keep_to_ones_own(os.environ, own_s3=request.own_s3)
     variables = {name: value for name, value in os.environ.items() if name.startswith("BCC_")}
+    variables.setdefault("BCC_PARAMETERS", str(_write_parameters(request)))
     stack = LocalStack(
         request.home,
         bucket=request.bucket,
@@ -195,6 +202,15 @@ def run(request: RunRequest) -> int:
             say("Stopped; nothing is lost, and `make run` goes on from here.")
             return 128 + interruption.number if status is None else status
     return 0 if status is None else status
+
+
+def _write_parameters(request: RunRequest) -> Path:
+    """Make the parameters that were asked for those of this deployment, so that the nights after this run have them too."""
+    path = request.home / "parameters.yaml"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lasting = {name: value for name, value in request.all_parameters.items() if name != "as_of"}
+    path.write_text(json.dumps(lasting, indent=2) + "\n")  # a JSON object is YAML too
+    return path
 
 
 def _read_images(request: RunRequest, images: Path) -> ImageFolder:
@@ -231,7 +247,7 @@ def _bring_images(request: RunRequest, stack: LocalStack, folder: ImageFolder | 
 
 
 def _one_run(request: RunRequest, stack: LocalStack) -> int:
-    conf = {**(SYNTHETIC_PARAMETERS if request.synthetic else {}), **request.parameters}
+    conf = request.all_parameters
     run_id = _take_up(stack, conf)
     if run_id is None:
         run_id = stack.api.trigger(DAG_ID, conf, run_id=f"local__{datetime.now(timezone.utc).strftime(_RUN_ID_TIME)}")

@@ -51,7 +51,6 @@ evaluation/     metrics            probabilities -> metrics, with confidence int
                 folder             the images of a labelled folder that a model can fairly be evaluated on
                 run_evaluation     documents of a run in, evaluation.json and its predictions out
 promotion/      gate               challenger, champion, thresholds -> GateDocument with reasons
-                holdout_reuse      how often the same images decided about a promotion
                 approval           the question that a person is asked, and what counts as an answer
                 smoke_test         the uploaded file, in a process of its own
                 promote            upload, smoke test, pointer, in an order that no crash harms

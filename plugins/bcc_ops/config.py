@@ -1,8 +1,8 @@
 """A run's parameters (`RetrainingConfig`) and the place it runs in (`Settings`).
 
 Every parameter is declared once, with its title, sentence, section, bounds and default; the trigger form, the check of what
-a run was given and `config.json` are all read from here. A preset is a set of defaults: a parameter that the form leaves
-empty takes the preset's value.
+a run was given and `config.json` are all read from here. A preset is a set of defaults. A deployment's file of parameters
+(`DeploymentParameters`) comes before the preset: nightly, event and backfill runs get their parameters from it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import permutations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -51,6 +54,9 @@ NOTEBOOK: dict[str, Any] = {
 
 PRESETS: dict[str, dict[str, Any]] = {"transfer": {}, "notebook": NOTEBOOK}
 """What a preset changes of the defaults below, which are those of `transfer`."""
+
+Origin = Literal["given", "deployment", "preset", "default"]
+"""Where a parameter's value came from: the form, the deployment's file, the preset, or the declarations below."""
 
 LARGEST_IMAGE = 50_000_000
 """Pixels that an image has at most, whatever a run's parameters say. Pillow itself refuses more than 89.5 million."""
@@ -325,27 +331,27 @@ class RetrainingConfig(BaseModel):
 
     def training_parameters(self) -> dict[str, Any]:
         """The parameters that influence which weights training ends with; as JSON values."""
-        decisive = {_CHECKS, _SPLIT, _MODEL, _FIT, _AUGMENTATION}
-        schemas = type(self).model_json_schema()["properties"]
-        parameters = {name for name, schema in schemas.items() if schema["section"] in decisive}
-        return self.model_dump(mode="json", include=parameters)
+        return self.model_dump(mode="json", include=set(parameters_of_sections(_CHECKS, _SPLIT, _MODEL, _FIT, _AUGMENTATION)))
 
     @classmethod
-    def resolve(cls, given: Mapping[str, Any]) -> RetrainingConfig:
-        """Check what a run was given and fill in the rest from its preset.
+    def resolve(cls, given: Mapping[str, Any], deployment: Mapping[str, Any] = MappingProxyType({})) -> RetrainingConfig:
+        """Check what a run was given, and fill in the rest from the deployment, the preset and the defaults, in that order.
 
         Args:
             given: parameter -> value. `None` and `""` mean "not given".
+            deployment: parameter -> value, from `DeploymentParameters`.
 
         Raises:
             ConfigError: a parameter is unknown or out of its bounds; the message names it and its bounds.
         """
         chosen = {parameter: value for parameter, value in given.items() if value is not None and value != ""}
-        preset = chosen.get("preset", "transfer")
+        preset = chosen.get("preset") or deployment.get("preset") or "transfer"
         if preset not in PRESETS:
-            raise ConfigError(f"preset: {preset!r} is none of {', '.join(PRESETS)}")
+            raise ConfigError(f"preset: must be {' or '.join(PRESETS)}, got {preset!r}")
+        if unknown := next((name for name in chosen if name not in cls.model_fields), None):
+            raise ConfigError(f"{unknown}: there is no such parameter{_nearest(unknown)}")
         try:
-            return cls(**{**PRESETS[preset], **chosen})
+            return cls(**{**PRESETS[preset], **_of_the_deployment(preset, deployment), **chosen, "preset": preset})
         except ValidationError as error:
             problems = "; ".join(
                 f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (given: {problem['input']!r})"
@@ -353,28 +359,113 @@ class RetrainingConfig(BaseModel):
             )
             raise ConfigError(problems) from None
 
+    def origins(self, deployment: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Origin]:
+        """Tell where each parameter's value came from.
+
+        A run's form arrives filled in, so only a value that the deployment would not have brought counts as given.
+        """
+        applied = _of_the_deployment(self.preset, deployment)
+        ordinary = RetrainingConfig.resolve({"preset": self.preset}, deployment)
+        usual = {**dict(ordinary), "preset": deployment.get("preset", "transfer")}
+
+        def origin(parameter: str) -> Origin:
+            if getattr(self, parameter) != usual[parameter]:
+                return "given"
+            if parameter in applied or (parameter == "preset" and parameter in deployment):
+                return "deployment"
+            return "preset" if parameter in PRESETS[self.preset] else "default"
+
+        return {parameter: origin(parameter) for parameter in type(self).model_fields}
+
+
+def _of_the_deployment(preset: str, deployment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what applies of the deployment's parameters: its recipe is for its own preset, not for another one."""
+    own = preset == deployment.get("preset", "transfer")
+    return {name: value for name, value in deployment.items() if name != "preset" and (own or name not in NOTEBOOK)}
+
+
+def _nearest(name: str) -> str:
+    close = get_close_matches(name, RetrainingConfig.model_fields, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+@dataclass(frozen=True)
+class DeploymentParameters:
+    """The parameters that a deployment's own runs have: nightly, event and backfill runs, and the form's defaults.
+
+    Attributes:
+        values: parameter -> value, checked.
+        problem: why the file cannot be used; None if it can. Reading never fails, so that the DAG is still imported and can
+            show the problem; no run starts until it is solved.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
     @classmethod
-    def origins(cls, given: Mapping[str, Any]) -> dict[str, str]:
-        """Where each parameter's value came from: "given", "preset" or "default"."""
-        preset = PRESETS[given.get("preset") or "transfer"]
-        return {
-            parameter: "given" if given.get(parameter) not in (None, "") else "preset" if parameter in preset else "default"
-            for parameter in cls.model_fields
-        }
+    def read(cls, path: str) -> DeploymentParameters:
+        """Read the YAML file that `BCC_PARAMETERS` names; "" for none."""
+        if not path:
+            return cls()
+        import yaml  # type: ignore[import-untyped]
+
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            if values is None:
+                return cls()
+            if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+                raise ConfigError("must be lines of `parameter: value`")
+            if "as_of" in values:
+                raise ConfigError("as_of: is a parameter of one run and cannot be set for all")
+            config = RetrainingConfig.resolve(values)
+        except OSError as error:
+            return cls(problem=f"BCC_PARAMETERS={path}: cannot be read: {error.strerror}")
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            return cls(problem=f"BCC_PARAMETERS={path}: is not YAML: {' '.join(str(error).split())}")
+        except ConfigError as error:
+            return cls(problem=f"BCC_PARAMETERS={path}: {error}")
+        dumped = config.model_dump(mode="json")
+        return cls({name: dumped[name] for name, value in values.items() if value is not None and value != ""})
+
+    def resolve(self, given: Mapping[str, Any]) -> RetrainingConfig:
+        """Return a run's parameters.
+
+        Raises:
+            ConfigError: the deployment's file cannot be used, a parameter is wrong, or `patient_pattern` is not the
+                deployment's: it decides which images belong together, for all runs alike.
+        """
+        if self.problem:
+            raise ConfigError(f"{self.problem}. Correct the file; no run starts until then")
+        config = RetrainingConfig.resolve(given, self.values)
+        grouping = self.values.get("patient_pattern", "")
+        if config.patient_pattern != grouping:
+            raise ConfigError(
+                f"patient_pattern: {config.patient_pattern!r} is not the deployment's, {grouping!r}. It decides which images "
+                "stay together in the split, so it must be the same in all runs: set it in the file that BCC_PARAMETERS names"
+            )
+        return config
 
 
-def form_fields(preset: str = "transfer") -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Each parameter's default and JSON schema, for the trigger form.
+def parameters_of_sections(*sections: str) -> frozenset[str]:
+    """Return the names of the parameters in these sections of the form."""
+    properties = RetrainingConfig.model_json_schema()["properties"]
+    return frozenset(name for name, schema in properties.items() if schema["section"] in sections)
+
+
+def form_fields(deployment: Mapping[str, Any] = MappingProxyType({})) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Return each parameter's default and JSON schema, for the trigger form.
 
     Args:
-        preset: the one that the form offers first.
+        deployment: parameter -> value, from `DeploymentParameters`; these are the form's defaults.
 
-    A parameter that a preset sets is optional in the form, with no default of its own: left empty, it takes the preset's
-    value, which its sentence names.
+    A parameter that a preset sets is optional in the form, with no default of its own: left empty, it takes the deployment's
+    or the preset's value, which its sentence names. `patient_pattern` is not in the form: it is the deployment's.
     """
     fields: dict[str, tuple[Any, dict[str, Any]]] = {}
     properties = RetrainingConfig.model_json_schema()["properties"]
     for parameter, schema in properties.items():
+        if parameter == "patient_pattern":
+            continue
         form = {name: value for name, value in schema.items() if name not in ("default", "anyOf", "const")}
         default = schema.get("default")
         if "anyOf" in schema:  # "X or nothing" is how pydantic spells an optional parameter
@@ -385,12 +476,13 @@ def form_fields(preset: str = "transfer") -> dict[str, tuple[Any, dict[str, Any]
             form["type"] = [form.get("type", "string"), "null"]
             if "enum" in form:
                 form["enum"] = [*form["enum"], None]
-            form["description_md"] = f"{form['description']} Empty: {default} (transfer), {NOTEBOOK[parameter]} (notebook)."
+            own = f"{deployment[parameter]} (this deployment), " if parameter in deployment else ""
+            form["description_md"] = f"{form['description']} Empty: {own}{default} (transfer), {NOTEBOOK[parameter]} (notebook)."
             default = None
-        elif form.get("type") == "string" and "enum" not in form:
-            form["type"] = ["string", "null"]
-        elif parameter == "preset":
-            default = preset
+        else:
+            if form.get("type") == "string" and "enum" not in form:
+                form["type"] = ["string", "null"]
+            default = deployment.get(parameter, default)
         fields[parameter] = (default, form)
     return fields
 
@@ -411,7 +503,7 @@ class Settings(BaseModel):
     aws_conn_id: str = "aws_default"
     schedule: str = "0 2 * * *"
     timezone: str = "UTC"
-    preset: Literal["transfer", "notebook"] = "transfer"
+    parameters: str = ""
     pictures: Literal["readers", "triggerers"] = "readers"
     gpu_pool: str = "gpu"
     gpu_queue: str = ""

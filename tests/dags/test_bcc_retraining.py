@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,8 +60,28 @@ def test_every_task_ends_by_itself_has_an_owner_and_retries(dag: Any) -> None:
 
 
 def test_the_form_offers_every_parameter_with_a_default_that_it_accepts(dag: Any) -> None:
-    assert set(dag.params) == set(RetrainingConfig.model_fields)
+    assert set(dag.params) == set(RetrainingConfig.model_fields) - {"patient_pattern"}
     dag.params.validate()
+
+
+def test_the_form_starts_with_the_deployments_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "parameters.yaml"
+    path.write_text("require_approval: true\nmin_compared_images: 80\n")
+    monkeypatch.setenv("BCC_PARAMETERS", str(path))
+    dag = DagBag(REPOSITORY / "dags").dags["bcc_retraining"]
+    assert dag.params["require_approval"] is True and dag.params["min_compared_images"] == 80
+    dag.params.validate()
+
+
+def test_a_mistake_in_the_deployments_file_is_on_the_dags_page_and_breaks_no_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "parameters.yaml"
+    path.write_text("requires_approval: true\n")
+    monkeypatch.setenv("BCC_PARAMETERS", str(path))
+    bag = DagBag(REPOSITORY / "dags")
+    assert not bag.import_errors
+    assert "did you mean require_approval?" in bag.dags["bcc_retraining"].doc_md.splitlines()[0]
 
 
 def test_only_what_loads_tensorflow_to_compute_takes_a_gpu_slot(dag: Any) -> None:

@@ -188,7 +188,7 @@ def test_synthetic_images_are_said_to_be_synthetic(stack: LocalStack, first_run:
 
 def test_parameters_reach_the_run(stack: LocalStack, first_run: FinishedRun) -> None:
     config = stack.store.load_key(ConfigDocument, first_run.paths.document("config.json"))
-    assert {name: config.config[name] for name in TINY} == TINY
+    assert {name: getattr(config.config, name) for name in TINY} == TINY
     assert {config.origins[name] for name in TINY} == {"given"}
 
 

@@ -22,7 +22,7 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 from PIL import Image
 
-from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.config import Settings
 from bcc_ops.dataset.snapshot import ImageRules, Listing, list_images, write_images
 from bcc_ops.dataset.sync import ImageCache, sync_images
 from bcc_ops.evaluation.evaluate import NEAR_DUPLICATE, TRAINED_ON
@@ -32,20 +32,18 @@ from bcc_ops.models.registry import MODEL_FILES, ModelRegistry
 from bcc_ops.operators.evaluate_model import EvaluateModelOperator
 from bcc_ops.operators.gate_model import GateModelOperator
 from bcc_ops.operators.upload_model import UploadModelOperator
-from bcc_ops.promotion.holdout_reuse import count_holdout_reuse
 from bcc_ops.promotion.promote import set_champion
 from bcc_ops.promotion.run_upload import smoke_test_version
 from bcc_ops.promotion.smoke_test import TOLERANCE, Sample, answer, run_smoke_test
 from bcc_ops.runs.documents import Document, EvaluationDocument, GateDocument, PromotionDocument, Reference
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths, run_slug
-from bcc_ops.runs.tables import ContentRow, SplitRow, write_rows
+from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow, write_rows
 from local.s3_server import S3Server
 from tests.services.faulty_proxy import FAULTS, faulty
 from tests.unit.report.samples import (
     checks_document,
     config_document,
-    gate_document,
     snapshot_document,
     split_document,
     training_document,
@@ -119,7 +117,7 @@ class Place:
         config = config_document(**{**PARAMETERS, **parameters})
         as_of = FIRST + timedelta(days=days)
         paths = RunPaths.of("artifacts", as_of, f"manual-{days}")
-        listing = list_images(self.store, ImageRules.of(self.settings, RetrainingConfig.model_validate(config.config)))
+        listing = list_images(self.store, ImageRules.of(self.settings, config.config))
         split, contents = self._tables(listing, changes or {})
 
         def save(name: str, document: Document) -> dict[str, str]:
@@ -132,7 +130,13 @@ class Place:
         snapshot = snapshot_document(bucket=self.store.bucket, as_of=as_of, images=images)
         table = put("contents.parquet", write_rows(ContentRow, contents))
         validation = checks_document(contents=table, refused=(), conflicts=(), groups=())
-        weights = split_document(table=put("split.parquet", write_rows(SplitRow, split)), previous_run=None)
+        assigned = [AssignmentRow(row.key, row.sha256, "", row.label, row.group, row.partition, 1) for row in split]
+        weights = split_document(
+            table=put("split.parquet", write_rows(SplitRow, split)),
+            assignments=put("assignments.parquet", write_rows(AssignmentRow, assigned)),
+            previous_run=None,
+            holdout_reuse=1,
+        )
         training = training_document(model=put("model.h5", model), image_size=SIDE)
         pinned = {"config": save("config.json", config)["sha256"], "snapshot": save("snapshot.json", snapshot)["sha256"]}
         references = {
@@ -267,7 +271,6 @@ def test_a_second_model_is_compared_on_what_the_champion_has_not_seen(place: Pla
     assert comparison.champion.images == 24
     assert comparison.differences["balanced_accuracy"].value == 0
     assert NEAR_DUPLICATE not in comparison.left_out
-    assert second.gate().holdout_reuse == 2
 
 
 @pytest.mark.usefixtures("smoke_tests")
@@ -468,16 +471,3 @@ def test_a_smoke_test_that_never_answers_is_ended(models: dict[str, bytes], samp
 def test_a_smoke_test_needs_an_image() -> None:
     with pytest.raises(ModelError, match="at least one image"):
         run_smoke_test(Path("model.h5"), [], 3)
-
-
-# Looks ----------------------------------------------------------------------------------------------------------------
-
-
-def test_looks_are_other_runs_decisions_on_the_same_validation_set(store: ObjectStore) -> None:
-    runs = [RunPaths.of("artifacts", FIRST + timedelta(days=day), f"manual-{day}") for day in range(5)]
-    for paths, digest in zip(runs, ("a" * 64, "a" * 64, "b" * 64, "a" * 64)):
-        store.save(paths.document("gate.json"), gate_document(validation_digest=digest))
-    store.put(runs[4].document("gate.json"), b'{"schema_version": 7}')
-    assert count_holdout_reuse(store, runs[3], "a" * 64) == 2
-    assert count_holdout_reuse(store, runs[2], "b" * 64) == 0
-    assert count_holdout_reuse(store, RunPaths.of("artifacts", FIRST, "new"), "a" * 64) == 3

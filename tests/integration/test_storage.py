@@ -16,7 +16,7 @@ from bcc_ops.exceptions import (
     StorageUnavailable,
 )
 from bcc_ops.runs.documents import ApprovalDocument, Reference
-from bcc_ops.runs.index import find_run, last_assessed, list_runs
+from bcc_ops.runs.index import assessed_runs, find_run, list_runs
 from bcc_ops.runs.object_store import ObjectStore, split_uri
 from bcc_ops.runs.paths import RunPaths
 from local.s3_server import S3Server, free_ports
@@ -106,16 +106,15 @@ def test_what_is_no_s3_address_is_refused(uri: str) -> None:
         split_uri(uri)
 
 
-def test_only_assessed_runs_count_and_only_earlier_ones(store: ObjectStore) -> None:
+def test_runs_are_listed_by_the_moment_of_their_images(store: ObjectStore) -> None:
     days = [RunPaths.of("artifacts", datetime(2026, 1, day, tzinfo=timezone.utc), f"run:{day}") for day in (1, 2, 3)]
     for paths in days:
         store.put(paths.document("snapshot.json"), b"{}")
-    store.put(days[0].document("gate.json"), b"{}")
     store.put(days[2].document("gate.json"), b"{}")
+    store.put(days[0].document("gate.json"), b"{}")
     store.put("artifacts/runs/notes/gate.json", b"{}")
     assert list_runs(store, "artifacts") == days
-    assert last_assessed(store, "artifacts", before=days[2].as_of) == days[0]
-    assert last_assessed(store, "artifacts", before=days[0].as_of) is None
+    assert assessed_runs(store, "artifacts") == [days[0], days[2]]
     assert find_run(store, "artifacts", "run:2") == days[1]
     assert find_run(store, "artifacts", "run:9") is None
 

@@ -123,10 +123,10 @@ def test_a_night_that_was_not_assessed_counts_for_nothing(place: Place) -> None:
 def test_a_lost_split_fails_rather_than_mixing_up_the_sides(place: Place) -> None:
     upload(place, first(place, 9))
     one = place.play(1)
-    place.store.client.delete_object(Bucket=place.store.bucket, Key=one.paths.document("split.parquet"))
+    place.store.client.delete_object(Bucket=place.store.bucket, Key=one.paths.document("assignments.parquet"))
     with pytest.raises(
         AirflowFailException,
-        match=r"split.parquet: .*without it images would change sides: restore it, or remove that run's gate.json",
+        match=r"assignments.parquet: .*without it images would change sides: restore it, or remove that run's gate.json",
     ):
         place.play(2)
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import jsonschema
 import pytest
 
-from bcc_ops.config import NOTEBOOK, RetrainingConfig, Settings, form_fields
+from bcc_ops.config import NOTEBOOK, DeploymentParameters, RetrainingConfig, Settings, form_fields
 from bcc_ops.exceptions import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def test_notebook_preset_is_the_original_recipe() -> None:
@@ -24,9 +28,104 @@ def test_a_parameter_left_empty_in_the_form_takes_the_presets_value(empty: objec
     assert RetrainingConfig.resolve({"preset": "notebook", "epochs": empty}).epochs == 20
 
 
-def test_origins_tell_given_preset_and_default_apart() -> None:
-    origins = RetrainingConfig.origins({"preset": "notebook", "epochs": 3, "seed": None})
-    assert (origins["epochs"], origins["image_size"], origins["seed"]) == ("given", "preset", "default")
+def test_origins_tell_given_deployment_preset_and_default_apart() -> None:
+    deployment = {"preset": "notebook", "batch_size": 8, "min_macro_auc": 0.9}
+    # The form arrives filled in with the deployment's values.
+    config = RetrainingConfig.resolve({"min_macro_auc": 0.9, "epochs": 3, "seed": None}, deployment)
+    origins = config.origins(deployment)
+    expected = {"epochs": "given", "batch_size": "deployment", "min_macro_auc": "deployment", "preset": "deployment"}
+    expected |= {"image_size": "preset", "seed": "default"}
+    assert {name: origins[name] for name in expected} == expected
+    assert (config.epochs, config.batch_size, config.image_size, config.min_macro_auc) == (3, 8, 500, 0.9)
+
+
+def test_a_deployments_recipe_is_for_its_own_preset() -> None:
+    deployment = {"preset": "transfer", "epochs": 12, "min_macro_auc": 0.9}
+    config = RetrainingConfig.resolve({"preset": "notebook"}, deployment)
+    assert (config.epochs, config.min_macro_auc) == (20, 0.9)
+    assert (config.origins(deployment)["preset"], config.origins(deployment)["epochs"]) == ("given", "preset")
+
+
+def parameters_file(folder: Path, text: str) -> str:
+    path = folder / "parameters.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_deployments_file_is_what_the_form_starts_with(tmp_path: Path) -> None:
+    path = parameters_file(tmp_path, "require_approval: true\nepochs: 12\nmin_compared_images: 80\nsplit_salt:\n")
+    deployment = DeploymentParameters.read(path)
+    assert (deployment.problem, dict(deployment.values)) == (
+        None,
+        {"require_approval": True, "epochs": 12, "min_compared_images": 80},
+    )
+    fields = form_fields(deployment.values)
+    assert (fields["require_approval"][0], fields["min_compared_images"][0], fields["epochs"][0]) == (True, 80, None)
+    assert "Empty: 12 (this deployment), 24 (transfer)" in fields["epochs"][1]["description_md"]
+    filled_in = {parameter: default for parameter, (default, _) in fields.items()}
+    night = deployment.resolve(filled_in)
+    assert (night.require_approval, night.epochs, night.min_compared_images) == (True, 12, 80)
+    assert "given" not in night.origins(deployment.values).values()
+
+
+def test_the_example_in_the_repository_is_valid_once_its_lines_are_switched_on(tmp_path: Path) -> None:
+    example = (REPOSITORY / "deploy" / "parameters.yaml").read_text()
+    assert DeploymentParameters.read(str(REPOSITORY / "deploy" / "parameters.yaml")) == DeploymentParameters()
+    switched_on = re.sub(r"^#(?=\w+: )", "", example, flags=re.M)
+    deployment = DeploymentParameters.read(parameters_file(tmp_path, switched_on))
+    assert deployment.problem is None
+    assert {"patient_pattern", "require_approval", "external_prefix", "min_compared_images", "preset"} <= set(deployment.values)
+    assert {"min_new_images", "wait_for_images_minutes", "settle_seconds"} <= set(deployment.values)
+    usual = RetrainingConfig().model_dump(mode="json")
+    changed = {name for name, value in deployment.values.items() if value != usual[name]}
+    assert changed == {"patient_pattern", "external_prefix"}, "the example shows the defaults"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("requires_approval: true", "requires_approval: there is no such parameter; did you mean require_approval?"),
+        ("epochs: 0", "epochs: Input should be greater than or equal to 1"),
+        ("min_macro_auc: high", "min_macro_auc: "),
+        ("preset: best", "preset: must be transfer or notebook, got 'best'"),
+        ("as_of: 2026-01-01", "as_of: is a parameter of one run"),
+        ("- epochs", "must be lines of `parameter: value`"),
+        ("epochs: [", "is not YAML"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_a_mistake_in_the_deployments_file_is_one_clear_line_and_stops_runs_but_not_the_import(
+    tmp_path: Path, text: str | None, said: str
+) -> None:
+    path = str(tmp_path / "absent.yaml") if text is None else parameters_file(tmp_path, text)
+    deployment = DeploymentParameters.read(path)
+    assert deployment.problem is not None
+    assert deployment.problem.startswith(f"BCC_PARAMETERS={path}: {said}")
+    assert "\n" not in deployment.problem
+    assert form_fields(deployment.values) == form_fields()
+    with pytest.raises(ConfigError, match="no run starts until then"):
+        deployment.resolve({})
+
+
+@pytest.mark.parametrize(("own", "given"), [("", r"(P\d+)"), (r"(P\d+)", r"(Q\d+)")])
+def test_a_run_that_would_group_images_in_another_way_than_the_deployment_is_refused(own: str, given: str) -> None:
+    deployment = DeploymentParameters({"patient_pattern": own} if own else {})
+    assert deployment.resolve({}).patient_pattern == own
+    assert deployment.resolve({"patient_pattern": own}).patient_pattern == own
+    with pytest.raises(ConfigError, match="set it in the file that BCC_PARAMETERS names"):
+        deployment.resolve({"patient_pattern": given})
+
+
+def test_every_parameter_is_read_somewhere() -> None:
+    """A parameter that changes nothing misleads whoever sets it."""
+    sources = [path.read_text() for path in (REPOSITORY / "plugins").rglob("*.py") if path.name != "config.py"]
+    sources.append((REPOSITORY / "plugins" / "bcc_ops" / "config.py").read_text().split("class RetrainingConfig")[1])
+    unread = [
+        name
+        for name in RetrainingConfig.model_fields
+        if not any(re.search(rf"(config|parameters|self)\.{name}\b|[\"']{name}[\"']", source) for source in sources)
+    ]
+    assert unread == []
 
 
 @pytest.mark.parametrize(
@@ -64,7 +163,7 @@ def test_training_parameters_leave_out_what_cannot_change_the_weights() -> None:
 
 def test_every_parameter_of_the_form_has_a_title_a_sentence_a_section_and_a_default_its_schema_allows() -> None:
     fields = form_fields()
-    assert set(fields) == set(RetrainingConfig.model_fields)
+    assert set(fields) == set(RetrainingConfig.model_fields) - {"patient_pattern"}
     for parameter, (default, schema) in fields.items():
         assert schema["title"], parameter
         assert schema["description"].endswith("."), parameter

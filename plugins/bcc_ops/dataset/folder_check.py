@@ -153,7 +153,7 @@ def _describe(
     checks: ImageChecks, ignored: tuple[IgnoredKeys, ...], config: RetrainingConfig, classes: tuple[str, ...]
 ) -> CheckDocument:
     problem: str | None = None
-    split = Split((), (), 0)
+    split = Split((), (), (), 0)
     try:
         split = split_images(checks.contents, (), config, classes)
     except SplitError as error:
@@ -162,7 +162,7 @@ def _describe(
         classes=classes,
         ignored=ignored,
         checks=checks.document,
-        split=None if problem else describe_split(split, config, classes, None, None),
+        split=None if problem else describe_split(split, config, classes),
         partitions={row.key: row.partition for row in split.rows},
         split_problem=problem,
     )

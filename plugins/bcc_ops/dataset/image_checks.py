@@ -230,6 +230,7 @@ def _rows(
             synthetic=known.synthetic,
             group=copies.group_of.get(image.sha256, image.sha256),
             refused=known.reason or (CONFLICT if image.key in conflicting else ""),
+            pixels=known.fingerprint.pixels if known.fingerprint else "",
         )
         for image, known in ((image, facts[image.sha256]) for image in sorted(images, key=lambda image: image.key))
     )

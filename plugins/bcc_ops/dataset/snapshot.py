@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from fnmatch import translate
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bcc_ops.config import RetrainingConfig, Settings
@@ -28,7 +29,7 @@ from bcc_ops.runs.documents import (
     SnapshotDocument,
     digest_of,
 )
-from bcc_ops.runs.index import find_run, last_assessed
+from bcc_ops.runs.index import find_run, last_that_counts
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 
@@ -257,7 +258,7 @@ def moment_of(now: datetime, newest: datetime | None) -> datetime:
 
 @dataclass(frozen=True)
 class PreviousSnapshot:
-    """The snapshot of the last assessed run before a moment, if there is such a run."""
+    """The snapshot of the last run before a moment whose outcome counts, if there is such a run."""
 
     store: ObjectStore
     paths: RunPaths | None
@@ -265,8 +266,8 @@ class PreviousSnapshot:
 
     @classmethod
     def before(cls, store: ObjectStore, artifacts_prefix: str, moment: datetime) -> PreviousSnapshot:
-        """Find the last assessed run with an as_of earlier than `moment`."""
-        paths = last_assessed(store, artifacts_prefix, moment)
+        """Find the last run with an as_of earlier than `moment` whose outcome counts."""
+        paths = last_that_counts(store, artifacts_prefix, moment)
         return cls(store, paths, store.load_key(SnapshotDocument, paths.document("snapshot.json")) if paths else None)
 
     @property
@@ -306,6 +307,7 @@ def take_snapshot(
     *,
     run_id: str,
     run_kind: RunKind,
+    deployment: Mapping[str, Any] = MappingProxyType({}),
 ) -> RunHandle:
     """Write a run's config.json, images.parquet and snapshot.json and return the run's handle.
 
@@ -319,7 +321,7 @@ def take_snapshot(
     saved = store.find(SnapshotDocument, paths.document("snapshot.json")) if paths else None
     if paths is None or saved is None:
         paths = RunPaths.of(settings.artifacts_prefix, as_of, run_id)
-    saved_config = store.save(paths.document("config.json"), describe_config(config, run_id, run_kind))
+    saved_config = store.save(paths.document("config.json"), describe_config(config, run_id, run_kind, deployment))
     if saved is not None:
         if saved.run_id != run_id:
             raise ArtifactError(f"{paths.folder}/snapshot.json is of the run {saved.run_id!r}, not of {run_id!r}: move it away")
@@ -353,15 +355,15 @@ def take_snapshot(
     return RunHandle(folder=paths.folder_name, config=saved_config.sha256, snapshot=snapshot.sha256)
 
 
-def describe_config(config: RetrainingConfig, run_id: str, run_kind: RunKind) -> ConfigDocument:
-    """The run's config.json. A parameter counts as given where its value is not the one that the preset brings."""
-    ordinary = RetrainingConfig.resolve({"preset": config.preset})
-    given = {parameter: value for parameter, value in config if value != getattr(ordinary, parameter)}
+def describe_config(
+    config: RetrainingConfig, run_id: str, run_kind: RunKind, deployment: Mapping[str, Any] = MappingProxyType({})
+) -> ConfigDocument:
+    """Return the run's config.json: its parameters, and where each came from."""
     return ConfigDocument(
         run_id=run_id,
         run_kind=run_kind,
-        config=config.model_dump(mode="json"),
-        origins=RetrainingConfig.origins({**given, "preset": config.preset}),
+        config=config,
+        origins=config.origins(deployment),
         digest=digest_of(config.training_parameters()),
     )
 

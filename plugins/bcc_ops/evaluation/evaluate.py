@@ -27,7 +27,7 @@ from bcc_ops.evaluation.metrics import (
     paired_difference,
 )
 from bcc_ops.exceptions import DataError, ModelError
-from bcc_ops.models.champion import ChampionModel, PredictsImages
+from bcc_ops.models.champion import TRAINED_OR_TUNED, ChampionModel, PredictsImages
 from bcc_ops.runs.documents import (
     Comparison,
     Estimate,
@@ -36,13 +36,15 @@ from bcc_ops.runs.documents import (
     Reference,
     SliceEvaluation,
 )
-from bcc_ops.runs.tables import ContentRow, SplitRow, write_predictions
+from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow, write_predictions
 
 log = logging.getLogger(__name__)
 
 TUNING_PART = "tuning part"
 TRAINED_ON = "the champion was trained on it"
 NEAR_DUPLICATE = "near-duplicate of what the champion was trained on"
+MOST_UNRECOGNISED = 0.1
+"""Part of a run's images. If more of them are new to the champion while as many that it knew are gone, it is not compared."""
 SMALLEST_SLICE = 10
 """Images. A slice of fewer says nothing with an interval worth reading."""
 
@@ -135,36 +137,62 @@ def score_and_fit(model: PredictsImages, tuning: LabelledImages, images: Labelle
     return ScoredModel(score(model, images, plan), threshold, fit_temperature(fitted))
 
 
-def seen_by(seen: frozenset[str], split: Iterable[SplitRow], contents: Iterable[ContentRow]) -> dict[str, str]:
-    """Which images a model has seen, or near-duplicates of them.
+def seen_by(
+    seen: frozenset[str], split: Iterable[SplitRow], contents: Iterable[ContentRow], assignments: Iterable[AssignmentRow] = ()
+) -> dict[str, str]:
+    """Tell which images a model has seen, or near-duplicates of them, or images of the same patient.
 
     Args:
-        seen: sha256 of the images that the model was trained or tuned on.
-        split: this snapshot's split; its groups may be patients.
-        contents: what this snapshot's validation saw; its groups are near-duplicates, refused images included.
+        seen: digests (of bytes or of pixels) of the images that the model was trained or tuned on.
+        split: this run's split; its groups may be patients.
+        contents: what this run's checks saw; its groups are near-duplicates, refused images included.
+        assignments: this run's assignments, which know the groups of images that are absent by now.
 
     Returns:
         key -> why it may not be compared on.
     """
     split, contents = list(split), list(contents)
-    touched = {row.group for row in contents if row.sha256 in seen}
+    touched = {row.group for row in contents if _is_seen(row, seen)}
     near = {row.key for row in contents if row.group in touched}
-    patients = {row.group for row in split if row.sha256 in seen}
-    reasons = {row.key: NEAR_DUPLICATE for row in split if row.key in near or row.group in patients}
-    return reasons | {row.key: TRAINED_ON for row in split if row.sha256 in seen}
+    groups = {row.group for row in split if _is_seen(row, seen)} | {row.group for row in assignments if _is_seen(row, seen)}
+    reasons = {row.key: NEAR_DUPLICATE for row in split if row.key in near or row.group in groups}
+    return reasons | {row.key: TRAINED_ON for row in split if _is_seen(row, seen)}
 
 
-def caution_about(seen: frozenset[str], contents: Iterable[ContentRow]) -> str | None:
-    """What `seen_by` cannot tell: near-duplicates of images that are gone, or were encoded anew. None where none are.
+def _is_seen(row: SplitRow | ContentRow | AssignmentRow, seen: frozenset[str]) -> bool:
+    return row.sha256 in seen or row.pixels in seen
 
-    Arguments as in `seen_by`.
-    """
-    gone = len(seen - {row.sha256 for row in contents})
+
+def gone_from(record: Iterable[SplitRow], contents: Iterable[ContentRow]) -> list[SplitRow]:
+    """Return the images of a model's record that are not in this run, recognised by their bytes and by their pixels."""
+    here = {digest for row in contents for digest in (row.sha256, row.pixels) if digest}
+    return [row for row in record if row.sha256 not in here and row.pixels not in here]
+
+
+def caution_about(champion: ChampionModel, inputs: EvaluationInputs) -> str | None:
+    """Say what `seen_by` cannot tell: near-duplicates of images that are gone. None if none are."""
+    gone = sum(row.partition in TRAINED_OR_TUNED for row in gone_from(champion.record, inputs.contents))
     if not gone:
         return None
     return (
         f"Images that the champion was trained on and that are not in this snapshot: {gone}. Validation images that are "
         "near-duplicates of them cannot be told, and are compared on."
+    )
+
+
+def record_problem(champion: ChampionModel, inputs: EvaluationInputs) -> str | None:
+    """Say why nobody can tell which images the champion was trained on; None if that can be told.
+
+    If many images are gone and as many are unknown, they may be the same ones, encoded anew with loss.
+    """
+    gone = len(gone_from(champion.record, inputs.contents))
+    recorded = {digest for row in champion.record for digest in (row.sha256, row.pixels) if digest}
+    unknown = sum(row.sha256 not in recorded and row.pixels not in recorded for row in inputs.split)
+    if min(gone, unknown) <= MOST_UNRECOGNISED * len(inputs.split):
+        return None
+    return (
+        f"{gone} images that the champion knew are gone and {unknown} are new to it: they may be the same ones, encoded anew, so "
+        "that nobody can tell which images it was trained on"
     )
 
 
@@ -176,7 +204,8 @@ class EvaluationInputs:
         split: the run's `split.parquet`.
         contents: the run's `contents.parquet`.
         paths: key -> local file, of the tuning and validation images at least.
-        earlier: sha256 of the previous assessed run's images; None if there is no such run.
+        assignments: the run's `assignments.parquet`.
+        first: whether this is the first run that gives images a side.
         as_of, synthetic, validation_digest: of the run.
         started_from: the version whose weights the challenger's training started with; None if there is none.
         external: labelled images from elsewhere, reported only.
@@ -186,7 +215,8 @@ class EvaluationInputs:
     split: Sequence[SplitRow]
     contents: Sequence[ContentRow]
     paths: Mapping[str, Path]
-    earlier: frozenset[str] | None
+    assignments: Sequence[AssignmentRow]
+    first: bool
     as_of: datetime | None
     synthetic: bool
     validation_digest: str
@@ -241,7 +271,7 @@ def evaluate(
     scored = score_and_fit(challenger, tuning, held_out.images, plan)
     comparison, champion_scores = None, None
     if champion:
-        comparison, champion_scores = _compare(champion, scored, held_out, plan)
+        comparison, champion_scores = _compare(champion, scored, held_out, plan, record_problem(champion, inputs))
         say(_comparison_sentence(comparison))
         comparison = _with_caution(comparison, champion, inputs)
         if champion.model is not None and champion.model.image_size != challenger.image_size:
@@ -279,7 +309,7 @@ def _held_out(champion: ChampionModel | None, inputs: EvaluationInputs) -> _Held
         DataError: none is left, or an image has no file.
     """
     validation = [row for row in inputs.split if row.partition == "validation"]
-    reasons = seen_by(champion.seen, inputs.split, inputs.contents) if champion else {}
+    reasons = seen_by(champion.seen, inputs.split, inputs.contents, inputs.assignments) if champion else {}
     inherits = champion is not None and champion.version == inputs.started_from and bool(champion.seen)
     rows = [row for row in validation if not (inherits and row.key in reasons)]
     if not rows:
@@ -294,7 +324,7 @@ def _held_out(champion: ChampionModel | None, inputs: EvaluationInputs) -> _Held
 
 
 def _with_caution(comparison: Comparison, champion: ChampionModel, inputs: EvaluationInputs) -> Comparison:
-    caution = None if comparison.problem else caution_about(champion.seen, inputs.contents)
+    caution = None if comparison.problem else caution_about(champion, inputs)
     if caution is None:
         return comparison
     log.warning("%s", caution)
@@ -354,9 +384,9 @@ def _warm_start_note(started_from: str | None, left_out: int | None) -> str | No
 
 
 def _compare(
-    champion: ChampionModel, challenger: ScoredModel, held_out: _HeldOut, plan: EvaluationPlan
+    champion: ChampionModel, challenger: ScoredModel, held_out: _HeldOut, plan: EvaluationPlan, record_problem: str | None
 ) -> tuple[Comparison, Scores | None]:
-    scores, problem = None, champion.problem
+    scores, problem = None, champion.problem or record_problem
     if problem is None and set(champion.classes) != set(plan.classes):
         problem = f"the champion knows the classes {', '.join(champion.classes)}, not {', '.join(plan.classes)}"
     if problem is None and not held_out.unseen.any():
@@ -425,11 +455,16 @@ def _slices(
     rows: Sequence[SplitRow], scored: ScoredModel, inputs: EvaluationInputs, plan: EvaluationPlan
 ) -> tuple[tuple[SliceEvaluation, ...], str | None]:
     found: list[SliceEvaluation] = []
-    for by, values in slice_values(rows, inputs.contents, inputs.earlier, plan.slice_pattern).items():
+    for by, values in slice_values(rows, inputs.contents, _known_before(inputs), plan.slice_pattern).items():
         for value in sorted(set(values) - {""}):
             chosen = np.array([own == value for own in values])
             found.append(_slice(by, value, scored, chosen, plan))
     return tuple(found), None if found else "not available: nothing tells one part of the validation images from another"
+
+
+def _known_before(inputs: EvaluationInputs) -> frozenset[str] | None:
+    """Return sha256 of the images that were held out before; None in the first run."""
+    return None if inputs.first else frozenset(row.sha256 for row in inputs.assignments if row.decisions > 1)
 
 
 def slice_values(
@@ -440,7 +475,7 @@ def slice_values(
     Args:
         rows: validation rows.
         contents: widths and heights of this snapshot's images.
-        earlier: sha256 of the previous assessed run's images; None without one.
+        earlier: sha256 of the images that were held out before; None in the first run.
         pattern: regular expression whose first group names the slice that a key belongs to; "" for none.
 
     Returns:
@@ -452,7 +487,7 @@ def slice_values(
     small, large = f"up to {middle / 1e6:.2f} megapixels", f"more than {middle / 1e6:.2f} megapixels"
     by = {"image size": [(small if size <= middle else large) if size else "" for size in sizes]}
     if earlier is not None:
-        by["new images"] = ["known to the previous run" if row.sha256 in earlier else "new" for row in rows]
+        by["new images"] = ["held out before" if row.sha256 in earlier else "new" for row in rows]
     if pattern:
         matches = [re.search(pattern, row.key) for row in rows]
         by["key pattern"] = [(match.group(1) or "") if match else "" for match in matches]

@@ -21,9 +21,7 @@ from bcc_ops.runs.documents import (
     TrainingDocument,
 )
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.paths import RunPaths
-from bcc_ops.runs.previous import previous_split
-from bcc_ops.runs.tables import ContentRow, ImageRow, Row, SplitRow, read_rows
+from bcc_ops.runs.tables import AssignmentRow, ContentRow, ImageRow, Row, SplitRow, read_rows
 
 if TYPE_CHECKING:
     from bcc_ops.dataset.sync import LocalImage
@@ -50,7 +48,6 @@ class RunInputs:
 
 def evaluate_run(
     store: ObjectStore,
-    paths: RunPaths,
     inputs: RunInputs,
     champion: ChampionModel | None,
     *,
@@ -61,7 +58,6 @@ def evaluate_run(
 
     Args:
         store: the bucket.
-        paths: of the run.
         inputs: its documents and images.
         champion: the model in use; None if there is none.
         folder: an empty folder of this machine, for the model file and what is learned of the external images.
@@ -88,7 +84,8 @@ def evaluate_run(
             split=split,
             contents=contents,
             paths=inputs.images,
-            earlier=_earlier_images(store, paths, inputs.split.previous_run),
+            assignments=_rows(store, AssignmentRow, inputs.split.assignments, "split.json names no assignments.parquet"),
+            first=inputs.split.previous_run is None,
             as_of=inputs.snapshot.as_of,
             synthetic=inputs.checks.synthetic > 0,
             validation_digest=inputs.split.validation_digest,
@@ -162,13 +159,6 @@ def external_images(
     if left_out:
         note += f"; left out: {', '.join(f'{count} {reason}' for reason, count in sorted(left_out.items()))}"
     return (LabelledImages.of_rows(usable, {image.key: image.path for image in images}) if usable else None), f"{note}."
-
-
-def _earlier_images(store: ObjectStore, paths: RunPaths, previous_run: str | None) -> frozenset[str] | None:
-    """sha256 of the images in the previous assessed run's split; None if there is no such run."""
-    if previous_run is None:
-        return None
-    return frozenset(row.sha256 for row in previous_split(store, paths.artifacts_prefix, previous_run))
 
 
 def _rows(store: ObjectStore, row_type: type[Row], reference: Reference | None, problem: str) -> list[Row]:

@@ -39,7 +39,8 @@ class ChampionModel:
         version, as_of, synthetic: from the pointer.
         classes: the order of its answers, from its `model.json`; empty where that could not be read.
         operating_point, temperature: as they were fitted on its own tuning part.
-        seen: sha256 of the images that it was trained or tuned on.
+        seen: digests (of bytes and of pixels) of the images that it was trained or tuned on.
+        record: the rows of the split that it was trained with.
         model: the loaded file; None where there is a problem.
         problem: why it cannot be compared; None where it can.
     """
@@ -51,6 +52,7 @@ class ChampionModel:
     operating_point: OperatingPoint | None = None
     temperature: float | None = None
     seen: frozenset[str] = frozenset()
+    record: tuple[SplitRow, ...] = ()
     model: PredictsImages | None = None
     problem: str | None = None
 
@@ -84,6 +86,7 @@ def load_champion(registry: ModelRegistry, folder: Path) -> ChampionModel | None
             operating_point=document.operating_point,
             temperature=document.temperature,
             seen=images_seen(registry, document),
+            record=tuple(split_of(registry, document)),
         )
         path = registry.fetch(named.version, named.sha256, folder / "champion.h5")
         return replace(champion, model=load_classifier(path))
@@ -92,7 +95,9 @@ def load_champion(registry: ModelRegistry, folder: Path) -> ChampionModel | None
 
 
 def images_seen(registry: ModelRegistry, document: ModelDocument) -> frozenset[str]:
-    """sha256 of the images that a version, or one that its weights come from, was trained or tuned on.
+    """Return digests of the images that a version, or one that its weights come from, was trained or tuned on.
+
+    An image has two: of its bytes and of its pixels.
 
     Raises:
         ArtifactError, ModelError, ObjectNotFound: the split or the `model.json` of one of them is damaged or gone, so that
@@ -100,8 +105,13 @@ def images_seen(registry: ModelRegistry, document: ModelDocument) -> frozenset[s
     """
     seen: set[str] = set()
     while True:
-        rows = read_rows(SplitRow, registry.store.get_referenced(document.split))
-        seen.update(row.sha256 for row in rows if row.partition in TRAINED_OR_TUNED)
+        used = [row for row in split_of(registry, document) if row.partition in TRAINED_OR_TUNED]
+        seen.update(digest for row in used for digest in (row.sha256, row.pixels) if digest)
         if document.warm_started_from is None:
             return frozenset(seen)
         document = registry.model(document.warm_started_from)
+
+
+def split_of(registry: ModelRegistry, document: ModelDocument) -> list[SplitRow]:
+    """Read the split that a version was trained with."""
+    return read_rows(SplitRow, registry.store.get_referenced(document.split))

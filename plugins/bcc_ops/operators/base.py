@@ -17,7 +17,7 @@ from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
 
 from bcc_ops import metrics
-from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.config import DeploymentParameters, RetrainingConfig, Settings
 from bcc_ops.exceptions import ArtifactError, BccError, NothingNew
 from bcc_ops.runs.documents import ConfigDocument, Reference, RunHandle, RunKind, SnapshotDocument
 from bcc_ops.runs.object_store import ObjectStore
@@ -100,7 +100,7 @@ class Run:
         }
         document = store.load(ConfigDocument, references["config"])
         snapshot = store.load(SnapshotDocument, references["snapshot"])
-        return cls(paths, RetrainingConfig.model_validate(document.config), document, snapshot, references)
+        return cls(paths, document.config, document, snapshot, references)
 
 
 class BccOperator(BaseOperator):
@@ -125,6 +125,11 @@ class BccOperator(BaseOperator):
     def settings(self) -> Settings:
         """The place this runs in."""
         return Settings.from_environment()
+
+    @cached_property
+    def deployment(self) -> DeploymentParameters:
+        """The parameters of the deployment's own runs."""
+        return DeploymentParameters.read(self.settings.parameters)
 
     @cached_property
     def store(self) -> ObjectStore:

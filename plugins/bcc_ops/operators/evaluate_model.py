@@ -57,7 +57,7 @@ class EvaluateModelOperator(BccOperator):
         )
         with tempfile.TemporaryDirectory(prefix="bcc-evaluate-") as folder:
             champion = load_champion(ModelRegistry(self.store, self.settings.models_prefix), Path(folder))
-            evaluated = evaluate_run(self.store, run.paths, inputs, champion, folder=Path(folder), say=self.log.info)
+            evaluated = evaluate_run(self.store, inputs, champion, folder=Path(folder), say=self.log.info)
         table = self.store.put_referenced(run.paths.document("predictions.parquet"), evaluated.predictions, PARQUET)
         document = with_references(evaluated, inputs.training.model, table)
         return self.store.save(run.paths.document("evaluation.json"), document).to_xcom()

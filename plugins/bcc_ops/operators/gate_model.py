@@ -9,7 +9,7 @@ from airflow.sdk.bases.branch import BranchMixIn
 
 from bcc_ops import metrics
 from bcc_ops.operators.base import BccOperator, run_kind
-from bcc_ops.runs.documents import EvaluationDocument, GateDocument, Reference
+from bcc_ops.runs.documents import EvaluationDocument, GateDocument, Reference, SplitDocument
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -54,7 +54,6 @@ class GateModelOperator(BccOperator, BranchMixIn):
         """Decide, write, say why, branch."""
         from bcc_ops.models.registry import ModelRegistry
         from bcc_ops.promotion.gate import champion_state, decide
-        from bcc_ops.promotion.holdout_reuse import count_holdout_reuse
 
         run = self.load_run(self.run)
         evaluation = self.store.load(EvaluationDocument, self.evaluation)
@@ -65,7 +64,7 @@ class GateModelOperator(BccOperator, BranchMixIn):
             run.config,
             as_of=run.paths.as_of,
             run_kind=run_kind(context),
-            earlier_decisions=count_holdout_reuse(self.store, run.paths, evaluation.validation_digest),
+            holdout_reuse=self.store.load(SplitDocument, self.split).holdout_reuse,
             reference=Reference.model_validate(self.evaluation),
             split=Reference.model_validate(self.split),
         )

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from bcc_ops import metrics
-from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.snapshot import take_snapshot
 from bcc_ops.operators.base import BccOperator, run_kind
 
@@ -35,10 +34,11 @@ class SnapshotDatasetOperator(BccOperator):
         handle = take_snapshot(
             self.store,
             self.settings,
-            RetrainingConfig.resolve(context["params"]),
+            self.deployment.resolve(context["params"]),
             datetime.fromisoformat(self.arrivals["as_of"]),
             run_id=context["run_id"],
             run_kind=run_kind(context),
+            deployment=self.deployment.values,
         )
         metrics.new_images(self.arrivals)
         self.log.info("the run's folder: %s", handle.folder)

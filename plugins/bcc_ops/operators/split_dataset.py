@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bcc_ops.exceptions import ArtifactError, ObjectNotFound
 from bcc_ops.operators.base import BccOperator
-from bcc_ops.runs.documents import ChecksDocument
+from bcc_ops.runs.documents import ChecksDocument, Reference, SplitDocument, parse_document
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
 class SplitDatasetOperator(BccOperator):
-    """Put every usable image into train, tuning or checks, and weigh the classes of the train partition.
+    """Put every usable image into train, tuning or validation, and weigh the classes of the train partition.
 
-    Writes split.parquet and split.json; returns the reference to the latter.
+    Writes split.parquet, assignments.parquet and split.json; returns the reference to the latter.
 
     Args:
         run: the run's handle, from `snapshot_dataset`.
@@ -31,16 +32,53 @@ class SplitDatasetOperator(BccOperator):
 
     def work(self, context: Context) -> dict[str, str]:
         """Split the run's images."""
-        from bcc_ops.dataset.splits import describe_split, split_images
-        from bcc_ops.runs.previous import previous_split, read_contents
-        from bcc_ops.runs.tables import SplitRow, write_rows
+        from bcc_ops.dataset.splits import describe_split, split_images, split_is_made_of
+        from bcc_ops.runs.previous import assigned_before, read_contents
+        from bcc_ops.runs.tables import AssignmentRow, SplitRow, write_rows
 
         run = self.load_run(self.run)
         checks = self.store.load(ChecksDocument, self.checks)
         contents = read_contents(self.store, checks)
-        previous = previous_split(self.store, run.paths.artifacts_prefix, run.snapshot.previous_run)
-        split = split_images(contents, previous, run.config, run.snapshot.classes)
-        rows = self.store.put_referenced(run.paths.document("split.parquet"), write_rows(SplitRow, split.rows))
-        document = describe_split(split, run.config, run.snapshot.classes, run.snapshot.previous_run, rows)
+        made_of = split_is_made_of(contents, run.config)
+        kept = self._kept(run.paths.document("split.json"), made_of)
+        if kept is not None:
+            return kept.to_xcom()
+        assigned = assigned_before(self.store, run.paths)
+        split = split_images(contents, assigned.rows, run.config, run.snapshot.classes)
+        table, assignments = (
+            self.store.put_referenced(run.paths.document(name), content)
+            for name, content in (
+                ("split.parquet", write_rows(SplitRow, split.rows)),
+                ("assignments.parquet", write_rows(AssignmentRow, split.assignments)),
+            )
+        )
+        document = describe_split(
+            split,
+            run.config,
+            run.snapshot.classes,
+            previous_run=assigned.previous_run,
+            ancestors=assigned.ancestors,
+            made_of=made_of,
+            table=table,
+            assignments=assignments,
+        )
         self.log.info("counts %s, weights %s, %d carried forward", document.counts, document.weights, split.carried_forward)
         return self.store.save(run.paths.document("split.json"), document).to_xcom()
+
+    def _kept(self, key: str, made_of: str) -> Reference | None:
+        """Return the reference to the split that this run made before of the same images, if it did.
+
+        Later runs carried it forward and a model may have been trained on it, so doing the task again must not change it.
+        """
+        try:
+            content = self.store.get(key)
+            document = parse_document(SplitDocument, content, key)
+            if document.made_of != made_of:
+                return None
+            for table in (document.table, document.assignments):
+                if table is not None:
+                    self.store.get_referenced(table)
+        except (ObjectNotFound, ArtifactError):
+            return None
+        self.log.info("this run made its split before, of the same images and parameters: it is kept")
+        return Reference.of(key, content)

@@ -40,7 +40,7 @@ def decide(
     *,
     as_of: datetime,
     run_kind: RunKind,
-    earlier_decisions: int,
+    holdout_reuse: float,
     reference: Reference,
     split: Reference | None = None,
 ) -> GateDocument:
@@ -52,12 +52,11 @@ def decide(
         config: the thresholds.
         as_of: of this run's snapshot.
         run_kind: a backfill leaves the champion alone unless `promote_backfill`.
-        earlier_decisions: gate decisions of other runs against this validation set.
+        holdout_reuse: gate decisions per held-out image, this one included.
         reference: to `evaluation.json`.
         split: to the run's `split.json`, whose split the next run carries forward.
     """
     comparison = evaluation.comparison
-    decisions = earlier_decisions + 1
     rules = (
         *_floors(evaluation, config),
         _compared(comparison, champion, config),
@@ -65,7 +64,7 @@ def decide(
         _newer(as_of, champion),
         _backfill(run_kind, config),
         _not_synthetic(evaluation.synthetic, champion),
-        _holdout_reuse(decisions, config),
+        _holdout_reuse(holdout_reuse, config),
     )
     failed = [rule for rule in rules if rule.applies and not rule.passed]
     verdict: Verdict = "rejected" if failed else "approved" if champion else "approved_without_champion"
@@ -78,7 +77,7 @@ def decide(
         champion_version=champion.version if champion else None,
         champion_etag=champion.etag if champion else None,
         validation_digest=evaluation.validation_digest,
-        holdout_reuse=decisions,
+        holdout_reuse=holdout_reuse,
         evaluation=reference,
         split=split,
     )
@@ -220,20 +219,20 @@ def _not_synthetic(synthetic: bool, champion: ChampionState | None) -> RuleResul
     return _rule(rule, False, f"The images are synthetic, and champion {champion.version} was trained on real ones.")
 
 
-def _holdout_reuse(decisions: int, config: RetrainingConfig) -> RuleResult:
+def _holdout_reuse(decisions: float, config: RetrainingConfig) -> RuleResult:
     """Warn and do not reject: an overused set needs new images, and refusing every model until then would help nobody."""
     passed = decisions <= config.max_holdout_reuse
-    sentence = f"Gate decisions against this validation set, this one included: {decisions} of {config.max_holdout_reuse}."
+    sentence = f"Gate decisions per held-out image, this one included: {decisions:.1f} of {config.max_holdout_reuse}."
     if not passed:
         sentence = (
-            f"The same held-out images have decided often: this is decision {decisions}, and {config.max_holdout_reuse} were "
-            "foreseen. By now a model may win by luck; add new images."
+            f"The same held-out images have decided often: {decisions:.1f} times each on average, and {config.max_holdout_reuse} "
+            "were foreseen. By now a model may win by luck; add new images."
         )
     return RuleResult(
         rule="max_holdout_reuse",
         passed=passed,
         applies=False,
-        value=float(decisions),
+        value=decisions,
         threshold=float(config.max_holdout_reuse),
         sentence=sentence,
     )

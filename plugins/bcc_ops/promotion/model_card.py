@@ -286,7 +286,9 @@ def _limits(run: RunDocuments) -> str:
     if snapshot.as_of_source != "versions":
         limits.append("The bucket keeps no versions: the snapshot is what could still be seen of that moment.")
     if run.gate.holdout_reuse > 1:
-        limits.append(f"The validation set had served {run.gate.holdout_reuse - 1} gate decisions before this one.")
+        limits.append(
+            f"Each validation image had served {run.gate.holdout_reuse - 1:.1f} gate decisions on average before this one."
+        )
     wide = evaluation.challenger.operating_point.sensitivity
     if wide.low is not None and wide.high is not None and wide.high - wide.low > 0.1:
         support = evaluation.challenger.per_class[evaluation.positive_class].support

@@ -248,7 +248,7 @@ def render_report(
         culprit_href=f"{ui}{_task_path(progress, progress.culprit)}" if progress and progress.culprit else None,
         approval_href=f"{ui}{_task_path(progress, 'approve_model')}" if progress else None,
         live=live_charts(run) if going_on and run.epochs and not run.training else None,
-        epochs_planned=run.config.config.get("epochs") if run.config else None,
+        epochs_planned=run.config.config.epochs if run.config else None,
         verdict=verdict_of(run, progress),
         tiles=_tiles(run.evaluation) if run.evaluation else (),
         compared=_compared(run.evaluation) if run.evaluation else (),

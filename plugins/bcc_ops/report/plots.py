@@ -53,8 +53,7 @@ def _margins(run: RunRecord) -> dict[str, float]:
     if run.config is None or run.evaluation is None:
         return {}
     parameters = run.config.config
-    margins = {
-        "balanced_accuracy": parameters.get("balanced_accuracy_margin"),
-        f"{run.evaluation.positive_class}_sensitivity": parameters.get("sensitivity_margin"),
+    return {
+        "balanced_accuracy": parameters.balanced_accuracy_margin,
+        f"{run.evaluation.positive_class}_sensitivity": parameters.sensitivity_margin,
     }
-    return {name: float(margin) for name, margin in margins.items() if margin is not None}

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bcc_ops.config import RetrainingConfig
 from bcc_ops.exceptions import ArtifactError, ModelError, ObjectChanged, ObjectNotFound
 from bcc_ops.report.galleries import Explain, draw_augmentations, draw_galleries, shown_cases
 from bcc_ops.report.misclassified import find_misclassified
@@ -151,7 +150,7 @@ def _pictures(
     if run.config is not None and samples:
         from bcc_ops.dataset.input_pipeline import Augmentation
 
-        config = RetrainingConfig.model_validate(run.config.config)
+        config = run.config.config
         images = [(label, files[key]) for label, key in samples.items()]
         plots["augmentations"] = draw_augmentations(images, Augmentation.of(config), seed=config.seed, synthetic=run.synthetic)
     return plots

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
+from bcc_ops.config import Origin, RetrainingConfig, parameters_of_sections
 from bcc_ops.exceptions import ArtifactError
 from bcc_ops.runs.upgrade import OLDER_VERSIONS, upgraded
 
@@ -173,10 +174,16 @@ class ConfigDocument(Document):
 
     run_id: str
     run_kind: RunKind
-    config: dict[str, Any]
-    origins: dict[str, Literal["given", "preset", "default"]]
+    config: RetrainingConfig
+    origins: dict[str, Origin]
     digest: str
     """sha256 over what influences training: names a checkpoint together with the snapshot's digest."""
+
+    @property
+    def uses_deployment_parameters(self) -> bool:
+        """Whether the run decided as the deployment's own runs do: which images it was about may be chosen freely."""
+        free = parameters_of_sections("Images", "Promotion")
+        return not any(origin == "given" and name not in free for name, origin in self.origins.items())
 
 
 # snapshot.json -------------------------------------------------------------------------------------------------------
@@ -221,7 +228,7 @@ class SnapshotDocument(Document):
     digest: str
     """sha256 over (key, etag or version, label), sorted by key."""
     previous_run: str | None
-    """Folder of the last assessed run with an earlier as_of."""
+    """Folder of the last run with an earlier as_of whose outcome counts."""
     change: SnapshotChange | None
     """Against `previous_run`; null without one."""
     ignored: tuple[IgnoredKeys, ...]
@@ -312,13 +319,22 @@ class SplitDocument(Document):
     tuning_fraction: Finite
     salt: str
     carried_forward: int
-    """Images whose side was taken over from the previous assessed run."""
+    """Images that kept the side that an earlier run gave to their content."""
     previous_run: str | None
+    """Folder of the newest run whose assignments were carried forward."""
     left_out: tuple[LeftOutImage, ...]
     validation_digest: str
     """sha256 over the sorted content digests of the validation images: names the validation set."""
     table: Reference | None
     """`split.parquet`: one row per image in a partition."""
+    assignments: Reference | None = None
+    """`assignments.parquet`: one row per content that ever got a side. Null in documents of before version 3."""
+    ancestors: tuple[str, ...] | None = None
+    """Folders of the runs whose assignments are in there. Null in documents of before version 3."""
+    holdout_reuse: Finite = 0
+    """Gate decisions per validation image, this run's included."""
+    made_of: str = ""
+    """Digest of what the split was made of: a run that is done again with the same keeps its split."""
 
 
 # python -m bcc_ops check --json ------------------------------------------------------------------------------------------
@@ -537,8 +553,8 @@ class GateDocument(Document):
     champion_etag: str | None
     """The pointer as it was when the models were compared: promotion asks that it still is."""
     validation_digest: str
-    holdout_reuse: int
-    """Gate decisions against this validation set, this one included."""
+    holdout_reuse: Finite
+    """Gate decisions per validation image, this one included: how often the same images have decided."""
     evaluation: Reference
     split: Reference | None = None
     """The run's split.json, which names its split: what the next run carries forward. Null in older documents."""

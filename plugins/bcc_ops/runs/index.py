@@ -1,13 +1,19 @@
-"""Which runs there are in the bucket, and which of them were assessed."""
+"""Which runs there are in the bucket, which of them were assessed, and which count."""
 
 from __future__ import annotations
 
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 from bcc_ops.exceptions import ArtifactError
-from bcc_ops.runs.documents import ConfigDocument
+from bcc_ops.runs.documents import ApprovalDocument, ConfigDocument, GateDocument, PromotionDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths, older_run_slug, parse_run_folder, run_slug, runs_root
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 16
 
 
 def list_runs(store: ObjectStore, artifacts_prefix: str) -> list[RunPaths]:
@@ -42,9 +48,42 @@ def find_run(store: ObjectStore, artifacts_prefix: str, run_id: str) -> RunPaths
     return next((paths for paths in own if store.head(paths.document("snapshot.json"))), own[0] if own else None)
 
 
-def last_assessed(store: ObjectStore, artifacts_prefix: str, before: datetime) -> RunPaths | None:
-    """The run with the latest as_of earlier than `before` that has a `gate.json`; None if there is none."""
+def assessed_runs(store: ObjectStore, artifacts_prefix: str) -> list[RunPaths]:
+    """List the runs that have a gate.json, oldest as_of first."""
+    runs = list_runs(store, artifacts_prefix)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        assessed = pool.map(lambda paths: store.head(paths.document("gate.json")) is not None, runs)
+    return [paths for paths, is_assessed in zip(runs, assessed) if is_assessed]
+
+
+def last_that_counts(store: ObjectStore, artifacts_prefix: str, before: datetime) -> RunPaths | None:
+    """Find the run with the latest as_of earlier than `before` whose outcome counts; None if there is none.
+
+    What is new is new since that run. A run counts if it used the deployment's own parameters and reached a final outcome: the
+    gate rejected the model, a person turned it down, or it came into use. An experiment with other parameters does not use up a
+    night's images, and neither does an approved model whose upload failed or a question that nobody answered.
+    """
     for paths in reversed(list_runs(store, artifacts_prefix)):
-        if paths.as_of < before and store.head(paths.document("gate.json")):
+        if paths.as_of < before and _counts(store, paths):
             return paths
     return None
+
+
+def _counts(store: ObjectStore, paths: RunPaths) -> bool:
+    try:
+        gate = store.find(GateDocument, paths.document("gate.json"))
+        if gate is None:
+            return False
+        config = store.find(ConfigDocument, paths.document("config.json"))
+        if config is not None and not config.uses_deployment_parameters:
+            return False
+        if gate.verdict == "rejected":
+            return True
+        promotion = store.find(PromotionDocument, paths.document("promotion.json"))
+        if promotion is not None and promotion.promoted:
+            return True
+        approval = store.find(ApprovalDocument, paths.document("approval.json"))
+        return approval is not None and approval.approved is False and not approval.timed_out
+    except ArtifactError as error:
+        log.warning("%s does not count as an earlier run: %s", paths.folder_name, error)
+        return False

@@ -1,6 +1,7 @@
 """The Parquet tables of a run: rows in, bytes out, and back.
 
-A table's columns are the fields of its row class, in that order; a file with other columns is refused.
+A table's columns are the fields of its row class, in that order; a file with other columns is refused. A field with a default
+may be missing at the end: older releases did not write it.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ class ImageRow(NamedTuple):
 
 
 class ContentRow(NamedTuple):
-    """contents.parquet: what validation saw of an image. `refused` is "" for a usable one, else the reason.
+    """contents.parquet: what the checks saw of an image. `refused` is "" for a usable one, else the reason.
 
-    `width` and `height` in pixels (0 where the header cannot be read), `mean` and `contrast` (standard deviation) of
-    the gray values, 0 to 255 (0 where refused).
+    `width` and `height` in pixels (0 if the header cannot be read), `mean` and `contrast` (standard deviation) of the gray
+    values, 0 to 255 (0 if refused). `pixels` is the sha256 of the decoded pixels ("" if refused): it survives lossless
+    re-encoding and the removal of metadata, which change `sha256`, that of the file's bytes.
     """
 
     key: str
@@ -46,16 +48,34 @@ class ContentRow(NamedTuple):
     synthetic: bool
     group: str
     refused: str
+    pixels: str = ""
 
 
 class SplitRow(NamedTuple):
-    """split.parquet: an image in a partition. `sha256` is of the file's bytes."""
+    """split.parquet: an image in a partition, which this run uses. `sha256` and `pixels` as in `ContentRow`."""
 
     key: str
     sha256: str
     label: str
     group: str
     partition: str
+    pixels: str = ""
+
+
+class AssignmentRow(NamedTuple):
+    """assignments.parquet: an image that has a side for good, whether or not this run uses it.
+
+    `key` and `group` are those of the last run that saw the image. `decisions` counts the gate decisions that it was held out
+    for.
+    """
+
+    key: str
+    sha256: str
+    pixels: str
+    label: str
+    group: str
+    partition: str
+    decisions: int
 
 
 _TYPES: Mapping[Any, pa.DataType] = {
@@ -93,7 +113,8 @@ def read_rows(row_type: type[Row], content: bytes) -> list[Row]:
     """
     table = _from_bytes(content)
     columns = tuple(RENAMED_FIELDS.get(name, name) for name in table.column_names)
-    if columns != row_type._fields:
+    absent = row_type._fields[len(columns) :]
+    if columns + absent != row_type._fields or not set(absent) <= set(row_type._field_defaults):
         raise ArtifactError(f"the table has the columns {list(columns)}, not {list(row_type._fields)}")
     return [row_type(*values) for values in zip(*(column.to_pylist() for column in table.columns))]
 

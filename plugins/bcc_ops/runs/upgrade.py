@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bcc_ops.config import RetrainingConfig
+
 OLDER_VERSIONS = (1, 2)
 """Of `schema_version`: those that are read and upgraded."""
 
@@ -29,6 +31,14 @@ RENAMED_IN: Mapping[str, Mapping[str, str]] = {
 }
 """Document -> old name -> name, of its own fields."""
 
+RENAMED_PARAMETERS: Mapping[str, str] = {
+    "copy_similarity": "min_similarity",
+    "hash_copy_similarity": "min_similarity_by_hash",
+    "malignant_emphasis": "malignant_odds_factor",
+    "max_looks": "max_holdout_reuse",
+}
+"""Old name -> name, of a run's parameters in config.json."""
+
 OLDER_FILES: Mapping[str, str] = {"checks.json": "validation.json", "split.json": "class_weights.json"}
 """File of a run -> what it was called before."""
 
@@ -42,8 +52,18 @@ def upgraded(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
     """
     own = RENAMED_IN.get(kind, {})
     fields = {own.get(name, name): value for name, value in document.items()}
+    if kind == "ConfigDocument":
+        fields |= {name: _parameters(fields.get(name)) for name in ("config", "origins")}
     renamed: dict[str, Any] = _renamed(fields)
     return {**renamed, "schema_version": 3}
+
+
+def _parameters(values: Any) -> Any:
+    """Rename a run's parameters, and leave out those that there are no longer: they decide about nothing now."""
+    if not isinstance(values, dict):
+        return values
+    renamed = {RENAMED_PARAMETERS.get(name, name): value for name, value in values.items()}
+    return {name: value for name, value in renamed.items() if name in RetrainingConfig.model_fields}
 
 
 def _renamed(value: Any) -> Any:

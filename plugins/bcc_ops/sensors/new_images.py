@@ -115,7 +115,7 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
         )
 
     def _config(self, context: Context) -> RetrainingConfig:
-        return RetrainingConfig.resolve(context["params"])
+        return self.deployment.resolve(context["params"])
 
     def _arrival_check(self, context: Context) -> ArrivalCheck:
         return ArrivalCheck(self.store, self.settings, self._config(context))

@@ -193,7 +193,7 @@ def test_the_rules_are_those_of_the_settings_and_the_run() -> None:
 def test_the_configuration_says_where_each_parameter_came_from() -> None:
     config = RetrainingConfig.resolve({"preset": "notebook", "epochs": 3, "seed": 20261122, "batch_size": None})
     document = describe_config(config, "manual__x", "manual")
-    assert document.config["epochs"] == 3
+    assert document.config.epochs == 3
     assert document.origins["epochs"] == "given"
     assert document.origins["image_size"] == "preset"
     assert document.origins["seed"] == "default"

@@ -87,7 +87,7 @@ def test_nothing_moves_when_images_are_added_night_by_night(images, nights, rng)
         before = sides(split)
         images = images + [one._replace(key=f"{one.key}.{night}", sha256=one.sha256[::-1], group=one.group[::-1]) for one in new]
         rng.shuffle(images)
-        split = split_images(images, split.rows, CONFIG, CLASSES)
+        split = split_images(images, split.assignments, CONFIG, CLASSES)
         after = sides(split)
         assert {key: after[key] for key in before} == before
 
@@ -99,7 +99,7 @@ def test_nothing_moves_when_everything_is_renamed(images, rng):
     names = list(range(len(images)))
     rng.shuffle(names)
     renamed = [one._replace(key=f"images/{one.label}/new name {name}.jpg") for one, name in zip(images, names)]
-    again = split_images(renamed, split.rows, CONFIG, CLASSES)
+    again = split_images(renamed, split.assignments, CONFIG, CLASSES)
     assert contents_by_side(again) == contents_by_side(split)
     assert again.carried_forward == len(images)
     assert validation_digest(again.rows) == validation_digest(split.rows)
@@ -110,7 +110,7 @@ def test_nothing_moves_when_everything_is_renamed(images, rng):
 def test_a_second_upload_of_everything_goes_to_the_same_sides(images):
     split = split_images(images, (), CONFIG, CLASSES)
     twice = images + [one._replace(key=f"{one.key} (1)") for one in images]
-    again = split_images(twice, split.rows, CONFIG, CLASSES)
+    again = split_images(twice, split.assignments, CONFIG, CLASSES)
     assert {key: side for key, side in sides(again).items() if not key.endswith("(1)")} == sides(split)
     assert {key.removesuffix(" (1)"): side for key, side in sides(again).items() if key.endswith("(1)")} == sides(split)
 
@@ -122,7 +122,7 @@ def test_a_new_image_that_bridges_two_sides_is_left_out_and_the_known_ones_stay(
     one, other = (next(row for row in split.rows if row.partition == side and row.label == "benign") for side in between)
     tied = [row._replace(group="tied") if row.group in (one.group, other.group) else row for row in images]
     bridge = image("bridge", "benign", group="tied")
-    again = split_images([*tied, bridge], split.rows, CONFIG, CLASSES)
+    again = split_images([*tied, bridge], split.assignments, CONFIG, CLASSES)
     assert sides(again) == sides(split)
     assert [left.key for left in again.left_out] == [bridge.key]
     assert all(side in again.left_out[0].reason for side in between)
@@ -134,7 +134,7 @@ def test_a_new_near_duplicate_takes_the_side_of_the_known_one(images):
     split = split_images(images, (), CONFIG, CLASSES)
     known = {row.key: row for row in split.rows}
     late = [image(f"late {one.key}", one.label, group=one.group) for one in images]
-    again = split_images(images + late, split.rows, CONFIG, CLASSES)
+    again = split_images(images + late, split.assignments, CONFIG, CLASSES)
     side_of = sides(again)
     for one, copy in zip(images, late):
         assert side_of[copy.key] == known[one.key].partition
@@ -147,7 +147,7 @@ def test_known_near_duplicates_of_one_another_on_two_sides_stay_only_in_validati
         next(row for row in split.rows if row.partition == side and row.label == "benign") for side in ("train", "validation")
     )
     tied = [row._replace(group="tied") if row.sha256 in (train.sha256, held_out.sha256) else row for row in images]
-    again = split_images(tied, split.rows, CONFIG, CLASSES)
+    again = split_images(tied, split.assignments, CONFIG, CLASSES)
     assert sides(again)[held_out.key] == "validation"
     assert [left.key for left in again.left_out] == [train.key]
 
@@ -172,22 +172,23 @@ def test_shares_are_within_two_points_per_class_at_500_images(seed, fraction):
 
 
 def test_shares_are_kept_while_the_set_grows():
-    images, rows = [], ()
+    images, assigned = [], ()
     for night in range(6):
         images = images + [row for number in range(100) for row in copies(f"n{night}-{number}", CLASSES[number % 3], 1)]
-        rows = split_images(images, rows, CONFIG, CLASSES).rows
-        counts = Counter(row.partition for row in rows)
-        assert abs(counts["validation"] / len(rows) - 0.2) <= 0.02
+        split = split_images(images, assigned, CONFIG, CLASSES)
+        assigned = split.assignments
+        counts = Counter(row.partition for row in split.rows)
+        assert abs(counts["validation"] / len(split.rows) - 0.2) <= 0.02
 
 
 def test_shares_are_kept_when_one_image_a_class_comes_a_night():
     images = [row for number in range(30) for row in copies(f"o{number}", CLASSES[number % 3], 1)]
-    rows = split_images(images, (), CONFIG, CLASSES).rows
+    split = split_images(images, (), CONFIG, CLASSES)
     for night in range(40):
         images = images + [row for label in CLASSES for row in copies(f"o-{night}", label, 1)]
-        rows = split_images(images, rows, CONFIG, CLASSES).rows
+        split = split_images(images, split.assignments, CONFIG, CLASSES)
     # of 50 images a class, 10 are for validation, and 15 % of the other 40 for tuning
-    assert count_partitions(rows, CLASSES) == {
+    assert count_partitions(split.rows, CLASSES) == {
         "train": dict.fromkeys(CLASSES, 34),
         "tuning": dict.fromkeys(CLASSES, 6),
         "validation": dict.fromkeys(CLASSES, 10),
@@ -199,7 +200,7 @@ def test_the_salt_draws_another_split_of_what_is_new_only():
     split = split_images(images, (), CONFIG, CLASSES)
     salted = RetrainingConfig.resolve({"split_salt": "other"})
     assert sides(split_images(images, (), salted, CLASSES)) != sides(split)
-    assert sides(split_images(images, split.rows, salted, CLASSES)) == sides(split)
+    assert sides(split_images(images, split.assignments, salted, CLASSES)) == sides(split)
 
 
 def test_refused_images_and_conflicts_are_in_no_partition():
@@ -217,7 +218,7 @@ def test_an_image_that_changed_its_label_keeps_its_side():
     relabelled = [
         row._replace(label="malignant", key="images/malignant/moved.png") if row.sha256 == moved.sha256 else row for row in images
     ]
-    again = split_images(relabelled, split.rows, CONFIG, CLASSES)
+    again = split_images(relabelled, split.assignments, CONFIG, CLASSES)
     assert sides(again)["images/malignant/moved.png"] == "validation"
 
 
@@ -230,7 +231,7 @@ def test_patients_stay_together_and_tie_groups():
         by_patient[row.key.split("/")[-1].split("_")[0]].add((row.partition, row.group))
     assert len(by_patient) == 60
     assert all(len(found) == 1 for found in by_patient.values())
-    document = describe_split(split, config, CLASSES, None, None)
+    document = describe_split(split, config, CLASSES)
     assert document.grouping == "patient"
 
 
@@ -258,9 +259,9 @@ def test_a_class_whose_images_were_removed_says_how_many_must_come_and_goes_on_w
     left = [one for one in images if one.sha256 not in gone]
     needed = f"{len(emptied)} new groups" if len(emptied) > 1 else "1 new group"
     with pytest.raises(SplitError, match=f"normal has no image for {' and '.join(emptied)}: .* so that {needed} must come"):
-        split_images(left, split.rows, CONFIG, CLASSES)
+        split_images(left, split.assignments, CONFIG, CLASSES)
     new = [row for number in range(len(emptied)) for row in copies(f"new{number}", "normal", 1)]
-    after = sides(split_images(left + new, split.rows, CONFIG, CLASSES))
+    after = sides(split_images(left + new, split.assignments, CONFIG, CLASSES))
     assert sorted(after[row.key] for row in new) == emptied
 
 
@@ -283,7 +284,7 @@ def test_class_weights_by_hand():
 
 def test_class_weights_come_from_train_alone():
     images = [row for number in range(120) for row in copies(f"w{number}", CLASSES[min(number % 4, 2)], 1)]
-    document = describe_split(split_images(images, (), CONFIG, CLASSES), CONFIG, CLASSES, None, None)
+    document = describe_split(split_images(images, (), CONFIG, CLASSES), CONFIG, CLASSES)
     train = document.counts["train"]
     total = sum(train.values())
     assert document.weights == {name: total / (3 * train[name]) for name in CLASSES}

@@ -260,7 +260,7 @@ def test_every_setting_of_the_pipeline_can_be_given(services: dict[str, Any]) ->
 @needs_compose
 def test_settings_that_env_leaves_out_are_those_of_the_code(services: dict[str, Any]) -> None:
     settings = Settings.from_environment(services["worker"]["environment"])
-    of_the_deployment = {"cache_dir", "gpu_queue"}
+    of_the_deployment = {"cache_dir", "gpu_queue", "parameters"}
     assert settings.model_dump(exclude=of_the_deployment) == Settings().model_dump(exclude=of_the_deployment)
 
 

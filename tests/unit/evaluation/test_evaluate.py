@@ -28,7 +28,7 @@ from bcc_ops.evaluation.metrics import Threshold
 from bcc_ops.exceptions import DataError, ModelError
 from bcc_ops.models.champion import ChampionModel
 from bcc_ops.runs.documents import Estimate, OperatingPoint
-from bcc_ops.runs.tables import ContentRow, SplitRow, read_predictions
+from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow, read_predictions
 
 CLASSES = ("benign", "malignant", "normal")
 PLAN = EvaluationPlan(CLASSES, "malignant", 0.9, 300, 5, "near-duplicate group")
@@ -91,15 +91,21 @@ CONTENTS = [content(row, side=100 + i) for i, row in enumerate(SPLIT)]
 def champion(**changes: Any) -> ChampionModel:
     missing = Estimate.missing("elsewhere")
     point = OperatingPoint(threshold=0.4, wanted_sensitivity=0.9, chosen_on="its own", sensitivity=missing, specificity=missing)
-    known = ChampionModel("v1", AS_OF, False, CLASSES, point, 1.1, frozenset(), Answering(0.6, seed=2))
+    known = ChampionModel("v1", AS_OF, False, CLASSES, point, 1.1, model=Answering(0.6, seed=2))
     return replace(known, **changes)
+
+
+def record(*contents: str) -> tuple[SplitRow, ...]:
+    """The record of a champion that was trained on these contents."""
+    return tuple(SplitRow(sha256, sha256, "benign", sha256, "train") for sha256 in contents)
 
 
 INPUTS = EvaluationInputs(
     split=SPLIT,
     contents=CONTENTS,
     paths={row.key: Path(row.key) for row in SPLIT},
-    earlier=None,
+    assignments=(),
+    first=True,
     as_of=AS_OF,
     synthetic=False,
     validation_digest="v" * 64,
@@ -173,9 +179,10 @@ def test_a_champion_that_has_seen_every_image_is_not_compared() -> None:
 def test_train_images_that_are_gone_are_counted_since_their_near_duplicates_cannot_be_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    seen = frozenset({"sha-train-0", "sha-tuning-1", "sha-encoded-anew", "sha-removed"})
     with caplog.at_level(logging.WARNING):
-        comparison = run(champion(seen=seen)).document.comparison
+        comparison = run(
+            champion(record=record("sha-train-0", "sha-tuning-1", "sha-removed-1", "sha-removed-2"))
+        ).document.comparison
     assert comparison is not None
     assert comparison.caution == (
         "Images that the champion was trained on and that are not in this snapshot: 2. Validation images that are "
@@ -186,10 +193,40 @@ def test_train_images_that_are_gone_are_counted_since_their_near_duplicates_cann
 
 def test_a_refused_image_is_not_gone_and_what_was_not_compared_needs_no_caution() -> None:
     refused = content(SplitRow("refused", "sha-refused", "benign", "", ""), "g-refused")
-    compared = run(champion(seen=frozenset({"sha-train-0", "sha-refused"})), contents=[*CONTENTS, refused]).document.comparison
-    broken = run(champion(seen=frozenset({"sha-removed"}), problem="its file is gone")).document.comparison
+    compared = run(champion(record=record("sha-train-0", "sha-refused")), contents=[*CONTENTS, refused]).document.comparison
+    broken = run(champion(record=record("sha-removed"), problem="its file is gone")).document.comparison
     assert compared is not None and compared.caution is None
     assert broken is not None and broken.caution is None
+
+
+def test_images_whose_metadata_was_stripped_are_recognised_by_their_pixels() -> None:
+    stripped = SplitRow("benign/a.png", "sha-of-the-stripped-file", "benign", "g", "validation", "sha-of-the-pixels")
+    seen = frozenset({"sha-of-the-file", "sha-of-the-pixels"})
+    assert seen_by(seen, [stripped], []) == {"benign/a.png": TRAINED_ON}
+
+
+def test_an_image_of_a_patient_whose_trained_on_image_is_absent_is_not_held_out() -> None:
+    present = SplitRow("p7/b.png", "sha-b", "benign", "patient-7", "validation")
+    absent = AssignmentRow("p7/a.png", "sha-a", "", "benign", "patient-7", "train", 0)
+    assert seen_by(frozenset({"sha-a"}), [present], [], [absent]) == {"p7/b.png": NEAR_DUPLICATE}
+
+
+def test_a_champion_whose_images_were_encoded_anew_is_not_compared() -> None:
+    """All 120 images are unknown to the champion's record and all 40 of it are gone: they may be the same ones."""
+    comparison = run(champion(record=record(*(f"sha-before-{i}" for i in range(40))))).document.comparison
+    assert comparison is not None and comparison.champion is None
+    assert comparison.problem is not None and comparison.problem.startswith(
+        "40 images that the champion knew are gone and 120 are new"
+    )
+    assert comparison.caution is None
+
+
+def test_a_set_that_grew_and_lost_some_images_is_still_compared_on() -> None:
+    known = [row.sha256 for row in SPLIT[:100]]
+    comparison = run(champion(record=record(*known, *(f"sha-removed-{i}" for i in range(12))))).document.comparison
+    assert comparison is not None and comparison.problem is None
+    one_more = run(champion(record=record(*known, *(f"sha-removed-{i}" for i in range(13))))).document.comparison
+    assert one_more is not None and one_more.problem is not None
 
 
 def test_a_challenger_is_not_judged_on_what_the_champion_that_it_started_from_was_trained_on() -> None:
@@ -324,11 +361,15 @@ def test_the_document_is_json_without_nan_and_the_same_again() -> None:
 
 def test_slices_are_by_size_by_novelty_and_by_key() -> None:
     plan = replace(PLAN, slice_pattern=r"validation-(\d)")
-    earlier = frozenset(row.sha256 for row in SPLIT if row.partition == "validation" and int(row.key.split("-")[-1]) < 40)
-    slices = run(plan=plan, earlier=earlier).document.slices
+    assignments = [
+        AssignmentRow(row.key, row.sha256, "", row.label, row.group, row.partition, 2 if int(row.key.split("-")[-1]) < 40 else 1)
+        for row in SPLIT
+        if row.partition == "validation"
+    ]
+    slices = run(plan=plan, assignments=assignments, first=False).document.slices
     counts = {(part.by, part.value): part.images for part in slices}
     assert counts["new images", "new"] == 20
-    assert counts["new images", "known to the previous run"] == 40
+    assert counts["new images", "held out before"] == 40
     assert sum(images for (by, _), images in counts.items() if by == "image size") == 60
     assert counts["key pattern", "1"] == 11  # 1, 10 to 19
     few = next(part for part in slices if part.by == "key pattern" and part.value == "9")

@@ -20,7 +20,7 @@ from bcc_ops.dataset.sync import sync_images
 from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run, external_images
 from bcc_ops.runs.documents import PARTITIONS
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.tables import ContentRow, SplitRow, write_rows
+from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow, write_rows
 from tests.unit.report.samples import (
     CLASSES,
     PATHS,
@@ -76,17 +76,18 @@ def test_the_evaluation_tells_what_the_runs_training_started_from(
     ]
     contents = [ContentRow(row.key, row.label, row.sha256, 99, 99, "L", 90.0, 40.0, False, row.group, "") for row in rows]
     split = store.put_referenced(PATHS.document("split.parquet"), write_rows(SplitRow, rows))
+    assignments = store.put_referenced(PATHS.document("assignments.parquet"), write_rows(AssignmentRow, []))
     table = store.put_referenced(PATHS.document("contents.parquet"), write_rows(ContentRow, contents))
     model = store.put_referenced(PATHS.document("model.h5"), b"weights")
     warm = replace(
         inputs,
         config=RetrainingConfig.resolve({"bootstrap_resamples": 200}),
         checks=checks_document(contents=table),
-        split=split_document(table=split, previous_run=None),
+        split=split_document(table=split, assignments=assignments, previous_run=None),
         training=training_document(model=model, warm_started_from="v1"),
         images={row.key: Path(row.key) for row in rows},
     )
-    document = evaluate_run(store, PATHS, warm, None, folder=tmp_path, say=lambda sentence: None).document
+    document = evaluate_run(store, warm, None, folder=tmp_path, say=lambda sentence: None).document
     assert (document.warm_start_note or "").startswith("Training started from version v1")
 
 

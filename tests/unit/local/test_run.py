@@ -41,9 +41,9 @@ def _make_run(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[s
     [
         ({"IMAGES": "/no/such/folder"}, "IMAGES=/no/such/folder: there is no such folder"),
         ({"PARAMS": "epochs=0"}, "epochs: Input should be greater than or equal to 1 (given: '0')"),
-        ({"PARAMS": "epoch=3"}, "epoch: Extra inputs are not permitted"),
+        ({"PARAMS": "epoch=3"}, "epoch: there is no such parameter; did you mean epochs?"),
         ({"PARAMS": "epochs"}, "'epochs' is no name=value"),
-        ({"PRESET": "best"}, "preset: 'best' is none of transfer, notebook"),
+        ({"PRESET": "best"}, "preset: must be transfer or notebook, got 'best'"),
         ({"ONCE": "perhaps"}, "ONCE=perhaps: 1 or 0"),
         ({"PORT": "http"}, "PORT=http is no port"),
         ({"BCC_CLASSES": "benign"}, "classes: at least two different names"),

@@ -27,6 +27,12 @@ def test_a_version_has_seen_its_train_and_tuning_images(store: ObjectStore) -> N
     assert images_seen(ModelRegistry(store, "models"), alone) == {"v1-train", "v1-tuning"}
 
 
+def test_a_version_has_seen_bytes_and_pixels(store: ObjectStore) -> None:
+    row = SplitRow("a.png", "bytes", "benign", "g", "train", "pixels")
+    split = store.put_referenced("artifacts/runs/v1/split.parquet", write_rows(SplitRow, [row]))
+    assert images_seen(ModelRegistry(store, "models"), model_document("v1", split=split)) == {"bytes", "pixels"}
+
+
 def test_a_version_has_seen_what_those_have_that_its_weights_come_from(store: ObjectStore) -> None:
     version(store, "v1")
     version(store, "v2", started_from="v1")

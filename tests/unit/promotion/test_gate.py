@@ -46,7 +46,7 @@ def gate(
     *,
     as_of: Any = AS_OF,
     run_kind: RunKind = "nightly",
-    earlier_decisions: int = 0,
+    holdout_reuse: float = 1,
     **parameters: Any,
 ) -> GateDocument:
     return decide(
@@ -55,7 +55,7 @@ def gate(
         RetrainingConfig.resolve(parameters),
         as_of=as_of,
         run_kind=run_kind,
-        earlier_decisions=earlier_decisions,
+        holdout_reuse=holdout_reuse,
         reference=reference("evaluation.json"),
     )
 
@@ -191,10 +191,10 @@ def test_synthetic_images_never_replace_a_model_of_real_ones() -> None:
 
 
 def test_images_that_decided_often_are_a_warning_and_do_not_reject() -> None:
-    overused = gate(earlier_decisions=30, max_holdout_reuse=30)
+    overused = gate(holdout_reuse=31, max_holdout_reuse=30)
     assert (overused.verdict, overused.holdout_reuse) == ("approved", 31)
-    assert overused.reasons[-1].startswith("The same held-out images have decided often: this is decision 31")
-    fresh = gate(earlier_decisions=29, max_holdout_reuse=30)
+    assert overused.reasons[-1].startswith("The same held-out images have decided often: 31.0 times each")
+    fresh = gate(holdout_reuse=30, max_holdout_reuse=30)
     assert len(fresh.reasons) == 1
     assert not any("decided often" in reason for reason in fresh.reasons)
 

@@ -81,4 +81,4 @@ def test_an_upload_that_was_cut_short_goes_on_after_the_gate_has_decided_again(
     done = upload(registry, documents(training=trained, gate=first.gate.model_copy(update={"holdout_reuse": 5})))
     assert done.promoted
     assert registry.model(done.version).model.sha256 == model.sha256
-    assert "had served 4 gate decisions" in store.get(registry.key(done.version, "model_card.md")).decode()
+    assert "had served 4.0 gate decisions" in store.get(registry.key(done.version, "model_card.md")).decode()

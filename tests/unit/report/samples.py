@@ -66,8 +66,8 @@ def config_document(run_id: str = RUN_ID, **given: Any) -> ConfigDocument:
     return ConfigDocument(
         run_id=run_id,
         run_kind="nightly",
-        config=config.model_dump(mode="json"),
-        origins=RetrainingConfig.origins(given),
+        config=config,
+        origins=config.origins(),
         digest="c" * 64,
     )
 

@@ -7,12 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from bcc_ops.config import RetrainingConfig
 from bcc_ops.exceptions import ArtifactError
 from bcc_ops.models.registry import ModelRegistry
-from bcc_ops.runs.documents import ChampionDocument, ChecksDocument, GateDocument, ModelDocument, TrainingDocument, parse_document
+from bcc_ops.runs.documents import (
+    ChampionDocument,
+    ChecksDocument,
+    ConfigDocument,
+    GateDocument,
+    ModelDocument,
+    TrainingDocument,
+    parse_document,
+)
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
-from bcc_ops.runs.previous import previous_split
+from bcc_ops.runs.previous import assigned_before
 from bcc_ops.runs.record import RUN_DOCUMENTS, read_record
 from bcc_ops.runs.tables import ContentRow, SplitRow, read_rows
 
@@ -32,6 +41,15 @@ def test_every_document_of_an_older_run_is_read() -> None:
     assert record.gate is not None and record.gate.holdout_reuse == json.loads(OLDER.joinpath("gate.json").read_text())["looks"]
     assert record.gate.rules[0].value is not None
     assert record.evaluation is not None and record.evaluation.bootstrap_grouping
+
+
+def test_the_parameters_of_a_run_of_before_are_read_by_their_present_names() -> None:
+    content = json.loads(OLDER.joinpath("config.json").read_text())
+    content["config"]["parameter_of_long_ago"] = 1
+    document = parse_document(ConfigDocument, json.dumps(content).encode(), "config.json")
+    assert document.config.min_similarity == content["config"]["copy_similarity"]
+    assert document.config.malignant_odds_factor == content["config"]["malignant_emphasis"]
+    assert set(document.origins) <= set(RetrainingConfig.model_fields)
 
 
 def test_references_of_before_name_keys_whatever_the_bucket_was_called() -> None:
@@ -62,7 +80,9 @@ def test_the_split_of_a_run_of_before_is_carried_forward(store: ObjectStore) -> 
     document["split"] = table.to_xcom()
     store.put(older.document("class_weights.json"), json.dumps(document).encode())
     store.put(older.document("gate.json"), OLDER.joinpath("gate.json").read_bytes())
-    assert [row.partition for row in previous_split(store, "artifacts", older.folder_name)] == ["train"]
+    assigned = assigned_before(store, RunPaths("artifacts", "20261102T020000Z__next"))
+    assert [row.partition for row in assigned.rows] == ["train"]
+    assert (assigned.previous_run, assigned.ancestors) == (older.folder_name, (older.folder_name,))
 
 
 @pytest.mark.parametrize("version", [0, 4, "1", None])
