@@ -27,6 +27,7 @@ def main() -> int:
             ("near_duplicates", ["--images", images]),
             ("speed", []),
             ("download", ["--images", images]),
+            ("split_histories", []),
             ("gate_simulation", ["--write"]),
             ("training", [images, "--write"]),
         )

@@ -298,3 +298,91 @@ def test_the_validation_digest_names_contents_and_not_keys():
     assert validation_digest(renamed) == validation_digest(rows)
     smaller = [row for row in rows if row.partition != "validation"] + [row for row in rows if row.partition == "validation"][1:]
     assert validation_digest(smaller) != validation_digest(rows)
+
+
+# Groups that merge ------------------------------------------------------------------------------------------------------
+
+
+def singles(prefix, count):
+    return [row for number in range(count) for row in copies(f"{prefix}{number}", CLASSES[number % 3], 1)]
+
+
+def night(images, before=None, config=CONFIG):
+    return split_images(images, before.assignments if before else (), config, CLASSES)
+
+
+def test_an_image_that_is_absent_or_refused_for_a_night_keeps_its_side():
+    """69 of 156 images changed sides when only the last run's rows were carried forward."""
+    images = singles("a", 90)
+    first = night(images)
+    gone = {row.key for row in images[::3]}
+    without = [*images[1::3], *(row._replace(refused="truncated") for row in images[2::3]), *singles("b", 30)]
+    third = night(images, night(without, first))
+    assert {key: side for key, side in sides(third).items() if key in gone} == {
+        key: side for key, side in sides(first).items() if key in gone
+    }
+    assert sides(third) == sides(first)
+
+
+def test_an_image_whose_metadata_was_stripped_keeps_its_side():
+    """Without the digest of the pixels, 120 of 156 held-out images had been trained on."""
+    images = [row._replace(pixels=f"pixels of {row.key}") for row in singles("m", 90)]
+    stripped = [row._replace(sha256=row.sha256[::-1], group=row.sha256[::-1]) for row in images]
+    first = night(images)
+    second = night(stripped, first)
+    assert sides(second) == sides(first)
+    assert second.carried_forward == 90
+
+
+def test_a_patient_pattern_that_is_switched_on_lets_no_patient_cross_and_nobody_change_sides():
+    images = [image(f"P{number // 3:02d}_{number}", CLASSES[(number // 3) % 3]) for number in range(180)]
+    patients = RetrainingConfig.resolve({"patient_pattern": r"(P\d+)_"})
+    first = night(images)
+    second = night(images, first, patients)
+    assert_no_patient_crosses(second)
+    assert all(sides(first)[key] == side for key, side in sides(second).items())
+    new = [image(f"P{number:02d}_late", CLASSES[number % 3]) for number in range(60)]
+    third = night(images + new, second, patients)
+    assert_no_patient_crosses(third)
+    assert all(sides(first).get(key, side) == side for key, side in sides(third).items())
+
+
+def assert_no_patient_crosses(split):
+    found = defaultdict(set)
+    for row in split.rows:
+        found[row.key.split("/")[-1].split("_")[0]].add(row.partition)
+    assert {patient: on for patient, on in found.items() if len(on) > 1} == {}
+
+
+def test_images_that_were_left_out_keep_their_side_for_the_day_when_they_are_used_again():
+    """Forgotten, they were drawn anew: 231 images that had been trained on became held-out in one scenario."""
+    images = [image(f"P{number // 3:02d}_{number}", CLASSES[(number // 3) % 3]) for number in range(180)]
+    patients = RetrainingConfig.resolve({"patient_pattern": r"(P\d+)_"})
+    first = night(images)
+    joined = night(images, first, patients)
+    assert joined.left_out
+    assert sides(night(images, joined)) == sides(first)
+
+
+def test_a_new_image_of_a_patient_whose_images_are_absent_goes_to_their_side():
+    patients = RetrainingConfig.resolve({"patient_pattern": r"(P\d+)_"})
+    images = [image(f"P{number:02d}_a", CLASSES[number % 3]) for number in range(60)]
+    first = night(images, config=patients)
+    here = [row for number, row in enumerate(images) if number % 2]
+    late = [image(f"P{number:02d}_b", CLASSES[number % 3]) for number in range(0, 60, 2)]
+    second = night(here + late, first, patients)
+    for row in late:
+        assert sides(second)[row.key] == sides(first)[row.key.replace("_b", "_a")]
+
+
+def test_decisions_are_counted_per_held_out_image():
+    """Over 365 nights of one new image each, identical sets were counted and the maximum was 6."""
+    images = singles("h", 90)
+    split = night(images)
+    assert split.holdout_reuse == 1
+    for number in range(30):
+        images = [*images, image(f"late {number}", CLASSES[number % 3])]
+        split = night(images, split)
+    old = [row.decisions for row in split.assignments if row.partition == "validation" and "late" not in row.key]
+    assert old == [31] * len(old)
+    assert 25 < split.holdout_reuse < 31
