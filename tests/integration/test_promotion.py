@@ -24,8 +24,8 @@ from bcc_ops.exceptions import (
     UnsafeStore,
 )
 from bcc_ops.models.registry import MODEL_FILES, ModelRegistry, Pointer, version_name
-from bcc_ops.promotion.promote import set_champion, upload_challenger
-from bcc_ops.runs.documents import ChampionDocument, PromotionDocument
+from bcc_ops.promotion.promote import release_hold, set_champion, upload_challenger
+from bcc_ops.runs.documents import ChampionDocument, Hold, PromotionDocument
 from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
 from tests.services.faulty_proxy import FaultyProxy, faulty
@@ -250,9 +250,50 @@ def test_a_roll_back_and_an_upload_cannot_both_win(registry: ModelRegistry) -> N
     assert [move.version for move in champion(registry).history] == [second.version, first.version]
 
 
+# What a person decided ------------------------------------------------------------------------------------------------
+
+
+def test_a_persons_move_holds_the_champion_and_withdraws_the_model_that_it_replaces(registry: ModelRegistry) -> None:
+    first, second = promote(registry, b"one"), promote(registry, b"two", days=1)
+    assert champion(registry).hold is None and champion(registry).withdrawn == ()
+    rolled_back = set_champion(registry, first.version, lambda *given: None, by="ana", reason="misses lesions", now=NOW)
+    assert rolled_back.hold == Hold(by="ana", at=NOW, reason="misses lesions")
+    assert rolled_back.withdrawn == (second.model.sha256,)
+    assert champion(registry) == rolled_back
+
+
+def test_a_hold_and_what_was_withdrawn_outlive_an_approved_model_and_a_release(registry: ModelRegistry) -> None:
+    first, second = promote(registry, b"one"), promote(registry, b"two", days=1)
+    set_champion(registry, first.version, lambda *given: None, by="ana", reason="misses lesions", now=NOW)
+    promote(registry, b"three", days=2)
+    assert champion(registry).hold is not None and champion(registry).withdrawn == (second.model.sha256,)
+    released = release_hold(registry, by="ben", reason="labels are corrected", now=NOW)
+    assert (released.hold, released.withdrawn) == (None, (second.model.sha256,))
+    assert [move.by for move in released.history][:2] == ["the gate", "ana"]
+    with pytest.raises(NothingNew, match="nobody holds the champion"):
+        release_hold(registry, by="ben", reason="again", now=NOW)
+
+
+def test_a_withdrawn_model_is_welcome_again_once_a_person_chooses_it(registry: ModelRegistry) -> None:
+    first, second = promote(registry, b"one"), promote(registry, b"two", days=1)
+    for version, withdrawn in ((first.version, second.model.sha256), (second.version, first.model.sha256)):
+        set_champion(registry, version, lambda *given: None, by="ana", reason="look again", now=NOW)
+        assert champion(registry).withdrawn == (withdrawn,)
+
+
+def test_a_release_that_meets_another_move_is_lost(registry: ModelRegistry) -> None:
+    first, _ = promote(registry, b"one"), promote(registry, b"two", days=1)
+    set_champion(registry, first.version, lambda *given: None, by="ana", reason="misses lesions", now=NOW)
+    read = registry.champion()
+    promote(registry, b"three", days=2)
+    assert read is not None
+    with pytest.raises(PromotionLost):
+        registry.release(read, by="ben", reason="late", at=NOW)
+
+
 # Kills and errors -----------------------------------------------------------------------------------------------------
 
-STEPS = ("model.h5", "evaluation.json", "model_card.md", "model.json", "champion.json")
+STEPS = ("model.h5", "split.parquet", "evaluation.json", "model_card.md", "model.json", "champion.json")
 
 
 class Killed(BaseException):

@@ -32,7 +32,7 @@ from bcc_ops.models.registry import MODEL_FILES, ModelRegistry
 from bcc_ops.operators.evaluate_model import EvaluateModelOperator
 from bcc_ops.operators.gate_model import GateModelOperator
 from bcc_ops.operators.upload_model import UploadModelOperator
-from bcc_ops.promotion.promote import set_champion
+from bcc_ops.promotion.promote import release_hold, set_champion
 from bcc_ops.promotion.run_upload import smoke_test_version
 from bcc_ops.promotion.smoke_test import TOLERANCE, Sample, answer, run_smoke_test
 from bcc_ops.runs.documents import Document, EvaluationDocument, GateDocument, PromotionDocument, Reference
@@ -362,14 +362,14 @@ def test_external_images_are_reported_as_of_the_run_and_never_the_runs_own(place
 
 
 def test_a_roll_back_is_tested_with_its_own_runs_images_and_without_them_where_they_are_gone(
-    place: Place, models: dict[str, bytes], smoke_tests: list[list[Sample]]
+    place: Place, models: dict[str, bytes], smoke_tests: list[list[Sample]], tmp_path: Path
 ) -> None:
     first = place.run(models["good"]).promoted()
     place.run(models["good"], days=1).promoted()
     told: list[str] = []
 
     def smoke_test(document: Any, path: Path) -> None:
-        smoke_test_version(place.registry, document, path, place.fetch, told.append)
+        smoke_test_version(document, path, place.fetch, told.append)
 
     def choose(version: str) -> str:
         return set_champion(place.registry, version, smoke_test, by="ana", reason="worse here", now=FIRST).version
@@ -379,12 +379,106 @@ def test_a_roll_back_is_tested_with_its_own_runs_images_and_without_them_where_t
     assert all(sample.expected is not None and sample.path.is_file() for sample in smoke_tests[2])
     assert told == []
     newest = place.registry.versions()[-1]
-    evaluation = place.store.load(EvaluationDocument, place.registry.model(newest).evaluation)
-    assert evaluation.predictions is not None
-    place.store.client.delete_object(Bucket=place.store.bucket, Key=evaluation.predictions.key)
+    (gone, *_) = place.registry.model(newest).smoke_test
+    place.store.client.delete_object(Bucket=place.store.bucket, Key=gone.key)
+    place.cache = ImageCache(tmp_path / "another worker's cache", 10**9)
     assert choose(newest) == newest
     assert [(sample.name, sample.expected) for sample in smoke_tests[3]] == [("a gray image", None)]
     assert len(told) == 1 and "only has to load and to answer" in told[0]
+
+
+# A version needs nothing of its run -----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("smoke_tests")
+@pytest.mark.parametrize("what", ["is deleted", "is written anew by another release of pyarrow"])
+def test_a_champion_is_compared_whatever_becomes_of_the_run_that_made_it(
+    place: Place, models: dict[str, bytes], what: str
+) -> None:
+    first = place.run(models["good"])
+    first.promoted()
+    if what == "is deleted":
+        place.store.delete_folder(first.paths.folder)
+    else:
+        place.store.put(first.paths.document("split.parquet"), b"other bytes")
+    comparison = place.run(models["good"], days=1).evaluate().comparison
+    assert comparison is not None and comparison.problem is None and comparison.champion is not None
+
+
+def test_a_bucket_that_is_restored_under_another_name_works(
+    place: Place,
+    models: dict[str, bytes],
+    make_store: Callable[..., ObjectStore],
+    smoke_tests: list[list[Sample]],
+    monkeypatch: Any,
+) -> None:
+    first = place.run(models["good"]).promoted()
+    restored = make_store()
+    for entry in place.store.list_objects(""):
+        restored.put(entry["Key"], place.store.get(entry["Key"]))
+    monkeypatch.setenv("BCC_BUCKET", restored.bucket)
+    there = Place(restored, ModelRegistry(restored, "models"), Settings.from_environment(), place.cache)
+    second = there.run(models["good"], days=1)
+    comparison = second.evaluate().comparison
+    assert comparison is not None and comparison.problem is None
+    second.gate()
+    assert second.upload().previous_champion == first.version
+
+    def smoke_test(document: Any, path: Path) -> None:
+        smoke_test_version(document, path, there.fetch, lambda sentence: None)
+
+    rolled_back = set_champion(there.registry, first.version, smoke_test, by="ana", reason="worse here", now=FIRST)
+    assert rolled_back.version == first.version
+    assert place.registry.champion() is not None and len(smoke_tests) == 3
+
+
+@pytest.mark.usefixtures("smoke_tests")
+def test_clearing_a_run_whose_model_came_into_use_changes_no_document_that_says_so(
+    place: Place, models: dict[str, bytes]
+) -> None:
+    """Its verdict would be about today's champion: gate.json flipped to rejected, and promotion.json said "lost"."""
+    first = place.run(models["good"])
+    first.promoted()
+    place.run(models["good"], days=1).promoted()
+    names = ("evaluation.json", "gate.json", "promotion.json")
+    before = {name: place.store.get(first.paths.document(name)) for name in names}
+    pointer = place.store.get("models/champion.json")
+    first.promoted()
+    assert {name: place.store.get(first.paths.document(name)) for name in names} == before
+    assert place.store.get("models/champion.json") == pointer
+
+
+# What a person decided ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("smoke_tests")
+def test_a_rollback_sticks_until_a_person_says_otherwise(place: Place, models: dict[str, bytes]) -> None:
+    """V1, V2, back to V1; the next night promoted a V3 with the very weights of V2."""
+    better = models["good"] + b"\0"  # another file, the same weights: HDF5 ends before it
+    first = place.run(models["good"]).promoted()
+    second = place.run(better, days=1).promoted()
+    set_champion(place.registry, first.version, lambda *given: None, by="ana", reason="misses lesions", now=FIRST)
+
+    again = place.run(better, days=2)
+    again.evaluate()
+    verdict = again.gate()
+    assert verdict.verdict == "rejected" and "withdrew this very model" in verdict.reasons[0]
+
+    other = place.run(models["good"] + b"\0\0", days=3)
+    other.evaluate()
+    verdict = other.gate()
+    assert verdict.verdict == "needs_person"
+    assert "ana holds champion" in " ".join(verdict.reasons)
+    with pytest.raises(AirflowFailException, match="ApprovalMissing"):
+        other.upload()
+    pointer = place.registry.champion()
+    assert pointer is not None and pointer.champion is not None and pointer.champion.version == first.version
+
+    release_hold(place.registry, by="ana", reason="labels are corrected", now=FIRST)
+    other.evaluate()
+    assert other.gate().verdict == "approved"
+    assert other.upload().previous_champion == first.version
+    assert second.version != other.upload().version
 
 
 # S3 errors -----------------------------------------------------------------------------------------------------------
@@ -395,7 +489,7 @@ READS = {
     "the challenger": f"__{run_slug('manual-1')}/model.h5",
     "the pointer": "/models/champion.json",
     "the champion's document": "/models/*/model.json",
-    "the champion's split": f"__{run_slug('manual-0')}/split.parquet",
+    "the champion's split": "/models/*/split.parquet",
     "the champion": "/models/*/model.h5",
 }
 """What an evaluation reads -> the end of its path."""

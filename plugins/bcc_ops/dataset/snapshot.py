@@ -22,7 +22,6 @@ from bcc_ops.exceptions import ArtifactError, DatedInTheFuture, NoImages
 from bcc_ops.runs.documents import (
     ConfigDocument,
     IgnoredKeys,
-    Reference,
     RunHandle,
     RunKind,
     SnapshotChange,
@@ -325,7 +324,7 @@ def take_snapshot(
     if saved is not None:
         if saved.run_id != run_id:
             raise ArtifactError(f"{paths.folder}/snapshot.json is of the run {saved.run_id!r}, not of {run_id!r}: move it away")
-        snapshot = Reference.of(paths.document("snapshot.json"), store.get(paths.document("snapshot.json")))
+        snapshot = store.reference(paths.document("snapshot.json"))
         return RunHandle(folder=paths.folder_name, config=saved_config.sha256, snapshot=snapshot.sha256)
     listing = list_images(store, ImageRules.of(settings, config), paths.as_of)
     if not listing.images:

@@ -20,6 +20,7 @@ from bcc_ops.runs.documents import (
     ChampionDocument,
     ChampionMove,
     HistoryDocument,
+    Hold,
     ModelDocument,
     Reference,
     digest_of,
@@ -30,6 +31,7 @@ from bcc_ops.runs.paths import AS_OF_FORMAT, champion_pointer, model_file
 
 MODEL_FILES = {
     "model.h5": "application/x-hdf5",
+    "split.parquet": "application/vnd.apache.parquet",
     "evaluation.json": "application/json",
     "model_card.md": "text/markdown; charset=utf-8",
     "model.json": "application/json",
@@ -215,8 +217,20 @@ class ModelRegistry:
                 ) from None
         return reference
 
-    def move(self, document: ModelDocument, expected: Pointer | None, *, by: str, reason: str, at: datetime) -> ChampionDocument:
+    def move(
+        self,
+        document: ModelDocument,
+        expected: Pointer | None,
+        *,
+        by: str,
+        reason: str,
+        at: datetime,
+        by_person: bool = False,
+        release: bool = False,
+    ) -> ChampionDocument:
         """Let the pointer name `document`'s version, if it still is as `expected`.
+
+        If a person moves it, the champion is held, and the model that it replaces is withdrawn. A run's move changes neither.
 
         Args:
             document: of a whole version that passed its smoke test.
@@ -224,12 +238,19 @@ class ModelRegistry:
             by: who or what decided.
             reason: why.
             at: now, aware.
+            by_person: a person chose this version.
+            release: leave no hold behind.
 
         Raises:
             PromotionLost: the pointer has moved since.
         """
         before = expected.champion if expected else None
         history, older = self._listed_history(before)
+        hold, withdrawn = (before.hold, before.withdrawn) if before else (None, ())
+        if by_person:
+            hold = Hold(by=by, at=at, reason=reason)
+            replaced = {before.sha256} if before else set()
+            withdrawn = tuple(sorted({*withdrawn, *replaced} - {document.model.sha256}))
         champion = ChampionDocument(
             version=document.version,
             sha256=document.model.sha256,
@@ -241,8 +262,31 @@ class ModelRegistry:
             reason=reason,
             history=history,
             older=older,
+            hold=None if release else hold,
+            withdrawn=withdrawn,
             replaced=self._archive(expected, at) if expected and before is None else None,
         )
+        return self._swap(champion, expected, f"version {champion.version} is uploaded but was not promoted")
+
+    def release(self, expected: Pointer, *, by: str, reason: str, at: datetime) -> ChampionDocument:
+        """Release the hold and leave the champion as it is, if the pointer still is as `expected`.
+
+        Raises:
+            ArtifactError: the pointer is damaged.
+            PromotionLost: the pointer has moved since.
+        """
+        before = expected.champion
+        if before is None:
+            raise ArtifactError(f"{expected.problem}; bcc_set_champion replaces it by a version of your choice")
+        history, older = self._listed_history(before)
+        said = {"by": by, "reason": f"The hold was released: {reason}", "at": at}
+        return self._swap(
+            before.model_copy(update={**said, "history": history, "older": older, "hold": None}),
+            expected,
+            "the hold was not released",
+        )
+
+    def _swap(self, champion: ChampionDocument, expected: Pointer | None, lost: str) -> ChampionDocument:
         try:
             self.store.put(
                 self.pointer_key,
@@ -256,10 +300,7 @@ class ModelRegistry:
             if now and now.champion == champion:
                 return champion  # Our own write, whose answer was lost on the way and which the client sent again.
             winner = now.champion.version if now and now.champion else "nothing readable"
-            raise PromotionLost(
-                f"version {document.version} is uploaded but was not promoted, since the champion has moved to {winner} in the "
-                f"meantime ({error})"
-            ) from None
+            raise PromotionLost(f"{lost}, since the champion has moved to {winner} in the meantime ({error})") from None
         return champion
 
     def _listed_history(self, before: ChampionDocument | None) -> tuple[tuple[ChampionMove, ...], Reference | None]:
@@ -287,4 +328,4 @@ class ModelRegistry:
 
 
 def _as_move(champion: ChampionDocument) -> ChampionMove:
-    return ChampionMove(**champion.model_dump(exclude={"schema_version", "history", "older", "replaced"}))
+    return ChampionMove(**champion.model_dump(include=set(ChampionMove.model_fields)))

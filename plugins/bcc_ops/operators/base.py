@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from bcc_ops import metrics
 from bcc_ops.config import DeploymentParameters, RetrainingConfig, Settings
 from bcc_ops.exceptions import ArtifactError, BccError, NothingNew
-from bcc_ops.runs.documents import ConfigDocument, Reference, RunHandle, RunKind, SnapshotDocument
+from bcc_ops.runs.documents import ConfigDocument, PromotionDocument, Reference, RunHandle, RunKind, SnapshotDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 
@@ -139,6 +139,19 @@ class BccOperator(BaseOperator):
     def load_run(self, handle: Mapping[str, str] | None) -> Run:
         """Load the run that the handle from `snapshot_dataset` names."""
         return Run.load(self.store, self.settings.artifacts_prefix, handle)
+
+    def promoted(self, run: Run) -> Reference | None:
+        """Return the reference to the run's promotion.json if its model came into use.
+
+        Doing such a run again changes none of the documents that record how that came about: its verdict would be about the
+        champion of today, which may be this very model.
+        """
+        key = run.paths.document("promotion.json")
+        document = self.store.find(PromotionDocument, key)
+        if document is None or not document.promoted:
+            return None
+        self.log.info("This run's model came into use as version %s: what records that is kept as it is", document.version)
+        return self.store.reference(key)
 
     def local_images(self, snapshot: SnapshotDocument, *, reread: bool = False, counts: Counts | None = None) -> list[LocalImage]:
         """The files of the snapshot's images, in its order; what is missing on this worker is fetched.

@@ -46,6 +46,8 @@ class EvaluateModelOperator(BccOperator):
         from bcc_ops.models.registry import ModelRegistry
 
         run = self.load_run(self.run)
+        if self.promoted(run) is not None:
+            return self.store.reference(run.paths.document("evaluation.json")).to_xcom()
         inputs = RunInputs(
             config=run.config,
             snapshot=run.snapshot,

@@ -56,6 +56,11 @@ class GateModelOperator(BccOperator, BranchMixIn):
         from bcc_ops.promotion.gate import champion_state, decide
 
         run = self.load_run(self.run)
+        if self.promoted(run) is not None:
+            kept = run.paths.document("gate.json")
+            context["ti"].xcom_push(key="return_value", value=self.store.reference(kept).to_xcom())
+            self.do_branch(context, [*self.always, self.upload_task_id])
+            return
         evaluation = self.store.load(EvaluationDocument, self.evaluation)
         registry = ModelRegistry(self.store, self.settings.models_prefix)
         gate = decide(
@@ -79,4 +84,5 @@ class GateModelOperator(BccOperator, BranchMixIn):
         """The tasks to go on with."""
         if gate.verdict == "rejected":
             return [*self.always]
-        return [*self.always, self.approve_task_id if require_approval else self.upload_task_id]
+        asks = require_approval or gate.verdict == "needs_person"
+        return [*self.always, self.approve_task_id if asks else self.upload_task_id]

@@ -54,7 +54,9 @@ class UploadModelOperator(BccOperator):
         from bcc_ops.promotion.run_upload import upload_run
 
         run = self.load_run(self.run)
-        by = self._approver(run)
+        if (promoted := self.promoted(run)) is not None:
+            self._announce_champion(context)
+            return promoted.to_xcom()
         documents = RunDocuments(
             snapshot=run.snapshot,
             checks=self.store.load(ChecksDocument, self.checks),
@@ -63,6 +65,7 @@ class UploadModelOperator(BccOperator):
             evaluation=self.store.load(EvaluationDocument, self.evaluation),
             gate=self.store.load(GateDocument, self.gate),
         )
+        by = self._approver(run, documents.gate)
         registry = ModelRegistry(self.store, self.settings.models_prefix)
         key = run.paths.document("promotion.json")
         try:
@@ -83,11 +86,19 @@ class UploadModelOperator(BccOperator):
         self.log.info("Champion is now %s, after %s", promotion.version, promotion.previous_champion or "none")
         return self.store.save(key, promotion).to_xcom()
 
-    def _approver(self, run: Run) -> str:
+    def _announce_champion(self, context: Context) -> None:
+        """Tell those who wait for the champion which one it is now: the task's success is an event of the asset in any case."""
+        from bcc_ops.models.registry import ModelRegistry
+
+        pointer = ModelRegistry(self.store, self.settings.models_prefix).champion()
+        if pointer is not None and pointer.champion is not None:
+            announce(context, champion_asset(self.settings), pointer.champion.version, pointer.champion.sha256)
+
+    def _approver(self, run: Run, gate: GateDocument) -> str:
         """Who approved: the gate, or the person that the run had to ask."""
-        if not run.config.require_approval:
+        if not run.config.require_approval and gate.verdict != "needs_person":
             return "the gate"
         from bcc_ops.promotion.approval import require_approval
 
-        gate = Reference.model_validate(dict(self.gate))
-        return require_approval(self.store.find(ApprovalDocument, run.paths.document("approval.json")), gate.sha256)
+        shown = Reference.model_validate(dict(self.gate)).sha256
+        return require_approval(self.store.find(ApprovalDocument, run.paths.document("approval.json")), shown)

@@ -12,17 +12,32 @@ from datetime import datetime
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.models.registry import Pointer
-from bcc_ops.runs.documents import Comparison, Estimate, EvaluationDocument, GateDocument, Reference, RuleResult, RunKind, Verdict
+from bcc_ops.runs.documents import (
+    Comparison,
+    Estimate,
+    EvaluationDocument,
+    GateDocument,
+    Hold,
+    Reference,
+    RuleResult,
+    RunKind,
+    Verdict,
+)
 
 
 @dataclass(frozen=True)
 class ChampionState:
-    """The champion when the gate decides: its pointer's version, ETag, as_of, and whether its images were synthetic."""
+    """The champion when the gate decides, as its pointer has it.
+
+    `hold` is set if a person holds it, and `withdrawn` has the sha256 of the model files that persons replaced.
+    """
 
     version: str
     etag: str
     as_of: datetime
     synthetic: bool
+    hold: Hold | None = None
+    withdrawn: tuple[str, ...] = ()
 
 
 def champion_state(pointer: Pointer | None) -> ChampionState | None:
@@ -30,7 +45,7 @@ def champion_state(pointer: Pointer | None) -> ChampionState | None:
     if pointer is None or pointer.champion is None:
         return None
     named = pointer.champion
-    return ChampionState(named.version, pointer.etag, named.as_of, named.synthetic)
+    return ChampionState(named.version, pointer.etag, named.as_of, named.synthetic, named.hold, named.withdrawn)
 
 
 def decide(
@@ -64,10 +79,16 @@ def decide(
         _newer(as_of, champion),
         _backfill(run_kind, config),
         _not_synthetic(evaluation.synthetic, champion),
+        _not_withdrawn(evaluation.model, champion),
+        _hold(champion),
         _holdout_reuse(holdout_reuse, config),
     )
     failed = [rule for rule in rules if rule.applies and not rule.passed]
-    verdict: Verdict = "rejected" if failed else "approved" if champion else "approved_without_champion"
+    verdict: Verdict = "approved" if champion else "approved_without_champion"
+    if failed:
+        verdict = "rejected"
+    elif champion and champion.hold:
+        verdict = "needs_person"
     return GateDocument(
         verdict=verdict,
         reasons=_reasons(rules, failed, champion),
@@ -84,11 +105,11 @@ def decide(
 
 
 def _reasons(rules: Sequence[RuleResult], failed: Sequence[RuleResult], champion: ChampionState | None) -> tuple[str, ...]:
-    overused = tuple(rule.sentence for rule in rules if not rule.applies and not rule.passed)
+    warnings = tuple(rule.sentence for rule in rules if not rule.applies and not rule.passed)
     if failed:
-        return (*(rule.sentence for rule in failed), *overused)
+        return (*(rule.sentence for rule in failed), *warnings)
     against = f"as good as champion {champion.version} or better, within the margins" if champion else "there is no champion yet"
-    return (f"Every rule holds: above the floors, and {against}.", *overused)
+    return (f"Every rule holds: above the floors, and {against}.", *warnings)
 
 
 def _rule(rule: str, passed: bool, sentence: str, *, value: float | None = None, threshold: float | None = None) -> RuleResult:
@@ -217,6 +238,29 @@ def _not_synthetic(synthetic: bool, champion: ChampionState | None) -> RuleResul
     if champion.synthetic:
         return _rule(rule, True, "The images are synthetic, and so were the champion's.")
     return _rule(rule, False, f"The images are synthetic, and champion {champion.version} was trained on real ones.")
+
+
+def _not_withdrawn(model: Reference | None, champion: ChampionState | None) -> RuleResult:
+    rule = "not_withdrawn"
+    if champion is None or not champion.withdrawn:
+        return _not_applicable(rule, "No model was withdrawn.")
+    if model is not None and model.sha256 in champion.withdrawn:
+        sentence = "A person withdrew this very model (its file is the same). Only a person can bring it back: bcc_set_champion."
+        return _rule(rule, False, sentence)
+    return _rule(rule, True, "This model is none of those that were withdrawn.")
+
+
+def _hold(champion: ChampionState | None) -> RuleResult:
+    """Say that a person decides; that is neither for nor against the model."""
+    rule = "no_hold"
+    if champion is None or champion.hold is None:
+        return _not_applicable(rule, "Nobody holds the champion.")
+    hold = champion.hold
+    sentence = (
+        f"{hold.by} holds champion {champion.version} since {hold.at:%Y-%m-%d %H:%M} UTC: {hold.reason.rstrip('.')}. A person "
+        "must approve this model, or release the hold with bcc_set_champion."
+    )
+    return RuleResult(rule=rule, passed=False, applies=False, value=None, threshold=None, sentence=sentence)
 
 
 def _holdout_reuse(decisions: float, config: RetrainingConfig) -> RuleResult:

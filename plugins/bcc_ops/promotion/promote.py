@@ -27,6 +27,7 @@ class Upload:
 
     document: ModelDocument
     model: bytes
+    split: bytes
     evaluation: EvaluationDocument
     model_card: str
 
@@ -67,6 +68,7 @@ def upload_challenger(
     registry.require_conditional_writes()
     registry.write_once(document.version, "model.h5", upload.model, metadata=_metadata(document), tags=_tags(document))
     _test_uploaded(registry, document, smoke_test)
+    registry.write_once(document.version, "split.parquet", upload.split)
     registry.write_once(document.version, "evaluation.json", upload.evaluation.to_json())
     registry.write_once(document.version, "model_card.md", upload.model_card.encode())
     registry.write_once(document.version, "model.json", document.to_json())
@@ -81,10 +83,12 @@ def set_champion(
     by: str,
     reason: str,
     now: datetime,
+    release_hold: bool = False,
 ) -> ChampionDocument:
-    """Let the pointer name a version that a person chose: a roll-back, or a promotion by hand.
+    """Let the pointer name a version that a person chose: a rollback, or a promotion by hand.
 
-    A damaged pointer is replaced: this is the way out of it.
+    From then on the champion is held: no run replaces it without a person. A damaged pointer is replaced: this is the way out
+    of it.
 
     Args:
         registry: where versions and pointer lie.
@@ -93,6 +97,7 @@ def set_champion(
         by: who chose.
         reason: why.
         now: aware.
+        release_hold: leave no hold behind: the nights may replace this version.
 
     Raises:
         ModelError: there is no such version, it is not whole, or it fails the smoke test.
@@ -103,10 +108,28 @@ def set_champion(
     before = registry.read_pointer()
     document = registry.model(version)
     if _names(before, document):
+        if release_hold and before is not None and before.champion is not None and before.champion.hold is not None:
+            return registry.release(before, by=by, reason=reason, at=now)
         raise NothingNew(f"version {version} is the champion already")
     registry.require_conditional_writes()
     _test_uploaded(registry, document, lambda path: smoke_test(document, path))
-    return registry.move(document, before, by=by, reason=reason, at=now)
+    return registry.move(document, before, by=by, reason=reason, at=now, by_person=True, release=release_hold)
+
+
+def release_hold(registry: ModelRegistry, *, by: str, reason: str, now: datetime) -> ChampionDocument:
+    """Release the hold: the nights may replace the champion again. Withdrawn models stay withdrawn.
+
+    Raises:
+        NothingNew: nobody holds the champion.
+        ArtifactError: the pointer is damaged.
+        PromotionLost: the champion was moved in the meantime.
+        UnsafeStore: as in `upload_challenger`.
+    """
+    before = registry.champion()
+    if before is None or before.champion is None or before.champion.hold is None:
+        raise NothingNew("nobody holds the champion")
+    registry.require_conditional_writes()
+    return registry.release(before, by=by, reason=reason, at=now)
 
 
 def _names(pointer: Pointer | None, document: ModelDocument) -> bool:

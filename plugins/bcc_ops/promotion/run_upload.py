@@ -13,13 +13,7 @@ from bcc_ops.models.registry import ModelRegistry, version_name
 from bcc_ops.promotion.model_card import RunDocuments, read_template, render_model_card
 from bcc_ops.promotion.promote import Upload, lost, upload_challenger
 from bcc_ops.promotion.smoke_test import Sample, run_smoke_test
-from bcc_ops.runs.documents import (
-    EvaluationDocument,
-    ModelDocument,
-    PromotionDocument,
-    Reference,
-    SnapshotDocument,
-)
+from bcc_ops.runs.documents import ModelDocument, PromotionDocument, Reference, SmokeTestImage
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 from bcc_ops.runs.tables import ImageRow, read_predictions, read_rows
@@ -59,13 +53,14 @@ def upload_run(
         ModelError, ArtifactError, ConfigError: as `upload_challenger` and `read_template` say.
     """
     text = read_template(template)
-    document = model_document(registry, paths, documents, text)
+    document = model_document(registry, paths, documents, text, smoke_test_images(registry.store, documents))
     evaluation, gate = documents.evaluation, documents.gate
     model = registry.store.get_referenced(documents.training.model)
-    upload = Upload(document, model, evaluation, render_model_card(document, documents, text))
+    split = registry.store.get_referenced(split_table(documents))
+    upload = Upload(document, model, split, evaluation, render_model_card(document, documents, text))
 
     def smoke_test(path: Path) -> None:
-        run_smoke_test(path, smoke_test_samples(registry.store, documents, fetch), len(document.classes))
+        run_smoke_test(path, samples_of(document, fetch), len(document.classes))
 
     try:
         return upload_challenger(registry, upload, gate, smoke_test, by=by, reason=" ".join(gate.reasons), now=now)
@@ -74,15 +69,16 @@ def upload_run(
         raise
 
 
-def model_document(registry: ModelRegistry, paths: RunPaths, documents: RunDocuments, template: str) -> ModelDocument:
-    """The version's `model.json`.
+def model_document(
+    registry: ModelRegistry, paths: RunPaths, documents: RunDocuments, template: str, smoke_test: Sequence[SmokeTestImage] = ()
+) -> ModelDocument:
+    """Return the version's `model.json`.
 
     Raises:
         ArtifactError: the run has no split.
     """
     training, evaluation, snapshot = documents.training, documents.evaluation, documents.snapshot
-    if documents.split.table is None:
-        raise ArtifactError("split.json names no split.parquet: a version must say what it was trained on")
+    table = split_table(documents)
     # All that the card tells of: with another text under the same name, an upload that was cut short could never be finished.
     told = (snapshot, documents.checks, documents.split, training, evaluation, documents.gate)
     contents = [*(document.to_json() for document in told), template.encode()]
@@ -101,29 +97,48 @@ def model_document(registry: ModelRegistry, paths: RunPaths, documents: RunDocum
         run=paths.folder_name,
         warm_started_from=training.warm_started_from,
         snapshot_digest=snapshot.digest,
-        split=documents.split.table,
+        split=Reference(key=registry.key(version, "split.parquet"), sha256=table.sha256),
+        smoke_test=tuple(smoke_test),
         model=Reference(key=registry.key(version, "model.h5"), sha256=training.model.sha256),
         evaluation=Reference.of(registry.key(version, "evaluation.json"), evaluation.to_json()),
     )
 
 
-def smoke_test_samples(store: ObjectStore, documents: RunDocuments, fetch: Fetch) -> list[Sample]:
-    """A few validation images of the run, spread over its classes, with the challenger's answers about them.
+def split_table(documents: RunDocuments) -> Reference:
+    """Return the reference to the run's split.parquet.
+
+    Raises:
+        ArtifactError: the run has no split.
+    """
+    if documents.split.table is None:
+        raise ArtifactError("split.json names no split.parquet: a version must say what it was trained on")
+    return documents.split.table
+
+
+def smoke_test_images(store: ObjectStore, documents: RunDocuments) -> tuple[SmokeTestImage, ...]:
+    """Choose a few validation images of the run, spread over its classes, with the challenger's answers about them.
 
     Raises:
         ArtifactError: the evaluation names no predictions, or the snapshot does not list the images.
     """
-    return samples_of(store, documents.evaluation, documents.snapshot.images, fetch)
-
-
-def samples_of(store: ObjectStore, evaluation: EvaluationDocument, images: Reference, fetch: Fetch) -> list[Sample]:
-    """As `smoke_test_samples`, from an evaluation and the reference to its images.parquet."""
+    evaluation = documents.evaluation
     if evaluation.predictions is None:
         raise ArtifactError("evaluation.json names no predictions.parquet: the smoke test has nothing to compare with")
     table = read_predictions(store.get_referenced(evaluation.predictions))
     chosen = spread(len(table["key"]), SMOKE_TEST_IMAGES)
-    expected = {table["key"][i]: tuple(table[f"challenger_{name}"][i] for name in evaluation.classes) for i in chosen}
-    rows = [row for row in read_rows(ImageRow, store.get_referenced(images)) if row.key in expected]
+    answers = {table["key"][i]: tuple(table[f"challenger_{name}"][i] for name in evaluation.classes) for i in chosen}
+    rows = read_rows(ImageRow, store.get_referenced(documents.snapshot.images))
+    return tuple(SmokeTestImage(**row._asdict(), probabilities=answers[row.key]) for row in rows if row.key in answers)
+
+
+def samples_of(document: ModelDocument, fetch: Fetch) -> list[Sample]:
+    """Fetch the images that a version is to be tested with.
+
+    Raises:
+        ObjectNotFound, ObjectChanged: one of them is gone or was replaced.
+    """
+    expected = {image.key: image.probabilities for image in document.smoke_test}
+    rows = [ImageRow(**image.model_dump(exclude={"probabilities"})) for image in document.smoke_test]
     return [Sample(image.key, image.path, expected[image.key]) for image in fetch(rows)]
 
 
@@ -132,15 +147,12 @@ def spread(count: int, wanted: int) -> list[int]:
     return sorted({(2 * i + 1) * count // (2 * wanted) for i in range(wanted)}) if count else []
 
 
-def smoke_test_version(
-    registry: ModelRegistry, document: ModelDocument, path: Path, fetch: Fetch, say: Callable[[str], None]
-) -> None:
-    """Smoke-test a version that was uploaded earlier, with its own run's images as far as they are still there.
+def smoke_test_version(document: ModelDocument, path: Path, fetch: Fetch, say: Callable[[str], None]) -> None:
+    """Smoke-test a version that was uploaded earlier, with its own images if they are still there.
 
-    Where its run's documents or images are gone, the file must still load and answer with probabilities.
+    If they are not, or if the version is of an older release, the file must still load and answer with probabilities.
 
     Args:
-        registry: where it lies.
         document: the version's `model.json`.
         path: its file, downloaded.
         fetch: brings images here.
@@ -149,14 +161,14 @@ def smoke_test_version(
     Raises:
         ModelError: it fails.
     """
-    store = registry.store
-    run = document.split.key.rsplit("/", 1)[0]
+    samples: list[Sample] = []
+    problem = "its model.json names none"
     try:
-        evaluation = store.load(EvaluationDocument, document.evaluation)
-        snapshot = store.load_key(SnapshotDocument, f"{run}/snapshot.json")
-        samples = samples_of(store, evaluation, snapshot.images, fetch)
-    except (ArtifactError, ObjectNotFound, ObjectChanged) as error:
-        say(f"The images that this version was tested with are not available ({error}); it only has to load and to answer.")
+        samples = samples_of(document, fetch)
+    except (ObjectNotFound, ObjectChanged) as error:
+        problem = str(error)
+    if not samples:
+        say(f"The images that this version was tested with are not available ({problem}); it only has to load and to answer.")
         samples = [_gray_image(path.with_name("gray.png"))]
     run_smoke_test(path, samples, len(document.classes))
 

@@ -166,7 +166,7 @@ def verdict_of(run: RunRecord, progress: RunProgress | None = None) -> Verdict |
         return Verdict("", "?", "Approved by the gate, waiting for a person", "Nothing is uploaded before somebody answers.")
     if run.approval is not None and run.approval.approved is False:
         return _turned_down(run.approval, stays)
-    title = "Approved" if gate.verdict == "approved" else "Approved, with no champion to compare with"
+    title = _APPROVED[gate.verdict]
     if promotion is None:
         return _not_uploaded(title, progress)
     if promotion.promoted:
@@ -174,6 +174,13 @@ def verdict_of(run: RunRecord, progress: RunProgress | None = None) -> Verdict |
     else:
         consequence = f"It did not come into use: {promotion.reason}."
     return Verdict("good", "✓", title, consequence)
+
+
+_APPROVED = {
+    "approved": "Approved",
+    "approved_without_champion": "Approved, with no champion to compare with",
+    "needs_person": "As good as the champion, which a person holds",
+}
 
 
 def _turned_down(approval: ApprovalDocument, stays: str) -> Verdict:

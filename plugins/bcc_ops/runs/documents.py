@@ -21,7 +21,8 @@ from bcc_ops.runs.upgrade import OLDER_VERSIONS, upgraded
 
 Partition = Literal["train", "tuning", "validation"]
 PARTITIONS: tuple[Partition, ...] = ("train", "tuning", "validation")
-Verdict = Literal["approved", "approved_without_champion", "rejected"]
+Verdict = Literal["approved", "approved_without_champion", "needs_person", "rejected"]
+"""`needs_person`: every rule holds, and a person holds the champion."""
 RunKind = Literal["nightly", "event", "manual", "backfill"]
 
 
@@ -596,6 +597,18 @@ class PromotionDocument(Document):
 # models/<version>/model.json and models/champion.json ----------------------------------------------------------------
 
 
+class SmokeTestImage(Part):
+    """An image of the bucket, as a row of images.parquet has it, and what the trained model answered about it."""
+
+    key: str
+    label: str
+    size: int
+    etag: str
+    version_id: str
+    last_modified: datetime
+    probabilities: tuple[Finite, ...]
+
+
 class ModelDocument(Document):
     """What a user of the `.h5` must know. It takes raw 0-255 RGB pixels and answers probabilities in this order."""
 
@@ -615,6 +628,9 @@ class ModelDocument(Document):
     """The version whose weights training started with; null where it started from none."""
     snapshot_digest: str
     split: Reference
+    """The version's own copy of the split that it was trained with. In older versions, the run's."""
+    smoke_test: tuple[SmokeTestImage, ...] = ()
+    """The images that the file is tested with before it comes into use. Empty in older versions."""
     model: Reference
     evaluation: Reference
 
@@ -629,6 +645,14 @@ class ChampionMove(Part):
     run: str
     at: datetime
     by: str
+    reason: str
+
+
+class Hold(Part):
+    """A person moved the champion: no run replaces it without a person."""
+
+    by: str
+    at: datetime
     reason: str
 
 
@@ -647,6 +671,10 @@ class ChampionDocument(Document):
     """Earlier champions, newest first; those before are in `older`."""
     older: Reference | None = None
     """A `HistoryDocument` with the moves before `history`; null if there are none."""
+    hold: Hold | None = None
+    """Set when a person moves the champion, and kept until a person releases it."""
+    withdrawn: tuple[str, ...] = ()
+    """sha256 of the model files that a person replaced. They come into use again only if a person chooses that version."""
     replaced: str | None = None
     """Key of a copy of the pointer before this one, if that could not be read."""
 

@@ -268,6 +268,10 @@ class ObjectStore:
             raise ArtifactError(f"{self.uri(reference.key)} has changed since the reference to it was made")
         return content
 
+    def reference(self, key: str) -> Reference:
+        """Return the reference to what is stored at a key now."""
+        return Reference.of(key, self.get(key))
+
     def save(self, key: str, document: Document) -> Reference:
         """Write a document and return the reference to it."""
         return self.put_referenced(key, document.to_json(), "application/json")

@@ -113,7 +113,7 @@ def parse_run_folder(artifacts_prefix: str, folder: str) -> RunPaths | None:
 
 
 def model_file(models_prefix: str, version: str, name: str) -> str:
-    """Key of one file of a version: `model.h5`, `model.json`, `model_card.md` or `evaluation.json`."""
+    """Key of one file of a version: `model.h5`, `model.json`, `model_card.md`, `evaluation.json` or `split.parquet`."""
     return f"{models_prefix}/{version}/{name}"
 
 

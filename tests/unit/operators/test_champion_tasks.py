@@ -65,9 +65,9 @@ def registry(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ModelRegist
     return registry
 
 
-def choose(registry: ModelRegistry, version: str, reason: str, given: Any) -> Any:
+def choose(registry: ModelRegistry, version: str, reason: str, given: Any, release_hold: str = "False") -> Any:
     with DAG("bcc_set_champion", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
-        task = SetChampionOperator(task_id="set_champion", version=version, reason=reason)
+        task = SetChampionOperator(task_id="set_champion", version=version, reason=reason, release_hold=release_hold)
     return in_bucket(task, registry.store).execute(given)
 
 
@@ -85,13 +85,37 @@ def test_a_roll_back_from_the_ui_is_kept_with_who_and_why_and_announced(registry
 
 @pytest.mark.parametrize(("version", "reason"), [("", "because"), ("20261122T020000Z-x", "  ")])
 def test_a_form_without_version_or_reason_is_refused(registry: ModelRegistry, version: str, reason: str) -> None:
-    with pytest.raises(AirflowFailException, match="version and reason are both needed"):
+    with pytest.raises(AirflowFailException, match="a reason is needed, and a version or release_hold"):
         choose(registry, version, reason, context())
 
 
 def test_an_unknown_version_fails_at_once_and_the_champion_stays(registry: ModelRegistry) -> None:
     with pytest.raises(AirflowFailException, match="there is no version 20200101T000000Z-abc"):
         choose(registry, "20200101T000000Z-abc", "because", context())
+
+
+def test_a_hold_is_released_from_the_ui_with_who_and_why_and_the_champion_stays(registry: ModelRegistry) -> None:
+    first, _ = registry.versions()
+    choose(registry, first, "misses small lesions", context())
+    held = registry.champion()
+    assert held is not None and held.champion is not None and held.champion.hold is not None
+    assert (held.champion.hold.by, held.champion.hold.reason) == ("ana", "misses small lesions")
+    assert choose(registry, "", "the labels are corrected", context("ben"), "True")["version"] == first
+    pointer = registry.champion()
+    assert pointer is not None and pointer.champion is not None
+    assert (pointer.champion.version, pointer.champion.hold, pointer.champion.by) == (first, None, "ben")
+    assert pointer.champion.reason == "The hold was released: the labels are corrected"
+    assert pointer.champion.history[0].reason == "misses small lesions"
+    with pytest.raises(AirflowSkipException, match="nobody holds the champion"):
+        choose(registry, "", "again", context(), "True")
+
+
+def test_a_version_can_be_chosen_and_left_to_the_nights_in_one_step(registry: ModelRegistry) -> None:
+    first, _ = registry.versions()
+    choose(registry, first, "misses small lesions", context(), "True")
+    pointer = registry.champion()
+    assert pointer is not None and pointer.champion is not None
+    assert (pointer.champion.version, pointer.champion.hold) == (first, None)
 
 
 def test_choosing_the_champion_is_a_skip(registry: ModelRegistry) -> None:
@@ -102,12 +126,12 @@ def test_choosing_the_champion_is_a_skip(registry: ModelRegistry) -> None:
 # upload_model ---------------------------------------------------------------------------------------------------------
 
 
-def uploading(store: ObjectStore, approval: ApprovalDocument | None = None, **parameters: Any) -> Any:
+def uploading(store: ObjectStore, approval: ApprovalDocument | None = None, verdict: str = "approved", **parameters: Any) -> Any:
     """The upload of an approved model. An answer in `approval` is made to be about this very verdict."""
     documents = {
         "training": training_document(),
         "evaluation": evaluation_document(),
-        "gate": gate_document("approved"),
+        "gate": gate_document(verdict),
         "checks": checks_document(),
         "split": split_document(),
     }
@@ -121,6 +145,13 @@ def uploading(store: ObjectStore, approval: ApprovalDocument | None = None, **pa
 
 
 ANA = ApprovalDocument(approved=True, by="ana", at=NOW, timed_out=False)
+
+
+def test_a_model_that_needs_a_person_is_not_uploaded_without_one(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run did not ask for an approval, and approve_model was marked successful by hand."""
+    monkeypatch.setattr("bcc_ops.promotion.run_upload.upload_run", lambda *given, **more: pytest.fail("it was uploaded"))
+    with pytest.raises(AirflowFailException, match=r"ApprovalMissing: .*nobody has given one"):
+        uploading(store, verdict="needs_person").execute(context())
 
 
 @pytest.mark.parametrize(
@@ -179,6 +210,7 @@ def test_an_upload_writes_promotion_json_with_who_approved_and_updates_the_asset
     given = context()
     reference = uploading(store, ANA, require_approval=True).execute(given)
     assert store.load(PromotionDocument, reference).approved_by == "ana (asked in the UI)"
+    store.client.delete_object(Bucket=store.bucket, Key=PATHS.document("promotion.json"))
     unasked = uploading(store).execute(context())
     assert store.load(PromotionDocument, unasked).approved_by == "the gate"
     asset = champion_asset(Settings(bucket=store.bucket))

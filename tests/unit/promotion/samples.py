@@ -44,7 +44,7 @@ def model_document(registry: ModelRegistry, content: bytes, days: int = 0, **cha
         "as_of": as_of,
         "run": f"{as_of:%Y%m%dT%H%M%SZ}__manual-{days}",
         "snapshot_digest": "d" * 64,
-        "split": Reference(key="artifacts/runs/x/split.parquet", sha256="5" * 64),
+        "split": Reference(key=registry.key(version, "split.parquet"), sha256="5" * 64),
         "model": Reference(key=registry.key(version, "model.h5"), sha256=sha256),
         "evaluation": Reference(key=registry.key(version, "evaluation.json"), sha256="e" * 64),
     }
@@ -52,7 +52,7 @@ def model_document(registry: ModelRegistry, content: bytes, days: int = 0, **cha
 
 
 def upload(registry: ModelRegistry, content: bytes = b"weights", days: int = 0, **changes: Any) -> Upload:
-    return Upload(model_document(registry, content, days, **changes), content, evaluation_document(), "# Card\n")
+    return Upload(model_document(registry, content, days, **changes), content, b"split", evaluation_document(), "# Card\n")
 
 
 def approved(pointer: Pointer | None) -> GateDocument:

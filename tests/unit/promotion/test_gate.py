@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.promotion.gate import ChampionState, decide
-from bcc_ops.runs.documents import Comparison, Estimate, EvaluationDocument, GateDocument, ModelEvaluation, RunKind
+from bcc_ops.runs.documents import Comparison, Estimate, EvaluationDocument, GateDocument, Hold, ModelEvaluation, RunKind
 from tests.unit.report.samples import AS_OF, evaluation_document, reference
 
 CHAMPION = ChampionState("20261115T020000Z-3f9c2a1b", "e" * 32, AS_OF - timedelta(days=7), synthetic=False)
@@ -203,3 +204,27 @@ def test_every_failed_rule_is_a_reason() -> None:
     poor = challenger(metrics={"balanced_accuracy": estimate(0.5), "macro_auc": estimate(0.6)})
     rejected = gate(evaluation(poor), run_kind="backfill", as_of=CHAMPION.as_of)
     assert len(rejected.reasons) == len(rejecting(rejected)) == 4
+
+
+HOLD = Hold(by="ana", at=AS_OF, reason="misses small lesions.")
+
+
+def test_while_a_person_holds_the_champion_the_best_verdict_is_that_a_person_is_needed() -> None:
+    held = replace(CHAMPION, hold=HOLD)
+    asked = gate(champion=held)
+    assert asked.verdict == "needs_person"
+    assert asked.reasons[0].startswith("Every rule holds")
+    assert asked.reasons[1] == (
+        f"ana holds champion {CHAMPION.version} since {AS_OF:%Y-%m-%d %H:%M} UTC: misses small lesions. A person must approve "
+        "this model, or release the hold with bcc_set_champion."
+    )
+    rejected = gate(champion=held, min_macro_auc=1.0)
+    assert rejected.verdict == "rejected" and rejected.reasons[-1] == asked.reasons[1]
+
+
+def test_a_model_that_a_person_withdrew_is_rejected_by_its_file() -> None:
+    model = reference("model.h5")
+    withdrawn = replace(CHAMPION, withdrawn=(model.sha256,))
+    assert rejecting(gate(evaluation().model_copy(update={"model": model}), champion=withdrawn)) == ["not_withdrawn"]
+    other = evaluation().model_copy(update={"model": reference("another.h5")})
+    assert gate(other, champion=withdrawn).verdict == "approved"

@@ -62,11 +62,12 @@ def test_a_version_says_what_its_training_started_from() -> None:
 def test_an_upload_that_was_cut_short_goes_on_after_the_gate_has_decided_again(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bcc_ops.promotion.run_upload.smoke_test_samples", lambda *given: [])
+    monkeypatch.setattr("bcc_ops.promotion.run_upload.smoke_test_images", lambda *given: ())
     monkeypatch.setattr("bcc_ops.promotion.run_upload.run_smoke_test", lambda *given: None)
     model = store.put_referenced(samples.PATHS.document("model.h5"), b"weights")
+    split = samples.split_document(table=store.put_referenced(samples.PATHS.document("split.parquet"), b"split"))
     trained = samples.training_document(model=model)
-    first = documents(training=trained)
+    first = documents(training=trained, split=split)
 
     def upload(registry: ModelRegistry, run: RunDocuments) -> PromotionDocument:
         now = datetime(2026, 11, 22, 3, tzinfo=timezone.utc)
@@ -78,7 +79,7 @@ def test_an_upload_that_was_cut_short_goes_on_after_the_gate_has_decided_again(
     with pytest.raises(StorageUnavailable):
         upload(dying, first)
     registry = ModelRegistry(store, "models")
-    done = upload(registry, documents(training=trained, gate=first.gate.model_copy(update={"holdout_reuse": 5})))
+    done = upload(registry, documents(training=trained, split=split, gate=first.gate.model_copy(update={"holdout_reuse": 5})))
     assert done.promoted
     assert registry.model(done.version).model.sha256 == model.sha256
     assert "had served 4.0 gate decisions" in store.get(registry.key(done.version, "model_card.md")).decode()
