@@ -88,6 +88,14 @@ class RetrainingConfig(BaseModel):
     wait_for_images_minutes: int = _parameter(
         360, "Wait for images (min)", "How long a nightly run waits for new images before it skips.", _DATA, ge=0, le=1440
     )
+    max_removed_fraction: float = _parameter(
+        0.5,
+        "Removed at most",
+        "The run fails if a larger part of the previous run's images is gone: an upload or a deletion may have gone wrong.",
+        _DATA,
+        ge=0,
+        le=1,
+    )
     ignore_patterns: str = _parameter(
         "*_mask*", "File names to ignore", "Comma-separated patterns of file names that are not images to train on.", _DATA
     )

@@ -19,6 +19,8 @@ BccError                          one clear line that names the thing and the wa
 │   ├── DatedInTheFuture          an object is dated after now: somebody's clock is wrong
 │   ├── ImageRefused              one image cannot be used; carries the reason
 │   ├── TooManyRefused
+│   ├── TooManyRemoved            a large part of the previous run's images is gone
+│   ├── SnapshotChanged           the images of a past moment are not those that were sighted
 │   └── SplitError
 ├── TrainingError
 │   ├── DivergedError             NaN, or a loss that explodes
@@ -126,6 +128,14 @@ class ImageRefused(DataError):
 
 class TooManyRefused(DataError):
     """More images were refused than `max_refused_fraction` allows."""
+
+
+class TooManyRemoved(DataError):
+    """More of the previous run's images are gone than `max_removed_fraction` allows."""
+
+
+class SnapshotChanged(DataError):
+    """The images of a past moment are no longer those that the sensor saw, and the bucket keeps no versions."""
 
 
 class SplitError(DataError):

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
 
+from bcc_ops.dataset.arrivals import ArrivalCheck
+from bcc_ops.dataset.snapshot import list_images
 from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.exceptions import StorageUnavailable
 from bcc_ops.operators.base import Run
@@ -105,8 +108,16 @@ def assess(store: ObjectStore, run_id: str, as_of: datetime) -> SnapshotDocument
 
 
 def snapshot_as_of(as_of: datetime, context: Any) -> dict[str, str]:
-    arrivals = {"as_of": as_of.isoformat(), "images": 0, "digest": "", "change": None, "sentence": ""}
+    arrivals = sighted(as_of, context)
     return dict(SnapshotDatasetOperator(task_id="snapshot", arrivals=arrivals).execute(context))
+
+
+def sighted(as_of: datetime, context: Any) -> dict[str, Any]:
+    """What the sensor of a run sees as of a moment."""
+    sensor = NewImagesSensor(task_id="wait")
+    check = ArrivalCheck(sensor.store, sensor.settings, sensor.deployment.resolve(context["params"]))
+    listing = list_images(sensor.store, check.rules, as_of)
+    return {"as_of": as_of.isoformat(), "images": len(listing.images), "digest": listing.digest, "change": None}
 
 
 def now() -> datetime:
@@ -155,6 +166,67 @@ def test_an_upload_that_goes_on_is_taken_as_a_whole(place: ObjectStore, play: Pl
     more = [lambda n=n: upload(place, f"normal/{n}") for n in range(3)]
     seen = play(context_of("scheduled", settle_seconds=LONG), *more)
     assert seen["change"]["added"] == 4
+
+
+def test_a_steady_feed_is_trained_on_as_far_as_it_has_settled(place: ObjectStore, play: Play) -> None:
+    """One image every 45 s, with 60 s to settle, was skipped every night."""
+    upload(place, "benign/0")
+    assess(place, "first", past_second())
+    arriving = [partial(upload, place, f"benign/{number}") for number in range(1, 40)]
+    seen = play(context_of("scheduled", settle_seconds=LONG, wait_for_images_minutes=20), *arriving)
+    assert 1 <= seen["change"]["added"] < 40
+
+
+def test_images_that_are_replaced_between_the_sensor_and_the_snapshot_must_settle_again(
+    make_store: Callable[..., ObjectStore], s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    """On a bucket without versions, the old objects are gone: a snapshot of half of the images was trained on."""
+    bucket = make_store(versioned=False)
+    monkeypatch.setenv("BCC_BUCKET", bucket.bucket)
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_server.airflow_connection)
+    upload(bucket, "benign/a", "benign/b")
+    context = context_of("scheduled", settle_seconds=60)
+    arrivals = sighted(past_second(), context)
+    upload(bucket, "benign/a")
+    clock.start(partial(upload, bucket, "benign/b"))
+    monkeypatch.setattr("bcc_ops.operators.snapshot_dataset.time", clock)
+    run = Run.load(bucket, "artifacts", SnapshotDatasetOperator(task_id="snapshot", arrivals=arrivals).execute(context))
+    assert run.snapshot.total == 2
+    assert run.snapshot.as_of > datetime.fromisoformat(arrivals["as_of"]) + timedelta(seconds=60)
+
+    past = context_of("manual", as_of=arrivals["as_of"])
+    with pytest.raises(AirflowFailException, match=r"SnapshotChanged: .*no longer those that the sensor saw.*keeps no versions"):
+        SnapshotDatasetOperator(task_id="snapshot", arrivals=arrivals).execute(past)
+
+
+def test_a_run_that_lost_many_images_stops_unless_it_was_meant(place: ObjectStore) -> None:
+    upload(place, *(f"benign/{number}" for number in range(10)))
+    assess(place, "first", past_second())
+    for number in range(6):
+        place.client.delete_object(Bucket=place.bucket, Key=f"images/benign/{number}.png")
+    with pytest.raises(AirflowFailException, match=r"TooManyRemoved: 6 of the 10 images of the previous run are gone"):
+        snapshot_as_of(past_second(), context_of("scheduled"))
+    meant = context_of("manual", max_removed_fraction=0.7)
+    assert Run.load(place, "artifacts", snapshot_as_of(past_second(), meant)).snapshot.total == 4
+
+
+def test_renaming_every_image_removes_none(place: ObjectStore) -> None:
+    for number in range(4):
+        place.put(f"images/benign/{number}.png", f"image {number}".encode())
+    assess(place, "first", past_second())
+    for number in range(4):
+        place.put(f"images/benign/renamed {number}.png", f"image {number}".encode())
+        place.client.delete_object(Bucket=place.bucket, Key=f"images/benign/{number}.png")
+    run = Run.load(place, "artifacts", snapshot_as_of(past_second(), context_of("scheduled")))
+    assert run.snapshot.change is not None and run.snapshot.change.removed == 4
+
+
+def test_a_skipped_night_names_the_folder_that_was_misspelt(place: ObjectStore, play: Play) -> None:
+    upload(place, "benign/a")
+    assess(place, "first", past_second())
+    upload(place, "Malignant/b", "Malignant/c")
+    with pytest.raises(AirflowSkipException, match=r"Ignored: 2 folder of no configured class \(images/Malignant/b.png\)"):
+        play(context_of("scheduled"))
 
 
 def test_too_few_images_are_waited_on(place: ObjectStore, play: Play) -> None:
@@ -241,6 +313,7 @@ def test_each_day_of_a_backfill_has_the_images_of_its_date(place: ObjectStore, p
 def test_a_day_of_a_backfill_waits_for_the_earlier_days_that_are_running(
     place: ObjectStore, monkeypatch: pytest.MonkeyPatch, deferrable: bool
 ) -> None:
+    """And no longer: a run that is deleted while it is waited for never ends."""
     upload(place, "benign/a")
     context = context_of("backfill", "day2", past_second())
     running = [SimpleNamespace(dag_id="bcc_retraining", run_id="day1", run_type="backfill")]
@@ -249,12 +322,12 @@ def test_a_day_of_a_backfill_waits_for_the_earlier_days_that_are_running(
     if deferrable:
         with pytest.raises(TaskDeferred) as deferred:
             sensor.execute(context)
-        path, arguments = deferred.value.trigger.serialize()
-        assert path == "airflow.providers.standard.triggers.external_task.DagStateTrigger"
-        assert (arguments["dag_id"], arguments["run_ids"]) == ("bcc_retraining", ["day1"])
-        assert arguments["states"] == ["success", "failed"]
+        assert deferred.value.trigger.serialize()[0] == "airflow.providers.standard.triggers.temporal.DateTimeTrigger"
+        assert deferred.value.timeout == timedelta(minutes=15, seconds=30)
+        with pytest.raises(TaskDeferred):
+            getattr(sensor, deferred.value.method_name)(context, {})
         running.clear()
-        seen = getattr(sensor, deferred.value.method_name)(context, (path, arguments))
+        seen = getattr(sensor, deferred.value.method_name)(context, {})
     else:
         monkeypatch.setattr("bcc_ops.sensors.new_images.time", SimpleNamespace(sleep=lambda seconds: running.clear()))
         seen = sensor.execute(context)

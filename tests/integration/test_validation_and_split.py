@@ -11,6 +11,8 @@ from typing import NamedTuple
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.dataset.snapshot import ImageRules, list_images
 from bcc_ops.operators.check_images import CheckImagesOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
 from bcc_ops.operators.split_dataset import SplitDatasetOperator
@@ -56,7 +58,9 @@ def place(
             "params": parameters,
             "dag_run": SimpleNamespace(run_type="manual", run_after=start),
         }
-        arrivals = {"as_of": (start + timedelta(minutes=minutes)).isoformat(), "images": 0, "change": None}
+        as_of = start + timedelta(minutes=minutes)
+        listing = list_images(store, ImageRules.of(Settings.from_environment(), RetrainingConfig.resolve({})), as_of)
+        arrivals = {"as_of": as_of.isoformat(), "images": len(listing.images), "digest": listing.digest, "change": None}
         run = SnapshotDatasetOperator(task_id="snapshot", arrivals=arrivals).execute(context)
         checks = CheckImagesOperator(task_id="validate", run=run).execute(context)
         weights = SplitDatasetOperator(task_id="weights", run=run, checks=checks).execute(context)

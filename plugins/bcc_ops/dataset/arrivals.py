@@ -1,21 +1,22 @@
 """Has something new arrived, and is the upload over? The one answer for a waiting sensor and its trigger alike.
 
-A listing is worth a run when it is none of those known to hold nothing new, and has stayed the same for long enough.
-How long it has is read off the listing itself (when its newest image was written) and off the earlier looks at it
-(which notice removals too), so that a look after a restart knows what the looks before it knew.
+A listing is worth a run when it is none of those known to hold nothing new, and has stayed the same for long enough. That is
+measured by this machine's own looks: the store's clock may be another. If images still arrive when the waiting time ends, what
+had settled by then is taken, so that a steady feed is trained on too.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.dataset.snapshot import ImageRules, Listing, PreviousSnapshot, list_images, moment_of
-from bcc_ops.exceptions import ConfigError, NothingNew, StorageError
-from bcc_ops.runs.documents import SnapshotChange, SnapshotDocument
+from bcc_ops.exceptions import ConfigError, NothingNew, SnapshotChanged, StorageError
+from bcc_ops.runs.documents import IgnoredKeys, SnapshotChange, SnapshotDocument
 from bcc_ops.runs.index import find_run
 from bcc_ops.runs.object_store import ObjectStore
 
@@ -28,6 +29,9 @@ LONGEST_PAUSE = 600.0
 
 SHORTEST_PAUSE = 0.5
 """Seconds between two looks, at least, where the interval is no shorter."""
+
+SETTLING_INTERVAL = 10.0
+"""Seconds between two looks while a worker waits for images to settle again."""
 
 _MOMENTS = ("deadline", "unchanged_since", "not_before")
 
@@ -53,6 +57,8 @@ class ArrivalWatch:
         digest, unchanged_since: the last look's, and since when it is known to be so.
         failures, not_before: failed looks in a row, and when to look again.
         idle: whether the last look found nothing that a run could be about.
+        arriving: whether images were still arriving when the waiting time ended.
+        ignored: what the last look ignored, as the end of a message; "" if nothing.
     """
 
     deadline: datetime
@@ -65,6 +71,8 @@ class ArrivalWatch:
     failures: int = 0
     not_before: datetime | None = None
     idle: bool = False
+    arriving: bool = False
+    ignored: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -80,18 +88,16 @@ class ArrivalWatch:
         """Take a listing into account.
 
         Returns:
-            "settled" where it is new and stayed the same for long enough, else "wait".
+            "settled" if it is new and stayed the same for long enough, or if images still arrive at the deadline (`arriving`
+            then); else "wait".
 
         Raises:
             NothingNew: waiting is over; the message says what there was.
         """
         self.failures, self.not_before = 0, None
-        digest = listing.digest
-        if digest != self.digest:
-            seen_before = self.digest is not None
-            self.digest = digest
-            # On the first look, what tells since when it is so is the newest image; later, that it was not so before.
-            self.unchanged_since = now if seen_before else min(now, listing.newest) if listing.newest else now
+        self.ignored = describe_ignored(listing.ignored)
+        if listing.digest != self.digest:
+            self.digest, self.unchanged_since = listing.digest, now
         return self._conclude(listing, now)
 
     def _conclude(self, listing: Listing, now: datetime) -> Finding:
@@ -102,18 +108,14 @@ class ArrivalWatch:
         self.idle = reason is not None
         if reason is not None:
             if not self.patient:
-                raise NothingNew(f"Nothing to train on: {reason}.")
+                raise NothingNew(f"Nothing to train on: {reason}.{self.ignored}")
             if now >= self.deadline:
-                raise NothingNew(f"Nothing to train on until {self.deadline:%Y-%m-%d %H:%M} UTC: {reason}.")
+                raise NothingNew(f"Nothing to train on until {self.deadline:%Y-%m-%d %H:%M} UTC: {reason}.{self.ignored}")
             return "wait"
         if now - self.unchanged_since >= timedelta(seconds=self.settle_seconds):
             return "settled"
-        if now >= self.deadline:
-            raise NothingNew(
-                f"Images were still arriving at {self.deadline:%Y-%m-%d %H:%M} UTC, the end of the waiting time; "
-                "the next run takes them up."
-            )
-        return "wait"
+        self.arriving = now >= self.deadline
+        return "settled" if self.arriving else "wait"
 
     def dismiss(self, reason: str) -> None:
         """The last listing is not a reason to run; `reason` as the end of a sentence."""
@@ -152,6 +154,22 @@ class Arrivals:
         """As JSON values."""
         change = self.change.model_dump(mode="json") if self.change else None
         return {**asdict(self), "as_of": self.as_of.isoformat(), "change": change}
+
+
+class Settled(NamedTuple):
+    """A listing, and the moment that it is of."""
+
+    as_of: datetime
+    listing: Listing
+
+
+def describe_ignored(ignored: Sequence[IgnoredKeys]) -> str:
+    """Return a sentence, with a space in front, about the keys that are not images; "" if there are none.
+
+    Whoever uploads to `Malignant/` instead of `malignant/` finds out here.
+    """
+    parts = [f"{one.count} {one.reason} ({one.examples[0]})" for one in ignored]
+    return f" Ignored: {'; '.join(parts)}." if parts else ""
 
 
 class ArrivalCheck:
@@ -200,10 +218,11 @@ class ArrivalCheck:
         moment = moment_of(logical_date, None)
         listing = list_images(self.store, self.rules, moment)
         previous = self._previous(moment)
+        ignored = describe_ignored(listing.ignored)
         if not listing.images:
-            raise NothingNew(f"Nothing to train on: there was no image as of {moment:%Y-%m-%d %H:%M:%S} UTC.")
+            raise NothingNew(f"Nothing to train on: there was no image as of {moment:%Y-%m-%d %H:%M:%S} UTC.{ignored}")
         if listing.digest == previous.digest:
-            raise NothingNew(f"Nothing to train on: {_as_before(previous)}.")
+            raise NothingNew(f"Nothing to train on: {_as_before(previous)}.{ignored}")
         return self._arrivals(listing, moment, previous)
 
     def begin(self, *, patient: bool, poke_interval: float) -> ArrivalWatch:
@@ -233,6 +252,8 @@ class ArrivalCheck:
             if watch.look(listing, now) == "wait":
                 return None
             moment = moment_of(now, listing.newest)
+            if watch.arriving:
+                moment, listing = self._settled_by_now(watch, now)
             arrivals = self._arrivals(listing, moment, self._previous(moment))
         except StorageError as error:
             log.warning("%s (failed look %d)", error, watch.failures + 1)
@@ -244,6 +265,59 @@ class ArrivalCheck:
             watch.look(listing, now)
             return None
         return arrivals
+
+    def _settled_by_now(self, watch: ArrivalWatch, now: datetime) -> tuple[datetime, Listing]:
+        """List what had settled when the waiting time ended while images were still arriving.
+
+        Raises:
+            NothingNew: that is nothing, or nothing new.
+        """
+        moment = (now - timedelta(seconds=self.config.settle_seconds)).replace(microsecond=0)
+        listing = list_images(self.store, self.rules, moment)
+        reason = watch.known.get(listing.digest) if listing.images else "no image had settled"
+        if reason is not None:
+            raise NothingNew(
+                f"Images were still arriving at {watch.deadline:%Y-%m-%d %H:%M} UTC, the end of the waiting time, and of those "
+                f"that had settled by then: {reason}. The next run takes them up.{watch.ignored}"
+            )
+        return moment, listing
+
+    def listing_of(self, sighted: Mapping[str, Any], *, may_settle: bool, sleep: Callable[[float], None]) -> Settled:
+        """List the images that a run was started for, and make sure that they are what was sighted.
+
+        On a bucket without versions, an upload between the sensor and the snapshot may have replaced or removed some of them for
+        a moment. Then the images must settle again, and the run is about a later moment.
+
+        Args:
+            sighted: the sensor's XCom.
+            may_settle: the run is about now, and not about a past moment that was asked for.
+            sleep: waits so many seconds.
+
+        Raises:
+            SnapshotChanged: the run is about a past moment, and its images are not there any more.
+            NothingNew: there is not an image any more.
+        """
+        as_of = datetime.fromisoformat(sighted["as_of"])
+        listing = list_images(self.store, self.rules, as_of)
+        if listing.digest == sighted["digest"]:
+            return Settled(as_of, listing)
+        told = f"the images as of {as_of:%Y-%m-%d %H:%M:%S} UTC are no longer those that the sensor saw"
+        if not may_settle:
+            raise SnapshotChanged(
+                f"{told}: some were replaced or removed since, and this bucket keeps no versions. Choose a later as_of, and "
+                "switch versions on for the bucket"
+            )
+        log.warning("%s: waiting until they have settled", told)
+        now = utc_now()
+        deadline = now + timedelta(seconds=LONGEST_PAUSE + 2 * self.config.settle_seconds)
+        watch = ArrivalWatch(deadline, self.config.settle_seconds, poke_interval=SETTLING_INTERVAL, patient=False)
+        listing = list_images(self.store, self.rules)
+        while watch.look(listing, now) == "wait":
+            sleep(watch.pause(now))
+            now, listing = utc_now(), list_images(self.store, self.rules)
+        if watch.arriving:
+            return Settled(*self._settled_by_now(watch, now))
+        return Settled(moment_of(now, listing.newest), listing)
 
     def _previous(self, moment: datetime) -> PreviousSnapshot:
         return PreviousSnapshot.before(self.store, self.settings.artifacts_prefix, moment)

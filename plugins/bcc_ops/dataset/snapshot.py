@@ -18,11 +18,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bcc_ops.config import RetrainingConfig, Settings
-from bcc_ops.exceptions import ArtifactError, DatedInTheFuture, NoImages
+from bcc_ops.exceptions import ArtifactError, DatedInTheFuture, NoImages, TooManyRemoved
 from bcc_ops.runs.documents import (
     ConfigDocument,
     IgnoredKeys,
-    RunHandle,
+    Reference,
     RunKind,
     SnapshotChange,
     SnapshotDocument,
@@ -298,43 +298,54 @@ def read_images(store: ObjectStore, document: SnapshotDocument) -> list[ImageRow
     return read_rows(ImageRow, store.get_referenced(document.images))
 
 
-def take_snapshot(
-    store: ObjectStore,
+def saved_snapshot(store: ObjectStore, artifacts_prefix: str, run_id: str) -> tuple[RunPaths, SnapshotDocument] | None:
+    """Find the snapshot that a run took before; None if it took none.
+
+    Raises:
+        ArtifactError: it is of another run.
+    """
+    paths = find_run(store, artifacts_prefix, run_id)
+    saved = store.find(SnapshotDocument, paths.document("snapshot.json")) if paths else None
+    if paths is None or saved is None:
+        return None
+    if saved.run_id != run_id:
+        raise ArtifactError(f"{paths.folder}/snapshot.json is of the run {saved.run_id!r}, not of {run_id!r}: move it away")
+    return paths, saved
+
+
+def describe_snapshot(
+    listing: Listing,
     settings: Settings,
-    config: RetrainingConfig,
-    as_of: datetime,
+    paths: RunPaths,
+    previous: PreviousSnapshot,
     *,
     run_id: str,
     run_kind: RunKind,
-    deployment: Mapping[str, Any] = MappingProxyType({}),
-) -> RunHandle:
-    """Write a run's config.json, images.parquet and snapshot.json and return the run's handle.
+    max_removed_fraction: float,
+) -> tuple[SnapshotDocument, bytes]:
+    """Return a run's snapshot.json and images.parquet.
 
-    A run that has a snapshot keeps it, whatever `as_of` says; its config.json states the parameters that it is run with now.
+    Args:
+        listing: the images as of the run's moment.
+        settings: the deployment.
+        paths: of the run.
+        previous: what the images are compared with.
+        run_id, run_kind: of the run.
+        max_removed_fraction: part of the previous run's images that may be gone.
 
     Raises:
         NoImages: there are none; the message counts what is there instead.
-        ArtifactError: the run's folder holds the documents of another run.
+        TooManyRemoved: more of the previous run's images are gone.
     """
-    paths = find_run(store, settings.artifacts_prefix, run_id)
-    saved = store.find(SnapshotDocument, paths.document("snapshot.json")) if paths else None
-    if paths is None or saved is None:
-        paths = RunPaths.of(settings.artifacts_prefix, as_of, run_id)
-    saved_config = store.save(paths.document("config.json"), describe_config(config, run_id, run_kind, deployment))
-    if saved is not None:
-        if saved.run_id != run_id:
-            raise ArtifactError(f"{paths.folder}/snapshot.json is of the run {saved.run_id!r}, not of {run_id!r}: move it away")
-        snapshot = store.reference(paths.document("snapshot.json"))
-        return RunHandle(folder=paths.folder_name, config=saved_config.sha256, snapshot=snapshot.sha256)
-    listing = list_images(store, ImageRules.of(settings, config), paths.as_of)
     if not listing.images:
-        raise NoImages(_what_is_there_instead(store, settings, listing, paths.as_of))
-    previous = PreviousSnapshot.before(store, settings.artifacts_prefix, paths.as_of)
+        raise NoImages(_what_is_there_instead(settings, listing, paths.as_of))
+    _check_removed(listing, previous, max_removed_fraction)
     counts = dict.fromkeys(settings.classes, 0)
     for image in listing.images:
         counts[image.label] += 1
+    images = write_images(listing.images)
     document = SnapshotDocument(
-        bucket=store.bucket,
+        bucket=settings.bucket,
         prefix=settings.images_prefix,
         as_of=paths.as_of,
         run_id=run_id,
@@ -348,10 +359,22 @@ def take_snapshot(
         previous_run=previous.paths.folder_name if previous.paths else None,
         change=previous.change_to(listing),
         ignored=listing.ignored,
-        images=store.put_referenced(paths.document("images.parquet"), write_images(listing.images)),
+        images=Reference.of(paths.document("images.parquet"), images),
     )
-    snapshot = store.save(paths.document("snapshot.json"), document)
-    return RunHandle(folder=paths.folder_name, config=saved_config.sha256, snapshot=snapshot.sha256)
+    return document, images
+
+
+def _check_removed(listing: Listing, previous: PreviousSnapshot, allowed: float) -> None:
+    """An image is gone if neither its key nor its content (by ETag) is there: renaming removes nothing."""
+    keys, contents = {image.key for image in listing.images}, {image.etag for image in listing.images}
+    gone = [image.key for image in previous.images if image.key not in keys and image.etag not in contents]
+    if len(gone) <= allowed * len(previous.images):
+        return
+    raise TooManyRemoved(
+        f"{len(gone)} of the {len(previous.images)} images of the previous run are gone ({', '.join(gone[:EXAMPLES])}, …), more "
+        f"than max_removed_fraction = {allowed:g} allows. Restore them, or if they were meant to go, start a run with a higher "
+        "max_removed_fraction by hand"
+    )
 
 
 def describe_config(
@@ -367,8 +390,8 @@ def describe_config(
     )
 
 
-def _what_is_there_instead(store: ObjectStore, settings: Settings, listing: Listing, as_of: datetime) -> str:
-    place = store.uri(f"{settings.images_prefix}/")
+def _what_is_there_instead(settings: Settings, listing: Listing, as_of: datetime) -> str:
+    place = f"s3://{settings.bucket}/{settings.images_prefix}/"
     wanted = ", ".join(f"{place}{name}/" for name in settings.classes)
     others = ", ".join(f"{ignored.count} {ignored.reason}" for ignored in listing.ignored) or "nothing at all"
     return f"no image as of {as_of:%Y-%m-%d %H:%M:%S} UTC in {wanted} (there: {others})"

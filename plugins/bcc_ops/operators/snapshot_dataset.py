@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from bcc_ops import metrics
-from bcc_ops.dataset.snapshot import take_snapshot
+from bcc_ops.dataset.arrivals import ArrivalCheck
+from bcc_ops.dataset.snapshot import PreviousSnapshot, describe_config, describe_snapshot, saved_snapshot
 from bcc_ops.operators.base import BccOperator, run_kind
+from bcc_ops.runs.documents import RunHandle
+from bcc_ops.runs.paths import RunPaths
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
 class SnapshotDatasetOperator(BccOperator):
-    """List the images as of the moment that the sensor decided on, and write config.json and snapshot.json.
+    """List the images as of the moment that the sensor decided on, and write config.json, images.parquet and snapshot.json.
 
-    A run whose snapshot is there already keeps to it. Returns the run's handle, from which every later task loads the run.
+    If the images are no longer those that the sensor saw, they must settle again first. A run whose snapshot is there already
+    keeps to it. Returns the run's handle, from which every later task loads the run.
 
     Args:
         arrivals: the sensor's XCom.
@@ -31,15 +35,31 @@ class SnapshotDatasetOperator(BccOperator):
 
     def work(self, context: Context) -> dict[str, str]:
         """Take the run's snapshot."""
-        handle = take_snapshot(
-            self.store,
-            self.settings,
-            self.deployment.resolve(context["params"]),
-            datetime.fromisoformat(self.arrivals["as_of"]),
-            run_id=context["run_id"],
-            run_kind=run_kind(context),
-            deployment=self.deployment.values,
-        )
+        config = self.deployment.resolve(context["params"])
+        run_id, kind = context["run_id"], run_kind(context)
+        prefix = self.settings.artifacts_prefix
+        described = describe_config(config, run_id, kind, self.deployment.values)
+        saved = saved_snapshot(self.store, prefix, run_id)
+        if saved is not None:
+            paths, _ = saved
+            snapshot = self.store.reference(paths.document("snapshot.json"))
+        else:
+            about_now = kind in ("nightly", "event") or (kind == "manual" and config.as_of is None)
+            check = ArrivalCheck(self.store, self.settings, config)
+            as_of, listing = check.listing_of(self.arrivals, may_settle=about_now, sleep=time.sleep)
+            paths = RunPaths.of(prefix, as_of, run_id)
+            document, images = describe_snapshot(
+                listing,
+                self.settings,
+                paths,
+                PreviousSnapshot.before(self.store, prefix, paths.as_of),
+                run_id=run_id,
+                run_kind=kind,
+                max_removed_fraction=config.max_removed_fraction,
+            )
+            self.store.put(paths.document("images.parquet"), images)
+            snapshot = self.store.save(paths.document("snapshot.json"), document)
+        saved_config = self.store.save(paths.document("config.json"), described)
         metrics.new_images(self.arrivals)
-        self.log.info("the run's folder: %s", handle.folder)
-        return handle.to_xcom()
+        self.log.info("the run's folder: %s", paths.folder)
+        return RunHandle(folder=paths.folder_name, config=saved_config.sha256, snapshot=snapshot.sha256).to_xcom()

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
-from airflow.providers.standard.triggers.external_task import DagStateTrigger
+from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
 
 from bcc_ops import exceptions
 from bcc_ops.config import RetrainingConfig
@@ -79,7 +79,7 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
             return self._look_or_defer(context, ArrivalWatch.from_dict(event["watch"]))
 
     def resume_backfill(self, context: Context, event: Any) -> Any:
-        """Take up after the backfill of an earlier date has ended."""
+        """Look whether the backfill of the earlier date has ended."""
         with airflow_errors():
             return self.work(context)
 
@@ -88,9 +88,10 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
         while (earlier := context["ti"].get_previous_dagrun(state="running")) and earlier.run_type == "backfill":
             self.log.info("Waiting for the end of %s, the backfill of an earlier date", earlier.run_id)
             if self.deferrable:
-                ended = {"states": ["success", "failed"], "run_ids": [earlier.run_id]}
-                trigger = DagStateTrigger(dag_id=earlier.dag_id, **ended, poll_interval=self.poke_interval)
-                self.defer(trigger=trigger, method_name="resume_backfill")
+                # Look again now and then: a run that is deleted meanwhile never ends.
+                pause = TimeDeltaTrigger(timedelta(seconds=self.poke_interval))
+                timeout = timedelta(seconds=self.poke_interval) + TRIGGERER_LATENESS
+                self.defer(trigger=pause, method_name="resume_backfill", timeout=timeout)
             time.sleep(self.poke_interval)
 
     def _look_or_defer(self, context: Context, watch: ArrivalWatch) -> Any:

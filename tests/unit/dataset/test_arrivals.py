@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from bcc_ops.dataset.arrivals import FAILURES, ArrivalWatch
 from bcc_ops.dataset.snapshot import Listing
 from bcc_ops.exceptions import AccessDenied, NothingNew, StorageUnavailable
+from bcc_ops.runs.documents import IgnoredKeys
 from bcc_ops.runs.tables import ImageRow
 
 TWO = datetime(2026, 11, 22, 2, tzinfo=timezone.utc)
@@ -29,8 +31,13 @@ def watch(*known: Listing, patient: bool = True, wait: float = 3600) -> ArrivalW
     return ArrivalWatch(at(wait), settle_seconds=60, poke_interval=30, patient=patient, known=reasons)
 
 
-def test_images_that_came_long_ago_are_settled_at_the_first_look() -> None:
-    assert watch(images("a")).look(images("a", "b"), at(0)) == "settled"
+@pytest.mark.parametrize("written", [-3600, -90, -10, 0, 500])
+def test_how_long_images_have_settled_is_measured_by_looks_and_not_by_the_stores_clock(written: float) -> None:
+    """A store whose clock is behind dates an image that has just come an hour ago."""
+    waiting = watch(images("a"))
+    assert waiting.look(images("a", "b", written=written), at(0)) == "wait"
+    assert waiting.look(images("a", "b", written=written), at(59)) == "wait"
+    assert waiting.look(images("a", "b", written=written), at(60)) == "settled"
 
 
 def test_an_upload_that_goes_on_is_not_read_half() -> None:
@@ -49,13 +56,6 @@ def test_a_removal_between_two_looks_begins_the_settling_anew() -> None:
     assert waiting.look(images("a", written=-20), at(90)) == "settled"
 
 
-def test_a_clock_of_the_store_that_is_ahead_does_not_settle_early() -> None:
-    waiting = watch()
-    assert waiting.look(images("a", written=500), at(0)) == "wait"
-    assert waiting.look(images("a", written=500), at(59)) == "wait"
-    assert waiting.look(images("a", written=500), at(60)) == "settled"
-
-
 def test_a_quiet_night_is_waited_out_and_then_told() -> None:
     waiting = watch(images("a"))
     assert waiting.look(images("a"), at(0)) == "wait"
@@ -64,15 +64,19 @@ def test_a_quiet_night_is_waited_out_and_then_told() -> None:
         waiting.look(images("a"), at(3600))
 
 
-def test_an_upload_that_never_ends_is_left_to_the_next_run() -> None:
+def test_an_upload_that_never_ends_is_cut_at_the_deadline() -> None:
     waiting = watch(images("a"))
-    assert waiting.look(images("a", "b", written=3590), at(3595)) == "wait"
-    with pytest.raises(NothingNew, match="still arriving at 2026-11-22 03:00"):
-        waiting.look(images("a", "b", "c", written=3599), at(3600))
+    assert waiting.look(images("a", "b"), at(3595)) == "wait"
+    assert not waiting.arriving
+    assert waiting.look(images("a", "b", "c"), at(3600)) == "settled"
+    assert waiting.arriving
 
 
-def test_what_is_settled_at_the_deadline_is_taken() -> None:
-    assert watch(images("a")).look(images("a", "b"), at(3600)) == "settled"
+def test_the_message_of_a_skipped_night_names_what_was_ignored() -> None:
+    ignored = (IgnoredKeys(reason="folder of no configured class", count=12, examples=("images/Malignant/1.png",)),)
+    listing = replace(images("a"), ignored=ignored)
+    with pytest.raises(NothingNew, match=r"Ignored: 12 folder of no configured class \(images/Malignant/1.png\)\.$"):
+        watch(listing).look(listing, at(3600))
 
 
 def test_an_empty_prefix_is_never_a_reason_to_run() -> None:
@@ -90,16 +94,17 @@ def test_an_event_whose_images_another_run_took_up_is_over_at_once() -> None:
 def test_an_event_waits_for_its_upload_to_end() -> None:
     waiting = watch(images("a"), patient=False)
     assert waiting.look(images("a", "b", written=-1), at(0)) == "wait"
-    assert waiting.look(images("a", "b", written=-1), at(59)) == "settled"
+    assert waiting.look(images("a", "b", written=-1), at(60)) == "settled"
 
 
 def test_too_few_images_are_waited_on_until_more_come() -> None:
     waiting = watch(images("a"))
-    assert waiting.look(images("a", "b"), at(0)) == "settled"
+    assert waiting.look(images("a", "b"), at(0)) == "wait"
+    assert waiting.look(images("a", "b"), at(60)) == "settled"
     waiting.dismiss("1 images are new and 2 are needed")
-    assert waiting.look(images("a", "b"), at(30)) == "wait"
-    assert waiting.look(images("a", "b", "c", written=40), at(60)) == "wait"
-    assert waiting.look(images("a", "b", "c", written=40), at(120)) == "settled"
+    assert waiting.look(images("a", "b"), at(90)) == "wait"
+    assert waiting.look(images("a", "b", "c"), at(120)) == "wait"
+    assert waiting.look(images("a", "b", "c"), at(180)) == "settled"
 
 
 def test_a_restart_in_the_middle_loses_nothing() -> None:
@@ -138,8 +143,8 @@ def test_what_no_repetition_mends_is_told_at_once() -> None:
 def test_the_next_look_comes_when_something_is_due() -> None:
     waiting = watch(images("a"), wait=100)
     assert waiting.pause(at(0)) == 30
-    waiting.look(images("a", "b", written=-50), at(0))
-    assert waiting.pause(at(0)) == 10
-    assert waiting.pause(at(9.9)) == 0.5
+    waiting.look(images("a", "b"), at(0))
+    assert waiting.pause(at(50)) == 10
+    assert waiting.pause(at(59.9)) == 0.5
     assert waiting.pause(at(95)) == 5
     assert waiting.pause(at(200)) == 30
