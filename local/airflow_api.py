@@ -146,7 +146,8 @@ class AirflowApi:
     def backfill(self, dag_id: str, first: datetime, last: datetime, reprocess: str, conf: dict[str, Any] | None = None) -> None:
         """Ask for the runs of a DAG whose logical dates are in a span.
 
-        Airflow takes a backfill back, with a 503, where another component wrote to its SQLite at that moment.
+        If another component writes to Airflow's SQLite at that moment, Airflow answers 503 and takes the backfill back, or fails
+        and leaves one without runs, which blocks every other (apache/airflow#66726). Such a one is cancelled here.
 
         Args:
             reprocess: "none", or which earlier runs of these dates are done again: "failed", "completed".
@@ -160,7 +161,18 @@ class AirflowApi:
             "dag_run_conf": conf,
         }
         known = self._backfills(dag_id)
-        self._create("/backfills", body, lambda: bool(self._backfills(dag_id) - known))
+
+        def made() -> bool:
+            new = self._backfills(dag_id) - known
+            span = {"run_type": "backfill", "logical_date_gte": body["from_date"], "logical_date_lte": body["to_date"]}
+            if not new or self.runs(dag_id, **span):
+                return bool(new)
+            for orphan in new:
+                self.call("PUT", f"/backfills/{orphan}/cancel")
+                known.add(orphan)
+            return False
+
+        self._create("/backfills", body, made)
 
     def _backfills(self, dag_id: str) -> set[int]:
         return {backfill["id"] for backfill in self.call("GET", "/backfills", params={"dag_id": dag_id})["backfills"]}

@@ -121,3 +121,15 @@ def real_images() -> Path:
     if not REAL_IMAGES.is_dir():
         pytest.skip(f"the real images are not at {REAL_IMAGES.parent.name}/{REAL_IMAGES.name} beside the checkout")
     return REAL_IMAGES
+
+
+@pytest.fixture(scope="session")
+def airflow_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty metadata database, and what the API server's app needs to sign in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "a secret of the tests, long enough for the algorithm " * 2)
+        patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", str(tmp_path_factory.mktemp("auth") / "passwords.json"))
+        from airflow.utils.db import initdb
+
+        initdb()
+        yield

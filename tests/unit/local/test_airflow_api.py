@@ -108,6 +108,28 @@ def test_a_backfill_that_airflow_takes_back_is_asked_for_again() -> None:
     }
 
 
+def test_a_backfill_without_runs_that_airflow_left_behind_is_cancelled_before_it_is_asked_for_again() -> None:
+    """Otherwise the next attempt meets a 409, for a backfill that will never do anything."""
+
+    def backfills(*ids: int) -> httpx.Response:
+        return httpx.Response(200, json={"backfills": [{"id": number} for number in ids]})
+
+    no_runs, done = httpx.Response(200, json={"dag_runs": []}), httpx.Response(200, json={"id": 3})
+    api, seen = _client(backfills(1), httpx.Response(500), backfills(1, 2), no_runs, done, done)
+    day = datetime(2026, 11, 22, 3, tzinfo=timezone.utc)
+    api.backfill("dag", day, day, "none")
+    assert [request.method for request in seen] == ["GET", "POST", "GET", "GET", "PUT", "POST"]
+    assert seen[4].url.path == "/api/v2/backfills/2/cancel"
+
+
+def test_a_backfill_that_was_made_though_the_answer_was_lost_is_left_alone() -> None:
+    made = httpx.Response(200, json={"backfills": [{"id": 1}]})
+    api, seen = _client(httpx.Response(200, json={"backfills": []}), LATE, made, RUNS)
+    day = datetime(2026, 11, 22, 3, tzinfo=timezone.utc)
+    api.backfill("dag", day, day, "none")
+    assert [request.method for request in seen] == ["GET", "POST", "GET", "GET"]
+
+
 def test_a_task_that_has_the_state_already_is_no_error() -> None:
     late = httpx.Response(409, json={"detail": "Task id wait is already in skipped state"})
     api, _ = _client(httpx.ReadTimeout("timed out"), late, httpx.Response(409, json={"detail": "something else"}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -21,16 +21,9 @@ RUNNING, FAILED, SKIPPED = "manual__running", "manual__failed", "scheduled__skip
 
 
 @pytest.fixture(scope="session")
-def airflow_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A metadata database with the pipeline's DAG, another DAG, and a few runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "a secret of the tests, long enough for the algorithm " * 2)
-        patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", str(tmp_path_factory.mktemp("auth") / "passwords.json"))
-        from airflow.utils.db import initdb
-
-        initdb()
-        _fill_database()
-        yield
+def known_runs(airflow_database: None) -> None:
+    """The metadata database with the pipeline's DAG, another DAG, and a few runs."""
+    _fill_database()
 
 
 def _fill_database() -> None:
@@ -49,7 +42,7 @@ def _fill_database() -> None:
         SKIPPED: ("success", {"wait_for_new_images": "skipped", "snapshot_dataset": "skipped"}),
     }
     with create_session() as session:
-        session.add(DagBundleModel(name="tests"))
+        session.merge(DagBundleModel(name="tests"))
         session.flush()
         for dag_id in ("bcc_retraining", "another_dag"):
             session.add(DagModel(dag_id=dag_id, bundle_name="tests", fileloc=f"/{dag_id}.py"))
@@ -86,7 +79,7 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-def make_client(airflow_database: None, settings: Settings) -> Callable[..., TestClient]:
+def make_client(known_runs: None, settings: Settings) -> Callable[..., TestClient]:
     """A client of the API server's app with the pages in it: `make_client(store, role="viewer")`; role None: no login."""
 
     def make(
