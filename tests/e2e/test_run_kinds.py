@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
-from bcc_ops.runs.documents import SnapshotDocument
+from bcc_ops.runs.documents import ConfigDocument, SnapshotDocument
 from bcc_ops.runs.index import find_run
 from local.airflow_api import AirflowUnavailable
 from local.stack import LocalStack
@@ -27,6 +28,14 @@ from tests.services.mock_sqs import Queue, notification, queue
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 DAG_ID = "run_kinds"
+DEPLOYMENT = {
+    "settle_seconds": 3,
+    "wait_for_images_minutes": 1,
+    "patient_pattern": r"\((\d+)\)",
+    "require_approval": True,
+    "external_prefix": "elsewhere",
+}
+"""The parameters in the deployment's file."""
 DAGS = Path(__file__).with_name("dags")
 TOO_BUSY = "this machine is too busy for the times of this story; nothing is wrong with the pipeline"
 
@@ -123,6 +132,12 @@ class Story:
         assert paths is not None, run_id
         return self.stack.store.load_key(SnapshotDocument, paths.document("snapshot.json"))
 
+    def config(self, run_id: str) -> ConfigDocument:
+        """The run's config.json."""
+        paths = find_run(self.stack.store, "artifacts", run_id)
+        assert paths is not None, run_id
+        return self.stack.store.load_key(ConfigDocument, paths.document("config.json"))
+
     def states(self, run_id: str) -> set[str]:
         """The states of a run's tasks."""
         return {task["state"] for task in self.stack.api.tasks(DAG_ID, run_id).values()}
@@ -161,7 +176,10 @@ def sqs() -> Iterator[Queue]:
 def story(tmp_path_factory: pytest.TempPathFactory, sqs: Queue) -> Iterator[Story]:
     """The stack, with a schedule whose ticks are in the next minutes, up to the moment when the third batch is there."""
     ticks = Ticks.after(datetime.now(timezone.utc))
+    parameters = tmp_path_factory.mktemp("deployment") / "parameters.yaml"
+    parameters.write_text(yaml.safe_dump(DEPLOYMENT))
     variables = {
+        "BCC_PARAMETERS": str(parameters),
         "PYTHONPATH": str(REPOSITORY),  # for the DAG's verdict, which the tests' factories give
         "BCC_SCHEDULE": ticks.cron,
         "BCC_SQS_QUEUE_URL": sqs.url,
@@ -242,6 +260,24 @@ def test_a_nightly_run_sees_what_is_there_when_its_sensor_is_satisfied(story: St
     assert snapshot.as_of >= story.ticks.nightly
     assert snapshot.change is not None
     assert (snapshot.change.added, snapshot.change.removed) == (5, 0)
+
+
+def test_every_kind_of_run_has_the_deployments_parameters_and_says_so(
+    story: Story, backfill: list[dict[str, Any]], night: dict[str, Any], events: list[dict[str, Any]]
+) -> None:
+    for run in (backfill[0], night, events[-1]):
+        document = story.config(run["dag_run_id"])
+        used = document.config.model_dump(mode="json")
+        assert {name: used[name] for name in DEPLOYMENT} == DEPLOYMENT
+        assert {document.origins[name] for name in DEPLOYMENT} == {"deployment"}
+        assert document.uses_deployment_parameters and document.origins["epochs"] == "default"
+
+
+def test_a_person_cannot_group_images_in_another_way_than_the_deployment(story: Story, night: dict[str, Any]) -> None:
+    api = story.stack.api
+    run = api.wait_for_run(DAG_ID, api.trigger(DAG_ID, {"patient_pattern": "(.)"}), 180)
+    assert run["state"] == "failed"
+    assert "set it in the file that BCC_PARAMETERS names" in story.said(run["dag_run_id"])
 
 
 def test_a_person_gets_the_images_of_now_whether_new_or_not(story: Story, by_hand: dict[str, dict[str, Any]]) -> None:

@@ -5,15 +5,19 @@ One story on one stack, in this order. Each of its stations says what was under 
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+import yaml
 from markupsafe import escape
+from PIL import Image
 
 from bcc_ops.runs.documents import (
     ApprovalDocument,
@@ -26,7 +30,7 @@ from bcc_ops.runs.documents import (
 from bcc_ops.runs.paths import champion_pointer
 from local.airflow_api import parse_moment
 from local.stack import DAG_ID, USER, LocalStack
-from tests.e2e.conftest import TINY, FinishedRun, wait_until
+from tests.e2e.conftest import CLASSES, TINY, FinishedRun, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -90,11 +94,16 @@ def tick() -> datetime:
 
 
 @pytest.fixture(scope="module")
-def variables(tick: datetime) -> dict[str, str]:
-    """A schedule with `tick`, and the minute after it: the last missed night, which Airflow makes up for by itself."""
+def variables(tick: datetime, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A schedule with `tick`, and the minute after it: the last missed night, which Airflow makes up for by itself.
+
+    Nights and events have the parameters of a quick training; what a manual run is given is the same or says more.
+    """
+    parameters = tmp_path_factory.mktemp("deployment") / "parameters.yaml"
+    parameters.write_text(yaml.safe_dump({**COMPARED, "settle_seconds": 1, "wait_for_images_minutes": 5}))
     ticks = (tick, tick + timedelta(minutes=1))
     minutes, hours = (",".join(sorted({str(getattr(one, part)) for one in ticks})) for part in ("minute", "hour"))
-    return {"BCC_SCHEDULE": f"{minutes} {hours} * * *"}
+    return {"BCC_SCHEDULE": f"{minutes} {hours} * * *", "BCC_PARAMETERS": str(parameters)}
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +164,63 @@ def rolled_back(first: Station, second: Station, stack: LocalStack) -> dict[str,
     run_id = stack.api.trigger(ROLL_BACK, {"version": version, "reason": REASON})
     stack.api.set_paused(ROLL_BACK, False)
     return stack.api.wait_for_run(ROLL_BACK, run_id, within=900)
+
+
+@pytest.fixture(scope="module")
+def night(stack: LocalStack, station: Any, follow_run: Any, images: Path) -> Callable[..., Station]:
+    """New images come and start a run, which a person turns down if it asks: `night(1)`."""
+
+    def come(number: int) -> FinishedRun:
+        for label in CLASSES:
+            with Image.open(sorted(path for path in (images / label).glob("*.png") if "_mask" not in path.name)[number]) as image:
+                cropped = image.convert("RGB").crop((12, 9, image.width - 5, image.height - 7))
+            content = io.BytesIO()
+            cropped.save(content, "PNG")
+            stack.store.put(f"{stack.settings.images_prefix}/{label}/night {number}.png", content.getvalue())
+        known = {run["dag_run_id"] for run in stack.api.runs(DAG_ID)}
+        [asset] = [asset for asset in stack.api.call("GET", "/assets")["assets"] if asset["name"] == "breast_images"]
+        stack.api.call("POST", "/assets/events", json={"asset_id": asset["id"], "extra": {}})
+        [run_id] = awaited(lambda: [run["dag_run_id"] for run in stack.api.runs(DAG_ID) if run["dag_run_id"] not in known])
+
+        def decided() -> list[str]:
+            states = {name: task["state"] for name, task in stack.api.tasks(DAG_ID, run_id).items()}
+            asks, uploaded = (
+                states["approve_model"] == "awaiting_input",
+                states["upload_model"] in ("success", "skipped", "failed"),
+            )
+            return ["asks"] if asks else ["ends"] if uploaded else []
+
+        if awaited(decided) == ["asks"]:
+            answer = {"chosen_options": ["Reject"], "params_input": {}}
+            path = f"/dags/{DAG_ID}/dagRuns/{quote(run_id, safe='')}/taskInstances/approve_model/-1/hitlDetails"
+            stack.api.call("PATCH", path, json=answer)
+        finished: FinishedRun = follow_run(run_id)
+        return finished
+
+    return lambda number: station(lambda: come(number))
+
+
+def awaited(find: Callable[[], list[Any]], within: float = 600) -> list[Any]:
+    """Ask until there is something."""
+    deadline = time.monotonic() + within
+    while not (found := find()):
+        assert time.monotonic() < deadline, "what was waited for never came"
+        time.sleep(1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def held(rolled_back: dict[str, Any], night: Callable[..., Station]) -> list[Station]:
+    """Three nights with new images while a person holds the champion."""
+    return [night(number) for number in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def released(held: list[Station], stack: LocalStack, night: Callable[..., Station]) -> Station:
+    """The night after the hold was released."""
+    run_id = stack.api.trigger(ROLL_BACK, {"release_hold": True, "reason": "the labels are corrected"})
+    assert stack.api.wait_for_run(ROLL_BACK, run_id, within=900)["state"] == "success"
+    return night(4)
 
 
 def test_a_first_model_is_approved_without_a_champion(first: Station) -> None:
@@ -252,3 +318,29 @@ def test_a_roll_back_is_told_in_the_ui_with_who_and_why(first: Station, rolled_b
 def test_a_roll_back_moves_the_pointer_and_writes_nothing_else(second: Station, rolled_back: dict[str, Any]) -> None:
     moved = set(under_models(second.stack)) - set(second.after)
     assert [key for key, _ in moved] == [champion_pointer(second.stack.settings.models_prefix)]
+
+
+def test_after_a_rollback_no_night_replaces_the_champion_and_each_verdict_says_why(first: Station, held: list[Station]) -> None:
+    chosen = first.document(PromotionDocument, "promotion.json").version
+    for station in held:
+        assert station.document(SnapshotDocument, "snapshot.json").run_kind == "event"
+        assert station.gate.verdict == "needs_person"
+        assert any(f"{USER} holds champion {chosen} since" in reason and REASON in reason for reason in station.gate.reasons)
+        assert (station.states["approve_model"], station.states["upload_model"]) == ("success", "skipped")
+        assert station.after == station.before
+        assert station.gate.champion_version == chosen
+
+
+def test_the_models_page_says_who_holds_the_champion_and_how_to_release_it(first: Station, rolled_back: dict[str, Any]) -> None:
+    page = first.stack.api.page("/bcc/models")
+    assert f"<dt>Held</dt><dd>by {USER} since" in page and "Release the hold" in page
+    assert "1 model file that a person replaced" in page
+
+
+def test_releasing_the_hold_lets_the_next_night_through(first: Station, released: Station) -> None:
+    assert released.gate.verdict == "approved"
+    promotion = released.document(PromotionDocument, "promotion.json")
+    assert promotion.promoted and promotion.previous_champion == first.document(PromotionDocument, "promotion.json").version
+    now = champion(released.stack)
+    assert (now.version, now.hold, now.by) == (promotion.version, None, "the gate")
+    assert now.history[0].reason == "The hold was released: the labels are corrected"

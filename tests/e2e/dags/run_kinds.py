@@ -6,15 +6,14 @@ from datetime import datetime, timedelta, timezone
 
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, task
 
-from bcc_ops.config import Settings, form_fields
+from bcc_ops.config import DeploymentParameters, Settings, form_fields
 from bcc_ops.operators.download_images import DownloadImagesOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
 from bcc_ops.sensors.events import images_asset
 from bcc_ops.sensors.new_images import NewImagesSensor
 
-QUICK = {"settle_seconds": 3, "wait_for_images_minutes": 1}
-
 settings = Settings.from_environment()
+deployment = DeploymentParameters.read(settings.parameters)
 
 with DAG(
     "run_kinds",
@@ -26,7 +25,7 @@ with DAG(
     max_active_runs=1,
     # A task that comes back from the triggerer before the scheduler has read that it went there counts as failed.
     default_args={"retries": 2, "retry_delay": timedelta(seconds=2)},
-    params={name: Param(QUICK.get(name, default), **schema) for name, (default, schema) in form_fields().items()},
+    params={name: Param(default, **schema) for name, (default, schema) in form_fields(deployment.values).items()},
 ):
     wait = NewImagesSensor(task_id="wait_for_new_images", deferrable=True, poke_interval=2)
     run = SnapshotDatasetOperator(task_id="snapshot_dataset", arrivals=wait.output)
