@@ -3,7 +3,7 @@
     python -m benchmarks [--images FOLDER]
 
 On two cores this takes some two hours, most of them the notebook's; each benchmark can be run alone, as its own
-docstring says. One that fails does not keep the others from being measured, and is told by the exit status.
+docstring says. One that fails does not keep the others from being measured, and shows in the exit status.
 """
 
 from __future__ import annotations

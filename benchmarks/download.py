@@ -144,7 +144,7 @@ def tool(name: str) -> str:
 
 @contextmanager
 def aws_command() -> Iterator[str | None]:
-    """`aws`, in an environment of its own since it pins another botocore; None where it is not available."""
+    """`aws`, in an environment of its own since it pins another botocore; None if it is not available."""
     if found := shutil.which("aws"):
         yield found
         return
@@ -204,7 +204,7 @@ def table(bucket: Bucket, seconds: dict[str, float]) -> str:
 
 
 class ManyKeys:
-    """A client whose bucket has a million images. Pages are made as they are asked for, and their making is timed."""
+    """A client whose bucket has a million images. Pages are made on request, and making them is timed."""
 
     def __init__(self, count: int) -> None:
         self.count = count

@@ -31,7 +31,7 @@ from benchmarks.report import write_section
 CLASSES = ("benign", "malignant", "normal")
 SHARES = (0.56, 0.27, 0.17)
 VALIDATION_IMAGES, TUNING_IMAGES = 156, 74
-"""A fifth of the 780 images of the published dataset, and 15 % of the train part of the 623 at hand."""
+"""A fifth of the 780 images of the published dataset, and 15 % of the train part of the 623 that are available."""
 
 SIGNAL, SHARED, SHARPNESS = 2.1, 0.6, 1.5
 """Signal in the true class' logit, share of the noise's variance that both models have in common, logit scale: balanced
@@ -207,7 +207,7 @@ The first two columns are the truth, at the champion's threshold; the others say
 
 {lines}
 
-The comparison asks that the lower end of the paired 95 % interval lies above {margins}
+The comparison asks that the lower end of the paired 95 % interval is above {margins}
 for malignant sensitivity, of the likeliest class in both. It lets a worse challenger in about a third as often as a look
 at one metric does, or less, and for that refuses most equal ones, which nobody misses, and some of the better ones, which
 come again the next night. What makes the gate surer both ways is more validation images. Comparing the sensitivities at the

@@ -37,7 +37,7 @@ def write_section(name: str, markdown: str, page: Path = PAGE) -> None:
         page: the file; it is made if there is none.
 
     Raises:
-        ValueError: the name is no such marker.
+        ValueError: there is no such marker.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r}: a section's name is made of small letters, digits and dashes")

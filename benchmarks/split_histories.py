@@ -1,6 +1,6 @@
 """Random histories of a bucket: does any image change sides, or count as held-out for a model that was trained on it?
 
-Hypothesis draws sequences of nights in which images come, vanish, return, are renamed, relabelled, encoded anew, uploaded twice
+Hypothesis draws sequences of nights in which images come, vanish, return, are renamed, relabelled, re-encoded, uploaded twice
 and refused, groups merge, patients become known, and backfills run in between. After each run every earlier run's model may
 be the one in use, and the promises of the split are checked against all of them.
 
@@ -31,7 +31,7 @@ CLASSES = ("benign", "malignant", "normal")
 HISTORIES = 500
 LONGEST = 16
 EVENTS = (
-    *("grow", "grow", "absent", "return", "refuse", "rename", "relabel", "encode anew", "upload again"),
+    *("grow", "grow", "absent", "return", "refuse", "rename", "relabel", "re-encode", "upload again"),
     *("bridge", "merge groups", "know patients", "backfill"),
 )
 
@@ -161,7 +161,7 @@ class History:
         if what == "relabel":
             label = CLASSES[(CLASSES.index(image.label) + 1) % 3]
             return [replace(image, label=label, key=f"images/{label}/{name}")]
-        if what == "encode anew":
+        if what == "re-encode":
             return [replace(image, sha256=f"{image.sha256}'")]
         assert what == "upload again"
         return [image, replace(image, key=f"{folder}/{name}.again{self.night}")]

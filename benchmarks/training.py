@@ -4,7 +4,7 @@
                                          [--only PART …] [--write]
 
 IMAGES is a folder with one folder per class. Each part runs in a process of its own, one after the other, and leaves a JSON
-file in DIR; what is there already is not done again, so an interrupted benchmark goes on where it was. `--write` puts
+file in DIR; what is there already is not done again, so an interrupted benchmark continues. `--write` puts
 the tables into docs/benchmarks.md. The validation part is only ever looked at here, to report; nothing is chosen by it.
 
 Each of SALTS draws another split of the same images, on which the preset is trained once more: what a metric owes to the
@@ -231,7 +231,7 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, scratch: Path, each_
 
 
 def input_of_notebook(images: Sequence[LocalImage], folder: Path) -> dict[str, Any]:
-    """Images a second of the notebook's way: read, decoded and resized anew in each epoch, augmented by Keras' layers."""
+    """Images a second of the notebook's way: read, decoded and resized again in each epoch, augmented by Keras' layers."""
     import keras
     from keras import layers
 
@@ -313,7 +313,7 @@ def at_operating_point(part: dict[str, Any]) -> tuple[float, float]:
 
 
 def reaches(part: dict[str, Any], metric: str, goal: float) -> float | None:
-    """Seconds from the start until an epoch's model was at least that good on validation; None where none was."""
+    """Seconds from the start until an epoch's model was at least that good on validation; None if none was."""
     for end, answers in zip(part["epoch_ends"], part["probabilities"]):
         if metrics(part["labels"], answers)[metric] >= goal:
             return float(end)
@@ -373,7 +373,7 @@ def _split_sentence(folder: Path) -> str:
         f"{side} {sum(by.values())} ({', '.join(f'{n} {c}' for c, n in by.items())})" for side, by in counts.items()
     )
     return (
-        f"Images: {parts}. The notebook trains on train and tuning together, and is told nothing of the near-duplicates but "
+        f"Images: {parts}. The notebook trains on train and tuning together, and does not know of the near-duplicates but "
         "by the split. No parameter was chosen by the validation part."
     )
 

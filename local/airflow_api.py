@@ -34,7 +34,7 @@ class AirflowApi:
 
     Args:
         address: `http://127.0.0.1:8080`.
-        user, password: of SimpleAuthManager; the token is fetched at the first call, and again where it has expired.
+        user, password: of SimpleAuthManager; the token is fetched at the first call, and again when it has expired.
     """
 
     def __init__(self, address: str, user: str, password: str) -> None:
@@ -181,7 +181,7 @@ class AirflowApi:
         """POST, and again where no answer came.
 
         Args:
-            made: whether what is asked for is there: the answer may be what was lost, and not the request.
+            made: whether it is there by now: perhaps only the answer was lost, and not the request.
         """
         lost = False
 

@@ -357,7 +357,7 @@ class ComposeStack:
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     def kill(self, service: str) -> None:
-        """Kill a service with all that it started, as the death of its container would; the restart policy follows."""
+        """Kill a service with everything that it started, as the death of its container would; the restart policy follows."""
         for process in self.supervisor.processes(service):
             with suppress(psutil.NoSuchProcess):
                 process.kill()

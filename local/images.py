@@ -80,7 +80,7 @@ def read_folder(root: Path, classes: Sequence[str]) -> ImageFolder:
     left_out: Counter[str] = Counter()
     for entry in entries:
         if entry not in labelled and not entry.name.startswith("."):
-            left_out["folder that is no class" if entry.is_dir() else "file outside of a class"] += 1
+            left_out["folder that is not a class" if entry.is_dir() else "file outside of a class"] += 1
     if not labelled:
         raise FolderError(_no_class(root, entries, classes))
     files: list[Path] = []
@@ -118,7 +118,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _unusable(path: Path, relative: Path) -> str:
-    """Why a file cannot be an object in the bucket; "" where it can."""
+    """Say why a file cannot be an object in the bucket; "" if it can."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return "file that is not an image by its name"
     try:

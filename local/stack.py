@@ -296,7 +296,7 @@ class LocalStack:
         self.supervisor.start(name, [sys.executable, "-m", "airflow", *_COMPONENTS[name]], self.environment)
 
     def wait_until_ready(self) -> None:
-        """Wait until Airflow is healthy and has read the DAGs anew, and see to the gpu pool.
+        """Wait until Airflow is healthy and has read the DAGs again, and make the gpu pool.
 
         Raises:
             StackError: it takes more than four minutes, or a DAG cannot be imported.
@@ -310,7 +310,7 @@ class LocalStack:
         self._await("the DAGs", lambda: self._unparsed(self._started))
 
     def _migrate(self) -> None:
-        """Make the metadata database, or bring it to this version of Airflow; nothing where that was done."""
+        """Make the metadata database, or bring it to this version of Airflow; do nothing if that was done."""
         version = importlib.metadata.version("apache-airflow")
         stamp, database = self.airflow_home / "migrated", self.airflow_home / "airflow.db"
         if database.exists() and stamp.exists() and stamp.read_text() == version:
@@ -394,7 +394,7 @@ def first_free_port(candidates: Sequence[int]) -> int:
     """
     for port in candidates:
         with socket.socket() as probe:
-            # as the server itself does: what a closed connection leaves behind is no listener
+            # as the server itself does: what a closed connection leaves behind is not a listener
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with suppress(OSError):
                 probe.bind(("127.0.0.1", port))

@@ -24,7 +24,7 @@ class RunWatcher:
 
     Args:
         api, dag_id, run_id: the run.
-        store, artifacts_prefix: where its documents lie.
+        store, artifacts_prefix: where its documents are stored.
         say: takes a line for people.
     """
 
@@ -54,7 +54,7 @@ class RunWatcher:
 
     @property
     def paths(self) -> RunPaths | None:
-        """Where the run's documents lie; None before its snapshot."""
+        """The paths of the run's documents; None before its snapshot."""
         if self._paths is None:
             self._paths = find_run(self._store, self._prefix, self._run_id)
         return self._paths
@@ -128,7 +128,7 @@ def describe_verdict(store: ObjectStore, paths: RunPaths, models_prefix: str) ->
 
 
 def describe_failure(api: AirflowApi, dag_id: str, run_id: str, logs: Path) -> list[str]:
-    """A line for each task that failed: what it said last, and where its log lies."""
+    """A line for each task that failed: its last line, and the path of its log."""
     lines = []
     for name, task in api.tasks(dag_id, run_id).items():
         if task["state"] != "failed":

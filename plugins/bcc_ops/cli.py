@@ -124,7 +124,7 @@ def _write(path: Path, document: Document) -> None:
 
 
 def check_command(given: argparse.Namespace) -> int:
-    """Check a folder; 1 where it cannot be split, so that a script sees it."""
+    """Check a folder; exit with 1 if it cannot be split, so that a script notices."""
     from rich.console import Console
 
     from bcc_ops.dataset.folder_check import check_folder, check_tables
@@ -151,7 +151,7 @@ class KnownModel:
 
     @property
     def threshold(self) -> float | None:
-        """The operating point's threshold; None where it is not known."""
+        """Return the operating point's threshold; None if it is unknown."""
         return self.document.operating_point.threshold if self.document else None
 
 

@@ -269,7 +269,7 @@ class RetrainingConfig(BaseModel):
     min_malignant_specificity: float = _parameter(
         0.4,
         "Malignant specificity at least",
-        "Floor, at the operating point: calling everything malignant is no model.",
+        "Floor, at the operating point: a model must not call everything malignant.",
         _GATE,
         ge=0,
         le=1,
@@ -277,7 +277,7 @@ class RetrainingConfig(BaseModel):
     balanced_accuracy_margin: float = _parameter(
         0.08,
         "Balanced accuracy margin",
-        "The difference to the champion must lie above minus this, with confidence.",
+        "With confidence, the difference from the champion must be above minus this.",
         _GATE,
         ge=0,
         le=1,
@@ -285,7 +285,7 @@ class RetrainingConfig(BaseModel):
     sensitivity_margin: float = _parameter(
         0.08,
         "Malignant sensitivity margin",
-        "Of the likeliest class: the difference to the champion must lie above minus this, with confidence.",
+        "Of the likeliest class. With confidence, the difference from the champion must be above minus this.",
         _GATE,
         ge=0,
         le=1,

@@ -33,7 +33,7 @@ BccError                          one clear line that names the thing and the wa
 ├── ApprovalMissing               the run asks for an approval, and nobody has given it
 └── NothingNew                    no image is new: a skip and no failure
 
-* trying again may mend it
+* trying again may help
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ObjectNotFound(StorageError):
 
 
 class ObjectChanged(StorageError):
-    """An object is no longer the one that the snapshot lists. A fresh snapshot mends it, a retry does not."""
+    """An object is no longer the one that the snapshot lists. A fresh snapshot helps, a retry does not."""
 
 
 class PreconditionFailed(StorageError):

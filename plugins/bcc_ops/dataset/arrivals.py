@@ -23,7 +23,7 @@ from bcc_ops.runs.object_store import ObjectStore
 log = logging.getLogger(__name__)
 
 FAILURES = 8
-"""Failed looks in a row after which the store's error is told."""
+"""Failed looks in a row after which the store's error is raised."""
 LONGEST_PAUSE = 600.0
 """Seconds between two looks at a store that fails, at most."""
 
@@ -53,7 +53,7 @@ class ArrivalWatch:
         poke_interval: seconds between two looks.
         patient: whether a listing with nothing new is waited on. A run that an event started is not: another run has
             taken up what the event announced.
-        known: digests of listings that are no reason to run -> why not, as the end of a sentence.
+        known: digests of listings that do not justify a run -> why not, as the end of a sentence.
         digest, unchanged_since: the last look's, and since when it is known to be so.
         failures, not_before: failed looks in a row, and when to look again.
         idle: whether the last look found nothing that a run could be about.
@@ -142,7 +142,7 @@ class ArrivalWatch:
 
 @dataclass(frozen=True)
 class Arrivals:
-    """What a run goes by: as of when it looks, and what was seen then."""
+    """The moment that a run is about, and what was seen then."""
 
     as_of: datetime
     images: int

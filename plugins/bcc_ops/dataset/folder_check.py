@@ -86,7 +86,7 @@ def check_labelled_folder(
 def check_tables(document: CheckDocument) -> list[RenderableType]:
     """The document for a terminal: pass them to a rich console one after the other."""
     from rich.table import Table
-    from rich.text import Text  # plain text: brackets in a name are no markup
+    from rich.text import Text  # plain text: brackets in a name are not markup
 
     checks = document.checks
     counts = Table(title="Images", title_justify="left")

@@ -83,7 +83,7 @@ class ImageCache:
         self.pin_outlives_process = pin_outlives_process
 
     def path_of(self, sha256: str) -> Path:
-        """Where the content with this digest lies, if it is there."""
+        """Return the path of the content with this digest, or None if it is not there."""
         # Sixteen folders and not 256: to make those took a seventh of a cold download of 600 images.
         return self.directory / "files" / sha256[0] / sha256
 
@@ -112,7 +112,7 @@ class ImageCache:
         return {identity: sha256 for identity, sha256 in found.items() if sha256 not in damaged}
 
     def _damaged(self, recorded: dict[str, tuple[int, int]], reread: bool) -> set[str]:
-        """Which contents are not what they were; they are removed. Untouched ones that only look touched are recorded anew."""
+        """Which contents are not what they were; they are removed. Unchanged ones that only look touched are recorded again."""
         suspects = [sha256 for sha256, stamp in recorded.items() if reread or self._stamp(sha256) != stamp]
         if not suspects:
             return set()
@@ -326,7 +326,7 @@ class ImageCache:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether SQLite means that a file is no database, or no longer: what it has no class of errors for.
+    """Whether SQLite means that a file is not a database (any more): what it has no class of errors for.
 
     Locked, full and not writable are an `OperationalError`.
     """
@@ -362,4 +362,4 @@ def cache_error(directory: Path, error: OSError) -> CacheError:
     """The project's error for an operating system's, in one line."""
     if error.errno in _FULL:
         return CacheError(f"the disk of {directory} is full; make room there, or set BCC_CACHE_DIR to a larger disk")
-    return CacheError(f"{directory} cannot be used as a cache: {error.strerror or error} (BCC_CACHE_DIR says where it lies)")
+    return CacheError(f"{directory} cannot be used as a cache: {error.strerror or error} (BCC_CACHE_DIR names it)")

@@ -1,6 +1,6 @@
 """Images -> tf.data.
 
-Every image is decoded and resized once and kept as 8-bit pixels; what an epoch does anew (shuffle, augment, batch) works
+Every image is decoded and resized once and kept as 8-bit pixels; what each epoch does again (shuffle, augment, batch) works
 on those. Each random draw is a function of (seed, epoch, image), so that an epoch is the same whether training came to
 it in one go or was taken up again there, and however many threads work on it.
 """
@@ -209,7 +209,7 @@ def training_batches(pixels: Pixels, augmentation: Augmentation, batch_size: int
     Args:
         pixels: the train partition.
         batch_size: images a batch; the last one may be smaller.
-        seed, epoch: all that the order and the augmentation depend on.
+        seed, epoch: decide about the order and the augmentation.
 
     Returns:
         Batches of float32 pixels (b, side, side, 3) in 0-255 and one-hot labels (b, classes).

@@ -65,7 +65,7 @@ class InspectionCache:
 
     Raises:
         CacheError: on entering or leaving: the file cannot be made, read or written, or turned out to be damaged and was
-            thrown away, so that the next one starts anew.
+            thrown away, so that the next one starts over.
     """
 
     def __init__(self, path: Path) -> None:

@@ -39,7 +39,7 @@ Pair = tuple[str, str]
 """Two sha256, the smaller first."""
 
 LEAST_OVERLAP = 0.25
-"""Images that share less of their area than this are no copies of one another, however alike that part is."""
+"""Images that share less of their area than this are not copies of one another, however similar that part is."""
 
 _HASH_BLOCKS = 4
 _ALIKE_AT_MOST = 20
@@ -108,7 +108,7 @@ class ComparedPair:
 
     @property
     def margin(self) -> float:
-        """How far the similarity lies from the threshold, either way."""
+        """How far the similarity is from the threshold, either way."""
         return abs(self.similarity.similarity - self.needed)
 
 
@@ -245,7 +245,7 @@ def feature_neighbours(marks: Sequence[Fingerprint]) -> list[tuple[int, int]]:
     enough = matches[place] >= _LEAST_VOTES
     place, level, shift = place[enough], level[enough], shift[enough]
     agreed: set[int] = set()
-    for offset in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)):  # a shift on a cell's edge lies inside in another grid
+    for offset in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)):  # a shift on a cell's edge is inside a cell of another grid
         cell = np.floor(shift / _CELL + offset).astype(np.int64)
         votes = np.unique(np.column_stack([place, level, cell]), axis=0, return_counts=True)
         agreed.update(votes[0][votes[1] >= _LEAST_VOTES, 0].tolist())

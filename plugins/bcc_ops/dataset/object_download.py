@@ -1,9 +1,9 @@
-"""One object's bytes, as the listing promised them: by obstore where it can, by boto3 where it must.
+"""One object's bytes, as the listing promised them: by obstore if possible, otherwise by boto3.
 
 obstore (Rust's object_store) costs a fraction of boto3's time on many small objects (docs/benchmarks.md). It takes
 endpoint and credentials from the boto3 client. boto3 serves what obstore cannot: names that obstore would change,
 objects whose ETag is not their MD5 (S3 then holds a checksum that boto3 verifies), clients with settings of their own;
-and it has the last word on every failure, so that an error is told in S3's words.
+and it has the last word on every failure, so that an error has S3's words.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Transfer:
 
     Args:
         store: the bucket. Its client's endpoint and credentials serve obstore too.
-        attempts: how often an object is asked for before the store counts as unavailable.
+        attempts: how often an object is requested before the store counts as unavailable.
     """
 
     def __init__(self, store: ObjectStore, attempts: int = ATTEMPTS) -> None:

@@ -123,7 +123,7 @@ def correlate(gray: Gray, other: Gray, transform: _Transform) -> Similarity:
     height, width = small.shape
     moved = cv2.warpAffine(other_small, warp, (width, height), flags=cv2.INTER_LINEAR)
     seen = cv2.warpAffine(np.full(other_small.shape, 255, np.uint8), warp, (width, height), flags=cv2.INTER_NEAREST)
-    seen = cv2.erode(seen, np.ones((9, 9), np.uint8))  # the band-pass mixes in what lies beyond the edge
+    seen = cv2.erode(seen, np.ones((9, 9), np.uint8))  # the band-pass mixes in what is beyond the edge
 
     side = _TILE if min(height, width) >= _SMALL else _TILE_OF_SMALL
     one_tiles, other_tiles = _tiles(_band_pass(small), side), _tiles(_band_pass(moved), side)

@@ -239,7 +239,7 @@ def compare(before: Iterable[ImageRow], now: Iterable[ImageRow]) -> SnapshotChan
 
 
 def moment_of(now: datetime, newest: datetime | None) -> datetime:
-    """The as_of of a listing that was made `now`: whole seconds, and late enough to hold all that it saw.
+    """The as_of of a listing that was made `now`: whole seconds, and late enough to hold everything that it saw.
 
     The store's clock may be ahead of this machine's: an image must not fall out of the run that it started.
 

@@ -161,7 +161,7 @@ def validation_digest(rows: Iterable[SplitRow]) -> str:
 
 
 def split_is_made_of(images: Iterable[ContentRow], config: RetrainingConfig) -> str:
-    """Return a digest of all that decides about a split beside the assignments of earlier runs."""
+    """Return a digest of everything that decides about a split besides the assignments of earlier runs."""
     rows = sorted((image.key, image.sha256, image.group, image.refused) for image in images)
     parameters = (config.validation_fraction, config.tuning_fraction, config.split_salt, config.patient_pattern)
     return digest_of([rows, parameters])

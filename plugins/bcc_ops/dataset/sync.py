@@ -71,7 +71,7 @@ def sync_images(
     Args:
         store: the bucket.
         rows: the snapshot's images.
-        cache: where they lie; what this snapshot uses is not evicted while this process lives.
+        cache: where they are stored; what this snapshot uses is not evicted while this process lives.
         reread: digest what is there already once more, against damage that left size and time as they were.
         parallel: objects fetched at once.
         counts: filled in, for those who tell.
@@ -108,7 +108,7 @@ def _fetch_all(
     done: queue.SimpleQueue[Arrival | Exception | None] = queue.SimpleQueue()
 
     def work() -> None:
-        """Fetch until nothing is left or something failed; the end of each worker is told by None."""
+        """Fetch until nothing is left or something failed; each worker ends with None."""
         try:
             while not stop.is_set():
                 with taking:

@@ -66,9 +66,9 @@ def write_images(folder: Path, per_class: int, seed: int = 20261122, classes: Se
     """Write one folder per class with `per_class` PNG files each; what is there already under the same name is kept.
 
     Args:
-        folder: where the classes' folders go; made where it is missing.
+        folder: where the classes' folders go; made if it is missing.
         per_class: images of each class, at least 1.
-        seed: the same seed draws the same images, however many are asked for.
+        seed: the same seed draws the same images, whatever their number.
         classes: some of `SYNTHETIC_CLASSES`.
 
     Returns:

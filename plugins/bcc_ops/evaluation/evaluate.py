@@ -94,7 +94,7 @@ class LabelledImages:
         rows = list(rows)
         missing = [row.key for row in rows if row.key not in paths]
         if missing:
-            raise DataError(f"{len(missing)} images are not at hand, {missing[0]} the first")
+            raise DataError(f"{len(missing)} images have no local file, {missing[0]} the first")
         columns = ([r.key for r in rows], [r.label for r in rows], [r.group for r in rows], [paths[r.key] for r in rows])
         return cls(*(tuple(column) for column in columns))  # type: ignore[arg-type]
 
@@ -108,10 +108,10 @@ def score(model: PredictsImages, images: LabelledImages, plan: EvaluationPlan, o
     """A model's answers, columns in the order of `plan.classes`.
 
     Args:
-        order: the order in which the model answers; `plan.classes` where it is not given.
+        order: the order in which the model answers; `plan.classes` by default.
 
     Raises:
-        ModelError: it answers for another number of classes, or with something that is no probability.
+        ModelError: it answers for another number of classes, or with something that is not a probability.
     """
     order = tuple(order or plan.classes)
     if model.classes_count != len(order):
@@ -121,7 +121,7 @@ def score(model: PredictsImages, images: LabelledImages, plan: EvaluationPlan, o
     if images.paths:
         answers = np.asarray(model.predict(images.paths, batch_size=plan.batch_size), dtype=np.float64)
     if answers.shape != (len(labels), len(order)) or not np.isfinite(answers).all() or (answers < 0).any():
-        raise ModelError("the model answers with something that is no probability (NaN, negative or of another shape)")
+        raise ModelError("the model answers with something that is not a probability (NaN, negative or of another shape)")
     total = answers.sum(axis=1, keepdims=True)
     if len(total) and not np.allclose(total, 1, atol=0.01):
         raise ModelError(f"the model's probabilities sum to {float(total.min()):.3f} … {float(total.max()):.3f}, not to 1")
@@ -183,7 +183,7 @@ def caution_about(champion: ChampionModel, inputs: EvaluationInputs) -> str | No
 def record_problem(champion: ChampionModel, inputs: EvaluationInputs) -> str | None:
     """Say why nobody can tell which images the champion was trained on; None if that can be told.
 
-    If many images are gone and as many are unknown, they may be the same ones, encoded anew with loss.
+    If many images are gone and as many are unknown, they may be the same ones, re-encoded with loss.
     """
     gone = len(gone_from(champion.record, inputs.contents))
     recorded = {digest for row in champion.record for digest in (row.sha256, row.pixels) if digest}
@@ -191,7 +191,7 @@ def record_problem(champion: ChampionModel, inputs: EvaluationInputs) -> str | N
     if min(gone, unknown) <= MOST_UNRECOGNISED * len(inputs.split):
         return None
     return (
-        f"{gone} images that the champion knew are gone and {unknown} are new to it: they may be the same ones, encoded anew, so "
+        f"{gone} images that the champion knew are gone and {unknown} are new to it: they may be the same ones, re-encoded, so "
         "that nobody can tell which images it was trained on"
     )
 
@@ -332,7 +332,7 @@ def _with_caution(comparison: Comparison, champion: ChampionModel, inputs: Evalu
 
 
 def with_references(evaluated: Evaluated, model: Reference, predictions: Reference) -> EvaluationDocument:
-    """The document, once it is known where its model and its table lie."""
+    """Return the document with the references to its model and its table."""
     return evaluated.document.model_copy(update={"model": model, "predictions": predictions})
 
 
@@ -369,7 +369,7 @@ def _bootstrap(models: Mapping[str, ScoredModel], plan: EvaluationPlan) -> dict[
 
 
 def _warm_start_note(started_from: str | None, left_out: int | None) -> str | None:
-    """`left_out`: validation images; None where nobody knows here which ones the version has seen."""
+    """`left_out`: validation images; None if it is unknown which ones the version has seen."""
     if started_from is None:
         return None
     if left_out is None:
@@ -397,7 +397,7 @@ def _compare(
         except ModelError as error:
             problem = f"the champion cannot be asked: {error}"
     if scores is None:
-        return _uncompared(champion, dict(held_out.left_out), problem or "the champion's model is not at hand"), None
+        return _uncompared(champion, dict(held_out.left_out), problem or "the champion's model is not available"), None
     point = champion.operating_point
     threshold = Threshold(None, plan.wanted_sensitivity, TUNING_PART, "the champion has no operating point")
     if point is not None and point.threshold is not None:

@@ -1,6 +1,6 @@
 """Where a network looked: Grad-CAM (Selvaraju et al., arXiv:1610.02391) on its last feature map.
 
-A heat map says which places speak for a class; it is no proof of why the network answered so.
+A heat map says which places speak for a class; it does not prove why the network answered so.
 """
 
 from __future__ import annotations

@@ -113,9 +113,9 @@ def plan_of(inputs: RunInputs) -> EvaluationPlan:
 def external_images(
     store: ObjectStore, inputs: RunInputs, own: frozenset[str], folder: Path
 ) -> tuple[LabelledImages | None, str | None]:
-    """The labelled images under `external_prefix` as of the run's moment, with what is to be said of them.
+    """List and check the labelled images under `external_prefix` as of the run's moment, and describe them in a sentence.
 
-    They are checked and grouped as the run's own: near-duplicates are no independent evidence here either. Left out, and
+    They are checked and grouped as the run's own: near-duplicates are not independent evidence here either. Left out, and
     counted: what a run would refuse, and what is byte for byte an image of this run, which would be no test from outside.
 
     Args:

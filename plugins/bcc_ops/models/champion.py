@@ -33,7 +33,7 @@ class PredictsImages(Protocol):
 
 @dataclass(frozen=True)
 class ChampionModel:
-    """The model in use, as far as it could be had.
+    """The model in use, as far as it could be loaded.
 
     Args:
         version, as_of, synthetic: from the pointer.
@@ -42,7 +42,7 @@ class ChampionModel:
         seen: digests (of bytes and of pixels) of the images that it was trained or tuned on.
         record: the rows of the split that it was trained with.
         model: the loaded file; None where there is a problem.
-        problem: why it cannot be compared; None where it can.
+        problem: why it cannot be compared; None if it can.
     """
 
     version: str
@@ -61,15 +61,15 @@ TRAINED_OR_TUNED = ("train", "tuning")
 
 
 def load_champion(registry: ModelRegistry, folder: Path) -> ChampionModel | None:
-    """The champion with its model loaded; with a problem in its place where that cannot be; None without a champion.
+    """Load the champion; return it with a problem instead of a model if that fails, and None if there is no champion.
 
     Args:
-        registry: where it lies.
+        registry: where it is stored.
         folder: a folder of this machine, for the file.
 
     Raises:
         ArtifactError: the pointer is damaged.
-        StorageUnavailable: the store did not answer; trying again may mend that, so it is no problem of the champion.
+        StorageUnavailable: the store did not answer; trying again may help, so this is not a problem of the champion.
     """
     from bcc_ops.models.classifier import load_classifier
 
@@ -101,7 +101,7 @@ def images_seen(registry: ModelRegistry, document: ModelDocument) -> frozenset[s
 
     Raises:
         ArtifactError, ModelError, ObjectNotFound: the split or the `model.json` of one of them is damaged or gone, so that
-            nobody knows.
+            it is unknown.
     """
     seen: set[str] = set()
     while True:

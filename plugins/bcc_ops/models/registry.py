@@ -48,7 +48,7 @@ PROBE = ".conditional-writes"
 
 @dataclass(frozen=True)
 class Pointer:
-    """The champion's pointer as it was read. `champion` is None where it is no JSON that we understand."""
+    """The champion's pointer as it was read. `champion` is None if it cannot be read."""
 
     champion: ChampionDocument | None
     etag: str
@@ -64,7 +64,7 @@ def version_name(as_of: datetime, *contents: str) -> str:
 
     Args:
         as_of: of the snapshot, aware.
-        contents: sha256 of all that the version's files are made of: the model, the run's documents, the card's template.
+        contents: sha256 of everything that the version's files are made of: the model, the run's documents, the card's template.
     """
     return f"{as_of.astimezone(timezone.utc).strftime(AS_OF_FORMAT)}-{digest_of(contents)[:12]}"
 
@@ -74,7 +74,7 @@ class ModelRegistry:
 
     Args:
         store: the bucket.
-        models_prefix: where the versions lie.
+        models_prefix: where the versions are stored.
     """
 
     def __init__(self, store: ObjectStore, models_prefix: str) -> None:

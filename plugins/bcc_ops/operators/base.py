@@ -1,6 +1,6 @@
 """What the project's operators share: the store, the settings, the run, and how errors become Airflow's.
 
-What a retry cannot mend fails at once, what it can is retried, and nothing new is a skip.
+Permanent errors fail immediately, transient errors are retried, and a run without news is skipped.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run_kind(context: Context) -> RunKind:
         "scheduled": "nightly",
         "asset_triggered": "event",
         "manual": "manual",
-        # These two ask for a run, as a person does in the UI, and do not only tell of images.
+        # These two ask for a run, as a person does in the UI; they do not only announce images.
         "operator_triggered": "manual",
         "asset_materialization": "manual",
         "backfill": "backfill",

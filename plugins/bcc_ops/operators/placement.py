@@ -19,7 +19,7 @@ def gpu_placement(settings: Settings) -> dict[str, Any]:
     """Keyword arguments for an operator that trains or predicts.
 
     Args:
-        settings: `gpu_pool` names the pool; `gpu_queue`, where it is set, the Celery queue that GPU workers serve;
+        settings: `gpu_pool` names the pool; `gpu_queue`, if set, the Celery queue that GPU workers serve;
             `gpu_limit` above 0 asks the KubernetesExecutor for a pod with that many GPUs.
 
     Raises:

@@ -168,7 +168,7 @@ def _compared(comparison: Comparison | None, champion: ChampionState | None, con
     images, left_out = comparison.champion.images, sum(comparison.left_out.values())
     passed = images >= needed
     sentence = (
-        f"{images} validation images are compared on, {'at least' if passed else 'fewer than'} the {needed} that are asked for; "
+        f"{images} validation images are compared on, {'at least' if passed else 'fewer than'} the {needed} that are needed; "
         f"{left_out} are left out because the champion was trained on them or on near-duplicates."
     )
     return _rule(rule, passed, sentence, value=float(images), threshold=needed)
@@ -223,7 +223,7 @@ def _newer(as_of: datetime, champion: ChampionState | None) -> RuleResult:
 
 def _backfill(run_kind: RunKind, config: RetrainingConfig) -> RuleResult:
     if run_kind != "backfill":
-        return _not_applicable("backfill_may_promote", "This run is no backfill.")
+        return _not_applicable("backfill_may_promote", "This run is not a backfill.")
     if config.promote_backfill:
         return _rule("backfill_may_promote", True, "This backfill may promote: promote_backfill is on.")
     return _rule("backfill_may_promote", False, "A backfill leaves the champion alone: promote_backfill is off.")

@@ -48,7 +48,7 @@ class RunDocuments:
 
 
 def read_template(path: str) -> str:
-    """The text of the template file; "" where none is configured.
+    """Return the text of the template file; "" if none is configured.
 
     Raises:
         ConfigError: a file is configured and cannot be read.
@@ -278,7 +278,7 @@ def _limits(run: RunDocuments) -> str:
     limits = []
     if weights.grouping != "patient":
         limits.append(
-            "Patients are not known: images of one patient that are no near-duplicates may be on both sides, "
+            "Patients are not known: images of one patient that are not near-duplicates may be on both sides, "
             "which flatters the metrics."
         )
     if evaluation.external is None:
@@ -297,5 +297,5 @@ def _limits(run: RunDocuments) -> str:
             f"{wide.high - wide.low:.2f} wide: {support} such images are few."
         )
     limits += [f"{warning}" for warning in run.checks.warnings]
-    limits.append("An image that is no breast ultrasound gets an answer too; nothing here tells it apart.")
+    limits.append("An image that is not a breast ultrasound gets an answer too; nothing here recognises it.")
     return "\n".join(f"- {limit}" for limit in limits)

@@ -38,7 +38,7 @@ def upload_challenger(
     """Upload an approved challenger and let the pointer name it.
 
     Args:
-        registry: where versions and pointer lie.
+        registry: where versions and pointer are stored.
         upload: the version.
         gate: the decision; its `champion_etag` is the pointer that the models were compared under.
         smoke_test: run on the file as it was uploaded.
@@ -91,7 +91,7 @@ def set_champion(
     of it.
 
     Args:
-        registry: where versions and pointer lie.
+        registry: where versions and pointer are stored.
         version: of a whole version.
         smoke_test: run on the version's file.
         by: who chose.

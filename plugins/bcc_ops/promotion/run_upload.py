@@ -40,7 +40,7 @@ def upload_run(
     """Make a version of a run's challenger and bring it into use.
 
     Args:
-        registry: where versions lie.
+        registry: where versions are stored.
         paths: of the run.
         documents: of the run.
         template: path of the model card's template file; "" for none.
@@ -79,7 +79,7 @@ def model_document(
     """
     training, evaluation, snapshot = documents.training, documents.evaluation, documents.snapshot
     table = split_table(documents)
-    # All that the card tells of: with another text under the same name, an upload that was cut short could never be finished.
+    # Everything that the card shows: with another text under the same name, an interrupted upload could never be finished.
     told = (snapshot, documents.checks, documents.split, training, evaluation, documents.gate)
     contents = [*(document.to_json() for document in told), template.encode()]
     version = version_name(snapshot.as_of, training.model.sha256, *(hashlib.sha256(content).hexdigest() for content in contents))

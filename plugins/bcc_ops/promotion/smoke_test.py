@@ -29,7 +29,7 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and what the trained model answered about it: a probability a class; None where nobody knows any more.
+    """An image and what the trained model answered about it: one probability per class; None if that is unknown.
 
     `name` is for messages.
     """
@@ -45,7 +45,7 @@ def run_smoke_test(
     """Load `model` in a process of its own and ask it about `samples`.
 
     Args:
-        model: the file as it was downloaded from where it was uploaded to.
+        model: the uploaded file, downloaded again.
         samples: at least one.
         classes_count: how many probabilities an answer must have.
         tolerance: largest difference of a probability to the expected one.
@@ -101,7 +101,7 @@ def answer(request: Mapping[str, Any]) -> None:
     if answers.shape != (len(request["images"]), request["classes_count"]):
         raise ModelError(f"the model answers {answers.shape[1:]} for an image, not {request['classes_count']} probabilities")
     if not np.isfinite(answers).all() or not np.allclose(answers.sum(axis=1), 1, atol=0.01) or (answers < 0).any():
-        raise ModelError("the model's answers are no probabilities")
+        raise ModelError("the model's answers are not probabilities")
     for name, found, expected in zip(request["names"], answers, request["expected"]):
         difference = 0.0 if expected is None else float(np.abs(found - np.asarray(expected)).max())
         if difference > request["tolerance"]:

@@ -1,7 +1,7 @@
 """ROC and precision-recall curves of one class against the rest, with 95 % bands from a bootstrap over groups.
 
-Near-duplicates of one image are no independent evidence, so whole groups are drawn. The bands are pointwise: they say how
-far the curve may lie off at one abscissa, not that the whole curve stays inside.
+Near-duplicates of one image are not independent evidence, so whole groups are drawn. The bands are pointwise: they say how
+far the curve may be off at one abscissa, not that the whole curve stays inside.
 """
 
 from __future__ import annotations

@@ -494,7 +494,7 @@ def _floor(series: Sequence[tuple[str, list[Estimate | None], str, Any, str]]) -
 
 @_styled
 def drift_figure(findings: Sequence[DriftFinding]) -> Figure:
-    """How far the new images lie from the earlier ones, one row per class and quantity; warnings are filled."""
+    """Draw how far the new images are from the earlier ones, one row per class and quantity; warnings are filled."""
     figure = _figure(5.2, 1.4 + 0.36 * max(1, len(findings)))
     axes = figure.subplots()
     top = max([finding.statistic for finding in findings], default=0.1) * 1.1
@@ -564,7 +564,7 @@ def _picture(axes: Axes, pixels: npt.NDArray[Any]) -> None:
 
 @dataclass(frozen=True)
 class GalleryEntry:
-    """One wrong case with its thumbnail (H, W, 3) and, where it is to be had, its Grad-CAM heat map (h, w) in [0, 1]."""
+    """One wrong case with its thumbnail (H, W, 3) and, if available, its Grad-CAM heat map (h, w) in [0, 1]."""
 
     case: MisclassifiedImage
     thumbnail: Pixels

@@ -104,7 +104,7 @@ def kind_of_run(kind: str) -> str:
 
 
 def place(value: float, start: float, end: float) -> float:
-    """Where a value lies between two ends, from 0 to 100; what is outside sits at the end."""
+    """Return a value's position between two ends, from 0 to 100; values outside are moved to the nearest end."""
     return round(100 * min(1.0, max(0.0, (value - start) / (end - start))), 2)
 
 
@@ -194,7 +194,7 @@ def _turned_down(approval: ApprovalDocument, stays: str) -> Verdict:
 
 def _not_uploaded(title: str, progress: RunProgress | None) -> Verdict:
     if progress is None:
-        return Verdict("good", "✓", title, "What became of it is told by promotion.json beside this file, if it was uploaded.")
+        return Verdict("good", "✓", title, "If it was uploaded, promotion.json beside this file says what became of it.")
     states = {task.task_id: task.state for task in progress.tasks}
     if not progress.is_over:
         return Verdict("good", "✓", title, "It is not uploaded yet.")
@@ -221,12 +221,12 @@ def render_report(
     Args:
         run: its documents; a part whose document is missing says so instead.
         run_id: Airflow's.
-        folder: where the documents lie, for people.
+        folder: where the documents are stored, for people.
         plots: name in `run_paths.PLOTS` -> address of the picture, of this origin or `data:`. Others are left out.
         files: name in `FILES` -> (address, size in bytes if known). Others are left out.
         progress: of the run, where Airflow can be asked; None in the stand-alone file.
         model_card: Markdown, of the version that the run was uploaded as.
-        ui: path of Airflow's UI, without a slash at its end: "" where it lies at the root.
+        ui: path of Airflow's UI, without a slash at its end: "" if it is at the root.
         stand_alone: put the policy into the page, for a file that no server adds headers to.
         withheld: say that pictures of patients and downloads are left out for this reader.
     """
@@ -276,7 +276,7 @@ def render_message(heading: str, sentences: Sequence[str], refresh: int | None =
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run in the list, and the address of its report where it has one."""
+    """A run in the list, and the address of its report if it has one."""
 
     summary: RunSummary
     href: str | None

@@ -42,7 +42,7 @@ _LOOKS = {
 
 @dataclass(frozen=True)
 class TaskProgress:
-    """One task of a run; `state` in Airflow's words, None where it has none yet."""
+    """One task of a run; `state` in Airflow's words, None if it has none yet."""
 
     task_id: str
     state: str | None
@@ -92,7 +92,7 @@ class RunProgress:
 
     @property
     def awaits_answer(self) -> bool:
-        """Whether a person is asked for an approval."""
+        """Whether a person is being asked for an approval."""
         return not self.is_over and any(task.state == "awaiting_input" for task in self.tasks)
 
     @property
@@ -122,7 +122,7 @@ class RunProgress:
 
     @property
     def detail(self) -> str:
-        """What to do about it, "" where there is nothing to do."""
+        """What to do about it; "" if there is nothing to do."""
         if self.nothing_new:
             return "No image is new, changed or gone since the last assessed run, so there was nothing to train."
         if self.culprit:

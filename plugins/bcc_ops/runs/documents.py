@@ -63,14 +63,14 @@ def parse_document(kind: type[D], content: bytes, origin: str) -> D:
         origin: where they came from, for the message.
 
     Raises:
-        ArtifactError: they are no such document.
+        ArtifactError: they are not such a document.
     """
     try:
         return kind.model_validate_json(_in_this_version(kind, content))
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or "the whole"
-        raise ArtifactError(f"{origin} is no {kind.__name__}: {place}: {problem['msg']}") from None
+        raise ArtifactError(f"{origin} is not a {kind.__name__}: {place}: {problem['msg']}") from None
 
 
 def _in_this_version(kind: type[Document], content: bytes) -> bytes:
@@ -352,7 +352,7 @@ class CheckDocument(Document):
     partitions: dict[str, Partition]
     """Path below the folder -> partition."""
     split_problem: str | None
-    """Why there is no split; null where there is one."""
+    """Why there is no split; null if there is one."""
 
 
 # training.json -------------------------------------------------------------------------------------------------------
@@ -485,9 +485,9 @@ class Comparison(Part):
     differences: dict[str, Estimate]
     """Challenger minus champion, paired: balanced_accuracy, macro_auc, accuracy, malignant_sensitivity, …"""
     problem: str | None
-    """Why the champion could not be compared; null where it was."""
+    """Why the champion could not be compared; null if it was."""
     caution: str | None = None
-    """What the comparison may have missed; null where there is nothing to say."""
+    """What the comparison may have missed; null if there is nothing to say."""
 
 
 class SliceEvaluation(Part):
@@ -510,7 +510,7 @@ class EvaluationDocument(Document):
     synthetic: bool
     validation_digest: str
     challenger: ModelEvaluation
-    """On all validation images, less those that `warm_start_note` tells of."""
+    """On all validation images, less those in `warm_start_note`."""
     comparison: Comparison | None
     """Null if there is no champion."""
     slices: tuple[SliceEvaluation, ...]

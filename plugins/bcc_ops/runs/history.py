@@ -30,7 +30,7 @@ class RunSummary:
     run_kind: str | None = None
     verdict: Verdict | None = None
     approval: ApprovalDocument | None = None
-    """A person's answer to an approved challenger, where one was asked."""
+    """A person's answer about an approved challenger, if one was asked."""
     synthetic: bool = False
     images: int | None = None
     balanced_accuracy: Estimate | None = None

@@ -100,12 +100,12 @@ def split_uri(uri: str) -> tuple[str, str]:
     """`s3://bucket/some/key` as (bucket, key).
 
     Raises:
-        ValueError: it is no such address.
+        ValueError: it is not such an address.
     """
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
     if scheme != "s3" or not bucket or not key:
-        raise ValueError(f"{uri!r} is no s3://bucket/key address")
+        raise ValueError(f"{uri!r} is not an s3://bucket/key address")
     return bucket, key
 
 
@@ -167,7 +167,7 @@ class ObjectStore:
         return sorted(folders)
 
     def head(self, key: str) -> ObjectHead | None:
-        """What the store says of `key`, or None where there is nothing."""
+        """Return what the store says of `key`, or None if there is no such object."""
         try:
             with _telling(f"looking at {self.uri(key)}"):
                 answer = self.client.head_object(Bucket=self.bucket, Key=key)

@@ -1,4 +1,4 @@
-"""Where each document of a run lies. Pure: names in, keys out."""
+"""Map the documents of a run to their keys. Pure: names in, keys out."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class RunPaths:
         root = f"{artifacts_prefix}/runs/"
         name = key[len(root) :].partition("/")[0] if key.startswith(root) else ""
         if not _FOLDER.fullmatch(name):
-            raise ValueError(f"{key!r} does not be in a run's folder")
+            raise ValueError(f"{key!r} is not in a run's folder")
         return cls(artifacts_prefix, name)
 
     @property
@@ -102,7 +102,7 @@ class RunPaths:
 
 
 def runs_root(artifacts_prefix: str) -> str:
-    """The prefix under which the runs' folders lie, with a slash at its end."""
+    """Return the prefix of the runs' folders, with a slash at its end."""
     return f"{artifacts_prefix}/runs/"
 
 

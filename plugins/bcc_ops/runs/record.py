@@ -30,7 +30,7 @@ FILES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "model.h5": ("the challenger: raw 0-255 RGB in, probabilities out", "application/x-hdf5"),
         "evaluation.json": ("every metric, with its interval", "application/json"),
         "gate.json": ("the verdict, rule by rule", "application/json"),
-        "approval.json": ("what a person answered, where one was asked", "application/json"),
+        "approval.json": ("what a person answered, if one was asked", "application/json"),
         "promotion.json": ("what became of an approved model", "application/json"),
         "training.json": ("how the challenger was trained", "application/json"),
         "history.csv": ("one row per epoch", "text/csv"),

@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LOOKS = 30
 def images_asset(settings: Settings) -> Asset:
     """The asset of the images' prefix.
 
-    Whoever tells of new images makes an event of it: a person in the UI, another DAG by its outlet, a program over
+    Anybody can announce new images by an event: a person in the UI, another DAG by its outlet, a program over
     REST. Where `sqs_queue_url` is set, S3's notifications in that queue do. An event only wakes a run up: what is new,
     its sensor finds in the listing. So a message is dropped when it is received, and many become one event.
     """

@@ -216,7 +216,7 @@ class CheckpointFolder:
         return self._noted
 
     def clear(self) -> None:
-        """Remove it: the training is done. What cannot be removed is told in a warning.
+        """Remove it: the training is done. What cannot be removed is named in a warning.
 
         With it goes what trainings that were never done, or done on another worker, left here long ago.
         """

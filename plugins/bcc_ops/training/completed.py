@@ -29,7 +29,7 @@ def find_completed(
 
     Training is done where the document was made of the same images, parameters, split and weights, its model file does the same
     besides (`RunInputs.preprocessing`: parameters that the file depends on and training does not), and the model and the history
-    that it names are there with the content that it promises. What is there and is not that is told in a warning.
+    that it names are there with the content that it promises. Anything else that is there is named in a warning.
 
     Raises:
         StorageError: the bucket cannot be read.
@@ -44,12 +44,12 @@ def find_completed(
         document = parse_document(TrainingDocument, content, reference.key)
         made_of = (document.snapshot_digest, document.config_digest, document.split, document.preprocessing)
         if made_of != (snapshot_digest, config_digest, split, preprocessing):
-            log.warning("%s is of other images, parameters or weights than this run's by now: training anew", reference.key)
+            log.warning("%s is of other images, parameters or weights than this run's by now: training again", reference.key)
             return None
         for named in (document.model, document.history):
             store.get_referenced(named)
     except (ArtifactError, ObjectNotFound) as error:
-        log.warning("an earlier training of this run cannot be used, training anew: %s", error)
+        log.warning("an earlier training of this run cannot be used, training again: %s", error)
         return None
     log.info("trained already, by an earlier attempt that did not come to report it: %s", reference.key)
     return reference

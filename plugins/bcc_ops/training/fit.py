@@ -5,7 +5,7 @@ here. The best epoch is the latest one whose tuning loss is not, with confidence
 falls along a cosine, so that later epochs are better by themselves, and which of them has the lowest loss on some 70 images
 is mostly chance.
 
-After each epoch all that training consists of is in a checkpoint. What an epoch does is a function of that and of (seed,
+After each epoch, the whole state of the training is in a checkpoint. What an epoch does is a function of that and of (seed,
 epoch), so a training that was taken up again ends with the metrics of one that nobody disturbed.
 """
 

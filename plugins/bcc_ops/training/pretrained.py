@@ -107,7 +107,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         name -> array, in the file's order, in PyTorch's layout (a convolution's kernel is output, input, height, width).
 
     Raises:
-        WeightsUnavailable: it is no such file, is cut short, or asks for anything but tensors.
+        WeightsUnavailable: it is another kind of file, is cut short, or asks for anything but tensors.
     """
     if zipfile.is_zipfile(path):
         raise WeightsUnavailable(f"{path.name} is a zip archive, as PyTorch 1.6 and later write; only the older format is read")
@@ -212,7 +212,7 @@ def efficientnet_lite0_weights(cache_dir: Path) -> dict[str, np.ndarray]:
             with converted.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
         except Exception as error:  # zipfile and numpy raise anything on damaged headers: NotImplementedError, zlib.error, …
-            log.warning("%s is damaged (%s); it is made anew", converted, error)
+            log.warning("%s is damaged (%s); it is made again", converted, error)
     weights = to_keras_layout(read_state_dict(_packaged_file()))
     with write_whole(converted) as part:
         np.savez(part, **weights)  # type: ignore[arg-type]

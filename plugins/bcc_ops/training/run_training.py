@@ -107,7 +107,7 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
 
     Args:
         store: the bucket.
-        paths: where the run's documents lie.
+        paths: of the run's documents.
         inputs: the run.
         stop: training stops within a batch once this is set.
 

@@ -1,7 +1,7 @@
 """The FastAPI app behind the *Model report* tab and the *Breast models* page.
 
 Every route asks `auth.guard` first. Pages are made in threads of their own and within a deadline, so that a store that
-is slow or away delays nothing else of the API server and is told in a page. Only files of a run's own folder are served,
+is slow or away delays nothing else of the API server and shows in a page. Only files of a run's own folder are served,
 by name from a fixed list.
 """
 
@@ -101,7 +101,7 @@ class Pages:
         read_settings: gives the place this runs in.
         open_store: gives its bucket.
 
-    Both are asked in a thread and may raise: a wrong setting is told in a page and does not stop the API server.
+    Both are asked in a thread and may raise: a wrong setting shows in a page and does not stop the API server.
     """
 
     def __init__(self, read_settings: Callable[[], Settings], open_store: Callable[[], ObjectStore]) -> None:

@@ -1,4 +1,4 @@
-"""Read a run's folder for a page: by ETag, from bounded memory if it is there, in parallel where it is not."""
+"""Read a run's folder for a page: by ETag, from bounded memory if it is there, otherwise in parallel."""
 
 from __future__ import annotations
 

@@ -289,7 +289,7 @@ def test_a_champion_with_another_input_size_is_compared_and_that_is_said() -> No
             "the champion cannot be asked: the model answers for 4 classes",
         ),
         ({"model": Fixed(np.full((60, 3), np.nan))}, "the champion cannot be asked: the model answers with something that is no"),
-        ({"model": None}, "the champion's model is not at hand"),
+        ({"model": None}, "the champion's model is not available"),
     ],
 )
 def test_a_champion_that_cannot_be_compared_is_said_and_not_guessed(changes: dict[str, Any], problem: str) -> None:

@@ -34,7 +34,7 @@ def test_images_of_classes_are_taken_and_the_rest_is_counted_by_reason(tmp_path:
     assert folder.counts(("*_mask*",)) == {"benign": 1, "normal": 1}
     assert folder.left_out == {
         "file outside of a class": 1,
-        "folder that is no class": 1,
+        "folder that is not a class": 1,
         "file that is not an image by its name": 1,
         "broken link or special file": 1,
     }

@@ -88,7 +88,7 @@ def test_the_split_of_a_run_of_before_is_carried_forward(store: ObjectStore) -> 
 @pytest.mark.parametrize("version", [0, 4, "1", None])
 def test_a_document_of_another_version_is_one_clear_line(version: object) -> None:
     gate = {**json.loads(OLDER.joinpath("gate.json").read_text()), "schema_version": version}
-    with pytest.raises(ArtifactError, match=r"^gate.json is no GateDocument: .*") as caught:
+    with pytest.raises(ArtifactError, match=r"^gate.json is not a GateDocument: .*") as caught:
         parse_document(GateDocument, json.dumps(gate).encode(), "gate.json")
     assert "\n" not in str(caught.value)
 
