@@ -124,7 +124,7 @@ def night(seed: int, truth: Truth, config: RetrainingConfig) -> EvaluationDocume
                 known[model][name] = probabilities[i]
     tuning = [row for row in rows if row.partition == "tuning"]
     point = operating_point(np.stack([known["champion"][row.key] for row in tuning]), parts["tuning"], config)
-    plan = EvaluationPlan(CLASSES, "malignant", config.wanted_sensitivity, config.bootstrap_resamples, seed, "image")
+    plan = EvaluationPlan(CLASSES, "malignant", config.wanted_sensitivity, "image")
     asked = Answers(known["champion"])
     champion = ChampionModel("champion", NOW - timedelta(days=1), False, CLASSES, operating_point=point, model=asked)
     inputs = EvaluationInputs(

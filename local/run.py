@@ -28,7 +28,7 @@ from local.stack import DAG_ID, USER, VIEWER, LocalStack, StackError, keep_to_on
 from local.watch import RunWatcher, describe_failure, describe_verdict, fetch_run
 
 SYNTHETIC_PER_CLASS = 120
-SYNTHETIC_PARAMETERS: dict[str, Any] = {"image_size": 128, "epochs": 8, "bootstrap_resamples": 500}
+SYNTHETIC_PARAMETERS: dict[str, Any] = {"image_size": 128, "epochs": 8}
 """Parameters of a run on synthetic images, unless others are given: a verdict within minutes."""
 
 UI_PORT = 8080

@@ -223,9 +223,7 @@ def evaluate_command(given: argparse.Namespace) -> int:
         point.chosen_on if point else "nothing",
         reason,
     )
-    plan = EvaluationPlan(
-        model.classes, positive, config.wanted_sensitivity, config.bootstrap_resamples, config.seed, "near-duplicate group"
-    )
+    plan = EvaluationPlan(model.classes, positive, config.wanted_sensitivity, "near-duplicate group")
     classifier = _load(model)
     found = usable_images(given.folder, config, model.classes)
     document = evaluate_folder(
@@ -256,7 +254,7 @@ def _print_evaluation(document: EvaluationDocument, refused: int, conflicts: int
         f"{document.positive_class} sensitivity at the threshold": point.sensitivity,
         f"{document.positive_class} specificity at the threshold": point.specificity,
         **{f"{name} sensitivity": of_class.sensitivity for name, of_class in model.per_class.items()},
-        "expected calibration error": model.calibration.ece,
+        "calibration slope": model.calibration.slope,
     }
     for name, estimate in rows.items():
         table.add_row(name, *_cells(estimate))

@@ -253,7 +253,6 @@ class RetrainingConfig(BaseModel):
     wanted_sensitivity: float = _parameter(
         0.9, "Wanted malignant sensitivity", "Of the operating point, chosen on the tuning part.", _EVALUATION, gt=0, lt=1
     )
-    bootstrap_resamples: int = _parameter(2000, "Bootstrap resamples", "For the 95 % intervals.", _EVALUATION, ge=100, le=20000)
     slice_pattern: str = _parameter(
         "", "Slice pattern", "Regular expression whose first group names the slice that a key belongs to.", _EVALUATION
     )

@@ -36,7 +36,6 @@ TINY: dict[str, Any] = {
     "epochs": 2,
     "settle_seconds": 0,
     "test_time_flip": False,
-    "bootstrap_resamples": 100,
     "min_compared_images": 1,
     "min_balanced_accuracy": 0.0,
     "min_macro_auc": 0.0,

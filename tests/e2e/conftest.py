@@ -32,7 +32,6 @@ TINY = {
     "weights": "none",
     "image_size": 64,
     "epochs": 2,
-    "bootstrap_resamples": 200,
     "min_balanced_accuracy": 0,
     "min_macro_auc": 0,
     "min_malignant_sensitivity": 0,

@@ -22,7 +22,7 @@ from local.s3_server import free_ports
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PARAMS = "architecture=cnn weights=none image_size=64 epochs=6 bootstrap_resamples=200"
+PARAMS = "architecture=cnn weights=none image_size=64 epochs=6"
 
 
 class MakeRun:

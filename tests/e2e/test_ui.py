@@ -30,7 +30,7 @@ RUN_ID = "by_hand__from_the_form"
 PARAMS = {
     "Model": {"image_size": "64"},
     "Training": {"epochs": "40", "early_stopping_patience": "0"},
-    "Evaluation": {"bootstrap_resamples": "200"},
+    "Evaluation": {"wanted_sensitivity": "0.8"},
     "Gate": {
         "min_balanced_accuracy": "0",
         "min_macro_auc": "0",

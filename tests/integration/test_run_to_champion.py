@@ -54,7 +54,6 @@ SIDE = 32
 FIRST = datetime(2026, 11, 1, 2, tzinfo=timezone.utc)
 OPENING = {"min_balanced_accuracy": 0, "min_macro_auc": 0, "min_malignant_sensitivity": 0, "min_malignant_specificity": 0}
 PARAMETERS = {
-    "bootstrap_resamples": 200,
     "min_compared_images": 5,
     "balanced_accuracy_margin": 1,
     "sensitivity_margin": 1,

@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from bcc_ops.evaluation.metrics import (
-    Bootstrapped,
+    Evaluation,
     ScoredModel,
     Scores,
     Threshold,
-    bootstrap,
     choose_threshold,
     fit_temperature,
     paired_difference,
@@ -64,8 +63,6 @@ class EvaluationPlan:
     classes: tuple[str, ...]
     positive_class: str
     wanted_sensitivity: float
-    resamples: int
-    seed: int
     grouping: str
     slice_pattern: str = ""
     batch_size: int = 32
@@ -73,7 +70,7 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with their labels: one entry per image in each. `groups` are drawn together in the bootstrap."""
+    """Images with their labels: one entry per image in each. Images of one of the `groups` are one piece of evidence."""
 
     keys: tuple[str, ...]
     labels: tuple[str, ...]
@@ -254,7 +251,7 @@ def evaluate(
     """Evaluate the challenger on the validation part, and both models on those images that the champion has not seen.
 
     Args:
-        plan: classes, resamples and the like.
+        plan: classes and the like.
         challenger: the model just trained.
         champion: the model in use; None if there is none.
         inputs: the run's images.
@@ -286,15 +283,13 @@ def evaluate(
         as_of=inputs.as_of,
         synthetic=inputs.synthetic,
         validation_digest=inputs.validation_digest,
-        challenger=_bootstrap({"challenger": scored}, plan)["challenger"].evaluation(),
+        challenger=_of(scored, plan).evaluation(),
         comparison=comparison,
         slices=slices,
         slices_unavailable=slices_unavailable,
         external=_external(challenger, scored, inputs.external, plan),
         external_note=inputs.external_note,
-        bootstrap_resamples=plan.resamples,
-        bootstrap_seed=plan.seed,
-        bootstrap_grouping=plan.grouping,
+        grouping=plan.grouping,
         warm_start_note=held_out.warm_start_note,
         model=None,
         predictions=None,
@@ -350,22 +345,20 @@ def evaluate_folder(
         as_of=None,
         synthetic=synthetic,
         validation_digest=digest,
-        challenger=_bootstrap({"model": scored}, plan)["model"].evaluation(),
+        challenger=_of(scored, plan).evaluation(),
         comparison=None,
         slices=(),
         slices_unavailable="not available: a folder has no history to slice by",
         external=None,
         external_note=None,
-        bootstrap_resamples=plan.resamples,
-        bootstrap_seed=plan.seed,
-        bootstrap_grouping=plan.grouping,
+        grouping=plan.grouping,
         model=None,
         predictions=None,
     )
 
 
-def _bootstrap(models: Mapping[str, ScoredModel], plan: EvaluationPlan) -> dict[str, Bootstrapped]:
-    return bootstrap(models, plan.classes, plan.positive_class, resamples=plan.resamples, seed=plan.seed)
+def _of(scored: ScoredModel, plan: EvaluationPlan) -> Evaluation:
+    return Evaluation(scored, plan.classes, plan.positive_class)
 
 
 def _warm_start_note(started_from: str | None, left_out: int | None) -> str | None:
@@ -403,8 +396,8 @@ def _compare(
     if point is not None and point.threshold is not None:
         threshold = Threshold(point.threshold, point.wanted_sensitivity, point.chosen_on)
     own = ScoredModel(challenger.scores.subset(held_out.unseen), challenger.threshold, challenger.temperature)
-    both = _bootstrap({"challenger": own, "champion": ScoredModel(scores, threshold, champion.temperature)}, plan)
-    metrics = {name: name for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "loss", "brier", "ece")}
+    both = {"challenger": _of(own, plan), "champion": _of(ScoredModel(scores, threshold, champion.temperature), plan)}
+    metrics = {name: name for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "loss", "brier")}
     for kind in ("sensitivity", "specificity"):
         metrics[f"{plan.positive_class}_{kind}"] = f"{plan.positive_class}.{kind}"
         metrics[f"{plan.positive_class}_{kind}_at_operating_point"] = f"operating.{kind}"
@@ -448,7 +441,7 @@ def _external(
     if images is None or not images.keys:
         return None
     scores = score(challenger, images, plan)
-    return _bootstrap({"external": ScoredModel(scores, scored.threshold, scored.temperature)}, plan)["external"].evaluation()
+    return _of(ScoredModel(scores, scored.threshold, scored.temperature), plan).evaluation()
 
 
 def _slices(
@@ -499,7 +492,7 @@ def _slice(by: str, value: str, scored: ScoredModel, chosen: np.ndarray, plan: E
     if count < SMALLEST_SLICE:
         missing = Estimate.missing(f"{count} images are too few")
         return SliceEvaluation(by=by, value=value, images=count, balanced_accuracy=missing, positive_sensitivity=missing)
-    part = _bootstrap({"part": ScoredModel(scored.scores.subset(chosen), scored.threshold, None)}, plan)["part"]
+    part = _of(ScoredModel(scored.scores.subset(chosen), scored.threshold, None), plan)
     sensitivity = part.estimate("operating.sensitivity")
     balanced = part.estimate("balanced_accuracy")
     return SliceEvaluation(by=by, value=value, images=count, balanced_accuracy=balanced, positive_sensitivity=sensitivity)

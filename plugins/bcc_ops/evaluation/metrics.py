@@ -1,49 +1,49 @@
-"""Turn probabilities into metrics, with confidence intervals.
+"""Turn probabilities into metrics, with 95 % intervals.
 
-Pure numpy on one idea: every metric is a function of image *weights*. All ones give the metric itself. The weights of a
-bootstrap resample, which say how often each image's group was drawn, give one draw of it. Thousands of resamples are then
-a few matrix products, and two models under the same weights are compared as pairs.
+Each metric is computed with its *influence*: how much each image moves it, per image of weight (the infinitesimal jackknife). The
+influences of a group's images are summed, since near-duplicates (or one patient's images) tell the same thing twice, and their
+sum of squares is the metric's variance. So a metric, a difference between two models and a mean over classes need no resampling.
+`evaluation.intervals` turns values and variances into intervals that keep their word for few images;
+`benchmarks/coverage.py` measures how well.
 
-Shapes throughout: n images, k classes, r resamples. Labels are class numbers in 0..k-1, probabilities are in [0, 1]
-and sum to 1 along a row, weights are 0 or more.
+Shapes throughout: n images, k classes. Labels are class numbers in 0..k-1, probabilities are in [0, 1] and sum to 1 along a row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bcc_ops.evaluation.intervals import (
     Interval,
-    auc_at_an_end,
+    auc_interval,
     dice_of_overlap,
-    mean_of_dependent,
-    mean_of_independent,
+    mean_of,
     paired_share,
-    wilson,
+    share_interval,
+    student,
 )
 from bcc_ops.models.probabilities import SMALLEST_PROBABILITY, cross_entropies
 from bcc_ops.runs.documents import Calibration, ClassEvaluation, Estimate, ModelEvaluation, OperatingPoint, ReliabilityBin
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 MOST_BINS = 10
 IMAGES_PER_BIN = 10
 """Equal-mass bins of the reliability diagram: at most ten, and none of fewer than about ten images."""
 
 TEMPERATURES = (0.05, 20.0)
-_LEVEL = (0.025, 0.975)
-_SAME = 1e-12
+STEEPEST = 50.0
+"""Of a calibration slope. Beyond it, any certainty would fit: the images do not settle it."""
 _NO_BETTER = 1e-6
-_CHUNK = 4_000_000
-"""Weights held at a time: 32 MB."""
 
 
 @dataclass(frozen=True)
@@ -81,46 +81,129 @@ class Scores:
         return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
 
     @cached_property
-    def groups_are_of_one_class(self) -> bool:
-        """Whether no group has images of two classes: near-duplicates never do, a patient may."""
-        codes = np.unique(self.groups, return_inverse=True)[1]
-        return len(np.unique(codes)) == len(np.unique(codes * self.classes_count + self.labels))
+    def codes(self) -> Ints:
+        """(n,) groups numbered from 0."""
+        return np.unique(self.groups, return_inverse=True)[1].astype(np.int64)
 
     def subset(self, chosen: NDArray[np.bool_]) -> Scores:
         """The images where `chosen` (n,) is true."""
         return Scores(self.labels[chosen], self.probabilities[chosen], self.groups[chosen])
 
 
-# Metrics of weights ---------------------------------------------------------------------------------------------------
+# Metrics and their influences -----------------------------------------------------------------------------------------
+
+Kind = Literal["share", "overlap", "auc", "mean", "amount", "slope"]
 
 
-def weighted_confusion(scores: Scores, weights: Floats) -> Floats:
-    """(r, k, k) confusion matrices, rows true, columns predicted, of `weights` (r, n)."""
-    k = scores.classes_count
-    cells = np.zeros((len(scores.labels), k * k))
-    cells[np.arange(len(scores.labels)), scores.labels * k + scores.predicted] = 1.0
-    return (weights @ cells).reshape(-1, k, k)
+@dataclass(frozen=True)
+class Metric:
+    """One metric of one model on one set of images.
+
+    Attributes:
+        value: the metric.
+        influence: (n,) how much each image moves it. They sum to 0.
+        counted: (n,) the images that it is about.
+        kind: how its interval is made.
+        parts: the metrics that it is the mean of; empty for others.
+    """
+
+    value: float
+    influence: Floats
+    counted: Mask
+    kind: Kind
+    parts: tuple[str, ...] = ()
 
 
-def weighted_auc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
-    """(r,) area under the ROC curve by ranks: the chance that a positive scores above a negative, ties count half.
+def share(counted: Mask, right: Mask) -> Metric:
+    """Return the share of the `counted` images that are `right`."""
+    value = float(right[counted].mean())
+    return Metric(value, np.where(counted, right - value, 0.0) / counted.sum(), counted, "share")
 
-    The Mann-Whitney statistic over weighted images (Hanley and McNeil, Radiology 143, 1982). NaN where the weights
-    leave no positive or no negative.
+
+def overlap(is_class: Mask, called: Mask) -> Metric:
+    """Return the F1 score (Dice): twice the images that are in both, over the images of each. Its images are the union."""
+    both, size = is_class & called, is_class.astype(float) + called
+    value = float(2 * both.sum() / size.sum())
+    return Metric(value, (2 * both - value * size) / size.sum(), is_class | called, "overlap")
+
+
+def amount(values: Floats, codes: Ints) -> Metric:
+    """Return the mean of an amount per image, 0 or more. The influences are those of leaving out whole groups.
+
+    Args:
+        values: (n,).
+        codes: (n,) groups numbered from 0.
+    """
+    others = np.maximum(len(values) - np.bincount(codes)[codes], 1)
+    return Metric(float(values.mean()), (values - values.mean()) / others, np.ones(len(values), bool), "amount")
+
+
+def mean(parts: Mapping[str, Metric]) -> Metric:
+    """Return the mean of metrics."""
+    influence = np.mean([part.influence for part in parts.values()], axis=0)
+    counted = np.any([part.counted for part in parts.values()], axis=0)
+    return Metric(float(np.mean([part.value for part in parts.values()])), influence, counted, "mean", tuple(parts))
+
+
+def area_under_roc(positive: Mask, score: Floats) -> Metric:
+    """Return the area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+
+    The influences are DeLong's placements (DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988): of a positive, the part of
+    the negatives that it scores above; of a negative, the part of the positives that score above it.
 
     Args:
         positive: (n,) which images are of the class.
         score: (n,) the model's score of each.
-        weights: (r, n).
     """
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
-    ordered = weights[:, order]
-    positives = np.add.reduceat(ordered * positive[order], starts, axis=1)
-    negatives = np.add.reduceat(ordered * ~positive[order], starts, axis=1)
-    below = np.cumsum(negatives, axis=1) - negatives / 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((positives * below).sum(axis=1) / (positives.sum(axis=1) * negatives.sum(axis=1)))
+    found, others = score[positive], score[~positive]
+    ordered, ordered_others = np.sort(found), np.sort(others)
+
+    def below(scores: Floats, of: Floats) -> Floats:
+        return (np.searchsorted(of, scores, "left") + np.searchsorted(of, scores, "right")) / 2 / len(of)
+
+    placements, other_placements = below(found, ordered_others), 1 - below(others, ordered)
+    value = float(placements.mean())
+    influence = np.zeros(len(score))
+    influence[positive] = (placements - value) / len(found)
+    influence[~positive] = (other_placements - value) / len(others)
+    return Metric(value, influence, np.ones(len(score), bool), "auc")
+
+
+def calibration_slope(probabilities: Floats, labels: Ints, codes: Ints) -> Metric | None:
+    """Return the slope b for which softmax(b log p) fits the labels best: 1 if calibrated, below 1 if overconfident.
+
+    It is the inverse of the temperature that these very images would ask for (Cox, Biometrika 45, 1958, for two classes). The
+    influences are those of leaving out whole groups: the slope's own would promise too much for few of them.
+
+    Args:
+        probabilities: (n, k).
+        labels: (n,) true class numbers.
+        codes: (n,) groups numbered from 0.
+
+    Returns:
+        None if the images do not settle it: a model without a single error, say.
+    """
+    logits = np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1.0))
+    true = logits[np.arange(len(labels)), labels]
+    slope = 1.0
+    for _ in range(100):
+        weights = np.exp(slope * logits - (slope * logits).max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        expected = (weights * logits).sum(axis=1)
+        information = (weights * logits**2).sum(axis=1) - expected**2
+        total = information.sum()
+        if total <= 0 or not 0 < slope < STEEPEST:
+            return None
+        step = float(np.clip((true - expected).sum() / total, -slope / 2, slope))
+        slope += step
+        if abs(step) < 1e-9 * slope:
+            break
+    else:
+        return None
+    left = total - np.bincount(codes, information)
+    if (left <= 0).any():
+        return None
+    return Metric(slope, (true - expected) / left[codes], np.ones(len(labels), bool), "slope")
 
 
 def equal_mass_bins(confidence: Floats) -> Ints:
@@ -131,15 +214,18 @@ def equal_mass_bins(confidence: Floats) -> Ints:
     return np.unique(np.searchsorted(edges, confidence, side="right"), return_inverse=True)[1].astype(np.int64)
 
 
-def weighted_ece(correct: NDArray[np.bool_], confidence: Floats, weights: Floats) -> Floats:
-    """(r,) expected calibration error: the mean over bins, by mass, of |accuracy - confidence|.
+def calibration_error(correct: Mask, confidence: Floats) -> float:
+    """Return the root mean square calibration error over equal-mass bins, less what chance alone adds.
 
-    Equal-mass bins, the same for all resamples (Nixon et al., "Measuring Calibration in Deep Learning", 2019).
+    A perfectly calibrated model's bins miss their confidence by chance; over 160 images the plain error (ECE) is 0.09 then. That
+    expectation is subtracted (Kumar, Liang and Ma, NeurIPS 2019). It has no interval: see the calibration slope.
     """
     bins = equal_mass_bins(confidence)
-    gap = np.zeros((len(confidence), bins.max(initial=0) + 1))
-    gap[np.arange(len(confidence)), bins] = correct - confidence
-    return np.asarray(np.abs(weights @ gap).sum(axis=1) / weights.sum(axis=1))
+    sizes = np.bincount(bins)
+    accuracy = np.bincount(bins, correct) / sizes
+    gap = accuracy - np.bincount(bins, confidence) / sizes
+    chance = accuracy * (1 - accuracy) / np.maximum(sizes - 1, 1)
+    return math.sqrt(max(0.0, float((sizes * (gap**2 - chance)).sum() / sizes.sum())))
 
 
 def scale_temperature(probabilities: Floats, temperature: float) -> Floats:
@@ -215,48 +301,6 @@ def fit_temperature(scores: Scores) -> float | None:
     return float(math.exp(best.x)) if best.fun < min(loss(low), loss(high)) - _NO_BETTER else None
 
 
-# Resamples ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Resamples:
-    """Seeded bootstrap resamples of groups, as weights of images.
-
-    Groups and not images are drawn, since near-duplicates (or one patient's images) tell the same thing twice (Davison and
-    Hinkley, 1997, section 3.8).
-
-    Args:
-        groups: (n,) one value per image.
-        count: r, how many resamples.
-        seed: the same seed and groups give the same resamples.
-    """
-
-    groups: NDArray[Any]
-    count: int
-    seed: int
-
-    @cached_property
-    def codes(self) -> Ints:
-        """(n,) groups numbered from 0."""
-        return np.unique(self.groups, return_inverse=True)[1].astype(np.int64)
-
-    @property
-    def group_count(self) -> int:
-        """How many groups there are."""
-        return int(self.codes.max(initial=-1)) + 1
-
-    def weights(self) -> Iterator[Floats]:
-        """Chunks (c, n) of the weights, `count` rows in all."""
-        generator = np.random.default_rng(self.seed)
-        groups = self.group_count
-        rows = max(1, _CHUNK // max(1, len(self.codes)))
-        for start in range(0, self.count, rows):
-            chunk = min(rows, self.count - start)
-            drawn = generator.integers(0, groups, size=(chunk, groups)) + groups * np.arange(chunk)[:, None]
-            counts = np.bincount(drawn.ravel(), minlength=chunk * groups).reshape(chunk, groups)
-            yield counts[:, self.codes].astype(np.float64)
-
-
 # Evaluation -----------------------------------------------------------------------------------------------------------
 
 
@@ -269,127 +313,160 @@ class ScoredModel:
     temperature: float | None
 
 
-Metrics = Mapping[str, Floats]
-"""Metric -> (r,) its value at each row of weights; NaN if it is not defined."""
-
-
-def weighted_metrics(scored: ScoredModel, classes: Sequence[str], positive_class: str, weights: Floats) -> Metrics:
-    """Compute every metric of `evaluation.json` at each row of `weights` (r, n).
-
-    One name per metric: `accuracy`, `malignant.sensitivity`, `operating.specificity`, `ece_scaled`, …
-    """
-    scores = scored.scores
-    total = weights.sum(axis=1)
-    found: dict[str, Floats] = {}
-    with np.errstate(invalid="ignore", divide="ignore"):
-        matrix = weighted_confusion(scores, weights)
-        true, predicted = matrix.sum(axis=2), matrix.sum(axis=1)
-        hits = np.diagonal(matrix, axis1=1, axis2=2)
-        sensitivity = hits / true
-        f1 = 2 * hits / (true + predicted)
-        auc = np.stack(
-            [weighted_auc(scores.labels == c, scores.probabilities[:, c], weights) for c in range(len(classes))], axis=1
-        )
-        found["loss"] = weights @ cross_entropies(scores.probabilities, scores.labels) / total
-        found["accuracy"] = hits.sum(axis=1) / total
-        found["balanced_accuracy"] = sensitivity.mean(axis=1)
-        found["macro_f1"] = np.where((true > 0).all(axis=1), f1.mean(axis=1), np.nan)
-        found["macro_auc"] = auc.mean(axis=1)
-        for c, name in enumerate(classes):
-            found[f"{name}.sensitivity"] = sensitivity[:, c]
-            found[f"{name}.specificity"] = 1 - (predicted - hits)[:, c] / (total - true[:, c])
-            found[f"{name}.precision"] = hits[:, c] / predicted[:, c]
-            found[f"{name}.f1"] = np.where(true[:, c] > 0, f1[:, c], np.nan)
-            found[f"{name}.auc"] = auc[:, c]
-        positive = scores.labels == classes.index(positive_class)
-        if scored.threshold.value is not None:
-            called = scores.probabilities[:, classes.index(positive_class)] >= scored.threshold.value
-            found["operating.sensitivity"] = weights @ (positive & called) / (weights @ positive)
-            found["operating.specificity"] = weights @ ~(positive | called) / (weights @ ~positive)
-        found["brier"] = weights @ brier(scores) / total
-        correct = scores.predicted == scores.labels
-        found["ece"] = weighted_ece(correct, scores.probabilities.max(axis=1), weights)
-        if scored.temperature is not None:
-            scaled = scale_temperature(scores.probabilities, scored.temperature)
-            found["ece_scaled"] = weighted_ece(correct, scaled.max(axis=1), weights)
-    return found
-
-
-def interval(value: float, draws: Floats, *, reflected: bool = False) -> Interval | None:
-    """A 95 % bootstrap interval, or None where too few draws are defined.
-
-    Args:
-        value: the metric itself.
-        draws: (r,) its bootstrap draws; NaN where a resample left it undefined. At least half must be defined.
-        reflected: turn the draws about the value, at 0 and above. For the ECE, which noise only ever raises, so that its
-            draws lie above it; the interval then ends at the value itself, where it would end below.
-    """
-    defined = draws[np.isfinite(draws)]
-    if len(defined) * 2 < len(draws) or not len(defined):
-        return None
-    low, high = np.quantile(defined, _LEVEL)
-    if reflected:
-        low, high = max(0.0, 2 * value - high), max(value, 2 * value - low)
-    return float(low), float(high)
-
-
 @dataclass(frozen=True)
-class Bootstrapped:
-    """One model's metrics and their bootstrap draws."""
+class Evaluation:
+    """One model on one set of images: its metrics by name, each an `Estimate`.
+
+    The names: `loss`, `brier`, `accuracy`, `balanced_accuracy`, `macro_f1`, `macro_auc`, `calibration_slope`,
+    `calibration_slope_scaled`, `operating.sensitivity`, `operating.specificity`, and of each class `<class>.sensitivity`,
+    `.specificity`, `.precision`, `.f1` and `.auc`.
+    """
 
     scored: ScoredModel
     classes: tuple[str, ...]
     positive_class: str
-    values: Mapping[str, float]
-    draws: Metrics
 
-    def estimate(self, metric: str) -> Estimate:
+    @cached_property
+    def metrics(self) -> Mapping[str, Metric]:
+        """The metrics that these images allow."""
+        scores = self.scored.scores
+        if not len(scores.labels):
+            return {}
+        found = {name: metric for c, name in enumerate(self.classes) for name, metric in self._of_one_class(c, name)}
+        found["accuracy"] = share(np.ones(len(scores.labels), bool), scores.predicted == scores.labels)
+        for name, kind in (("balanced_accuracy", "sensitivity"), ("macro_f1", "f1"), ("macro_auc", "auc")):
+            parts = {f"{of}.{kind}": found[f"{of}.{kind}"] for of in self.classes if f"{of}.{kind}" in found}
+            if len(parts) == len(self.classes):
+                found[name] = mean(parts)
+        found["loss"] = amount(cross_entropies(scores.probabilities, scores.labels), scores.codes)
+        found["brier"] = amount(brier(scores), scores.codes)
+        found |= self._at_the_operating_point()
+        scaled = None if self.scored.temperature is None else scale_temperature(scores.probabilities, self.scored.temperature)
+        for name, probabilities in (("calibration_slope", scores.probabilities), ("calibration_slope_scaled", scaled)):
+            slope = None if probabilities is None else calibration_slope(probabilities, scores.labels, scores.codes)
+            if slope is not None:
+                found[name] = slope
+        return found
+
+    def _of_one_class(self, c: int, name: str) -> list[tuple[str, Metric]]:
+        scores = self.scored.scores
+        is_class, called = scores.labels == c, scores.predicted == c
+        found: list[tuple[str, Metric]] = []
+        if is_class.any():
+            found += [(f"{name}.sensitivity", share(is_class, called)), (f"{name}.f1", overlap(is_class, called))]
+        if not is_class.all():
+            found.append((f"{name}.specificity", share(~is_class, ~called)))
+        if called.any():
+            found.append((f"{name}.precision", share(called, is_class)))
+        if is_class.any() and not is_class.all():
+            found.append((f"{name}.auc", area_under_roc(is_class, scores.probabilities[:, c])))
+        return found
+
+    def _at_the_operating_point(self) -> dict[str, Metric]:
+        scores, threshold = self.scored.scores, self.scored.threshold.value
+        if threshold is None:
+            return {}
+        positive = self.classes.index(self.positive_class)
+        is_class, called = scores.labels == positive, scores.probabilities[:, positive] >= threshold
+        found = {}
+        if is_class.any():
+            found["operating.sensitivity"] = share(is_class, called)
+        if not is_class.all():
+            found["operating.specificity"] = share(~is_class, ~called)
+        return found
+
+    def estimate(self, name: str) -> Estimate:
         """Return one metric with its interval, or the reason why it is missing."""
-        reason = self._why_not(metric)
+        reason = self._why_not(name)
         if reason is not None:
             return Estimate.missing(reason)
-        value = self.values[metric]
-        bounds = self._bounds(metric)
-        if bounds is None:
-            return Estimate.missing("too few groups for an interval: most bootstrap resamples leave the metric undefined")
-        return Estimate(value=value, low=bounds[0], high=bounds[1])
+        metric = self.metrics[name]
+        if self._groups_of(metric.counted) < 2:
+            return Estimate.missing("too few groups for an interval: all images that count are of one group")
+        low, high = self._interval(name)
+        return Estimate(value=metric.value, low=min(low, metric.value), high=max(high, metric.value))
 
-    def _bounds(self, metric: str) -> Interval | None:
-        value, draws = self.values[metric], self.draws[metric]
-        bounds = interval(value, draws, reflected=metric.startswith("ece"))
-        if bounds is None:
-            return None
-        if metric == "balanced_accuracy" and self.scored.scores.groups_are_of_one_class:
-            return self._balanced()
-        if np.ptp(draws[np.isfinite(draws)]) < _SAME and min(value, 1 - value) < _SAME:
-            return self._at_an_end(metric, round(value)) or bounds
-        return bounds
+    def evaluation(self) -> ModelEvaluation:
+        """Return all of it, as it goes into `evaluation.json`."""
+        scored, scores = self.scored, self.scored.scores
+        k = len(self.classes)
+        matrix = np.bincount(scores.labels * k + scores.predicted, minlength=k * k).reshape(k, k)
+        return ModelEvaluation(
+            images=len(scores.labels),
+            groups=len(np.unique(scores.groups)),
+            **{name: self.estimate(name) for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1", "macro_auc")},
+            per_class={name: self._described(name) for name in self.classes},
+            operating_point=OperatingPoint(
+                threshold=scored.threshold.value,
+                wanted_sensitivity=scored.threshold.wanted_sensitivity,
+                chosen_on=scored.threshold.chosen_on,
+                sensitivity=self.estimate("operating.sensitivity"),
+                specificity=self.estimate("operating.specificity"),
+            ),
+            calibration=Calibration(
+                slope=self.estimate("calibration_slope"),
+                error=self._calibration_error(scores.probabilities),
+                brier=self.estimate("brier"),
+                temperature=scored.temperature,
+                slope_scaled=self.estimate("calibration_slope_scaled"),
+                error_scaled=self._scaled_calibration_error(),
+                bins=reliability_bins(scores),
+            ),
+            confusion_matrix=tuple(tuple(int(cell) for cell in row) for row in matrix),
+        )
 
-    def _balanced(self) -> Interval:
-        """The interval of the balanced accuracy from those of the classes' sensitivities.
+    def _described(self, name: str) -> ClassEvaluation:
+        kinds = ("sensitivity", "specificity", "precision", "f1", "auc")
+        return ClassEvaluation(support=self._count(name), **{kind: self.estimate(f"{name}.{kind}") for kind in kinds})
 
-        Its own draws do not vary with a class that is always or never found.
-        """
-        sensitivities = [f"{name}.sensitivity" for name in self.classes]
-        found = [(self.values[name], ends) for name in sensitivities if (ends := self._bounds(name)) is not None]
-        values, intervals = zip(*found)
-        return mean_of_independent(values, intervals)
-
-    def shares(self, metric: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
-        """Of a metric that is a share of images: which (n,) it counts, and which (n,) are answered right. None for others."""
+    def _calibration_error(self, probabilities: Floats) -> Estimate:
         scores = self.scored.scores
-        name, _, kind = metric.rpartition(".")
-        if metric == "accuracy":
-            return np.ones(len(scores.labels), bool), scores.predicted == scores.labels
-        if kind not in ("sensitivity", "specificity"):
-            return None
-        of_class = self.classes.index(self.positive_class if name == "operating" else name)
-        is_class, called = scores.labels == of_class, scores.predicted == of_class
-        if name == "operating":
-            if self.scored.threshold.value is None:
-                return None
-            called = scores.probabilities[:, of_class] >= self.scored.threshold.value
-        return (is_class, called) if kind == "sensitivity" else (~is_class, ~called)
+        if not len(scores.labels):
+            return Estimate.missing("there are no images")
+        correct = probabilities.argmax(axis=1) == scores.labels
+        return Estimate(value=calibration_error(correct, probabilities.max(axis=1)))
+
+    def _scaled_calibration_error(self) -> Estimate:
+        if self.scored.temperature is None:
+            return Estimate.missing(NO_TEMPERATURE)
+        return self._calibration_error(scale_temperature(self.scored.scores.probabilities, self.scored.temperature))
+
+    def _interval(self, name: str) -> Interval:
+        metric, codes = self.metrics[name], self.scored.scores.codes
+        if metric.kind == "share":
+            return share_interval(metric.value, self._independent(metric.counted))
+        if metric.kind == "overlap":
+            return dice_of_overlap(share_interval(metric.value / (2 - metric.value), self._independent(metric.counted)))
+        if metric.kind == "auc":
+            positive = self.scored.scores.labels == self.classes.index(name.rpartition(".")[0])
+            variance = variance_of(metric.influence, codes, metric.counted)
+            return auc_interval(metric.value, self._independent(positive), self._independent(~positive), variance)
+        if metric.kind == "mean":
+            parts = [self.metrics[part] for part in metric.parts]
+            correlations = correlations_of([part.influence for part in parts], codes)
+            fewest = min(self._groups_of(self.scored.scores.labels == c) for c in range(len(self.classes)))
+            return mean_of(
+                [part.value for part in parts], [self._interval(part) for part in metric.parts], correlations, groups=fewest
+            )
+        half = student(self._groups_of(metric.counted)) * math.sqrt(variance_of(metric.influence, codes, metric.counted))
+        if metric.kind == "slope" or metric.value <= 0:
+            return metric.value - half, metric.value + half
+        return metric.value * math.exp(-half / metric.value), metric.value * math.exp(half / metric.value)
+
+    @cached_property
+    def _alike(self) -> float:
+        """The correlation of the answers within a group, right or wrong, in [0, 1]: 1 if nothing tells."""
+        scores = self.scored.scores
+        return correlation_within((scores.predicted == scores.labels).astype(float), scores.codes)
+
+    def _independent(self, counted: Mask) -> float:
+        """How many independent images these are worth: their number, less the design effect of their groups (Kish, 1965)."""
+        sizes = np.bincount(self.scored.scores.codes[counted])
+        typical = (sizes**2).sum() / sizes.sum()
+        return float(counted.sum() / (1 + (typical - 1) * self._alike))
+
+    def _groups_of(self, counted: Mask) -> int:
+        return len(np.unique(self.scored.scores.codes[counted]))
 
     def _count(self, name: str) -> int:
         return int((self.scored.scores.labels == self.classes.index(name)).sum())
@@ -400,85 +477,74 @@ class Bootstrapped:
         of_class = self.positive_class if name == "operating" else name
         absent = [other for other in self.classes if not self._count(other)]
         if not len(scores.labels):
-            return "there are not images"
+            return "there are no images"
         if len(np.unique(scores.groups)) < 2:
             return "all images are of one group, which tells nothing of others"
         if name == "operating" and self.scored.threshold.value is None:
             return self.scored.threshold.reason
-        if metric == "ece_scaled" and self.scored.temperature is None:
-            return "the tuning part does not settle a temperature"
+        if metric == "calibration_slope_scaled" and self.scored.temperature is None:
+            return NO_TEMPERATURE
         if metric in ("balanced_accuracy", "macro_f1", "macro_auc") and absent:
-            return f"there is not an image of {', '.join(absent)}"
+            return f"there is no image of {', '.join(absent)}"
         if kind in ("sensitivity", "f1", "auc") and name and not self._count(of_class):
-            return f"there is not an image of {of_class}"
+            return f"there is no image of {of_class}"
         if kind in ("specificity", "auc") and name and self._count(of_class) == len(scores.labels):
             return f"there are only images of {of_class}"
-        if kind == "precision" and not (scores.predicted == self.classes.index(name)).any():
+        if kind == "precision" and metric not in self.metrics:
             return f"no image was called {name}"
         ranked = self.classes if metric == "macro_auc" else (name,) if kind == "auc" else ()
         if any(np.ptp(scores.probabilities[:, self.classes.index(other)]) == 0 for other in ranked):
             return "all scores are the same: they rank nothing"
-        return None
+        return None if metric in self.metrics else "these images do not settle it"
 
-    def _at_an_end(self, metric: str, value: int) -> Interval | None:
-        """The interval of a metric that is 0 or 1 in every resample, over groups; None for a metric with no such ends."""
-        scores = self.scored.scores
-        name, _, kind = metric.rpartition(".")
 
-        def groups(chosen: NDArray[np.bool_]) -> int:
-            return len(np.unique(scores.groups[chosen]))
+NO_TEMPERATURE = "the tuning part does not settle a temperature"
 
-        def share(chosen: NDArray[np.bool_]) -> Interval:
-            low, high = wilson(value, groups(chosen))
-            return float(low), float(high)
 
-        def of_classes(kind: str) -> list[Interval]:
-            return [ends for other in self.classes if (ends := self._at_an_end(f"{other}.{kind}", value)) is not None]
+def variance_of(influence: Floats, codes: Ints, counted: Mask) -> float:
+    """Return the variance of a metric from its images' influences, summed per group.
 
-        of_class = self.classes.index(self.positive_class if name == "operating" else name) if name else -1
-        is_class, is_called = scores.labels == of_class, scores.predicted == of_class
-        found: dict[str, Callable[[], Interval]] = {
-            "accuracy": lambda: share(np.ones(len(scores.labels), bool)),
-            "sensitivity": lambda: share(is_class),
-            "specificity": lambda: share(~is_class),
-            "precision": lambda: share(is_called),
-            "f1": lambda: dice_of_overlap(share(is_class | is_called)),
-            "auc": lambda: auc_at_an_end(value, groups(is_class), groups(~is_class)),
-            "macro_f1": lambda: mean_of_dependent(of_classes("f1")),
-            "macro_auc": lambda: mean_of_dependent(of_classes("auc")),
-        }
-        return found[kind]() if kind in found else None
+    Args:
+        influence: (n,) how much each image moves the metric.
+        codes: (n,) groups numbered from 0.
+        counted: (n,) the images that the metric is about.
+    """
+    groups = len(np.unique(codes[counted]))
+    return float((np.bincount(codes, influence) ** 2).sum() * groups / max(groups - 1, 1))
 
-    def evaluation(self) -> ModelEvaluation:
-        """All of it, as it goes into `evaluation.json`."""
-        scored, scores = self.scored, self.scored.scores
-        ones = np.ones((1, len(scores.labels)))
-        matrix = weighted_confusion(scores, ones)[0].astype(int)
-        return ModelEvaluation(
-            images=len(scores.labels),
-            groups=len(np.unique(scores.groups)),
-            **{name: self.estimate(name) for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1", "macro_auc")},
-            per_class={name: self._of_class(name) for name in self.classes},
-            operating_point=OperatingPoint(
-                threshold=scored.threshold.value,
-                wanted_sensitivity=scored.threshold.wanted_sensitivity,
-                chosen_on=scored.threshold.chosen_on,
-                sensitivity=self.estimate("operating.sensitivity"),
-                specificity=self.estimate("operating.specificity"),
-            ),
-            calibration=Calibration(
-                ece=self.estimate("ece"),
-                brier=self.estimate("brier"),
-                temperature=scored.temperature,
-                ece_scaled=self.estimate("ece_scaled"),
-                bins=reliability_bins(scores),
-            ),
-            confusion_matrix=tuple(tuple(int(cell) for cell in row) for row in matrix),
-        )
 
-    def _of_class(self, name: str) -> ClassEvaluation:
-        kinds = ("sensitivity", "specificity", "precision", "f1", "auc")
-        return ClassEvaluation(support=self._count(name), **{kind: self.estimate(f"{name}.{kind}") for kind in kinds})
+def correlations_of(influences: Sequence[Floats], codes: Ints) -> Floats:
+    """Return the (m, m) correlations of m metrics, from influences that are summed per group; 0 if one of them does not vary."""
+    sums = np.stack([np.bincount(codes, influence) for influence in influences])
+    covariance = sums @ sums.T
+    spread = np.sqrt(np.diag(covariance))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlations = np.nan_to_num(covariance / np.outer(spread, spread))
+    np.fill_diagonal(correlations, 1.0)
+    return np.asarray(correlations)
+
+
+def correlation_within(values: Floats, codes: Ints) -> float:
+    """Return the intraclass correlation of values within groups, by analysis of variance (Donner, 1986), cut to [0, 1].
+
+    Args:
+        values: (n,).
+        codes: (n,) groups numbered from 0.
+
+    Returns:
+        1 if the values do not vary at all, since nothing tells then; 0 if no group has two.
+    """
+    sizes = np.bincount(codes)
+    n, groups = len(values), len(sizes)
+    if groups == n or groups < 2:
+        return 0.0
+    if np.ptp(values) == 0:
+        return 1.0
+    means = np.bincount(codes, values) / sizes
+    between = (sizes * (means - values.mean()) ** 2).sum() / (groups - 1)
+    within = ((values - means[codes]) ** 2).sum() / (n - groups)
+    typical = (n - (sizes**2).sum() / n) / (groups - 1)
+    return float(np.clip((between - within) / (between + (typical - 1) * within), 0, 1))
 
 
 def reliability_bins(scores: Scores) -> tuple[ReliabilityBin, ...]:
@@ -495,83 +561,39 @@ def reliability_bins(scores: Scores) -> tuple[ReliabilityBin, ...]:
     )
 
 
-def bootstrap(
-    models: Mapping[str, ScoredModel], classes: Sequence[str], positive_class: str, *, resamples: int, seed: int
-) -> dict[str, Bootstrapped]:
-    """Metrics of one or more models on the same images, each with the draws of the same resamples.
-
-    Args:
-        models: name -> answers; all on the same images, in the same order.
-        classes: names, in the order of the probabilities' columns.
-        positive_class: the class of the operating point.
-        resamples: how many.
-        seed: of the draws.
+def paired_difference(one: Evaluation, other: Evaluation, name: str) -> Estimate:
+    """Return `one` minus `other` on the same images, with the interval of the paired difference.
 
     Raises:
         ValueError: the models were not asked about the same images.
     """
-    first = next(iter(models.values())).scores
-    for scored in models.values():
-        if not (np.array_equal(scored.scores.labels, first.labels) and np.array_equal(scored.scores.groups, first.groups)):
-            raise ValueError("models can only be compared on the same images")
-    classes = tuple(classes)
-    drawn: dict[str, list[Metrics]] = {name: [] for name in models}
-    values: dict[str, Metrics] = {name: {} for name in models}
-    if len(first.labels):
-        values = {
-            name: weighted_metrics(model, classes, positive_class, np.ones((1, len(first.labels))))
-            for name, model in models.items()
-        }
-        for weights in Resamples(first.groups, resamples, seed).weights():
-            for name, model in models.items():
-                drawn[name].append(weighted_metrics(model, classes, positive_class, weights))
-    return {
-        name: Bootstrapped(
-            model,
-            classes,
-            positive_class,
-            {metric: float(value[0]) for metric, value in values[name].items()},
-            {metric: np.concatenate([chunk[metric] for chunk in drawn[name]]) for metric in values[name]},
-        )
-        for name, model in models.items()
-    }
-
-
-def paired_difference(one: Bootstrapped, other: Bootstrapped, metric: str) -> Estimate:
-    """`one` minus `other`, with the interval of the difference over the resamples that both went through."""
+    ours, theirs = one.scored.scores, other.scored.scores
+    if not (np.array_equal(ours.labels, theirs.labels) and np.array_equal(ours.groups, theirs.groups)):
+        raise ValueError("models can only be compared on the same images")
     for model in (one, other):
-        estimate = model.estimate(metric)
+        estimate = model.estimate(name)
         if estimate.value is None:
             return estimate
-    bounds = _paired_bounds(one, other, metric)
-    if bounds is None:
-        return Estimate.missing("too few groups for an interval: most bootstrap resamples leave the difference undefined")
-    return Estimate(value=one.values[metric] - other.values[metric], low=bounds[0], high=bounds[1])
+    low, high = _paired_interval(one, other, name)
+    return Estimate(value=one.metrics[name].value - other.metrics[name].value, low=low, high=high)
 
 
-def _paired_bounds(one: Bootstrapped, other: Bootstrapped, metric: str) -> Interval | None:
-    low_high = interval(one.values[metric] - other.values[metric], one.draws[metric] - other.draws[metric])
-    if low_high is None:
-        return None
-    scores = one.scored.scores
-    if metric == "balanced_accuracy" and scores.groups_are_of_one_class:
-        sensitivities = [f"{name}.sensitivity" for name in one.classes]
-        found = [
-            (one.values[name] - other.values[name], ends)
-            for name in sensitivities
-            if (ends := _paired_bounds(one, other, name)) is not None
-        ]
-        values, intervals = zip(*found)
-        return mean_of_independent(values, intervals)
-    shares, other_shares = one.shares(metric), other.shares(metric)
-    if shares is None or other_shares is None:
-        return low_high
-    counted = shares[0]
-    ahead = shares[1][counted].astype(float) - other_shares[1][counted]
-    codes = np.unique(scores.groups[counted], return_inverse=True)[1]
-    by_group = np.bincount(codes, ahead) / np.bincount(codes)
-    closed = paired_share(by_group)
-    # Resamples repeat what was seen. Where no group speaks against a model, none of them would, however few groups there are.
-    low = low_high[0] if (by_group < 0).any() else min(low_high[0], closed[0])
-    high = low_high[1] if (by_group > 0).any() else max(low_high[1], closed[1])
+def _paired_interval(one: Evaluation, other: Evaluation, name: str) -> Interval:
+    ours, theirs, codes = one.metrics[name], other.metrics[name], one.scored.scores.codes
+    if ours.kind == "mean":
+        influences = [one.metrics[part].influence - other.metrics[part].influence for part in ours.parts]
+        differences = [one.metrics[part].value - other.metrics[part].value for part in ours.parts]
+        intervals = [_paired_interval(one, other, part) for part in ours.parts]  # these know how few their groups are
+        return mean_of(differences, intervals, correlations_of(influences, codes))
+    difference, influence = ours.value - theirs.value, ours.influence - theirs.influence
+    counted = ours.counted | theirs.counted
+    half = student(one._groups_of(counted)) * math.sqrt(variance_of(influence, codes, counted))
+    low, high = difference - half, difference + half
+    if ours.kind != "share" or not np.array_equal(ours.counted, theirs.counted):
+        return low, high
+    # Variances know only what was seen. If no image speaks against a model, they promise too much, however few images there are.
+    ahead = np.rint(influence[counted] * counted.sum() + difference)
+    closed = paired_share(difference, float(np.abs(ahead).mean()), one._independent(counted))
+    low = low if (ahead < 0).any() else min(low, closed[0])
+    high = high if (ahead > 0).any() else max(high, closed[1])
     return low, high

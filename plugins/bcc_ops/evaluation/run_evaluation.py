@@ -103,8 +103,6 @@ def plan_of(inputs: RunInputs) -> EvaluationPlan:
         classes=inputs.training.classes,
         positive_class=inputs.snapshot.positive_class,
         wanted_sensitivity=inputs.config.wanted_sensitivity,
-        resamples=inputs.config.bootstrap_resamples,
-        seed=inputs.config.seed,
         grouping=inputs.split.grouping,
         slice_pattern=inputs.config.slice_pattern,
     )

@@ -201,8 +201,7 @@ def _metrics(evaluation: EvaluationDocument) -> str:
     ]
     confusion = [(name, *row) for name, row in zip(evaluation.classes, model.confusion_matrix)]
     blocks = [
-        f"{model.images} images in {model.groups} groups. In brackets 95 % intervals: {evaluation.bootstrap_resamples} bootstrap "
-        f"resamples by {evaluation.bootstrap_grouping}, seed {evaluation.bootstrap_seed}.",
+        f"{model.images} images in {model.groups} groups. In brackets 95 % intervals, by {evaluation.grouping}.",
         *([evaluation.warm_start_note] if evaluation.warm_start_note else []),
         _table(("metric", "value"), _summary(model)),
         _table(("class", "images", *metrics), per_class),
@@ -232,8 +231,10 @@ def _calibration(evaluation: EvaluationDocument) -> str:
             ("threshold chosen on", f"{point.chosen_on}; wanted sensitivity {point.wanted_sensitivity:.2f}"),
             (f"{evaluation.positive_class} sensitivity there", format(point.sensitivity)),
             (f"{evaluation.positive_class} specificity there", format(point.specificity)),
-            ("expected calibration error", format(calibration.ece)),
-            ("after temperature scaling", format(calibration.ece_scaled)),
+            ("calibration slope (1 is calibrated, below 1 overconfident)", format(calibration.slope)),
+            ("after temperature scaling", format(calibration.slope_scaled)),
+            ("calibration error, less what chance adds", format(calibration.error)),
+            ("after temperature scaling", format(calibration.error_scaled)),
             ("Brier score", format(calibration.brier)),
         ],
     )

@@ -312,7 +312,7 @@ def _curves(
     document: EvaluationDocument, predictions: Mapping[str, Sequence[Any]], compute: Callable[..., Curve | None]
 ) -> list[tuple[int, str, Curve]]:
     labels = np.asarray(predictions["label"])
-    weights = resample_weights(predictions["group"], _BAND_RESAMPLES, document.bootstrap_seed)
+    weights = resample_weights(predictions["group"], _BAND_RESAMPLES, seed=0)
     drawn = []
     for index, name in enumerate(document.classes):
         score = np.asarray(predictions[f"challenger_{name}"], dtype=np.float64)
@@ -383,7 +383,7 @@ def _reliability(axes: Axes, name: str, calibration: Calibration) -> None:
         lw=1.4,
         ls="-" if challenger else (0, (4, 2)),
         elinewidth=1,
-        label=f"{name}  ECE {_figure_text(calibration.ece)}",
+        label=f"{name}  slope {_figure_text(calibration.slope)}",
     )
 
 

@@ -6,9 +6,9 @@ from typing import Literal
 
 from bcc_ops.runs.documents import Estimate
 
-LOWER_IS_BETTER = frozenset({"loss", "brier", "ece"})
+LOWER_IS_BETTER = frozenset({"loss", "brier"})
 
-_SPELLED = {"auc": "AUC", "f1": "F1", "ece": "calibration error (ECE)", "brier": "Brier score"}
+_SPELLED = {"auc": "AUC", "f1": "F1", "brier": "Brier score"}
 
 
 def spelled(name: str) -> str:

@@ -504,7 +504,7 @@ def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
     )
     findings = checks.drift if checks else ()
     warned, tested = sum(finding.warning for finding in findings), len(findings)
-    error = _spoken(evaluation.challenger.calibration.ece) if evaluation else "unknown"
+    slope = _spoken(evaluation.challenger.calibration.slope) if evaluation else "unknown"
     areas = ", ".join(f"{name} {_spoken(one.auc)}" for name, one in evaluation.challenger.per_class.items()) if evaluation else ""
     return {
         "history": (
@@ -528,7 +528,7 @@ def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
             "Each class against the rest, with 95 % bands. The short bar at the right edge is what guessing would reach.",
         ),
         "reliability": (
-            f"Reliability diagram. Expected calibration error: {error}.",
+            f"Reliability diagram. Calibration slope: {slope}.",
             "How often the answer is right, by how sure the model is. On the diagonal it is as sure as it is right.",
         ),
         "difference": (

@@ -445,13 +445,17 @@ class ReliabilityBin(Part):
 
 
 class Calibration(Part):
-    """Expected calibration error (equal-mass bins) and Brier score, as they are and after temperature scaling."""
+    """How far the probabilities can be believed, as they are and after temperature scaling."""
 
-    ece: Estimate
+    slope: Estimate = Estimate.missing("written by an older release")
+    """1 if calibrated, below 1 if overconfident."""
+    error: Estimate
+    """Root mean square error over equal-mass bins, less what chance alone adds; without an interval."""
     brier: Estimate
     temperature: Finite | None
     """Fitted on the tuning part."""
-    ece_scaled: Estimate
+    slope_scaled: Estimate = Estimate.missing("written by an older release")
+    error_scaled: Estimate
     bins: tuple[ReliabilityBin, ...]
 
 
@@ -517,10 +521,8 @@ class EvaluationDocument(Document):
     slices_unavailable: str | None
     external: ModelEvaluation | None
     external_note: str | None
-    bootstrap_resamples: int
-    bootstrap_seed: int
-    bootstrap_grouping: str
-    """Which images are drawn together. Those of `external` always are by near-duplicate group."""
+    grouping: str
+    """Which images count as one piece of evidence. Those of `external` always do by near-duplicate group."""
     warm_start_note: str | None = None
     """What the champion that training started from had seen; null where it started from none."""
     model: Reference | None

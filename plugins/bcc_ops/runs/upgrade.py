@@ -20,7 +20,10 @@ RENAMED_FIELDS: Mapping[str, str] = {
     "looks": "holdout_reuse",
     "figure": "value",
     "split_unit": "grouping",
-    "bootstrap_unit": "bootstrap_grouping",
+    "bootstrap_unit": "grouping",
+    "bootstrap_grouping": "grouping",
+    "ece": "error",
+    "ece_scaled": "error_scaled",
 }
 """Old name -> name, in every document, table and part of one."""
 
@@ -39,6 +42,9 @@ RENAMED_PARAMETERS: Mapping[str, str] = {
 }
 """Old name -> name, of a run's parameters in config.json."""
 
+REMOVED_IN: Mapping[str, frozenset[str]] = {"EvaluationDocument": frozenset({"bootstrap_resamples", "bootstrap_seed"})}
+"""Document -> fields that it has no longer."""
+
 OLDER_FILES: Mapping[str, str] = {"checks.json": "validation.json", "split.json": "class_weights.json"}
 """File of a run -> what it was called before."""
 
@@ -51,7 +57,8 @@ def upgraded(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
         document: as JSON values.
     """
     own = RENAMED_IN.get(kind, {})
-    fields = {own.get(name, name): value for name, value in document.items()}
+    removed = REMOVED_IN.get(kind, frozenset())
+    fields = {own.get(name, name): value for name, value in document.items() if name not in removed}
     if kind == "ConfigDocument":
         fields |= {name: _parameters(fields.get(name)) for name in ("config", "origins")}
     renamed: dict[str, Any] = _renamed(fields)

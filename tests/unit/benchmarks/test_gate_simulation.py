@@ -22,7 +22,7 @@ def test_a_simulated_challenger_differs_by_what_its_name_says(name: str, points:
 
 
 def test_a_night_is_judged_by_the_pipelines_own_gate() -> None:
-    config = RetrainingConfig.resolve({"bootstrap_resamples": 200})
+    config = RetrainingConfig.resolve({})
     hopeless = night(1, Truth("hopeless", everywhere=-3.0), config)
     assert verdicts(hopeless, config)["this gate"] is False
     assert hopeless.comparison is not None and hopeless.comparison.champion is not None

@@ -31,7 +31,7 @@ from bcc_ops.runs.documents import Estimate, OperatingPoint
 from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow, read_predictions
 
 CLASSES = ("benign", "malignant", "normal")
-PLAN = EvaluationPlan(CLASSES, "malignant", 0.9, 300, 5, "near-duplicate group")
+PLAN = EvaluationPlan(CLASSES, "malignant", 0.9, "near-duplicate group")
 AS_OF = datetime(2026, 11, 22, 2, tzinfo=timezone.utc)
 
 
@@ -353,7 +353,7 @@ def test_a_run_without_tuning_images_has_no_operating_point_and_a_reason() -> No
 def test_the_document_is_json_without_nan_and_the_same_again() -> None:
     first, second = run(champion()), run(champion())
     assert first == second
-    assert json.loads(first.document.to_json())["bootstrap_grouping"] == "near-duplicate group"
+    assert json.loads(first.document.to_json())["grouping"] == "near-duplicate group"
 
 
 # Slices ---------------------------------------------------------------------------------------------------------------

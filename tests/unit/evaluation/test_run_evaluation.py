@@ -81,7 +81,7 @@ def test_the_evaluation_tells_what_the_runs_training_started_from(
     model = store.put_referenced(PATHS.document("model.h5"), b"weights")
     warm = replace(
         inputs,
-        config=RetrainingConfig.resolve({"bootstrap_resamples": 200}),
+        config=RetrainingConfig.resolve({}),
         checks=checks_document(contents=table),
         split=split_document(table=split, assignments=assignments, previous_run=None),
         training=training_document(model=model, warm_started_from="v1"),

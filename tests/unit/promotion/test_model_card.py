@@ -80,7 +80,7 @@ def test_figures_come_with_their_intervals_and_missing_ones_with_their_reason() 
     metrics = section(card, "Metrics on the validation images")
     assert "not available: there is not an image of normal" in metrics
     assert "| malignant sensitivity there | 0.880 (0.830 to 0.930) |" in card
-    assert "2000 bootstrap resamples by near-duplicate group" in metrics
+    assert "95 % intervals, by near-duplicate group" in metrics
 
 
 def test_the_comparison_names_the_champion_and_what_was_left_out() -> None:

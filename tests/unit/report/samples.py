@@ -302,7 +302,13 @@ def model_evaluation(columns: dict[str, list[Any]], model: str = "challenger", s
             specificity=around(0.83 + shift),
         ),
         calibration=Calibration(
-            ece=around(0.07, 0.02), brier=around(0.31, 0.04), temperature=1.2, ece_scaled=around(0.05, 0.02), bins=bins
+            slope=around(0.8, 0.1),
+            error=Estimate(value=0.07),
+            brier=around(0.31, 0.04),
+            temperature=1.2,
+            slope_scaled=around(1.0, 0.1),
+            error_scaled=Estimate(value=0.05),
+            bins=bins,
         ),
         confusion_matrix=tuple(tuple(int(n) for n in row) for row in matrix),
     )
@@ -350,9 +356,7 @@ def evaluation_document(columns: dict[str, list[Any]] | None = None, champion: b
         "slices_unavailable": None,
         "external": None,
         "external_note": None,
-        "bootstrap_resamples": 2000,
-        "bootstrap_seed": 20261122,
-        "bootstrap_grouping": "near-duplicate group",
+        "grouping": "near-duplicate group",
         "model": reference("model.h5"),
         "predictions": reference("predictions.parquet"),
     }

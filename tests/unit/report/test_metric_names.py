@@ -14,7 +14,6 @@ from bcc_ops.runs.documents import Estimate
         ("balanced_accuracy", -0.01, 0.05, ""),
         ("loss", 0.01, 0.05, "worse"),
         ("brier", -0.05, -0.01, "better"),
-        ("ece", 0.01, 0.05, "worse"),
     ],
 )
 def test_a_difference_is_better_or_worse_only_where_the_whole_interval_says_so(
@@ -32,4 +31,3 @@ def test_figures_are_spelled_as_readers_know_them() -> None:
     assert spelled("macro_auc") == "Macro AUC"
     assert spelled("macro_f1") == "Macro F1"
     assert spelled("malignant_sensitivity_at_operating_point") == "Malignant sensitivity at operating point"
-    assert spelled("ece") == "Calibration error (ECE)"
