@@ -110,7 +110,7 @@ def ask(generator: Generator, labels: np.ndarray, groups: np.ndarray, shared: fl
 
     def noise() -> np.ndarray:
         of_group = generator.normal(size=(groups.max() + 1, 3))[groups]
-        return np.sqrt(shared) * of_group + np.sqrt(1 - shared) * generator.normal(size=(n, 3))
+        return np.asarray(np.sqrt(shared) * of_group + np.sqrt(1 - shared) * generator.normal(size=(n, 3)))
 
     common = noise()
     answers = []

@@ -183,6 +183,8 @@ def calibration_slope(probabilities: Floats, labels: Ints, codes: Ints) -> Metri
     Returns:
         None if the images do not settle it: a model without a single error, say.
     """
+    if (probabilities.argmax(axis=1) == labels).all():
+        return None
     logits = np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1.0))
     true = logits[np.arange(len(labels)), labels]
     slope = 1.0
@@ -381,7 +383,7 @@ class Evaluation:
         if reason is not None:
             return Estimate.missing(reason)
         metric = self.metrics[name]
-        if self._groups_of(metric.counted) < 2:
+        if self._fewest_groups(name) < 2:
             return Estimate.missing("too few groups for an interval: all images that count are of one group")
         low, high = self._interval(name)
         return Estimate(value=metric.value, low=min(low, metric.value), high=max(high, metric.value))
@@ -444,10 +446,8 @@ class Evaluation:
         if metric.kind == "mean":
             parts = [self.metrics[part] for part in metric.parts]
             correlations = correlations_of([part.influence for part in parts], codes)
-            fewest = min(self._groups_of(self.scored.scores.labels == c) for c in range(len(self.classes)))
-            return mean_of(
-                [part.value for part in parts], [self._interval(part) for part in metric.parts], correlations, groups=fewest
-            )
+            intervals = [self._interval(part) for part in metric.parts]
+            return mean_of([part.value for part in parts], intervals, correlations, groups=self._fewest_groups(name))
         half = student(self._groups_of(metric.counted)) * math.sqrt(variance_of(metric.influence, codes, metric.counted))
         if metric.kind == "slope" or metric.value <= 0:
             return metric.value - half, metric.value + half
@@ -464,6 +464,16 @@ class Evaluation:
         sizes = np.bincount(self.scored.scores.codes[counted])
         typical = (sizes**2).sum() / sizes.sum()
         return float(counted.sum() / (1 + (typical - 1) * self._alike))
+
+    def _fewest_groups(self, name: str) -> int:
+        """How many groups the metric's images are of; of a mean or an area, those of the part that has the fewest."""
+        metric = self.metrics[name]
+        if metric.kind == "mean":
+            return min(self._fewest_groups(part) for part in metric.parts)
+        if metric.kind == "auc":
+            positive = self.scored.scores.labels == self.classes.index(name.rpartition(".")[0])
+            return min(self._groups_of(positive), self._groups_of(~positive))
+        return self._groups_of(metric.counted)
 
     def _groups_of(self, counted: Mask) -> int:
         return len(np.unique(self.scored.scores.codes[counted]))

@@ -304,9 +304,9 @@ def test_a_champion_that_cannot_be_compared_is_said_and_not_guessed(changes: dic
 @pytest.mark.parametrize(
     ("answers", "problem"),
     [
-        (np.full((60, 3), np.nan), "no probability"),
+        (np.full((60, 3), np.nan), "not a probability"),
         (np.full((60, 3), 0.9), r"sum to 2\.700"),
-        (np.tile([1.2, -0.1, -0.1], (60, 1)), "no probability"),
+        (np.tile([1.2, -0.1, -0.1], (60, 1)), "not a probability"),
         (np.full((3, 3), 1 / 3), "another shape"),
     ],
 )
@@ -337,7 +337,7 @@ def test_the_champion_keeps_its_own_operating_point() -> None:
 def test_an_empty_validation_part_and_a_missing_file_are_clear_errors() -> None:
     with pytest.raises(DataError, match="no validation image"):
         run(split=[row for row in SPLIT if row.partition != "validation"])
-    with pytest.raises(DataError, match="60 images are not at hand"):
+    with pytest.raises(DataError, match="60 images have no local file"):
         run(paths={})
     seen = frozenset(row.sha256 for row in SPLIT)
     with pytest.raises(DataError, match="no validation image that the model has not seen"):
