@@ -385,7 +385,7 @@ def test_a_models_prefix_that_may_not_be_written_says_so_at_the_first_write(regi
 @pytest.mark.parametrize("content", [b"", b"{", b"not json at all", b'{"version": "v1"}', b'{"schema_version": 4}', b"\xff\xfe"])
 def test_a_pointer_that_is_no_json_is_named_with_the_way_out(registry: ModelRegistry, content: bytes) -> None:
     registry.store.put("models/champion.json", content)
-    with pytest.raises(ArtifactError, match=r"models/champion\.json is no ChampionDocument.*bcc_set_champion"):
+    with pytest.raises(ArtifactError, match=r"models/champion\.json is not a ChampionDocument.*bcc_set_champion"):
         registry.champion()
     with pytest.raises(ArtifactError, match="bcc_set_champion"):
         promote(registry, b"one")

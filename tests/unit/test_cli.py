@@ -178,7 +178,7 @@ def test_evaluate_on_one_class_alone_gives_its_sensitivity_and_no_synthetic_rest
     assert run("evaluate", model, folder, "--json", out) == 0
     challenger = parse_document(EvaluationDocument, out.read_bytes(), "out").challenger
     assert challenger.per_class["malignant"].sensitivity.value == 1.0
-    assert challenger.balanced_accuracy.reason == "there is not an image of benign, normal"
+    assert challenger.balanced_accuracy.reason == "there is no image of benign, normal"
 
 
 # predict --------------------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_predict_of_a_file_that_is_not_there_is_one_line_and_loads_no_model(
     [
         ("no file", "there is no such file"),
         ("another file", "sha256 differs"),
-        ("damaged json", "is no ModelDocument"),
+        ("damaged json", "is not a ModelDocument"),
         ("other classes", "--classes says a, b, but"),
         ("too few classes", "answers for 3 classes, not for benign, malignant"),
     ],
@@ -309,7 +309,7 @@ def test_models_of_an_empty_bucket_says_so(bucket: ModelRegistry, capsys: pytest
 def test_models_with_a_damaged_pointer_is_a_finding(bucket: ModelRegistry, capsys: pytest.CaptureFixture[str]) -> None:
     bucket.store.put("models/champion.json", b"{")
     assert run("models") == 1
-    assert "is no ChampionDocument" in error_of(capsys)
+    assert "is not a ChampionDocument" in error_of(capsys)
 
 
 def test_models_of_a_bucket_that_does_not_exist_is_one_line(

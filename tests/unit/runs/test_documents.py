@@ -37,7 +37,7 @@ def test_an_estimate_without_value_and_reason_or_not_finite_is_refused(fields: d
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 1}', b'{"schema_version": 4}', b"\xff\xfe"])
 def test_what_is_no_such_document_is_told_in_one_line_with_its_origin(content: bytes) -> None:
-    with pytest.raises(ArtifactError, match=r"^s3://b/champion\.json is no ChampionDocument") as caught:
+    with pytest.raises(ArtifactError, match=r"^s3://b/champion\.json is not a ChampionDocument") as caught:
         parse_document(Champion, content, "s3://b/champion.json")
     assert "\n" not in str(caught.value)
 

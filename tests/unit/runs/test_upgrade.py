@@ -40,7 +40,7 @@ def test_every_document_of_an_older_run_is_read() -> None:
     assert record.checks is not None and record.split is not None and record.split.table is not None
     assert record.gate is not None and record.gate.holdout_reuse == json.loads(OLDER.joinpath("gate.json").read_text())["looks"]
     assert record.gate.rules[0].value is not None
-    assert record.evaluation is not None and record.evaluation.bootstrap_grouping
+    assert record.evaluation is not None and record.evaluation.grouping
 
 
 def test_the_parameters_of_a_run_of_before_are_read_by_their_present_names() -> None:

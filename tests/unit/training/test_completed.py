@@ -81,4 +81,4 @@ def test_a_torn_document_is_trained_over(store: ObjectStore, caplog: pytest.LogC
     store.put(PATHS.document("training.json"), b'{"preset": "tran')
 
     assert find_completed(store, PATHS, **INPUTS) is None
-    assert "training anew" in caplog.text
+    assert "training again" in caplog.text
