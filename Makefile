@@ -39,7 +39,7 @@ check: setup ## format, lint, vocabulary, types, contracts, compose file, Docker
 	$(BIN)/hadolint Dockerfile
 
 e2e: setup ## the real stack, end to end, on some 90 images
-	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_first_run.py tests/e2e/test_make_run.py $(PYTEST)
+	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_first_run.py tests/e2e/test_make_run.py tests/integration/test_recorded_runs.py $(PYTEST)
 
 e2e-stories: setup ## e2e-kinds beside e2e-verdicts, e2e-ui and e2e-celery: the first mostly waits
 	@$(BIN)/python -m pytest -m e2e -n 2 --dist loadfile $(addprefix tests/e2e/test_,run_kinds.py verdicts.py ui.py celery.py) $(PYTEST)

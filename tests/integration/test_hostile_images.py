@@ -28,9 +28,10 @@ from types import SimpleNamespace
 from bcc_ops.operators.download_images import DownloadImagesOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
 from bcc_ops.operators.check_images import CheckImagesOperator
+from bcc_ops.sensors.new_images import NewImagesSensor
 now = datetime.now(timezone.utc)
 context = {"run_id": "night", "params": {}, "dag_run": SimpleNamespace(run_type="manual", run_after=now)}
-seen = {"as_of": now.isoformat(), "images": 0, "change": None}
+seen = NewImagesSensor(task_id="wait_for_new_images").execute(context)
 run = SnapshotDatasetOperator(task_id="snapshot_dataset", arrivals=seen).execute(context)
 DownloadImagesOperator(task_id="download_images", run=run).execute(context)
 checked = CheckImagesOperator(task_id="check_images", run=run).execute(context)

@@ -198,7 +198,7 @@ def recorded_runs(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory)
     return Recorded(proxy.calls, lineage)
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.timeout(1500)
 def test_policy_allows_every_call_of_a_run(recorded_runs: Recorded) -> None:
     statements = POLICY["Statement"]
@@ -207,7 +207,7 @@ def test_policy_allows_every_call_of_a_run(recorded_runs: Recorded) -> None:
     assert {call for call in recorded_runs.calls if any(denies(statement, call) for statement in statements)} == set()
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.timeout(1500)
 def test_policy_allows_no_action_that_no_run_needs(recorded_runs: Recorded) -> None:
     for statement in (statement for statement in POLICY["Statement"] if statement["Effect"] == "Allow"):
@@ -217,7 +217,7 @@ def test_policy_allows_no_action_that_no_run_needs(recorded_runs: Recorded) -> N
             assert any(allows(alone, call) for call in recorded_runs.calls), f"{statement['Sid']}: nothing asks for {action}"
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.timeout(1500)
 def test_lineage_leads_from_the_images_to_the_champion(recorded_runs: Recorded) -> None:
     def datasets(side: str) -> dict[str, set[tuple[str, str]]]:

@@ -27,6 +27,7 @@ from bcc_ops.operators.train_model import TrainModelOperator
 from bcc_ops.runs.documents import ConfigDocument, EpochRow, SnapshotDocument, SplitDocument, TrainingDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths, checkpoint_folder
+from bcc_ops.sensors.new_images import NewImagesSensor
 from local.s3_server import S3Server
 
 pytestmark = pytest.mark.slow
@@ -64,7 +65,7 @@ def start(place: ObjectStore) -> Callable[..., dict[str, Any]]:
             "dag_run": SimpleNamespace(run_type="manual", run_after=now),
             "params": {**PARAMS, **parameters},
         }
-        arrivals = {"as_of": now.isoformat(), "images": 36, "change": None}
+        arrivals = NewImagesSensor(task_id="wait").execute(context)
         run = SnapshotDatasetOperator(task_id="snapshot", arrivals=arrivals).execute(context)
         checks = CheckImagesOperator(task_id="validate", run=run).execute(context)
         weights = SplitDatasetOperator(task_id="weigh", run=run, checks=checks).execute(context)
