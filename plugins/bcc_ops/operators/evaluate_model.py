@@ -44,6 +44,7 @@ class EvaluateModelOperator(BccOperator):
         from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
         from bcc_ops.models.champion import load_champion
         from bcc_ops.models.registry import ModelRegistry
+        from bcc_ops.runs.bundle import write_bundle
 
         run = self.load_run(self.run)
         if self.promoted(run) is not None:
@@ -62,4 +63,6 @@ class EvaluateModelOperator(BccOperator):
             evaluated = evaluate_run(self.store, inputs, champion, folder=Path(folder), say=self.log.info)
         table = self.store.put_referenced(run.paths.document("predictions.parquet"), evaluated.predictions, PARQUET)
         document = with_references(evaluated, inputs.training.model, table)
-        return self.store.save(run.paths.document("evaluation.json"), document).to_xcom()
+        reference = self.store.save(run.paths.document("evaluation.json"), document)
+        write_bundle(self.store, run.paths)
+        return reference.to_xcom()

@@ -48,6 +48,7 @@ class PublishPlotsOperator(BccOperator):
     def work(self, context: Context) -> dict[str, str]:
         """Hand the references on, and write what comes of them."""
         from bcc_ops.report.publish import publish_report
+        from bcc_ops.runs.bundle import write_bundle
 
         run = self.load_run(self.run)
         references = {f"{name}.json": getattr(self, name) for name in self.template_fields if name != "run"}
@@ -63,6 +64,7 @@ class PublishPlotsOperator(BccOperator):
         for name, png in published.plots.items():
             self.store.put_referenced(run.paths.plot(name), png, "image/png")
         report = self.store.put_referenced(run.paths.document("report.html"), published.page, "text/html; charset=utf-8")
+        write_bundle(self.store, run.paths)
         self.log.info("the run's report: %s", self.store.uri(report.key))
         return report.to_xcom()
 

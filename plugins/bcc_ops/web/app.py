@@ -33,7 +33,7 @@ from bcc_ops.report.page import (
     render_report,
 )
 from bcc_ops.report.progress import RunProgress
-from bcc_ops.runs.documents import ChampionDocument, ModelDocument, parse_document
+from bcc_ops.runs.documents import ChampionDocument, ConfigDocument, ModelDocument, parse_document
 from bcc_ops.runs.history import RunSummary, summarise_run
 from bcc_ops.runs.index import find_run, list_runs
 from bcc_ops.runs.object_store import ObjectStore
@@ -52,6 +52,8 @@ DEADLINE_SECONDS = 60.0
 
 CACHE_BYTES = 48 * 2**20
 RUNS_A_PAGE = 25
+RUNS_KNOWN = 10_000
+"""Runs whose folder is remembered."""
 MOST_VERSIONS = 30
 
 LONGEST_ID = 250
@@ -108,6 +110,7 @@ class Pages:
         self.read_settings = read_settings
         self.open_store = open_store
         self.cache = ContentCache(CACHE_BYTES)
+        self._known: dict[str, RunPaths] = {}
         self.makers = ThreadPoolExecutor(8, thread_name_prefix="bcc-page")
         self.fetchers = ThreadPoolExecutor(16, thread_name_prefix="bcc-fetch")
 
@@ -148,26 +151,50 @@ class Pages:
         """The files of a folder, through the shared cache."""
         return FolderReader(store, folder, self.cache, self.fetchers)
 
+    def _find(self, store: ObjectStore, run_id: str) -> tuple[RunPaths, FolderReader] | None:
+        """The folder of a run; None if it has none yet. Where a run's snapshot is never changes, so it is looked for once.
+
+        Raises:
+            ArtifactError: the folder holds the documents of another run.
+        """
+        paths = self._known.get(run_id)
+        if paths is not None:
+            folder = self.folder(store, paths.folder)
+            config = folder.read("config.json")
+            if "snapshot.json" in folder.files and config is not None:
+                named = parse_document(ConfigDocument, config, store.uri(paths.document("config.json")))
+                if named.run_id == run_id:
+                    return paths, folder
+        paths = find_run(store, self.settings.artifacts_prefix, run_id)
+        if paths is None:
+            return None
+        folder = self.folder(store, paths.folder)
+        if "snapshot.json" in folder.files:
+            if len(self._known) >= RUNS_KNOWN:
+                self._known.clear()
+            self._known[run_id] = paths
+        return paths, folder
+
     def run_folder(self, store: ObjectStore, run_id: str) -> tuple[RunPaths, FolderReader]:
         """The folder of a run.
 
         Raises:
             PageError: the run left none.
         """
-        paths = find_run(store, self.settings.artifacts_prefix, run_id)
-        if paths is None:
+        found = self._find(store, run_id)
+        if found is None:
             raise PageError(404, "No such file", "This run has left nothing in the bucket (yet).")
-        return paths, self.folder(store, paths.folder)
+        return found
 
     def report(self, progress: RunProgress, ui: str, pictures: bool) -> str:
         """The report of a run, however far it is; without `pictures`, no image of a patient and no download is in it."""
         store = self.open_store()
-        paths = find_run(store, self.settings.artifacts_prefix, progress.run_id)
-        if paths is None:
+        found = self._find(store, progress.run_id)
+        if found is None:
             return render_report(
                 read_record(lambda _: None), run_id=progress.run_id, plots={}, files={}, progress=progress, ui=ui
             )
-        folder = self.folder(store, paths.folder)
+        paths, folder = found
         run = read_record(folder.reader(RUN_DOCUMENTS))
         card = self._model_card(store, run.promotion.version) if run.promotion else None
         return render_report(

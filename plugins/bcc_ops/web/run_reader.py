@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from bcc_ops.exceptions import ArtifactError, ObjectNotFound
+from bcc_ops.runs.bundle import BUNDLE, read_bundle
 from bcc_ops.runs.object_store import ObjectStore
 
 MOST_BYTES = 16 * 2**20
@@ -94,6 +95,20 @@ class FolderReader:
         return content
 
     def reader(self, names: Iterable[str]) -> Callable[[str], bytes | None]:
-        """Fetch several files at once; the answer gives their content by name, and raises what fetching one raised."""
+        """Fetch several files at once; the answer gives their content by name, and raises what fetching one raised.
+
+        What the run's bundle has is not fetched one by one.
+        """
+        self._unpack_bundle()
         fetched = {name: self._fetchers.submit(self.read, name) for name in names}
         return lambda name: fetched[name].result()
+
+    def _unpack_bundle(self) -> None:
+        """Put the documents of the run's bundle into the cache, as far as they are still what they were."""
+        try:
+            bundle = self.read(BUNDLE)
+        except ArtifactError:
+            return
+        etags = {name: listed.etag for name, listed in self.files.items()}
+        for name, content in read_bundle(bundle or b"", etags).items():
+            self._cache.put(self.files[name].key, self.files[name].etag, content)
