@@ -135,7 +135,7 @@ class Bucket:
 
 
 def tool(name: str) -> str:
-    """A command of this virtual environment, or of the path."""
+    """Return a command of this virtual environment, or of the path."""
     found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if found is None:
         raise SystemExit(f"{name} is not installed; `make setup` brings it")
@@ -160,7 +160,7 @@ def aws_command() -> Iterator[str | None]:
 
 
 def measure(way: Callable[[Path], None], expected: int | None) -> float:
-    """Seconds of a cold download into an empty folder, whose files are then counted where a number is expected."""
+    """Return the seconds of a cold download into an empty folder, whose files are then counted where a number is expected."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         began = time.perf_counter()
         way(Path(folder))
@@ -194,7 +194,7 @@ def compare_ways(bucket: Bucket, aws: str | None, rounds: int) -> dict[str, floa
 
 
 def table(bucket: Bucket, seconds: dict[str, float]) -> str:
-    """One comparison as a Markdown table."""
+    """Return one comparison as a Markdown table."""
     megabytes = sum(row.size for row in bucket.rows) / 1e6
     lines = ["| | seconds | MB/s | objects/s | times the notebook's way | times s5cmd |", "|---|---|---|---|---|---|"]
     for name, taken in sorted(seconds.items(), key=lambda item: -item[1]):
@@ -230,7 +230,7 @@ class ManyKeys:
 
 
 def large_listing(count: int) -> str:
-    """A snapshot of `count` objects and its comparison with the one before: own CPU and memory."""
+    """Return a snapshot of `count` objects and its comparison with the one before: own CPU and memory."""
     client = ManyKeys(count)
     before = write_rows(ImageRow, _listing(ManyKeys(count - 1000)).images)
     peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -265,7 +265,7 @@ def _listing(client: ManyKeys) -> Any:
 
 
 def real_objects(folder: Path) -> dict[str, bytes]:
-    """The images of one folder per class, masks included, as they would be in the bucket."""
+    """Return the images of one folder per class, masks included, as they would be in the bucket."""
     return {f"images/{path.relative_to(folder)}": path.read_bytes() for path in sorted(folder.rglob("*.png"))}
 
 

@@ -105,7 +105,7 @@ def true_metrics(truth: Truth, images: int = 200_000) -> tuple[float, float]:
 
 
 def night(seed: int, truth: Truth, config: RetrainingConfig) -> EvaluationDocument:
-    """One night's evaluation of a challenger against the champion, on images of its own."""
+    """Return one night's evaluation of a challenger against the champion, on images of its own."""
     generator = np.random.default_rng(seed)
     parts = {"validation": labels_of(VALIDATION_IMAGES), "tuning": labels_of(TUNING_IMAGES)}
     rows: list[SplitRow] = []
@@ -141,7 +141,7 @@ def night(seed: int, truth: Truth, config: RetrainingConfig) -> EvaluationDocume
 
 
 def operating_point(answers: np.ndarray, labels: np.ndarray, config: RetrainingConfig) -> OperatingPoint:
-    """The champion's operating point, chosen on its tuning part as a run does."""
+    """Return the champion's operating point, chosen on its tuning part as a run does."""
     threshold = choose_threshold(Scores(labels, answers, np.arange(len(labels))), 1, config.wanted_sensitivity, "tuning part")
     unused = Estimate.missing("not used")
     return OperatingPoint(
@@ -154,7 +154,7 @@ def operating_point(answers: np.ndarray, labels: np.ndarray, config: RetrainingC
 
 
 def verdicts(evaluation: EvaluationDocument, config: RetrainingConfig) -> dict[str, bool]:
-    """Which gates approve: ours, and those that look at one metric without its interval."""
+    """Return which gates approve: ours, and those that look at one metric without its interval."""
     champion = ChampionState("champion", "etag", NOW - timedelta(days=1), synthetic=False)
     gate = decide(evaluation, champion, config, as_of=NOW, run_kind="nightly", holdout_reuse=1, reference=NO_REFERENCE)
     failed = {rule.rule for rule in gate.rules if rule.applies and not rule.passed}
@@ -193,7 +193,7 @@ def main() -> None:
 
 
 def as_section(table: list[list[str]], gates: list[str], nights: int, config: RetrainingConfig, seconds: float) -> str:
-    """The benchmark's section as Markdown."""
+    """Return the benchmark's section as Markdown."""
     header = ["the challenger is truly", "balanced accuracy", "malignant sensitivity", *gates]
     rows = [header, ["---"] * len(header), *table]
     lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -17,7 +17,7 @@ _NAME = re.compile(r"[a-z0-9-]+")
 
 
 def machine() -> str:
-    """This machine in one line: cores, processor, memory, Python."""
+    """Describe this machine in one line: cores, processor, memory, Python."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -40,7 +40,7 @@ print(time.process_time() - before)
 
 
 def report_seconds() -> float:
-    """The report of a run with 10,000 validation images, once its files are cached."""
+    """Return the report of a run with 10,000 validation images, once its files are cached."""
     from bcc_ops.web.app import Pages
 
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder)) as server:

@@ -57,7 +57,7 @@ class Image:
         return self.key.split("/")[-1].split("_")[0]
 
     def row(self) -> ContentRow:
-        """What the image checks say of it."""
+        """Return what the image checks say of it."""
         pixels = "" if self.refused else self.pixels
         reason = "truncated" if self.refused else ""
         return ContentRow(self.key, self.label, self.sha256, 9, 9, "RGB", 90.0, 9.0, False, self.group, reason, pixels)
@@ -120,7 +120,7 @@ class History:
             self._end_night(assessed=draw.random() < 0.7)
 
     def _end_night(self, *, assessed: bool) -> None:
-        """The bucket is what it is now; some nights have no run, or one that fails, and only a backfill sees their images."""
+        """End a night: the bucket is what it is now; some nights have no run, or one that fails, and only a backfill sees their images."""
         self.past[self.night] = list(self.images)
         if assessed:
             self._run(self.night)
@@ -182,7 +182,7 @@ class History:
             self._check_held_out(version, run, contents)
 
     def _assigned(self) -> tuple[Sequence[AssignmentRow], frozenset[int]]:
-        """The assignments as `runs.previous.assigned_before` finds them."""
+        """Return the assignments as `runs.previous.assigned_before` finds them."""
         if not self.runs:
             return (), frozenset()
         newest = max(self.runs, key=lambda run: (run.as_of, run.number))

@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def list_images(folder: Path) -> list[LocalImage]:
-    """The images of a folder with one folder per class, masks left out, as the pipeline would list them."""
+    """Return the images of a folder with one folder per class, masks left out, as the pipeline would list them."""
     ignored = RetrainingConfig().ignored_names
     return [
         LocalImage(f"images/{label}/{path.name}", label, hashlib.sha256(path.read_bytes()).hexdigest(), path)
@@ -128,7 +128,7 @@ def divide(images: Sequence[LocalImage], folder: Path, salt: str = "") -> dict[s
 
 
 def run_part(part: str, images: Sequence[LocalImage], folder: Path) -> dict[str, Any]:
-    """One part of the benchmark, in this process."""
+    """Return one part of the benchmark, in this process."""
     if part.startswith("transfer-"):
         return transfer(divide(images, folder), int(part.removeprefix("transfer-")), folder / part, each_epoch=True)
     if part.startswith("split-"):
@@ -231,7 +231,7 @@ def transfer(sides: dict[str, list[LocalImage]], seed: int, scratch: Path, each_
 
 
 def input_of_notebook(images: Sequence[LocalImage], folder: Path) -> dict[str, Any]:
-    """Images a second of the notebook's way: read, decoded and resized again in each epoch, augmented by Keras' layers."""
+    """Return images per second of the notebook's way: read, decoded and resized in each epoch, augmented by Keras' layers."""
     import keras
     from keras import layers
 
@@ -255,7 +255,7 @@ def input_of_notebook(images: Sequence[LocalImage], folder: Path) -> dict[str, A
 
 
 def input_pipeline(images: Sequence[LocalImage], folder: Path) -> dict[str, Any]:
-    """Images a second of the project's pipeline, at the preset's size and at the notebook's, with all its augmentation."""
+    """Return images per second of the project's pipeline, at the preset's size and at the notebook's, augmented."""
     from bcc_ops.dataset.input_pipeline import Augmentation, decode_images, training_batches
 
     config = RetrainingConfig()
@@ -283,7 +283,7 @@ def images_per_second(batches: Callable[[int], Iterator[Any]], images: int) -> f
 
 
 def metrics(labels: Sequence[int], probabilities: Sequence[Sequence[float]]) -> dict[str, float]:
-    """What the goals are about, and accuracy, by scikit-learn: an opinion of its own beside the project's metrics."""
+    """Return what the goals are about, and accuracy, by scikit-learn: an opinion of its own beside the project's metrics."""
     from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 
     truth, answers = np.asarray(labels), np.asarray(probabilities)
@@ -313,7 +313,7 @@ def at_operating_point(part: dict[str, Any]) -> tuple[float, float]:
 
 
 def reaches(part: dict[str, Any], metric: str, goal: float) -> float | None:
-    """Seconds from the start until an epoch's model was at least that good on validation; None if none was."""
+    """Return the seconds from the start until an epoch's model was at least that good on validation; None if none was."""
     for end, answers in zip(part["epoch_ends"], part["probabilities"]):
         if metrics(part["labels"], answers)[metric] >= goal:
             return float(end)
@@ -321,7 +321,7 @@ def reaches(part: dict[str, Any], metric: str, goal: float) -> float | None:
 
 
 def markdown(folder: Path, seeds: Sequence[int], salts: Sequence[str]) -> str:
-    """The tables of what was measured so far."""
+    """Return the tables of what was measured so far."""
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     runs = [found[f"transfer-{seed}"] for seed in seeds if f"transfer-{seed}" in found]
     notebook = found.get("notebook")
@@ -379,7 +379,7 @@ def _split_sentence(folder: Path) -> str:
 
 
 def other_splits(own: dict[str, Any], others: dict[str, dict[str, Any]]) -> list[str]:
-    """The metrics on further splits, beside those of the same seed on the project's own."""
+    """Return the metrics on further splits, beside those of the same seed on the project's own."""
     measured = []
     for run in (own, *others.values()):
         sensitivity, specificity = at_operating_point(run)
@@ -412,7 +412,7 @@ def _races(runs: Sequence[dict[str, Any]], notebook: dict[str, Any], history: Se
 
 
 def _floors(finals: Sequence[dict[str, float]], points: Sequence[tuple[float, float]], notebook: dict[str, float]) -> list[str]:
-    """What the gate asks of a model if there is no champion. The notebook has no tuning part to choose a threshold on."""
+    """Return what the gate asks of a model if there is no champion. The notebook has no tuning part to choose a threshold on."""
     gate = RetrainingConfig()
     rows: list[tuple[str, float, float, float | None]] = [
         (name, floor, min(final[key] for final in finals), notebook[key])

@@ -32,7 +32,7 @@ def _stop() -> int:
 
 
 def _s3() -> int:
-    """The S3 server alone, until a signal."""
+    """Return the S3 server alone, until a signal."""
     os.umask(PRIVATE)
     request = RunRequest.from_environment(os.environ)
     keep_to_ones_own(os.environ, own_s3=True)

@@ -57,7 +57,7 @@ class AirflowApi:
         return answer.json() if answer.content else None
 
     def page(self, path: str) -> str:
-        """The text of a page that a plugin serves. Raises as `call` does."""
+        """Return the text of a page that a plugin serves. Raises as `call` does."""
         return self._ask("GET", path).text
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
@@ -65,7 +65,7 @@ class AirflowApi:
         return self._patiently(ask) if method in ("GET", "PATCH") else ask()
 
     def _patiently(self, ask: Callable[[], T]) -> T:
-        """What `ask` returns, which is asked again while Airflow does not answer."""
+        """Return what `ask` returns, which is asked again while Airflow does not answer."""
         deadline = time.monotonic() + self.patience
         while True:
             try:
@@ -118,7 +118,7 @@ class AirflowApi:
             self.call("POST", "/pools", json={"name": name, **pool})
 
     def dag(self, dag_id: str) -> dict[str, Any] | None:
-        """What Airflow knows of a DAG; None before it was parsed."""
+        """Return what Airflow knows of a DAG; None before it was parsed."""
         try:
             found: dict[str, Any] = self.call("GET", f"/dags/{quote(dag_id)}")
         except AirflowError as error:
@@ -128,7 +128,7 @@ class AirflowApi:
         return found
 
     def import_errors(self) -> list[str]:
-        """One line per DAG file that cannot be imported: its name and the exception."""
+        """Return one line per DAG file that cannot be imported: its name and the exception."""
         errors = self.call("GET", "/importErrors")["import_errors"]
         return [f"{error['filename']}: {error['stack_trace'].strip().splitlines()[-1]}" for error in errors]
 
@@ -197,23 +197,23 @@ class AirflowApi:
         self._patiently(post)
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
-        """One run: state, start_date, end_date, conf, …"""
+        """Return one run: state, start_date, end_date, conf, …"""
         found: dict[str, Any] = self.call("GET", _run_path(dag_id, run_id))
         return found
 
     def runs(self, dag_id: str, **filters: Any) -> list[dict[str, Any]]:
-        """The runs of a DAG, newest first. `filters`: query parameters, `state=["running", "queued"]`."""
+        """Return the runs of a DAG, newest first. `filters`: query parameters, `state=["running", "queued"]`."""
         parameters = {"order_by": "-run_after", "limit": 100, **filters}
         found: list[dict[str, Any]] = self.call("GET", f"/dags/{quote(dag_id)}/dagRuns", params=parameters)["dag_runs"]
         return found
 
     def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
-        """The task instances of a run, by task id: state, start_date, end_date, duration, try_number, hostname, pid, …"""
+        """Return the task instances of a run, by task id: state, start_date, end_date, duration, try_number, hostname, pid, …"""
         found = self.call("GET", f"{_run_path(dag_id, run_id)}/taskInstances", params={"limit": 100})["task_instances"]
         return {task["task_id"]: task for task in found}
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
-        """What a task returned; None where it returned nothing."""
+        """Return what a task returned; None where it returned nothing."""
         path = f"{_run_path(dag_id, run_id)}/taskInstances/{quote(task_id)}/xcomEntries/{quote(key)}"
         try:
             return self.call("GET", path, params={"deserialize": True})["value"]
@@ -223,7 +223,7 @@ class AirflowApi:
             raise
 
     def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int) -> list[dict[str, Any]]:
-        """The events in a task's log: `event`, `level`, `timestamp`, `error_detail`, …"""
+        """Return the events in a task's log: `event`, `level`, `timestamp`, `error_detail`, …"""
         path = f"{_run_path(dag_id, run_id)}/taskInstances/{quote(task_id)}/logs/{try_number}"
         content = self.call("GET", path, params={"full_content": True})["content"]
         return [entry if isinstance(entry, dict) else {"event": str(entry)} for entry in content]
@@ -261,7 +261,7 @@ class AirflowApi:
 
 
 def parse_moment(text: str) -> datetime:
-    """A moment as Airflow writes it, aware. Python 3.10's own parser knows no `Z`."""
+    """Return a moment as Airflow writes it, aware. Python 3.10's own parser knows no `Z`."""
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 

@@ -61,7 +61,7 @@ _GATE = 'while [ -e "$0" ]; do sleep 0.2; done; exec "$@"'
 
 
 def container_hostname() -> str:
-    """The host name of the service that this process belongs to; Airflow's `hostname_callable` in this stack."""
+    """Return the host name of the service that this process belongs to; Airflow's `hostname_callable` in this stack."""
     return os.environ["COMPOSE_SERVICE"] + ".compose"
 
 
@@ -133,22 +133,22 @@ class ComposeStack:
         return services
 
     def home(self, service: str) -> Path:
-        """What stands for the service's `/opt/airflow`."""
+        """Return what stands for the service's `/opt/airflow`."""
         return self.folder / "services" / service / "airflow"
 
     def volume(self, name: str) -> Path:
-        """What stands for a named volume."""
+        """Return what stands for a named volume."""
         return self.folder / "volumes" / name
 
     def translate(self, service: str, text: str) -> str:
-        """A command or a value of the compose file, with its paths, hosts and ports as they are here."""
+        """Return a command or a value of the compose file, with its paths, hosts and ports as they are here."""
         text = text.replace("$$", "$").replace(_IMAGE_HOME, str(self.home(service)))
         for name, port in SERVERS.items():
             text = re.sub(rf"(?<=[@/]){re.escape(name)}:{port}\b", f"127.0.0.1:{self.ports[name]}", text)
         return text
 
     def environment(self, service: str) -> dict[str, str]:
-        """The environment of a service: the compose file's, and what its image or the engine would add."""
+        """Return the environment of a service: the compose file's, and what its image or the engine would add."""
         given = self.services[service].get("environment") or {}
         return {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -170,12 +170,12 @@ class ComposeStack:
         }
 
     def command(self, service: str) -> list[str]:
-        """The command of an Airflow service, as its image's entry point would run it."""
+        """Return the command of an Airflow service, as its image's entry point would run it."""
         words = [self.translate(service, word) for word in self.services[service]["command"]]
         return self._read_only(service, words if words[0] in ("bash", "python") else ["airflow", *words])
 
     def _read_only(self, service: str, command: Sequence[str]) -> list[str]:
-        """The command, unable to write outside of its service's volumes and tmpfs if the compose file says so."""
+        """Return the command, unable to write outside of its service's volumes and tmpfs if the compose file says so."""
         given = self.services[service]
         if not given.get("read_only") or os.geteuid() != 0:
             return list(command)

@@ -109,7 +109,7 @@ def _no_class(root: Path, entries: Sequence[Path], classes: Sequence[str]) -> st
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """All files below; links to folders are not followed: one may lead back up."""
+    """Yield all files below; links to folders are not followed: one may lead back up."""
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.is_symlink():
             yield from _walk(entry)

@@ -23,7 +23,7 @@ HEADER = """\
 
 
 def make_env(gpu: bool) -> str:
-    """The text of a fresh `.env`.
+    """Return the text of a fresh `.env`.
 
     Args:
         gpu: whether this host has an NVIDIA GPU; it decides which worker serves the queue of the trainings.

@@ -55,21 +55,21 @@ class ProcessMark:
 
     @classmethod
     def of(cls, name: str, pid: int) -> ProcessMark:
-        """The mark of a process that is there now."""
+        """Return the mark of a process that is there now."""
         try:
             return cls(name, pid, psutil.Process(pid).create_time())
         except psutil.NoSuchProcess:
             return cls(name, pid, time.time())
 
     def alive(self) -> bool:
-        """Whether this very process is still there."""
+        """Return whether this very process is still there."""
         try:
             return self._same_process() and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 
     def session_members(self) -> list[psutil.Process]:
-        """The processes of the session that it leads or led.
+        """Return the processes of the session that it leads or led.
 
         The kernel gives out no id that still names a session, so that members are found even where the leader has died.
         Where the id is another process' by now, or the machine was restarted, there are none.
@@ -190,21 +190,21 @@ class Supervisor:
             self._record()
 
     def log_path(self, name: str) -> Path:
-        """Where a component's output goes."""
+        """Return where a component's output goes."""
         return self.folder / "logs" / f"{name}.log"
 
     def pid(self, name: str) -> int:
-        """The process id of a component as it runs now."""
+        """Return the process id of a component as it runs now."""
         with self._changing:
             return self._components[name].process.pid
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """The component's process and everything that it forked."""
+        """Return the component's process and everything that it forked."""
         with self._changing:
             return self._components[name].mark.session_members()
 
     def names(self) -> list[str]:
-        """The components, in the order of their start."""
+        """Return the components, in the order of their start."""
         return list(self._components)
 
     def check(self) -> None:

@@ -98,7 +98,7 @@ class RunRequest:
 
 
 def read_parameters(preset: str, text: str) -> dict[str, Any]:
-    """The parameters in `epochs=8 patient_pattern='(\\d+)'`, each of its own type.
+    """Read the parameters in `epochs=8 patient_pattern='(\\d+)'`, each of its own type.
 
     Raises:
         WrongUse: no such parameter, or no `name=value`.
@@ -144,7 +144,7 @@ class _Signals:
         self._armed = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
+        """Handle a signal."""
         if self._armed:
             self._armed = False
             raise Interrupted(number)
@@ -282,7 +282,7 @@ def _one_run(request: RunRequest, stack: LocalStack) -> int:
 
 
 def _take_up(stack: LocalStack, conf: Mapping[str, Any]) -> str | None:
-    """The run that an earlier start left unfinished, if it was asked for the same; another one is given up."""
+    """Return the run that an earlier start left unfinished, if it was asked for the same; another one is given up."""
     for left in stack.api.runs(DAG_ID, state=["queued", "running"]):
         run_id = str(left["dag_run_id"])
         if not run_id.startswith("local__"):
@@ -318,7 +318,7 @@ def _pause(stack: LocalStack) -> None:
 
 
 def login(stack: LocalStack, user: str) -> str:
-    """A user and their password, for a person at a terminal; in a log, where the password is stored."""
+    """Return a user and their password, for a person at a terminal; in a log, where the password is stored."""
     if sys.stdout.isatty():
         return f"{user} / {stack.passwords[user]}"
     return f"{user}, password in {stack.home / 'passwords.json'}"

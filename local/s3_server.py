@@ -73,7 +73,7 @@ class S3Server:
     pid: int
 
     def client(self, **config: Any) -> Any:
-        """A boto3 client for it. `config` goes to botocore's `Config`."""
+        """Return a boto3 client for it. `config` goes to botocore's `Config`."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -96,7 +96,7 @@ class S3Server:
 
 
 def airflow_connection(endpoint: str, access_key: str, secret_key: str) -> str:
-    """An Airflow connection as JSON whose S3 is at `endpoint`.
+    """Return an Airflow connection as JSON whose S3 is at `endpoint`.
 
     Of S3 alone: a queue that is watched (BCC_SQS_QUEUE_URL) is elsewhere.
     """
@@ -184,7 +184,7 @@ def stop(process: subprocess.Popen[bytes], patience: float = 15.0) -> None:
 
 @contextmanager
 def serve(data: Path, access_key: str = "local", secret_key: str = "local-secret", port: int | None = None) -> Iterator[S3Server]:
-    """A server for as long as the block lasts."""
+    """Run a server for as long as the block lasts."""
     for tries_left in (2, 1, 0):
         chosen = port or free_ports(1)[0]
         try:

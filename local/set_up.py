@@ -26,12 +26,12 @@ class SetUpError(Exception):
 
 
 def suitable_version(version: Sequence[int]) -> bool:
-    """Whether the locked requirements are made for this (major, minor)."""
+    """Return whether the locked requirements are made for this (major, minor)."""
     return OLDEST <= tuple(version) <= NEWEST
 
 
 def platform_problem(system: str, machine: str, libc: str) -> str | None:
-    """Why TensorFlow or Airflow has no wheel for a platform, in one line; None where both have.
+    """Return why TensorFlow or Airflow has no wheel for a platform, in one line; None where both have.
 
     Arguments are what `platform.system()`, `platform.machine()` and `platform.libc_ver()[0]` answer.
     """
@@ -50,7 +50,7 @@ def platform_problem(system: str, machine: str, libc: str) -> str | None:
 
 
 def find_interpreter() -> str:
-    """This Python where it suits, else a suitable one on the path."""
+    """Choose this Python if it suits, else a suitable one on the path."""
     if suitable_version(sys.version_info[:2]):
         return sys.executable
     for minor in range(NEWEST[1], OLDEST[1] - 1, -1):
@@ -66,7 +66,7 @@ def find_interpreter() -> str:
 
 
 def fingerprint(requirements: Path, interpreter: str) -> str:
-    """What an environment is up to date with: the lock file's content and the interpreter."""
+    """Return what an environment is up to date with: the lock file's content and the interpreter."""
     return hashlib.sha256(requirements.read_bytes() + interpreter.encode()).hexdigest()
 
 

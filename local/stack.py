@@ -387,7 +387,7 @@ def require_free_space(folder: Path, least: int = _LEAST_FREE_BYTES) -> None:
 
 
 def first_free_port(candidates: Sequence[int]) -> int:
-    """The first of these ports of loopback that nothing listens on.
+    """Return the first of these ports of loopback that nothing listens on.
 
     Raises:
         StackError: something listens on each.
@@ -411,7 +411,7 @@ def _is_foreign(name: str, *, own_s3: bool) -> bool:
 
 
 def _kept_json(path: Path, make: Callable[[], dict[str, str]]) -> dict[str, str]:
-    """A JSON file that is made once; nobody but its owner may read it."""
+    """Return a JSON file that is made once; nobody but its owner may read it."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")

@@ -84,7 +84,7 @@ class RunWatcher:
 
 
 def epochs_so_far(store: ObjectStore, paths: RunPaths) -> list[EpochRow]:
-    """The rows of a run's history.csv; none before its first epoch."""
+    """Return the rows of a run's history.csv; none before its first epoch."""
     try:
         content = store.get(paths.document("history.csv"))
     except (ObjectNotFound, StorageError):
@@ -93,7 +93,7 @@ def epochs_so_far(store: ObjectStore, paths: RunPaths) -> list[EpochRow]:
 
 
 def describe_task(task: dict[str, Any]) -> str:
-    """A line about a task instance whose state is new; "" for states that tell nothing."""
+    """Return a line about a task instance whose state is new; "" for states that tell nothing."""
     name, state, tries = task["task_id"], task["state"], task["try_number"]
     again = f", try {tries}" if tries > 1 else ""
     if state == "running":
@@ -107,7 +107,7 @@ def describe_task(task: dict[str, Any]) -> str:
 
 
 def describe_verdict(store: ObjectStore, paths: RunPaths, models_prefix: str) -> list[str]:
-    """The verdict, its reasons and the key metrics of an assessed run, as lines; the synthetic ones say so first."""
+    """Return the verdict, its reasons and the key metrics of an assessed run, as lines; the synthetic ones say so first."""
     gate = store.load_key(GateDocument, paths.document("gate.json"))
     evaluation = store.load_key(EvaluationDocument, paths.document("evaluation.json"))
     promotion = store.find(PromotionDocument, paths.document("promotion.json"))
@@ -128,7 +128,7 @@ def describe_verdict(store: ObjectStore, paths: RunPaths, models_prefix: str) ->
 
 
 def describe_failure(api: AirflowApi, dag_id: str, run_id: str, logs: Path) -> list[str]:
-    """A line for each task that failed: its last line, and the path of its log."""
+    """Return a line for each task that failed: its last line, and the path of its log."""
     lines = []
     for name, task in api.tasks(dag_id, run_id).items():
         if task["state"] != "failed":
@@ -139,7 +139,7 @@ def describe_failure(api: AirflowApi, dag_id: str, run_id: str, logs: Path) -> l
 
 
 def last_error(events: list[dict[str, Any]]) -> str:
-    """The exception that a task's log ends with, in one line."""
+    """Return the exception that a task's log ends with, in one line."""
     for event in reversed(events):
         if details := event.get("error_detail"):
             return str(details[-1].get("exc_value") or details[-1].get("exc_type")).splitlines()[0]
@@ -148,7 +148,7 @@ def last_error(events: list[dict[str, Any]]) -> str:
 
 
 def count_synthetic(store: ObjectStore, paths: RunPaths) -> int:
-    """How many of a run's images are synthetic; 0 before checks."""
+    """Return how many of a run's images are synthetic; 0 before checks."""
     checks = store.find(ChecksDocument, paths.document("checks.json"))
     return checks.synthetic if checks else 0
 

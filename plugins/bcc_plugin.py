@@ -14,7 +14,7 @@ from airflow.plugins_manager import AirflowPlugin
 
 
 def icon(colour: str, halo: str = "none") -> str:
-    """A trend line in a frame, 24 x 24, as the UI's other icons are.
+    """Return a trend line in a frame, 24 x 24, as the UI's other icons are.
 
     `halo` keeps it visible where the page is open and the navigation marks it in the very colour of its icons.
     """

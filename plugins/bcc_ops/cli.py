@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands and their options."""
+    """Return the commands and their options."""
     top = argparse.ArgumentParser(prog="python -m bcc_ops", description="Breast-ultrasound retraining, on folders and files.")
     commands = top.add_subparsers(title="commands", required=True)
 
@@ -292,7 +292,7 @@ def predict_command(given: argparse.Namespace) -> int:
 
 
 def answer(model: KnownModel, path: Path, probabilities: Sequence[float]) -> dict[str, Any]:
-    """What a model says about one image, as plain JSON values."""
+    """Return what a model says about one image, as plain JSON values."""
     by_class = {name: round(float(value), 6) for name, value in zip(model.classes, probabilities)}
     found: dict[str, Any] = {
         "image": str(path),

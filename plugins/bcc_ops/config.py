@@ -337,7 +337,7 @@ class RetrainingConfig(BaseModel):
         return tuple(pattern.strip() for pattern in self.ignore_patterns.split(",") if pattern.strip())
 
     def training_parameters(self) -> dict[str, Any]:
-        """The parameters that influence which weights training ends with; as JSON values."""
+        """Return the parameters that influence which weights training ends with; as JSON values."""
         return self.model_dump(mode="json", include=set(parameters_of_sections(_CHECKS, _SPLIT, _MODEL, _FIT, _AUGMENTATION)))
 
     @classmethod

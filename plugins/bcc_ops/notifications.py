@@ -27,12 +27,12 @@ _VERDICT = (
 
 
 def failure_notifiers(settings: Settings) -> list[BaseNotifier]:
-    """A DAG's `on_failure_callback`: one notifier for each way that the settings name, none where they name none."""
+    """Return a DAG's `on_failure_callback`: one notifier for each way that the settings name, none where they name none."""
     return _notifiers(settings, *_FAILURE)
 
 
 def verdict_notifiers(settings: Settings) -> list[Callable[[Context], None]]:
-    """The gate's `on_success_callback`: the verdict and its reasons, in each way that the settings name.
+    """Return the gate's `on_success_callback`: the verdict and its reasons, in each way that the settings name.
 
     They belong on the task whose XCom is the reference to `gate.json`.
     """

@@ -80,7 +80,7 @@ class ArrivalWatch:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ArrivalWatch:
-        """What `to_dict` gave."""
+        """Return what `to_dict` gave."""
         moments = {name: datetime.fromisoformat(values[name]) for name in _MOMENTS if values.get(name)}
         return cls(**{**values, **moments})
 
@@ -118,7 +118,7 @@ class ArrivalWatch:
         return "settled" if self.arriving else "wait"
 
     def dismiss(self, reason: str) -> None:
-        """The last listing is not a reason to run; `reason` as the end of a sentence."""
+        """Take the last listing for no reason to run; `reason` is the end of a sentence."""
         assert self.digest is not None
         self.known[self.digest] = reason
 
@@ -130,7 +130,7 @@ class ArrivalWatch:
         self.not_before = now + timedelta(seconds=min(self.poke_interval * 2**self.failures, LONGEST_PAUSE))
 
     def pause(self, now: datetime) -> float:
-        """Seconds until the next look: the interval, less where a settling or the deadline comes first."""
+        """Return the seconds until the next look: the interval, less where a settling or the deadline comes first."""
         if self.not_before is not None:
             return max(0.0, (self.not_before - now).total_seconds())
         ends = [self.deadline]
@@ -188,7 +188,7 @@ class ArrivalCheck:
         self.rules = ImageRules.of(settings, config)
 
     def saved(self, run_id: str) -> Arrivals | None:
-        """What the run saw when it took its snapshot, if it has one: a run that is done again keeps to it."""
+        """Return what the run saw when it took its snapshot, if it has one: a run that is done again keeps to it."""
         paths = find_run(self.store, self.settings.artifacts_prefix, run_id)
         document = self.store.find(SnapshotDocument, paths.document("snapshot.json")) if paths else None
         if document is None:
@@ -197,7 +197,7 @@ class ArrivalCheck:
         return Arrivals(document.as_of, document.total, document.digest, document.change, sentence)
 
     def on_request(self, as_of: datetime | None) -> Arrivals:
-        """A person asked: the images of that moment (None for now), whether new or not.
+        """Return a person asked: the images of that moment (None for now), whether new or not.
 
         Raises:
             ConfigError: the moment is in the future.
@@ -210,7 +210,7 @@ class ArrivalCheck:
         return self._arrivals(listing, moment, self._previous(moment))
 
     def for_backfill(self, logical_date: datetime) -> Arrivals:
-        """The images as of the backfill's date.
+        """Return the images as of the backfill's date.
 
         Raises:
             NothingNew: they are those of the last assessed run before, or there are none.

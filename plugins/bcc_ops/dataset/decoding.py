@@ -226,7 +226,7 @@ def _unreadable(content: bytes, error: Exception) -> ImageRefused:
 
 
 def _is_cut_short(content: bytes) -> bool:
-    """Whether a file with a known signature lacks its end."""
+    """Return whether a file with a known signature lacks its end."""
     kind = _signature(content)
     if kind == "PNG":
         return b"IEND" not in content[-64:]

@@ -95,7 +95,7 @@ def compare_distributions(
 
 
 def _independent(rows: Iterable[ContentRow]) -> list[ContentRow]:
-    """The first image of each group, by key."""
+    """Return the first image of each group, by key."""
     first: dict[str, ContentRow] = {}
     for row in sorted(rows, key=lambda row: row.key):
         first.setdefault(row.group, row)

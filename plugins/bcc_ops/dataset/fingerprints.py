@@ -68,12 +68,12 @@ def to_gray(rgb: npt.NDArray[np.uint8]) -> Gray:
 
 
 def working_scale(height: int, width: int) -> float:
-    """The scale at which images are compared: half their size, where noise is less and speckle is still seen."""
+    """Return the scale at which images are compared: half their size, where noise is less and speckle is still seen."""
     return 0.5 if min(height, width) >= _SMALL else 1.0
 
 
 def to_working_size(gray: Gray) -> Gray:
-    """The gray image at its working scale."""
+    """Return the gray image at its working scale."""
     scale = working_scale(*gray.shape)
     return gray if scale == 1 else _uint8(cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
 

@@ -84,7 +84,7 @@ def check_labelled_folder(
 
 
 def check_tables(document: CheckDocument) -> list[RenderableType]:
-    """The document for a terminal: pass them to a rich console one after the other."""
+    """Return the document for a terminal: pass them to a rich console one after the other."""
     from rich.table import Table
     from rich.text import Text  # plain text: brackets in a name are not markup
 
@@ -127,7 +127,7 @@ def check_tables(document: CheckDocument) -> list[RenderableType]:
 def _list_folder(
     folder: Path, classes: tuple[str, ...], config: RetrainingConfig
 ) -> tuple[list[LocalImage], tuple[IgnoredKeys, ...], str]:
-    """The folder's images by the rules that a bucket's are listed by; an empty file is an image to refuse here."""
+    """Return the folder's images by the rules that a bucket's are listed by; an empty file is an image to refuse here."""
     builder = ListingBuilder(ImageRules(_ROOT, classes, config.ignored_names, config.max_file_mb * 1_000_000), versioned=False)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:

@@ -57,7 +57,7 @@ class Arrival:
 
 
 def sha256_of_file(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
+    """Return sha256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -88,7 +88,7 @@ class ImageCache:
         return self.directory / "files" / sha256[0] / sha256
 
     def find(self, identities: Iterable[bytes], *, reread: bool = False) -> dict[bytes, str]:
-        """Which objects are here: identity -> sha256. They are kept from now on until this process ends.
+        """Return which objects are here: identity -> sha256. They are kept from now on until this process ends.
 
         A file whose size or modification time is not as recorded is read again; one with another content is removed.
 
@@ -112,7 +112,9 @@ class ImageCache:
         return {identity: sha256 for identity, sha256 in found.items() if sha256 not in damaged}
 
     def _damaged(self, recorded: dict[str, tuple[int, int]], reread: bool) -> set[str]:
-        """Which contents are not what they were; they are removed. Unchanged ones that only look touched are recorded again."""
+        """Return which contents are not what they were; they are removed. Unchanged ones that only look touched are recorded
+        again.
+        """
         suspects = [sha256 for sha256, stamp in recorded.items() if reread or self._stamp(sha256) != stamp]
         if not suspects:
             return set()
@@ -144,7 +146,7 @@ class ImageCache:
         return (status.st_size, status.st_mtime_ns)
 
     def incoming(self) -> Path:
-        """A directory on the cache's disk for what this process is fetching."""
+        """Return a directory on the cache's disk for what this process is fetching."""
         directory = self.directory / "incoming" / self.pin().name
         with self._telling():
             directory.mkdir(parents=True, exist_ok=True)
@@ -215,7 +217,7 @@ class ImageCache:
                 path.unlink(missing_ok=True)
 
     def pin(self) -> Path:
-        """This process' pin; what is used from its beginning on is not evicted while the process lives."""
+        """Make this process' pin; what is used from its beginning on is not evicted while the process lives."""
         return self._pin[0]
 
     @cached_property
@@ -326,7 +328,7 @@ class ImageCache:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether SQLite means that a file is not a database (any more): what it has no class of errors for.
+    """Return whether SQLite means that a file is not a database (any more): what it has no class of errors for.
 
     Locked, full and not writable are an `OperationalError`.
     """
@@ -341,7 +343,7 @@ def throw_away(database: Path) -> None:
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that is at `path`, in the place of the one before, once the block has ended well.
+    """Open a file to write to that is at `path`, in the place of the one before, once the block has ended well.
 
     Raises:
         CacheError: the disk does not take it. Nothing is left of it.
@@ -359,7 +361,7 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def cache_error(directory: Path, error: OSError) -> CacheError:
-    """The project's error for an operating system's, in one line."""
+    """Return the project's error for an operating system's, in one line."""
     if error.errno in _FULL:
         return CacheError(f"the disk of {directory} is full; make room there, or set BCC_CACHE_DIR to a larger disk")
     return CacheError(f"{directory} cannot be used as a cache: {error.strerror or error} (BCC_CACHE_DIR names it)")

@@ -116,7 +116,7 @@ def check_images(
 
 
 def summary(document: ChecksDocument) -> list[str]:
-    """The document in a few lines for a log."""
+    """Return the document in a few lines for a log."""
     refused = Counter(image.reason for image in document.refused)
     reasons = f" ({', '.join(f'{count} {reason}' for reason, count in sorted(refused.items()))})" if refused else ""
     usable = ", ".join(f"{count} {name}" for name, count in document.usable.items())
@@ -131,7 +131,7 @@ def summary(document: ChecksDocument) -> list[str]:
 def inspect_contents(
     paths: Mapping[str, Path], config: RetrainingConfig, memory: InspectionCache, workers: int | None = None
 ) -> dict[str, ContentFacts]:
-    """What is known of each content: remembered, or learned now by decoding the file, several at once.
+    """Return what is known of each content: remembered, or learned now by decoding the file, several at once.
 
     Args:
         paths: sha256 -> a file with that content.
@@ -190,7 +190,7 @@ def _fail_if_too_many(refused: Sequence[RefusedImage], checked: int, allowed: fl
 
 
 def _name_groups(images: Iterable[LocalImage], copies: NearDuplicates) -> list[ImageGroup]:
-    """Groups of two and more images. Two files with the same bytes are a group as well."""
+    """Name the groups of two and more images. Two files with the same bytes are a group as well."""
     members: dict[str, list[LocalImage]] = {}
     for image in images:
         members.setdefault(copies.group_of[image.sha256], []).append(image)

@@ -140,11 +140,11 @@ class Augmentation:
 
     @classmethod
     def of(cls, config: RetrainingConfig) -> Augmentation:
-        """The augmentation that a run's parameters ask for."""
+        """Return the augmentation that a run's parameters ask for."""
         return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """One image, augmented.
+        """Return one image, augmented.
 
         Args:
             image: uint8, (side, side, 3).
@@ -168,7 +168,7 @@ class Augmentation:
         return image
 
     def _affine(self, side: int, place: np.ndarray, mirrored: bool, upside_down: bool) -> np.ndarray:
-        """The 2 x 3 map from a place in the result to the place in the image that is shown there.
+        """Return the 2 x 3 map from a place in the result to the place in the image that is shown there.
 
         `place` has five numbers from -1 to 1: turn, nearness, width, and the shift to the right and down.
         """
@@ -184,7 +184,7 @@ class Augmentation:
         return np.column_stack([linear, offset])
 
     def _table(self, light: float, strength: float, bend: float) -> np.ndarray:
-        """New value of each of the 256 pixel values. Contrast turns about middle gray."""
+        """Return the new value of each of the 256 pixel values. Contrast turns about middle gray."""
         values = np.linspace(0, 1, 256) ** ((1 + self.gamma) ** bend)
         values = (values - 0.5) * (1 + self.contrast * strength) + 0.5 + self.brightness * light
         table: np.ndarray = np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
@@ -192,7 +192,7 @@ class Augmentation:
 
 
 def _speckled(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """The image with grain as another machine's: multiplicative, the same in all channels, about two pixels wide.
+    """Return the image with grain as another machine's: multiplicative, the same in all channels, about two pixels wide.
 
     Args:
         strength: the grain's standard deviation, as a part of the brightness.
@@ -204,7 +204,7 @@ def _speckled(image: np.ndarray, strength: float, rng: np.random.Generator) -> n
 
 
 def training_batches(pixels: Pixels, augmentation: Augmentation, batch_size: int, seed: int, epoch: int) -> tf.data.Dataset:
-    """One epoch: every image once, shuffled, augmented.
+    """Return one epoch: every image once, shuffled, augmented.
 
     Args:
         pixels: the train partition.
@@ -232,7 +232,7 @@ def training_batches(pixels: Pixels, augmentation: Augmentation, batch_size: int
 
 
 def plain_batches(pixels: Pixels, batch_size: int) -> tf.data.Dataset:
-    """Every image once, in order, as it is: batches of float32 pixels (b, side, side, 3) in 0-255."""
+    """Return every image once, in order, as it is: batches of float32 pixels (b, side, side, 3) in 0-255."""
 
     def batch(positions: tf.Tensor) -> tf.Tensor:
         images = tf.numpy_function(lambda chosen: pixels.images[chosen], [positions], tf.uint8, stateful=False)
@@ -243,7 +243,7 @@ def plain_batches(pixels: Pixels, batch_size: int) -> tf.data.Dataset:
 
 
 def _ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """The batches, made ahead of the training step.
+    """Return the batches, made ahead of the training step.
 
     Without tf.data's tuning of itself: an iterator's end waits for the thread that does it, which may sleep for seconds, and
     each epoch ends two iterators.

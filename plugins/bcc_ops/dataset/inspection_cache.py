@@ -107,7 +107,7 @@ class InspectionCache:
             raise
 
     def recall(self, contents: Iterable[str], min_side: int, max_pixels: int) -> dict[str, ContentFacts]:
-        """What is known of these contents (sha256 -> facts), judged by the same limits. Others are absent."""
+        """Return what is known of these contents (sha256 -> facts), judged by the same limits. Others are absent."""
         query = (
             "SELECT reason, detail, width, height, mode, mean, contrast, synthetic, pixels, hash, points, descriptors "
             "FROM facts WHERE sha256 = ? AND min_side = ? AND max_pixels = ?"
@@ -134,7 +134,7 @@ class InspectionCache:
         return kept
 
     def recall_candidates(self, search: str) -> Candidates | None:
-        """What this search found, if it is one of the last few."""
+        """Return what this search found, if it is one of the last few."""
         row = self._db.execute("SELECT found FROM searches WHERE search = ?", (search,)).fetchone()
         if row is None:
             return None
@@ -148,7 +148,7 @@ class InspectionCache:
         self._write(outdated, [(_SEARCHES_KEPT,)])
 
     def recall_similarity(self, pairs: Iterable[Pair]) -> dict[Pair, Similarity]:
-        """How alike these pairs were found to be; pairs that were never compared are absent."""
+        """Return how alike these pairs were found to be; pairs that were never compared are absent."""
         query = "SELECT similarity, overlap FROM similarity WHERE one = ? AND other = ?"
         known = {}
         for pair in pairs:

@@ -70,7 +70,7 @@ class Thresholds:
 
     @classmethod
     def of(cls, config: RetrainingConfig) -> Thresholds:
-        """The run's."""
+        """Return the run's."""
         return cls(config.hash_distance, config.min_similarity, config.min_similarity_by_hash)
 
     def described(self) -> dict[str, float]:
@@ -127,7 +127,7 @@ class NearDuplicates:
     compared: tuple[ComparedPair, ...]
 
     def nearest(self, count: int) -> list[ComparedPair]:
-        """The pairs that were accepted or rejected most narrowly."""
+        """Return the pairs that were accepted or rejected most narrowly."""
         return sorted(self.compared, key=lambda pair: (pair.margin, pair.pair))[:count]
 
 
@@ -142,13 +142,13 @@ class PairMemory(Protocol):
     """Where candidates, and the similarity of pairs, are remembered."""
 
     def recall_candidates(self, search: str) -> Candidates | None:
-        """What this search found, if it was made before."""
+        """Return what this search found, if it was made before."""
 
     def remember_candidates(self, search: str, found: Candidates) -> None:
         """Keep it."""
 
     def recall_similarity(self, pairs: Iterable[Pair]) -> dict[Pair, Similarity]:
-        """What is known of these pairs."""
+        """Return what is known of these pairs."""
 
     def remember_similarity(self, learned: Mapping[Pair, Similarity]) -> None:
         """Keep it."""
@@ -318,7 +318,7 @@ def _hash_distance(marks: Mapping[str, Fingerprint], pair: Pair) -> int:
 
 
 def group_contents(contents: Sequence[str], links: Mapping[Pair, str]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Connected components: content -> group, and group -> the ways by which its members were linked.
+    """Find the connected components: content -> group, and group -> the ways by which its members were linked.
 
     Args:
         contents: sorted; a group is named by its smallest.

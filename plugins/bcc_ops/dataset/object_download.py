@@ -99,7 +99,7 @@ class Transfer:
             log.warning("%d downloads in a row failed with obstore: the rest goes through boto3", self._fast_failures)
 
     def suits_obstore(self, image: ImageRow) -> bool:
-        """Whether obstore asks for this very object, and its ETag verifies what comes."""
+        """Return whether obstore asks for this very object, and its ETag verifies what comes."""
         if self._fast is None or _NAMED_OTHERWISE.search(image.key):
             return False
         return self._etags_are_md5 and bool(_MD5.fullmatch(image.etag))
@@ -133,7 +133,7 @@ class Transfer:
         return sha256.hexdigest()
 
     def _etag_must_be_md5(self, image: ImageRow) -> bool:
-        """Whether a mismatch is damage. Objects encrypted with a key of KMS or of the customer have other ETags."""
+        """Return whether a mismatch is damage. Objects encrypted with a key of KMS or of the customer have other ETags."""
         with self._asking:
             if self._etags_are_md5:
                 self._etags_are_md5 = self.store.etag_is_md5(image.key, image.version_id or None)

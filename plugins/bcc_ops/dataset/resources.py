@@ -26,7 +26,7 @@ def cores(root: Path = _CGROUP) -> int:
 
 
 def memory_limit(root: Path = _CGROUP) -> int:
-    """Bytes of memory that this process may use: its container's limit, or the machine's memory."""
+    """Return the bytes of memory that this process may use: its container's limit, or the machine's memory."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2 and version 1 of control groups
         with suppress(OSError, ValueError):

@@ -78,7 +78,7 @@ def bounded(mark: Fingerprint, gray: Gray) -> tuple[Fingerprint, Gray]:
 
 
 def align(one: Fingerprint, other: Fingerprint) -> _Transform | None:
-    """The affine transform, float64 (2, 3), that takes points of `other` to those of `one`; None if there is none.
+    """Return the affine transform, float64 (2, 3), that takes points of `other` to those of `one`; None if there is none.
 
     Only scaling, shifting and a little shear (the probe presses the tissue) are believed.
     """
@@ -158,7 +158,7 @@ def _band_pass(gray: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 def _tiles(pixels: npt.NDArray[np.generic], side: int) -> _Tiles:
-    """The whole tiles of an image, (tiles, side x side)."""
+    """Return the whole tiles of an image, (tiles, side x side)."""
     rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
     cut = pixels[: rows * side, : columns * side].reshape(rows, side, columns, side)
     return np.asarray(cut.swapaxes(1, 2).reshape(-1, side * side), np.float32)

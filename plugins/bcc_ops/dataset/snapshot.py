@@ -60,7 +60,7 @@ class ImageRules(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings, config: RetrainingConfig) -> ImageRules:
-        """The rules of a run."""
+        """Return the rules of a run."""
         return cls(settings.images_prefix, settings.classes, config.ignored_names, config.max_file_mb * 1_000_000)
 
 
@@ -130,7 +130,7 @@ class ListingBuilder:
             self.add({**entry, "DeleteMarker": True})
 
     def build(self) -> Listing:
-        """The listing of everything that was added."""
+        """Return the listing of everything that was added."""
         from bcc_ops.runs.tables import ImageRow
 
         images: list[ImageRow] = []
@@ -199,12 +199,12 @@ def list_images(store: ObjectStore, rules: ImageRules, as_of: datetime | None = 
 
 
 def identity(image: ImageRow) -> str:
-    """What tells one content of a key from another: its version, or its ETag if there is none."""
+    """Return what tells one content of a key from another: its version, or its ETag if there is none."""
     return image.etag if image.version_id in NO_VERSION else image.version_id
 
 
 def digest_of_images(images: Iterable[ImageRow]) -> str:
-    """sha256 over (key, etag or version, label) of images that are sorted by key."""
+    """Return sha256 over (key, etag or version, label) of images that are sorted by key."""
     digest = hashlib.sha256()
     for image in images:
         digest.update(f"{image.key}\0{identity(image)}\0{image.label}\n".encode())
@@ -212,7 +212,7 @@ def digest_of_images(images: Iterable[ImageRow]) -> str:
 
 
 def compare(before: Iterable[ImageRow], now: Iterable[ImageRow]) -> SnapshotChange:
-    """What differs between two snapshots: keys that came, keys that went, and keys with another content."""
+    """Return what differs between two snapshots: keys that came, keys that went, and keys with another content."""
     gone = {image.key: identity(image) for image in before}
     counts: dict[Literal["added", "changed", "removed"], int] = {"added": 0, "changed": 0, "removed": 0}
     examples: dict[Literal["added", "changed", "removed"], list[str]] = {"added": [], "changed": [], "removed": []}
@@ -239,7 +239,7 @@ def compare(before: Iterable[ImageRow], now: Iterable[ImageRow]) -> SnapshotChan
 
 
 def moment_of(now: datetime, newest: datetime | None) -> datetime:
-    """The as_of of a listing that was made `now`: whole seconds, and late enough to hold everything that it saw.
+    """Return the as_of of a listing that was made `now`: whole seconds, and late enough to hold everything that it saw.
 
     The store's clock may be ahead of this machine's: an image must not fall out of the run that it started.
 
@@ -280,7 +280,7 @@ class PreviousSnapshot:
         return read_images(self.store, self.document) if self.document else []
 
     def change_to(self, listing: Listing) -> SnapshotChange | None:
-        """What differs in `listing`; None if there is no previous snapshot."""
+        """Return what differs in `listing`; None if there is no previous snapshot."""
         return compare(self.images, listing.images) if self.document else None
 
 
@@ -292,7 +292,7 @@ def write_images(images: Iterable[ImageRow]) -> bytes:
 
 
 def read_images(store: ObjectStore, document: SnapshotDocument) -> list[ImageRow]:
-    """The rows of a snapshot's images.parquet."""
+    """Return the rows of a snapshot's images.parquet."""
     from bcc_ops.runs.tables import ImageRow, read_rows
 
     return read_rows(ImageRow, store.get_referenced(document.images))
@@ -365,7 +365,7 @@ def describe_snapshot(
 
 
 def _check_removed(listing: Listing, previous: PreviousSnapshot, allowed: float) -> None:
-    """An image is gone if neither its key nor its content (by ETag) is there: renaming removes nothing."""
+    """Compare by key and by content (ETag): an image that was renamed is not gone."""
     keys, contents = {image.key for image in listing.images}, {image.etag for image in listing.images}
     gone = [image.key for image in previous.images if image.key not in keys and image.etag not in contents]
     if len(gone) <= allowed * len(previous.images):

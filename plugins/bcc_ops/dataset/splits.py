@@ -137,7 +137,7 @@ def split_images(
 
 
 def count_partitions(rows: Iterable[SplitRow], classes: Sequence[str]) -> dict[Partition, dict[str, int]]:
-    """Images per partition and class, zeros included."""
+    """Return the images per partition and class, zeros included."""
     counted = Counter((row.partition, row.label) for row in rows)
     return {partition: {name: counted[partition, name] for name in classes} for partition in PARTITIONS}
 
@@ -286,7 +286,7 @@ def _sides_of_known_group(group: _Group, known: _Assigned, patient: Callable[[st
 
 
 def _draw_sides(groups: Sequence[_Group], placed: Mapping[str, str], config: RetrainingConfig) -> dict[str, str]:
-    """Return key -> side of the groups that are new altogether: validation is filled first, then tuning; the rest is train."""
+    """Return key -> side of the groups that are new altogether: validation is filled first, then tuning, then train."""
     new = sorted((group for group in groups if not group.sides), key=lambda group: _draw(config.split_salt, group.name))
     held: dict[str, Counter[str]] = {partition: Counter() for partition in PARTITIONS}
     for group in groups:
@@ -313,7 +313,7 @@ def _draw(salt: str, name: str) -> str:
 
 
 def _fill(groups: Sequence[_Group], held: Counter[str], wanted: Mapping[str, float], others: Sequence[Counter[str]]) -> set[str]:
-    """Names of the groups that bring a partition nearest to what it should hold of each class.
+    """Return the names of the groups that bring a partition nearest to what it should hold of each class.
 
     Args:
         groups: candidates, in the order in which they were drawn.

@@ -66,7 +66,7 @@ def sync_images(
     parallel: int = PARALLEL,
     counts: Counts | None = None,
 ) -> list[LocalImage]:
-    """The files of a snapshot's images, in the snapshot's order.
+    """Return the files of a snapshot's images, in the snapshot's order.
 
     Args:
         store: the bucket.
@@ -143,7 +143,7 @@ def _fetch_all(
 
 
 def _batches(done: queue.SimpleQueue[Arrival | Exception | None], workers: int, progress: _Progress) -> Iterator[list[Arrival]]:
-    """What the workers fetched, some hundred at a time; after the last batch, the first failure is raised."""
+    """Yield what the workers fetched, some hundred at a time; after the last batch, the first failure is raised."""
     batch: list[Arrival] = []
     failure: Exception | None = None
     while workers:
@@ -203,7 +203,7 @@ class _Progress:
 
 
 def training_view(images: Sequence[LocalImage], directory: Path) -> Path:
-    """One folder per class with links into the cache, for `image_dataset_from_directory`.
+    """Return one folder per class with links into the cache, for `image_dataset_from_directory`.
 
     The links' names keep what is readable of the keys' and are different for different keys, on file systems that
     ignore case too. They sort as the keys do.

@@ -33,7 +33,7 @@ _FloatImage = npt.NDArray[np.float64]
 
 
 def is_synthetic(info: Mapping[str, Any]) -> bool:
-    """Whether an image says that the project's generator drew it; `info` is Pillow's `image.info`."""
+    """Return whether an image says that the project's generator drew it; `info` is Pillow's `image.info`."""
     keyword, text = SYNTHETIC_MARK
     return info.get(keyword) == text
 
@@ -132,7 +132,7 @@ def _tissue(height: int, width: int, rng: np.random.Generator) -> _FloatImage:
 
 
 def _mass(height: int, width: int, *, malignant: bool, rng: np.random.Generator) -> _FloatImage:
-    """What a mass multiplies the scatterer strength with: little inside it, and a shadow or a glow below."""
+    """Return what a mass multiplies the scatterer strength with: little inside it, and a shadow or a glow below."""
     across = rng.uniform(0.13, 0.24) * height
     tall = rng.uniform(0.95, 1.35) if malignant else rng.uniform(0.45, 0.75)
     centre_y, centre_x = rng.uniform(0.36, 0.55) * height, rng.uniform(0.3, 0.7) * width

@@ -79,7 +79,7 @@ class LabelledImages:
 
     @classmethod
     def of_rows(cls, rows: Iterable[SplitRow | ContentRow], paths: Mapping[str, Path]) -> LabelledImages:
-        """The images of rows, with their files.
+        """Return the images of rows, with their files.
 
         Args:
             rows: of `split.parquet`, whose groups may be patients, or of what validation saw, whose groups are near-duplicates.
@@ -96,13 +96,13 @@ class LabelledImages:
         return cls(*(tuple(column) for column in columns))  # type: ignore[arg-type]
 
     def chosen(self, mask: np.ndarray) -> LabelledImages:
-        """The images where `mask` (n,) is true."""
+        """Return the images where `mask` (n,) is true."""
         columns = (self.keys, self.labels, self.groups, self.paths)
         return LabelledImages(*(tuple(value for value, keep in zip(column, mask) if keep) for column in columns))  # type: ignore[arg-type]
 
 
 def score(model: PredictsImages, images: LabelledImages, plan: EvaluationPlan, order: Sequence[str] | None = None) -> Scores:
-    """A model's answers, columns in the order of `plan.classes`.
+    """Return a model's answers, columns in the order of `plan.classes`.
 
     Args:
         order: the order in which the model answers; `plan.classes` by default.
@@ -127,7 +127,7 @@ def score(model: PredictsImages, images: LabelledImages, plan: EvaluationPlan, o
 
 
 def score_and_fit(model: PredictsImages, tuning: LabelledImages, images: LabelledImages, plan: EvaluationPlan) -> ScoredModel:
-    """A model's answers on `images`, with its threshold and temperature fitted on `tuning`."""
+    """Return a model's answers on `images`, with its threshold and temperature fitted on `tuning`."""
     fitted = score(model, tuning, plan)
     positive = plan.classes.index(plan.positive_class)
     threshold = choose_threshold(fitted, positive, plan.wanted_sensitivity, TUNING_PART)
@@ -463,7 +463,7 @@ def _known_before(inputs: EvaluationInputs) -> frozenset[str] | None:
 def slice_values(
     rows: Sequence[SplitRow], contents: Sequence[ContentRow], earlier: frozenset[str] | None, pattern: str
 ) -> dict[str, list[str]]:
-    """What the validation images can be told apart by.
+    """Return what the validation images can be told apart by.
 
     Args:
         rows: validation rows.

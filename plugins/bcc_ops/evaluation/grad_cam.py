@@ -54,7 +54,7 @@ class GradCam:
         return self.of_pixels(np.stack([resize_square(decode_rgb(path), self._image_size) for path in paths]), classes)
 
     def of_pixels(self, pixels: np.ndarray, classes: Sequence[int]) -> Heat:
-        """The same for pixels (n, side, side, 3) in 0-255."""
+        """Return the same for pixels (n, side, side, 3) in 0-255."""
         images = np.asarray(pixels, np.float32)
         heat = self._weighted_map(images, classes)
         if self._mirrors:
@@ -76,7 +76,7 @@ class GradCam:
 
 
 def _classifier_in(model: keras.Model) -> keras.Model:
-    """The network that answers probabilities itself: `model`, or the one that it averages over both mirror images of."""
+    """Return the network that answers probabilities itself: `model`, or the one that it averages over both mirror images of."""
     inner = [layer for layer in model.layers if isinstance(layer, keras.Model) and layer.output_shape == model.output_shape]
     return _classifier_in(inner[-1]) if inner else model
 

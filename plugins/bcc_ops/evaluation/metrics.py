@@ -86,7 +86,7 @@ class Scores:
         return np.unique(self.groups, return_inverse=True)[1].astype(np.int64)
 
     def subset(self, chosen: NDArray[np.bool_]) -> Scores:
-        """The images where `chosen` (n,) is true."""
+        """Return the images where `chosen` (n,) is true."""
         return Scores(self.labels[chosen], self.probabilities[chosen], self.groups[chosen])
 
 
@@ -257,7 +257,7 @@ class Threshold:
 
 
 def choose_threshold(scores: Scores, positive: int, wanted_sensitivity: float, chosen_on: str) -> Threshold:
-    """The highest threshold that is expected to find at least `wanted_sensitivity` of the positives among other images.
+    """Return the highest threshold that is expected to find at least `wanted_sensitivity` of the positives among other images.
 
     Among these images themselves a higher one would do: the k-th lowest of n scores leaves k - 1 of n below it, but k of
     n + 1 below it among scores that are still to come (the quantile of split conformal prediction). With n = 20 and 0.9
@@ -285,7 +285,7 @@ def choose_threshold(scores: Scores, positive: int, wanted_sensitivity: float, c
 
 
 def fit_temperature(scores: Scores) -> float | None:
-    """The temperature with the least log loss on these images; None where they do not settle it.
+    """Return the temperature with the least log loss on these images; None where they do not settle it.
 
     They do not where an end of `TEMPERATURES` is as good: without a single error, say, the surest is best.
     """
@@ -460,13 +460,15 @@ class Evaluation:
         return correlation_within((scores.predicted == scores.labels).astype(float), scores.codes)
 
     def _independent(self, counted: Mask) -> float:
-        """How many independent images these are worth: their number, less the design effect of their groups (Kish, 1965)."""
+        """Return how many independent images these are worth: their number, less the design effect of their groups (Kish,
+        1965).
+        """
         sizes = np.bincount(self.scored.scores.codes[counted])
         typical = (sizes**2).sum() / sizes.sum()
         return float(counted.sum() / (1 + (typical - 1) * self._alike))
 
     def _fewest_groups(self, name: str) -> int:
-        """How many groups the metric's images are of; of a mean or an area, those of the part that has the fewest."""
+        """Return how many groups the metric's images are of; of a mean or an area, those of the part that has the fewest."""
         metric = self.metrics[name]
         if metric.kind == "mean":
             return min(self._fewest_groups(part) for part in metric.parts)
@@ -558,7 +560,7 @@ def correlation_within(values: Floats, codes: Ints) -> float:
 
 
 def reliability_bins(scores: Scores) -> tuple[ReliabilityBin, ...]:
-    """The reliability diagram's equal-mass bins, least sure first."""
+    """Return the reliability diagram's equal-mass bins, least sure first."""
     if not len(scores.labels):
         return ()
     confidence = scores.probabilities.max(axis=1)

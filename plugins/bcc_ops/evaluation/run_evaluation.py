@@ -98,7 +98,7 @@ def evaluate_run(
 
 
 def plan_of(inputs: RunInputs) -> EvaluationPlan:
-    """How a run's models are to be evaluated."""
+    """Return how a run's models are to be evaluated."""
     return EvaluationPlan(
         classes=inputs.training.classes,
         positive_class=inputs.snapshot.positive_class,

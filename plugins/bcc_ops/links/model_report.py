@@ -24,7 +24,7 @@ class ModelReportLink(BaseOperatorLink):
     name = "Model report"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """The address of the tab, in the UI."""
+        """Return the address of the tab, in the UI."""
         base = (conf.get("api", "base_url", fallback="") or "").rstrip("/")
         dag_id, run_id = quote(ti_key.dag_id, safe=""), quote(ti_key.run_id, safe="")
         return f"{base}/dags/{dag_id}/runs/{run_id}/plugin/{URL_ROUTE}"

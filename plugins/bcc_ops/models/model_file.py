@@ -175,7 +175,7 @@ def _camel(name: str) -> str:
 
 
 def _every_object(config: Any) -> Iterator[Mapping[str, Any]]:
-    """Every JSON object in a configuration; iteratively, so that depth costs no stack.
+    """Yield every JSON object in a configuration; iteratively, so that depth costs no stack.
 
     Raises:
         ModelError: it is nested too deeply for Keras, which reads it recursively.

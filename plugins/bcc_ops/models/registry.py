@@ -57,7 +57,7 @@ class Pointer:
 
 
 def version_name(as_of: datetime, *contents: str) -> str:
-    """A version's name: when its images are from, and what it is made of. Names sort by time.
+    """Return a version's name: when its images are from, and what it is made of. Names sort by time.
 
     The same content has the same name, so that a retry writes nothing twice, and other content never meets a name that
     is taken.
@@ -83,11 +83,11 @@ class ModelRegistry:
         self.pointer_key = champion_pointer(models_prefix)
 
     def key(self, version: str, name: str) -> str:
-        """Key of one of a version's files."""
+        """Return the key of one of a version's files."""
         return model_file(self.models_prefix, version, name)
 
     def read_pointer(self) -> Pointer | None:
-        """The pointer as it is now, damaged or not; None where no model is in use yet."""
+        """Return the pointer as it is now, damaged or not; None where no model is in use yet."""
         try:
             content, etag = self.store.get_with_etag(self.pointer_key)
         except ObjectNotFound:
@@ -98,7 +98,7 @@ class ModelRegistry:
             return Pointer(None, etag, str(error), content)
 
     def champion(self) -> Pointer | None:
-        """The pointer as it is now; None where no model is in use yet.
+        """Return the pointer as it is now; None where no model is in use yet.
 
         Raises:
             ArtifactError: it is damaged.
@@ -109,13 +109,13 @@ class ModelRegistry:
         return pointer
 
     def versions(self) -> list[str]:
-        """Names of the versions there are, whole or not, oldest images first."""
+        """Return the names of the versions there are, whole or not, oldest images first."""
         root = f"{self.models_prefix}/"
         names = (folder[len(root) :].rstrip("/") for folder in self.store.list_folders(root))
         return [name for name in names if not name.startswith(".")]
 
     def history(self, champion: ChampionDocument) -> Iterator[ChampionMove]:
-        """Every earlier champion, newest first, however long ago.
+        """Yield every earlier champion, newest first, however long ago.
 
         Raises:
             ArtifactError, ObjectNotFound: an older part is gone or is not what it was.
@@ -148,7 +148,7 @@ class ModelRegistry:
             )
 
     def model(self, version: str) -> ModelDocument:
-        """A version's `model.json`.
+        """Return a version's `model.json`.
 
         Raises:
             ModelError: there is no such version, or it was never finished.
@@ -304,7 +304,7 @@ class ModelRegistry:
         return champion
 
     def _listed_history(self, before: ChampionDocument | None) -> tuple[tuple[ChampionMove, ...], Reference | None]:
-        """The history of the next pointer. If it is too long to list, its older half is written into a document first."""
+        """Return the history of the next pointer. If it is too long to list, its older half is written into a document first."""
         if before is None:
             return (), None
         moves, older = (_as_move(before), *before.history), before.older

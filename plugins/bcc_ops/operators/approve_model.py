@@ -60,7 +60,7 @@ class ApproveModelOperator(BccOperator, ApprovalOperator):
         return super().execute_complete(context, event)
 
     def answer(self, event: Mapping[str, Any]) -> ApprovalDocument:
-        """The provider's event as our document. An answer from nobody is the time-out's default."""
+        """Return the provider's event as our document. An answer from nobody is the time-out's default."""
         user = event["responded_by_user"]
         return ApprovalDocument(
             approved=event["chosen_options"][0] == self.APPROVE,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def champion_asset(settings: Settings) -> Asset:
-    """The pointer to the model in use. Each event's `extra` has the version and the file's sha256."""
+    """Return the pointer to the model in use. Each event's `extra` has the version and the file's sha256."""
     uri = f"s3://{settings.bucket}/{champion_pointer(settings.models_prefix)}"
     return Asset(name="bcc_champion", uri=uri, group="breast-ultrasound")
 

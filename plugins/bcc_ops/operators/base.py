@@ -46,12 +46,12 @@ def airflow_errors() -> Iterator[None]:
 
 
 def open_store(settings: Settings) -> ObjectStore:
-    """The configured bucket, through the configured Airflow connection."""
+    """Return the configured bucket, through the configured Airflow connection."""
     return ObjectStore(S3Hook(aws_conn_id=settings.aws_conn_id).get_conn(), settings.bucket)
 
 
 def run_kind(context: Context) -> RunKind:
-    """Which kind of run this is. A reprocessed run keeps its `scheduled__…` id: only its type tells."""
+    """Return which kind of run this is. A reprocessed run keeps its `scheduled__…` id: only its type tells."""
     run = context["dag_run"]
     run_type = getattr(run.run_type, "value", run.run_type)
     kinds: dict[str, RunKind] = {
@@ -67,7 +67,7 @@ def run_kind(context: Context) -> RunKind:
 
 
 def logical_moment(context: Context) -> datetime:
-    """The run's logical date; manual and event runs may have none, and then it is when they were made."""
+    """Return the run's logical date; manual and event runs may have none, and then it is when they were made."""
     moment: datetime = context.get("logical_date") or context["dag_run"].run_after
     return moment
 
@@ -118,7 +118,7 @@ class BccOperator(BaseOperator):
             return self.work(context)
 
     def work(self, context: Context) -> Any:
-        """The task itself, in terms of the core."""
+        """Return the task itself, in terms of the core."""
         raise NotImplementedError
 
     @cached_property
@@ -154,7 +154,7 @@ class BccOperator(BaseOperator):
         return self.store.reference(key)
 
     def local_images(self, snapshot: SnapshotDocument, *, reread: bool = False, counts: Counts | None = None) -> list[LocalImage]:
-        """The files of the snapshot's images, in its order; what is missing on this worker is fetched.
+        """Return the files of the snapshot's images, in its order; what is missing on this worker is fetched.
 
         `reread` and `counts` as in `sync_images`.
         """

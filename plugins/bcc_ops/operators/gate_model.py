@@ -81,7 +81,7 @@ class GateModelOperator(BccOperator, BranchMixIn):
         self.do_branch(context, self.next_tasks(gate, run.config.require_approval))
 
     def next_tasks(self, gate: GateDocument, require_approval: bool) -> list[str]:
-        """The tasks to go on with."""
+        """Return the tasks to go on with."""
         if gate.verdict == "rejected":
             return [*self.always]
         asks = require_approval or gate.verdict == "needs_person"

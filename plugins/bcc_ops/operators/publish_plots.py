@@ -69,7 +69,7 @@ class PublishPlotsOperator(BccOperator):
         return report.to_xcom()
 
     def _local_files(self, snapshot: SnapshotDocument, keys: Iterable[str]) -> Mapping[str, Path]:
-        """The files of a few of the snapshot's images; what is missing on this worker is fetched."""
+        """Return the files of a few of the snapshot's images; what is missing on this worker is fetched."""
         from bcc_ops.dataset.snapshot import read_images
         from bcc_ops.dataset.sync import sync_images
 

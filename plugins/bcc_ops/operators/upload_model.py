@@ -95,7 +95,7 @@ class UploadModelOperator(BccOperator):
             announce(context, champion_asset(self.settings), pointer.champion.version, pointer.champion.sha256)
 
     def _approver(self, run: Run, gate: GateDocument) -> str:
-        """Who approved: the gate, or the person that the run had to ask."""
+        """Return who approved: the gate, or the person that the run had to ask."""
         if not run.config.require_approval and gate.verdict != "needs_person":
             return "the gate"
         from bcc_ops.promotion.approval import require_approval

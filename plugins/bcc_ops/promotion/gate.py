@@ -41,7 +41,7 @@ class ChampionState:
 
 
 def champion_state(pointer: Pointer | None) -> ChampionState | None:
-    """What the gate must know of the pointer."""
+    """Return what the gate must know of the pointer."""
     if pointer is None or pointer.champion is None:
         return None
     named = pointer.champion

@@ -64,14 +64,14 @@ def read_template(path: str) -> str:
 
 
 def template_sections(template: str) -> dict[str, str]:
-    """What people wrote: heading of `WRITTEN_BY_PEOPLE` -> text. Other headings are left alone."""
+    """Return what people wrote: heading of `WRITTEN_BY_PEOPLE` -> text. Other headings are left alone."""
     parts = re.split(r"^##\s+(.+?)\s*$", template, flags=re.MULTILINE)
     written = {heading.lower(): text.strip() for heading, text in zip(parts[1::2], parts[2::2])}
     return {heading: written[heading.lower()] for heading in WRITTEN_BY_PEOPLE if written.get(heading.lower())}
 
 
 def render_model_card(model: ModelDocument, run: RunDocuments, template: str) -> str:
-    """The model card as Markdown.
+    """Return the model card as Markdown.
 
     Args:
         model: the version's `model.json`.

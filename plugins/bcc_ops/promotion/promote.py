@@ -155,7 +155,7 @@ def _promotion(champion: ChampionDocument, document: ModelDocument, by: str) -> 
 
 
 def lost(document: ModelDocument, gate: GateDocument, error: PromotionLost, *, by: str, now: datetime) -> PromotionDocument:
-    """What is written of an approved challenger that another run beat to the pointer."""
+    """Return what is written of an approved challenger that another run beat to the pointer."""
     return PromotionDocument(
         version=document.version,
         model=document.model,

@@ -88,7 +88,7 @@ def _environment() -> dict[str, str]:
 
 
 def answer(request: Mapping[str, Any]) -> None:
-    """The child's side: load, predict, compare.
+    """Do the child's part: load, predict, compare.
 
     Raises:
         ModelError: as `run_smoke_test` says.

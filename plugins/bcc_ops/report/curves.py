@@ -38,7 +38,7 @@ class Curve:
 
 
 def resample_weights(groups: Sequence[str], resamples: int, seed: int) -> npt.NDArray[np.int64]:
-    """How often each image is drawn in each bootstrap resample of whole groups.
+    """Return how often each image is drawn in each bootstrap resample of whole groups.
 
     Args:
         groups: the group of each of n images.
@@ -55,7 +55,7 @@ def resample_weights(groups: Sequence[str], resamples: int, seed: int) -> npt.ND
 
 
 def roc_curve(positive: npt.ArrayLike, score: npt.ArrayLike, weights: npt.NDArray[Any]) -> Curve | None:
-    """The ROC curve of one class: x the false positive rate, y the sensitivity.
+    """Return the ROC curve of one class: x the false positive rate, y the sensitivity.
 
     Args:
         positive: (n,) whether an image truly belongs to the class.
@@ -77,7 +77,7 @@ def roc_curve(positive: npt.ArrayLike, score: npt.ArrayLike, weights: npt.NDArra
 
 
 def precision_recall_curve(positive: npt.ArrayLike, score: npt.ArrayLike, weights: npt.NDArray[Any]) -> Curve | None:
-    """The precision-recall curve of one class: x the recall (sensitivity), y the precision.
+    """Return the precision-recall curve of one class: x the recall (sensitivity), y the precision.
 
     The area is the average precision, the sum of (R_k - R_(k-1)) P_k over the thresholds k, without interpolation:
     Manning, Raghavan & Schuetze, Introduction to Information Retrieval, 2008, section 8.4.
@@ -106,7 +106,7 @@ def _rank(
 
 
 def _counts(weights: npt.NDArray[Any], hit: npt.NDArray[np.bool_], ends: npt.NDArray[np.int64]) -> tuple[Array, Array]:
-    """True and false positives at each threshold, with the empty answer first: (resamples, thresholds + 1) each."""
+    """Count true and false positives at each threshold, with the empty answer first: (resamples, thresholds + 1) each."""
     true = np.cumsum(weights * hit, axis=1)[:, ends]
     false = np.cumsum(weights * ~hit, axis=1)[:, ends]
     nothing = np.zeros((len(weights), 1))

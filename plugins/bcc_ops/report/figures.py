@@ -113,7 +113,7 @@ def _figure(width: float, height: float, pad: float = 0.1) -> Figure:
 
 
 def to_png(figure: Figure, *, synthetic: bool) -> bytes:
-    """A figure as PNG, at 160 pixels an inch; with a strip across its top where its figures are synthetic."""
+    """Return a figure as PNG, at 160 pixels an inch; with a strip across its top where its figures are synthetic."""
     rows = [_rendered(figure)]
     if synthetic:
         rows.insert(0, _rendered(_synthetic_strip(figure.get_figwidth())))
@@ -191,7 +191,7 @@ def _beside(where: str) -> dict[str, Any]:
 
 @_styled
 def class_counts_figure(document: SplitDocument) -> Figure:
-    """Images a class in each partition, with the weight that training gives the class."""
+    """Return the images a class in each partition, with the weight that training gives the class."""
     classes = document.classes
     figure = _figure(5.0, 1.6 + 0.75 * len(classes))
     axes = figure.subplots()
@@ -345,7 +345,7 @@ def _figure_text(estimate: Estimate) -> str:
 
 @_styled
 def reliability_figure(document: EvaluationDocument) -> Figure:
-    """How often the model is right where it says how sure it is; bins of equal mass, with 95 % Wilson intervals."""
+    """Return how often the model is right where it says how sure it is; bins of equal mass, with 95 % Wilson intervals."""
     figure = _figure(4.8, 5.45)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#9aa5b1", lw=1)
@@ -436,7 +436,7 @@ def difference_figure(document: EvaluationDocument, margins: Mapping[str, float]
 
 @_styled
 def trend_figure(runs: Sequence[RunSummary], positive_class: str) -> Figure:
-    """The key figures over the assessed runs, oldest first, with their verdicts.
+    """Return the key figures over the assessed runs, oldest first, with their verdicts.
 
     Args:
         runs: assessed ones, oldest first; the newest 30 are drawn.
@@ -533,7 +533,7 @@ _ABOVE: dict[str, Any] = {"fontsize": 8.5, "fontweight": "normal", "pad": 4, "lo
 
 @_styled
 def augmentations_figure(originals: Sequence[Pixels], variants: Sequence[Sequence[Pixels]], labels: Sequence[str]) -> Figure:
-    """Images as they are and as training may see them.
+    """Return the images as they are and as training may see them.
 
     Args:
         originals: a few images, (H, W, 3).
@@ -609,6 +609,8 @@ def gallery_figure(entries: Sequence[GalleryEntry], title: str, positive_class: 
 
 
 def _shorten(key: str, most: int = 20) -> str:
-    """The file name in a key, short enough for a caption; what has no glyph (control characters, say) is shown as a box."""
+    """Return the file name in a key, short enough for a caption; what has no glyph (control characters, say) is shown as a
+    box.
+    """
     name = "".join(character if character.isprintable() else "\N{WHITE SQUARE}" for character in key.rsplit("/", 1)[-1])
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"

@@ -22,7 +22,7 @@ Explain = Callable[[Sequence[Path], Sequence[int]], npt.NDArray[np.float32]]
 
 
 def shown_cases(cases: Misclassified) -> list[MisclassifiedImage]:
-    """The cases that the galleries have room for: the worst of each kind."""
+    """Return the cases that the galleries have room for: the worst of each kind."""
     return [*cases.missed[:MOST_CASES], *cases.false_alarms[:MOST_CASES]]
 
 

@@ -93,7 +93,7 @@ def _bounds(value: Value) -> list[float]:
 
 
 def _nice(low: float, high: float) -> tuple[float, float, float]:
-    """A range of round numbers around [low, high], and the step between its ticks."""
+    """Return a range of round numbers around [low, high], and the step between its ticks."""
     width = max(high - low, 1e-3)
     power = 10 ** math.floor(math.log10(width / 4))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if width / (factor * power) <= 5)

@@ -60,29 +60,29 @@ _IN_FILE_POLICY = f"{_OWN_ONLY}; base-uri 'none'; form-action 'none'"
 
 
 def decimals(value: float, signed: bool = False) -> str:
-    """A share or a loss, with three decimals; `signed` gives a difference its sign, with a true minus."""
+    """Return a share or a loss, with three decimals; `signed` gives a difference its sign, with a true minus."""
     return f"{value:+.3f}".replace("-", "−") if signed else f"{value:.3f}".replace("-", "−")
 
 
 def plain_number(value: float, beside: float | None = None) -> str:
-    """A share or a count, whichever it is: counts are whole and reach 2, or stand beside one that does."""
+    """Return a share or a count, whichever it is: counts are whole and reach 2, or stand beside one that does."""
     reach = max(abs(value), abs(beside or 0))
     return thousands(value) if value == int(value) and reach >= 2 else decimals(value)
 
 
 def thousands(value: float) -> str:
-    """A count, its thousands apart by a narrow space."""
+    """Return a count, its thousands apart by a narrow space."""
     return f"{value:,.0f}".replace(",", "\u202f")
 
 
 def size_of(count: int) -> str:
-    """Bytes as people read them."""
+    """Return the bytes as people read them."""
     power = min(int(math.log(count, 1000)), 3) if count else 0
     return f"{count / 1000**power:.{1 if power else 0}f} {('B', 'kB', 'MB', 'GB')[power]}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `41 s`, `8 min 18 s` or `2 h 5 min`."""
+    """Return the seconds as `41 s`, `8 min 18 s` or `2 h 5 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -92,12 +92,12 @@ def duration(seconds: float) -> str:
 
 
 def moment(when: datetime | None) -> str:
-    """A moment in UTC, to the minute."""
+    """Return a moment in UTC, to the minute."""
     return when.astimezone(timezone.utc).strftime("%-d %b %Y, %H:%M UTC") if when else "an unknown moment"
 
 
 def kind_of_run(kind: str) -> str:
-    """A run's kind in words."""
+    """Return a run's kind in words."""
     return {"nightly": "nightly run", "event": "run upon an event", "manual": "manual run", "backfill": "backfill"}.get(
         kind, kind
     )
@@ -155,7 +155,7 @@ class Verdict:
 
 
 def verdict_of(run: RunRecord, progress: RunProgress | None = None) -> Verdict | None:
-    """What became of the challenger, in two sentences; None before the gate has spoken."""
+    """Return what became of the challenger, in two sentences; None before the gate has spoken."""
     gate, promotion = run.gate, run.promotion
     if gate is None:
         return None
@@ -216,7 +216,7 @@ def render_report(
     stand_alone: bool = False,
     withheld: bool = False,
 ) -> str:
-    """The page of one run.
+    """Return the page of one run.
 
     Args:
         run: its documents; a part whose document is missing says so instead.
@@ -270,7 +270,7 @@ def render_report(
 
 
 def render_message(heading: str, sentences: Sequence[str], refresh: int | None = None) -> str:
-    """A page that only says something: an unknown run, a store that does not answer."""
+    """Return a page that only says something: an unknown run, a store that does not answer."""
     return _render("message.html.jinja", refresh=refresh, heading=heading, sentences=sentences)
 
 
@@ -304,7 +304,7 @@ def render_models(
     set_champion_href: str,
     problems: Sequence[str] = (),
 ) -> str:
-    """The page about all runs and versions.
+    """Return the page about all runs and versions.
 
     Args:
         champion: the pointer, None if there is none yet.

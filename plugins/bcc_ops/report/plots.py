@@ -49,7 +49,7 @@ def draw_plots(
 
 
 def _margins(run: RunRecord) -> dict[str, float]:
-    """The gate's margins, by the name of the difference that each is about."""
+    """Return the gate's margins, by the name of the difference that each is about."""
     if run.config is None or run.evaluation is None:
         return {}
     parameters = run.config.config

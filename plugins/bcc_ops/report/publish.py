@@ -76,7 +76,7 @@ def publish_report(
 
 
 def read_referenced(store: ObjectStore, paths: RunPaths, references: Mapping[str, Mapping[str, str] | None]) -> RunRecord:
-    """The run's documents, exactly as they were referred to; the parameters and the epochs are of the run itself.
+    """Return the run's documents, exactly as they were referred to; the parameters and the epochs are of the run itself.
 
     What is written beside this task is not looked at: the report must not depend on who is faster.
     """
@@ -92,7 +92,7 @@ def read_referenced(store: ObjectStore, paths: RunPaths, references: Mapping[str
 
 
 def earlier_runs(store: ObjectStore, paths: RunPaths) -> list[RunSummary]:
-    """The assessed runs up to and with this one, oldest first, the newest 30."""
+    """Return the assessed runs up to and with this one, oldest first, the newest 30."""
 
     def read(key: str) -> bytes | None:
         return store.get(key) if store.head(key) else None
@@ -119,7 +119,7 @@ def _pictures(
     fetch: FetchFiles,
     say: Callable[..., None],
 ) -> dict[str, bytes]:
-    """The plots that show images. Without a wrong case nothing here imports TensorFlow, which takes many seconds."""
+    """Return the plots that show images. Without a wrong case nothing here imports TensorFlow, which takes many seconds."""
     evaluation = run.evaluation
     if evaluation is None or predictions is None:
         return {}
@@ -173,7 +173,7 @@ def _explainer(store: ObjectStore, model: Reference | None) -> tuple[Explain | N
 
 
 def _samples(store: ObjectStore, run: RunRecord) -> dict[str, str]:
-    """A train image a class: class -> key."""
+    """Return a train image a class: class -> key."""
     if run.split is None or run.split.table is None:
         return {}
     rows = read_rows(SplitRow, store.get_referenced(run.split.table))
@@ -185,7 +185,7 @@ def _samples(store: ObjectStore, run: RunRecord) -> dict[str, str]:
 
 
 def _siblings(store: ObjectStore, paths: RunPaths) -> dict[str, tuple[str, int | None]]:
-    """The files beside the stand-alone report that were there before it."""
+    """Return the files beside the stand-alone report that were there before it."""
     prefix = f"{paths.folder}/"
     sizes = {entry["Key"][len(prefix) :]: entry["Size"] for entry in store.list_objects(prefix)}
     return {name: (name, sizes[name]) for name in FILES if name in sizes and name not in _WRITTEN_BESIDE}

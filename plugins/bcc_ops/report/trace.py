@@ -159,7 +159,7 @@ def _rows(store: ObjectStore, paths: RunPaths, name: str, kind: type[Any]) -> li
 
 
 def _seen_in(store: ObjectStore, paths: RunPaths, keys: set[str]) -> tuple[bool, list[str]]:
-    """Whether a run predicted on any of these images, and the galleries that show one."""
+    """Return whether a run predicted on any of these images, and the galleries that show one."""
     table, document = paths.document("predictions.parquet"), store.find(EvaluationDocument, paths.document("evaluation.json"))
     if document is None or not store.head(table):
         return False, []
@@ -181,7 +181,7 @@ def _versions_of(store: ObjectStore, key: str) -> Iterator[ObjectVersion]:
 
 
 def _models(store: ObjectStore, settings: Settings, runs: list[RunUse]) -> Iterator[ModelUse]:
-    """Versions whose own run used the image, and those whose training started from one that was trained on it."""
+    """Yield the versions whose own run used the image, and those whose training started from one that was trained on it."""
     registry = ModelRegistry(store, settings.models_prefix)
     pointer = registry.read_pointer()
     champion = pointer.champion.version if pointer and pointer.champion else None

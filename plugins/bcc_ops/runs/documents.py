@@ -47,7 +47,7 @@ class Document(Part):
     schema_version: Literal[3] = 3
 
     def to_json(self) -> bytes:
-        """The document as it is in the bucket: UTF-8, indented, keys in declaration order, a newline at the end."""
+        """Return the document as it is in the bucket: UTF-8, indented, keys in declaration order, a newline at the end."""
         return (json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -84,7 +84,7 @@ def _in_this_version(kind: type[Document], content: bytes) -> bytes:
 
 
 def digest_of(value: Any) -> str:
-    """sha256 over a JSON value, independent of the order of its keys."""
+    """Return sha256 over a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()
 
 
@@ -103,7 +103,7 @@ class Reference(Part):
         return cls(key=key, sha256=hashlib.sha256(content).hexdigest())
 
     def to_xcom(self) -> dict[str, str]:
-        """A plain dict: pydantic models do not come back from XCom."""
+        """Return a plain dict: pydantic models do not come back from XCom."""
         return {"key": self.key, "sha256": self.sha256}
 
 
@@ -122,7 +122,7 @@ class RunHandle(Part):
     """sha256 of snapshot.json."""
 
     def to_xcom(self) -> dict[str, str]:
-        """A plain dict: pydantic models do not come back from XCom."""
+        """Return a plain dict: pydantic models do not come back from XCom."""
         return self.model_dump()
 
 
@@ -163,7 +163,7 @@ class Estimate(Part):
 
     @classmethod
     def missing(cls, reason: str) -> Estimate:
-        """A metric that is not available."""
+        """Return a metric that is not available."""
         return cls(value=None, reason=reason)
 
 

@@ -17,13 +17,13 @@ _AT_ONCE = 16
 
 
 def list_runs(store: ObjectStore, artifacts_prefix: str) -> list[RunPaths]:
-    """All runs' folders, oldest as_of first."""
+    """Return all runs' folders, oldest as_of first."""
     folders = store.list_folders(runs_root(artifacts_prefix))
     return [paths for paths in (parse_run_folder(artifacts_prefix, folder) for folder in folders) if paths]
 
 
 def find_run(store: ObjectStore, artifacts_prefix: str, run_id: str) -> RunPaths | None:
-    """The folder of the run `run_id`, or None if it has none yet.
+    """Return the folder of the run `run_id`, or None if it has none yet.
 
     If a run left several (it was cleared before its first snapshot was whole), the one with a snapshot is it. A folder whose
     name could be another run's (older releases wrote some without a digest) counts only if its config.json names this run.

@@ -61,7 +61,7 @@ class ObjectHead:
 
 
 def translate(error: Exception, what: str) -> StorageError:
-    """The project's error for one of botocore's.
+    """Return the project's error for one of botocore's.
 
     Args:
         error: a ClientError or another BotoCoreError.
@@ -79,7 +79,7 @@ def translate(error: Exception, what: str) -> StorageError:
 
 
 def _conflicts_retried() -> Retrying:
-    """Attempts at a write, until none meets another writer's: S3 answers 409 then and asks to try again."""
+    """Attempt a write until it meets no other writer's: S3 answers 409 then and asks to try again."""
     from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
     wait = wait_random_exponential(multiplier=0.1, max=2)
@@ -122,7 +122,7 @@ class ObjectStore:
         self.bucket = bucket
 
     def uri(self, key: str) -> str:
-        """The address of `key` in this bucket."""
+        """Return the address of `key` in this bucket."""
         return f"s3://{self.bucket}/{key}"
 
     def check(self) -> None:
@@ -136,18 +136,18 @@ class ObjectStore:
                 raise
 
     def is_versioned(self) -> bool:
-        """Whether the bucket keeps versions, so that a past moment can be listed exactly."""
+        """Return whether the bucket keeps versions, so that a past moment can be listed exactly."""
         with _telling(f"asking whether {self.bucket} keeps versions"):
             return self.client.get_bucket_versioning(Bucket=self.bucket).get("Status") == "Enabled"
 
     def list_objects(self, prefix: str) -> Iterator[Mapping[str, Any]]:
-        """The objects under `prefix`, page by page, as boto3 gives them: Key, Size, ETag, LastModified."""
+        """Yield the objects under `prefix`, page by page, as boto3 gives them: Key, Size, ETag, LastModified."""
         with _telling(f"listing s3://{self.bucket}/{prefix}"):
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
                 yield from page.get("Contents", ())
 
     def list_versions(self, prefix: str) -> Iterator[Mapping[str, Any]]:
-        """All versions and delete markers under `prefix`; a marker has `DeleteMarker: True`.
+        """Yield all versions and delete markers under `prefix`; a marker has `DeleteMarker: True`.
 
         Within a page the store answers versions and markers apart, so they come in no order of time.
         """
@@ -158,7 +158,7 @@ class ObjectStore:
                     yield {**marker, "DeleteMarker": True}
 
     def list_folders(self, prefix: str) -> list[str]:
-        """The "folders" right under `prefix` (which ends with a slash), each with a slash at its end, sorted."""
+        """Return the "folders" right under `prefix` (which ends with a slash), each with a slash at its end, sorted."""
         folders: list[str] = []
         with _telling(f"listing s3://{self.bucket}/{prefix}"):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/")
@@ -183,18 +183,18 @@ class ObjectStore:
         )
 
     def get(self, key: str, version_id: str | None = None) -> bytes:
-        """The content of an object."""
+        """Return the content of an object."""
         return self.get_with_etag(key, version_id)[0]
 
     def get_with_etag(self, key: str, version_id: str | None = None) -> tuple[bytes, str]:
-        """The content of an object, and its ETag without quotes: for a conditional write later."""
+        """Return the content of an object, and its ETag without quotes: for a conditional write later."""
         version: dict[str, Any] = {"VersionId": version_id} if version_id else {}
         with _telling(f"reading {self.uri(key)}"):
             answer = self.client.get_object(Bucket=self.bucket, Key=key, **version)
             return answer["Body"].read(), answer["ETag"].strip('"')
 
     def stream(self, key: str, version_id: str | None = None, if_etag: str | None = None) -> Iterator[bytes]:
-        """The content of an object in pieces of at most 1 MiB, its checksum verified where the store holds one.
+        """Yield the content of an object in pieces of at most 1 MiB, its checksum verified where the store holds one.
 
         Raises:
             PreconditionFailed: the object has another ETag than `if_etag`.
@@ -207,7 +207,7 @@ class ObjectStore:
             yield from answer["Body"].iter_chunks(1 << 20)
 
     def etag_is_md5(self, key: str, version_id: str | None = None) -> bool:
-        """Whether the ETag of an object that was written in one part is its MD5: not if encrypted with KMS or own keys."""
+        """Return whether the ETag of an object that was written in one part is its MD5: not if encrypted with KMS or own keys."""
         version = {"VersionId": version_id} if version_id else {}
         with _telling(f"looking at {self.uri(key)}"):
             answer = self.client.head_object(Bucket=self.bucket, Key=key, **version)  # type: ignore[arg-type]
@@ -258,7 +258,7 @@ class ObjectStore:
         return self.put_referenced(key, path.read_bytes(), content_type)
 
     def get_referenced(self, reference: Reference) -> bytes:
-        """The content that a reference promises.
+        """Return the content that a reference promises.
 
         Raises:
             ArtifactError: what is there now is something else.

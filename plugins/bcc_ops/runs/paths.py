@@ -60,13 +60,13 @@ class RunPaths:
 
     @classmethod
     def of(cls, artifacts_prefix: str, as_of: datetime, run_id: str) -> RunPaths:
-        """The paths of the run `run_id` about the images as of `as_of` (aware, whole seconds are kept)."""
+        """Return the paths of the run `run_id` about the images as of `as_of` (aware, whole seconds are kept)."""
         moment = as_of.astimezone(timezone.utc).strftime(AS_OF_FORMAT)
         return cls(artifacts_prefix, f"{moment}__{run_slug(run_id)}")
 
     @classmethod
     def of_key(cls, artifacts_prefix: str, key: str) -> RunPaths:
-        """The paths of the run that the object `key` belongs to.
+        """Return the paths of the run that the object `key` belongs to.
 
         Raises:
             ValueError: it belongs to none.
@@ -93,11 +93,11 @@ class RunPaths:
         return self.folder_name.split("__", 1)[1]
 
     def document(self, name: str) -> str:
-        """Key of a document, by its file name: `gate.json`."""
+        """Return the key of a document, by its file name: `gate.json`."""
         return f"{self.folder}/{name}"
 
     def plot(self, name: str) -> str:
-        """Key of a plot, by its name in `PLOTS`."""
+        """Return the key of a plot, by its name in `PLOTS`."""
         return f"{self.folder}/plots/{name}.png"
 
 
@@ -107,23 +107,23 @@ def runs_root(artifacts_prefix: str) -> str:
 
 
 def parse_run_folder(artifacts_prefix: str, folder: str) -> RunPaths | None:
-    """A listed folder as `RunPaths`; None where its name is not a run's."""
+    """Return a listed folder as `RunPaths`; None where its name is not a run's."""
     name = folder.rstrip("/").rsplit("/", 1)[-1]
     return RunPaths(artifacts_prefix, name) if _FOLDER.fullmatch(name) else None
 
 
 def model_file(models_prefix: str, version: str, name: str) -> str:
-    """Key of one file of a version: `model.h5`, `model.json`, `model_card.md`, `evaluation.json` or `split.parquet`."""
+    """Return the key of one file of a version: `model.h5`, `model.json` and so on."""
     return f"{models_prefix}/{version}/{name}"
 
 
 def champion_pointer(models_prefix: str) -> str:
-    """Key of the pointer to the model in use."""
+    """Return the key of the pointer to the model in use."""
     return f"{models_prefix}/champion.json"
 
 
 def checkpoint_folder(artifacts_prefix: str, *, snapshot_digest: str, config_digest: str, split_digest: str) -> str:
-    """Where a training that is not done yet keeps its checkpoint: the same images, parameters and split find it again.
+    """Return where a training that is not done yet keeps its checkpoint: the same images, parameters and split find it again.
 
     Images and parameters do not say who is on which side: that is carried forward from the last assessed run, which may be
     another one by the time of a retry.

@@ -98,7 +98,7 @@ def _annotations(row_type: type[Row]) -> dict[str, str]:
 
 
 def write_rows(row_type: type[Row], rows: Iterable[Row]) -> bytes:
-    """Rows as a Parquet file. The same rows give the same bytes."""
+    """Return the rows as a Parquet file. The same rows give the same bytes."""
     columns = list(zip(*rows)) or [()] * len(row_type._fields)
     schema = _schema(row_type)
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema)]
@@ -106,7 +106,7 @@ def write_rows(row_type: type[Row], rows: Iterable[Row]) -> bytes:
 
 
 def read_rows(row_type: type[Row], content: bytes) -> list[Row]:
-    """Rows of a Parquet file that `write_rows` wrote.
+    """Return the rows of a Parquet file that `write_rows` wrote.
 
     Raises:
         ArtifactError: it is no Parquet file, or has other columns.
@@ -138,7 +138,7 @@ def write_predictions(
 
 
 def read_predictions(content: bytes) -> dict[str, list[Any]]:
-    """Columns of predictions.parquet, by name."""
+    """Return the columns of predictions.parquet, by name."""
     columns: dict[str, list[Any]] = _from_bytes(content).to_pydict()
     return columns
 

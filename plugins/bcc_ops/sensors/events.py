@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LOOKS = 30
 
 
 def images_asset(settings: Settings) -> Asset:
-    """The asset of the images' prefix.
+    """Return the asset of the images' prefix.
 
     Anybody can announce new images by an event: a person in the UI, another DAG by its outlet, a program over
     REST. Where `sqs_queue_url` is set, S3's notifications in that queue do. An event only wakes a run up: what is new,

@@ -44,7 +44,7 @@ _CNN_SMALLEST = 46
 def build_classifier(
     architecture: str, image_size: int, classes: int, *, dropout: float, weights: str | Path | Arrays | None, frozen_part: float
 ) -> keras.Model:
-    """The network that is trained: pixels in, probabilities out.
+    """Return the network that is trained: pixels in, probabilities out.
 
     Args:
         architecture: `cnn`, `efficientnet_lite0` or a model of `keras.applications` by name, in any spelling.
@@ -84,7 +84,7 @@ def build_classifier(
 
 
 def with_mirror_image(classifier: keras.Model) -> keras.Model:
-    """A model that answers the mean over an image and its mirror image.
+    """Return a model that answers the mean over an image and its mirror image.
 
     The image is mirrored by a fixed permutation matrix over its columns: stock layers only, and exact, since every
     product is a pixel times 0 or 1.
@@ -160,7 +160,7 @@ def _convolution(
     stride: int = 1,
     activation: bool = True,
 ) -> Any:
-    """A convolution (depthwise where `filters` is None), its batch normalisation and ReLU6."""
+    """Return a convolution (depthwise where `filters` is None), its batch normalisation and ReLU6."""
     shared: dict[str, Any] = {"strides": stride, "padding": "same", "use_bias": weights is not None, "name": name}
     layer = layers.DepthwiseConv2D(kernel, **shared) if filters is None else layers.Conv2D(filters, kernel, **shared)
     x = layer(x)
@@ -203,7 +203,7 @@ def _cnn(pixels: Any, classes: int, dropout: float) -> Any:
 
 
 def _keras_application(name: str) -> tuple[Callable[..., keras.Model], Callable[[np.ndarray], np.ndarray]]:
-    """A model's constructor and its own `preprocess_input`."""
+    """Return a model's constructor and its own `preprocess_input`."""
     wanted = name.replace("_", "").lower()
     models = {known.lower(): known for known in dir(keras.applications) if known[0].isupper()}
     if wanted not in models:
@@ -214,7 +214,7 @@ def _keras_application(name: str) -> tuple[Callable[..., keras.Model], Callable[
 
 
 def _as_layer(preprocess: Callable[[np.ndarray], np.ndarray]) -> keras.Layer:
-    """A `preprocess_input` of keras.applications as a stock layer.
+    """Return a `preprocess_input` of keras.applications as a stock layer.
 
     Each of them is affine in a pixel's three channels (some swap red and blue), so that four pixels tell all of it.
     """

@@ -110,7 +110,7 @@ class Checkpoint:
             raise ValueError(f"{type(error).__name__}: {error}") from None
 
     def fits(self, variables: Sequence[Any], best: Sequence[Any]) -> bool:
-        """Whether it holds an array for each of these variables, of its shape."""
+        """Return whether it holds an array for each of these variables, of its shape."""
         return [array.shape for array in self.variables] == [tuple(v.shape) for v in variables] and (
             [array.shape for array in self.best] == [tuple(v.shape) for v in best]
         )
@@ -125,7 +125,7 @@ class Notes(Protocol):
     """A few values that outlive a task's attempt and that nobody else writes: Airflow's `task_state_store` is one."""
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value, or `default`."""
+        """Return the value, or `default`."""
 
     def set(self, key: str, value: Any) -> None:
         """Keep a value."""
@@ -175,7 +175,7 @@ class CheckpointFolder:
                 log.warning("the checkpoint of epoch %d does not be in the bucket: %s", checkpoint.epochs, error)
 
     def load(self) -> Checkpoint | None:
-        """The checkpoint with the most epochs; None if there is none. A damaged one is ignored with a warning."""
+        """Return the checkpoint with the most epochs; None if there is none. A damaged one is ignored with a warning."""
         found = []
         for origin, read in ((str(self.path), self._read_cache), (f"the bucket's {self.key}", self._read_bucket)):
             content = read()

@@ -25,7 +25,7 @@ def find_completed(
     split: Reference,
     preprocessing: str,
 ) -> Reference | None:
-    """The reference to this run's training.json; None where training has still to be done.
+    """Return the reference to this run's training.json; None where training has still to be done.
 
     Training is done where the document was made of the same images, parameters, split and weights, its model file does the same
     besides (`RunInputs.preprocessing`: parameters that the file depends on and training does not), and the model and the history

@@ -103,7 +103,7 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the metrics depend on."""
+    """Return the versions of what the metrics depend on."""
     return {
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
@@ -113,7 +113,7 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process had resident so far, in MB."""
+    """Return the most memory that this process had resident so far, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 

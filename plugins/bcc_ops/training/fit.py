@@ -283,7 +283,7 @@ def accuracies(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, fl
 
 
 def is_worse(losses: np.ndarray, lowest: np.ndarray) -> bool:
-    """Whether losses are higher than others of the same images: the 95 % interval of the mean difference is above 0.
+    """Return whether losses are higher than others of the same images: the 95 % interval of the mean difference is above 0.
 
     Args:
         losses, lowest: (n,), in the same order.

@@ -56,7 +56,7 @@ class _View:
         self.offset, self.shape, self.strides = int(offset), tuple(map(int, shape)), tuple(map(int, strides))
 
     def array(self, flat: np.ndarray) -> np.ndarray:
-        """The tensor as an array of its own.
+        """Return the tensor as an array of its own.
 
         Raises:
             WeightsUnavailable: it reaches outside of its storage.
@@ -175,7 +175,8 @@ def to_keras_layout(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def backbone_weights(
     architecture: str, weights: str, cache_dir: Path, store: ObjectStore
 ) -> Mapping[str, np.ndarray] | Path | str | None:
-    """The weights that the parameters `architecture` and `weights` ask for, as `architectures.build_classifier` takes them.
+    """Return the weights that the parameters `architecture` and `weights` ask for, as `architectures.build_classifier` takes
+    them.
 
     Args:
         architecture: the parameter. `cnn` has no pretrained weights: they are drawn at random whatever the other parameter says.
@@ -195,7 +196,7 @@ def backbone_weights(
 
 
 def efficientnet_lite0_weights(cache_dir: Path) -> dict[str, np.ndarray]:
-    """The ImageNet weights of EfficientNet-Lite0, with the classifier, under the names of `to_keras_layout`.
+    """Return the ImageNet weights of EfficientNet-Lite0, with the classifier, under the names of `to_keras_layout`.
 
     They are converted once and then are in the cache.
 
@@ -235,7 +236,7 @@ def _packaged_file() -> Path:
 
 
 def fetch_weights_file(weights: str, cache_dir: Path, store: ObjectStore) -> Path:
-    """A backbone's weights file that the parameter `weights` names.
+    """Return a backbone's weights file that the parameter `weights` names.
 
     Args:
         weights: a path on this worker, or `s3://<the configured bucket>/key`.

@@ -40,7 +40,7 @@ class NewImagesTrigger(BaseTrigger):
         self.watch = watch
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """The class and what makes another that goes on where this one is."""
+        """Return the class and what makes another that goes on where this one is."""
         return (
             "bcc_ops.triggers.new_images.NewImagesTrigger",
             {
@@ -102,7 +102,7 @@ class NewImagesTrigger(BaseTrigger):
 
 
 def queued_runs(dag_id: str) -> int:
-    """How many runs of a DAG are waiting to start.
+    """Return how many runs of a DAG are waiting to start.
 
     The days of a backfill are among them, though Airflow counts their active runs apart and they wait for none of ours:
     a trigger may ask how many runs there are, and not of which type.

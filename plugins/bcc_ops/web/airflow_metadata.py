@@ -24,7 +24,7 @@ _CLIENT_SECONDS = 300.0
 
 
 def find_progress(dag_id: str, run_id: str) -> RunProgress | None:
-    """The run and its tasks as the metadata database has them; None if there is no such run."""
+    """Return the run and its tasks as the metadata database has them; None if there is no such run."""
     with create_session() as session:
         state = session.scalar(select(DagRun.state).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
         if state is None:
@@ -47,7 +47,7 @@ class ConnectedStore:
         self._made = 0.0
 
     def __call__(self) -> ObjectStore:
-        """The store, with a client that gives up early."""
+        """Return the store, with a client that gives up early."""
         with self._lock:
             if self._store is None or time.monotonic() - self._made > _CLIENT_SECONDS:
                 from botocore.config import Config

@@ -148,11 +148,11 @@ class Pages:
             raise PageError(500, "This page failed", sentence) from None
 
     def folder(self, store: ObjectStore, folder: str) -> FolderReader:
-        """The files of a folder, through the shared cache."""
+        """Return the files of a folder, through the shared cache."""
         return FolderReader(store, folder, self.cache, self.fetchers)
 
     def _find(self, store: ObjectStore, run_id: str) -> tuple[RunPaths, FolderReader] | None:
-        """The folder of a run; None if it has none yet. Where a run's snapshot is never changes, so it is looked for once.
+        """Return the folder of a run; None if it has none yet. Where a run's snapshot is never changes, so it is looked for once.
 
         Raises:
             ArtifactError: the folder holds the documents of another run.
@@ -176,7 +176,7 @@ class Pages:
         return paths, folder
 
     def run_folder(self, store: ObjectStore, run_id: str) -> tuple[RunPaths, FolderReader]:
-        """The folder of a run.
+        """Return the folder of a run.
 
         Raises:
             PageError: the run left none.
@@ -187,7 +187,7 @@ class Pages:
         return found
 
     def report(self, progress: RunProgress, ui: str, pictures: bool) -> str:
-        """The report of a run, however far it is; without `pictures`, no image of a patient and no download is in it."""
+        """Return the report of a run, however far it is; without `pictures`, no image of a patient and no download is in it."""
         store = self.open_store()
         found = self._find(store, progress.run_id)
         if found is None:
@@ -218,7 +218,7 @@ class Pages:
         return content.decode("utf-8", errors="replace") if content else None
 
     def plot(self, run_id: str, name: str, pictures: bool) -> bytes:
-        """A plot of a run, by its file name.
+        """Return a plot of a run, by its file name.
 
         Raises:
             PageError: there is none of that name, or it shows patients and this person may not see `pictures`.
@@ -233,7 +233,7 @@ class Pages:
         return content
 
     def download(self, run_id: str, name: str) -> tuple[int, Iterator[bytes]]:
-        """Size and content of a file of a run, in pieces.
+        """Return the size and content of a file of a run, in pieces.
 
         Raises:
             PageError: there is none of that name.
@@ -249,7 +249,7 @@ class Pages:
         return listed.size, _again(first, pieces)
 
     def models(self, before: str | None, ui: str) -> str:
-        """The page about all runs and versions; `before` is a run's folder, and only older ones are listed."""
+        """Return the page about all runs and versions; `before` is a run's folder, and only older ones are listed."""
         store, settings = self.open_store(), self.settings
         folders = [paths for paths in list_runs(store, settings.artifacts_prefix) if before is None or paths.folder_name < before]
         shown = folders[: -RUNS_A_PAGE - 1 : -1]
@@ -299,7 +299,7 @@ def _report_path(run_id: str | None) -> str | None:
 
 
 def _known_run(dag_id: str, run_id: str) -> RunProgress:
-    """The run that a path names.
+    """Return the run that a path names.
 
     Raises:
         PageError: another DAG, or no such run.
@@ -317,12 +317,12 @@ KnownRun = Annotated[RunProgress, Depends(_known_run)]
 
 
 def _ui(request: Request) -> str:
-    """Path of Airflow's UI: where this app is mounted, less its own prefix."""
+    """Return the path of Airflow's UI: where this app is mounted, less its own prefix."""
     return str(request.scope.get("root_path", "")).removesuffix(URL_PREFIX)
 
 
 def create_app(settings: Settings | None = None, open_store: Callable[[], ObjectStore] | None = None) -> FastAPI:
-    """The app, to be mounted under `URL_PREFIX`.
+    """Return the app, to be mounted under `URL_PREFIX`.
 
     Args:
         settings: read from the environment where None is given.

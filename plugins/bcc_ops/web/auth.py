@@ -21,7 +21,7 @@ DAG_ID = "bcc_retraining"
 
 
 def guard() -> Any:
-    """The dependency that every route has: 401 without a login, 403 without the permission."""
+    """Return the dependency that every route has: 401 without a login, 403 without the permission."""
     return Depends(requires_access_dag("GET", DagAccessEntity.XCOM, param_dag_id=DAG_ID))
 
 

@@ -31,7 +31,7 @@ class ContentCache:
         return self._size
 
     def get(self, key: str, etag: str) -> bytes | None:
-        """The object's content if this very version of it is held."""
+        """Return the object's content if this very version of it is held."""
         with self._lock:
             content = self._held.get((key, etag))
             if content is not None:
@@ -75,7 +75,7 @@ class FolderReader:
         }
 
     def read(self, name: str) -> bytes | None:
-        """Content of a file by its name below the folder; None if there is none.
+        """Return the content of a file by its name below the folder; None if there is none.
 
         Raises:
             ArtifactError: it is too large for a page.
