@@ -120,7 +120,7 @@ class History:
             self._end_night(assessed=draw.random() < 0.7)
 
     def _end_night(self, *, assessed: bool) -> None:
-        """End a night: the bucket is what it is now; some nights have no run, or one that fails, and only a backfill sees their images."""
+        """End a night. Some have no run, or one that fails, so that only a backfill sees their images."""
         self.past[self.night] = list(self.images)
         if assessed:
             self._run(self.night)

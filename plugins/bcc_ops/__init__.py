@@ -12,6 +12,7 @@ runs/           documents          the JSON documents of a run, and the referenc
                 previous           what the last assessed run left behind: its split, its contents
                 epochs             history.csv, written as epochs end
                 record             a run as its documents tell it
+                bundle             a copy of the documents in one object, for the pages
                 history            the runs before this one, one line each
 dataset/        snapshot           a listing as of a moment -> the images of a run; what changed between two
                 arrivals           has something new arrived, and is the upload over
@@ -45,7 +46,7 @@ training/       architectures      the networks
                 completed          a training that an earlier attempt finished and could not report
                 run_training       documents of a run in, history.csv, model.h5 and training.json out
 evaluation/     metrics            probabilities -> metrics, with confidence intervals
-                intervals          those in closed form, if a bootstrap has nothing to vary
+                intervals          95 % intervals that keep their word for few images
                 evaluate           challenger and champion on the same images -> EvaluationDocument
                 grad_cam           where a network looked
                 folder             the images of a labelled folder that a model can fairly be evaluated on

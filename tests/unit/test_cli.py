@@ -178,7 +178,7 @@ def test_evaluate_on_one_class_alone_gives_its_sensitivity_and_no_synthetic_rest
     assert run("evaluate", model, folder, "--json", out) == 0
     challenger = parse_document(EvaluationDocument, out.read_bytes(), "out").challenger
     assert challenger.per_class["malignant"].sensitivity.value == 1.0
-    assert challenger.balanced_accuracy.reason == "there is no image of benign, normal"
+    assert challenger.balanced_accuracy.reason == "none of the images is benign, normal"
 
 
 # predict --------------------------------------------------------------------------------------------------------------

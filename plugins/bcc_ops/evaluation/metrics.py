@@ -424,7 +424,7 @@ class Evaluation:
     def _calibration_error(self, probabilities: Floats) -> Estimate:
         scores = self.scored.scores
         if not len(scores.labels):
-            return Estimate.missing("there are no images")
+            return Estimate.missing("the set is empty")
         correct = probabilities.argmax(axis=1) == scores.labels
         return Estimate(value=calibration_error(correct, probabilities.max(axis=1)))
 
@@ -489,7 +489,7 @@ class Evaluation:
         of_class = self.positive_class if name == "operating" else name
         absent = [other for other in self.classes if not self._count(other)]
         if not len(scores.labels):
-            return "there are no images"
+            return "the set is empty"
         if len(np.unique(scores.groups)) < 2:
             return "all images are of one group, which tells nothing of others"
         if name == "operating" and self.scored.threshold.value is None:
@@ -497,9 +497,9 @@ class Evaluation:
         if metric == "calibration_slope_scaled" and self.scored.temperature is None:
             return NO_TEMPERATURE
         if metric in ("balanced_accuracy", "macro_f1", "macro_auc") and absent:
-            return f"there is no image of {', '.join(absent)}"
+            return f"none of the images is {', '.join(absent)}"
         if kind in ("sensitivity", "f1", "auc") and name and not self._count(of_class):
-            return f"there is no image of {of_class}"
+            return f"none of the images is {of_class}"
         if kind in ("specificity", "auc") and name and self._count(of_class) == len(scores.labels):
             return f"there are only images of {of_class}"
         if kind == "precision" and metric not in self.metrics:

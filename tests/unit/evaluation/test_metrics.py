@@ -430,10 +430,10 @@ def test_a_class_without_images_has_no_figures_and_a_reason() -> None:
     chosen = HAND.labels != 1
     model = evaluated(HAND.subset(chosen)).evaluation()
     no_nan(model)
-    assert model.balanced_accuracy == Estimate.missing("there is no image of malignant")
+    assert model.balanced_accuracy == Estimate.missing("none of the images is malignant")
     assert model.macro_auc.value is None and model.macro_f1.value is None
-    assert model.per_class["malignant"].sensitivity == Estimate.missing("there is no image of malignant")
-    assert model.operating_point.sensitivity.reason == "there is no image of malignant"
+    assert model.per_class["malignant"].sensitivity == Estimate.missing("none of the images is malignant")
+    assert model.operating_point.sensitivity.reason == "none of the images is malignant"
     assert model.per_class["malignant"].specificity.value == pytest.approx(3 / 5)
     assert model.accuracy.value == pytest.approx(3 / 5)
 
@@ -466,7 +466,7 @@ def test_no_images_at_all_is_said() -> None:
     model = evaluated(Scores(np.empty(0, int), np.empty((0, 3)), np.empty(0))).evaluation()
     no_nan(model)
     assert (model.images, model.groups, model.calibration.bins) == (0, 0, ())
-    assert model.loss == Estimate.missing("there are no images")
+    assert model.loss == Estimate.missing("the set is empty")
 
 
 @pytest.mark.parametrize("metric", ["malignant.sensitivity", "malignant.auc", "balanced_accuracy", "macro_auc"])
