@@ -32,6 +32,7 @@ from local.s3_server import S3Server
 from tests.factories.runs import give_verdict
 from tests.services.faulty_proxy import FaultyProxy, faulty
 from tests.services.waiting import Clock, run_to_end
+from tests.unit.report.samples import promotion_document
 
 Play = Callable[..., dict[str, Any]]
 PARAMS = {"settle_seconds": 0, "wait_for_images_minutes": 60}
@@ -208,6 +209,17 @@ def test_a_run_that_lost_many_images_stops_unless_it_was_meant(place: ObjectStor
         snapshot_as_of(past_second(), context_of("scheduled"))
     meant = context_of("manual", max_removed_fraction=0.7)
     assert Run.load(place, "artifacts", snapshot_as_of(past_second(), meant)).snapshot.total == 4
+
+
+def test_a_run_whose_model_came_into_use_keeps_its_parameters_when_it_is_done_again(place: ObjectStore) -> None:
+    upload(place, "benign/a")
+    as_of = past_second()
+    first = Run.load(place, "artifacts", snapshot_as_of(as_of, context_of("manual", "once", epochs=3)))
+    again = snapshot_as_of(as_of, context_of("manual", "once", epochs=5))
+    assert Run.load(place, "artifacts", again).config.epochs == 5
+    place.save(first.paths.document("promotion.json"), promotion_document(promoted=True))
+    kept = snapshot_as_of(as_of, context_of("manual", "once", epochs=9))
+    assert Run.load(place, "artifacts", kept).config.epochs == 5
 
 
 def test_renaming_every_image_removes_none(place: ObjectStore) -> None:

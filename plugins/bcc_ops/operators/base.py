@@ -140,13 +140,13 @@ class BccOperator(BaseOperator):
         """Load the run that the handle from `snapshot_dataset` names."""
         return Run.load(self.store, self.settings.artifacts_prefix, handle)
 
-    def promoted(self, run: Run) -> Reference | None:
+    def promoted(self, paths: RunPaths) -> Reference | None:
         """Return the reference to the run's promotion.json if its model came into use.
 
         Doing such a run again changes none of the documents that record how that came about: its verdict would be about the
         champion of today, which may be this very model.
         """
-        key = run.paths.document("promotion.json")
+        key = paths.document("promotion.json")
         document = self.store.find(PromotionDocument, key)
         if document is None or not document.promoted:
             return None

@@ -47,7 +47,7 @@ class EvaluateModelOperator(BccOperator):
         from bcc_ops.runs.bundle import write_bundle
 
         run = self.load_run(self.run)
-        if self.promoted(run) is not None:
+        if self.promoted(run.paths) is not None:
             return self.store.reference(run.paths.document("evaluation.json")).to_xcom()
         inputs = RunInputs(
             config=run.config,

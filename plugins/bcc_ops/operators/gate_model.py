@@ -56,7 +56,7 @@ class GateModelOperator(BccOperator, BranchMixIn):
         from bcc_ops.promotion.gate import champion_state, decide
 
         run = self.load_run(self.run)
-        if self.promoted(run) is not None:
+        if self.promoted(run.paths) is not None:
             kept = run.paths.document("gate.json")
             context["ti"].xcom_push(key="return_value", value=self.store.reference(kept).to_xcom())
             self.do_branch(context, [*self.always, self.upload_task_id])

@@ -21,7 +21,8 @@ class SnapshotDatasetOperator(BccOperator):
     """List the images as of the moment that the sensor decided on, and write config.json, images.parquet and snapshot.json.
 
     If the images are no longer those that the sensor saw, they must settle again first. A run whose snapshot is there already
-    keeps to it. Returns the run's handle, from which every later task loads the run.
+    keeps to it, and one whose model came into use keeps its parameters too. Returns the run's handle, from which every later
+    task loads the run.
 
     Args:
         arrivals: the sensor's XCom.
@@ -59,7 +60,9 @@ class SnapshotDatasetOperator(BccOperator):
             )
             self.store.put(paths.document("images.parquet"), images)
             snapshot = self.store.save(paths.document("snapshot.json"), document)
-        saved_config = self.store.save(paths.document("config.json"), described)
+        config_key = paths.document("config.json")
+        kept = saved is not None and self.promoted(paths) is not None and self.store.head(config_key) is not None
+        saved_config = self.store.reference(config_key) if kept else self.store.save(config_key, described)
         metrics.new_images(self.arrivals)
         self.log.info("the run's folder: %s", paths.folder)
         return RunHandle(folder=paths.folder_name, config=saved_config.sha256, snapshot=snapshot.sha256).to_xcom()

@@ -54,7 +54,7 @@ class UploadModelOperator(BccOperator):
         from bcc_ops.promotion.run_upload import upload_run
 
         run = self.load_run(self.run)
-        if (promoted := self.promoted(run)) is not None:
+        if (promoted := self.promoted(run.paths)) is not None:
             self._announce_champion(context)
             return promoted.to_xcom()
         documents = RunDocuments(
