@@ -408,7 +408,7 @@ def test_a_pointer_that_was_put_aside_lets_the_next_model_begin_and_its_versions
     old = promote(registry, b"old", days=1)
     under_way = approved(registry.read_pointer())
     client, bucket = registry.store.client, registry.store.bucket
-    source = {"Bucket": bucket, "Key": "models/champion.json"}
+    source: Any = {"Bucket": bucket, "Key": "models/champion.json"}
     client.copy_object(Bucket=bucket, Key="models/champion-2026-11-23.json", CopySource=source)
     client.delete_object(**source)
     assert registry.champion() is None

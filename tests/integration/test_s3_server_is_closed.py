@@ -44,7 +44,7 @@ def state(client: Any, bucket: str) -> dict[Any, bytes]:
 
 def assert_closed(pid: int, client: Any, bucket: str, data: Path) -> None:
     """Attack a server: nobody without credentials is told anything, and what is stored stays the same."""
-    doors = {*listening_ports(pid), *sockets(pid)}
+    doors: set[int | Path] = {*listening_ports(pid), *sockets(pid)}
     assert int(client.meta.endpoint_url.rpartition(":")[2]) in doors
     # Another user's process cannot even talk to a socket.
     assert [door for door in doors if isinstance(door, Path) and door.stat().st_mode & 0o077] == []

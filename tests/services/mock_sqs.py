@@ -49,7 +49,7 @@ class Queue:
         endpoint: the server's address.
     """
 
-    KEYS: ClassVar = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+    KEYS: ClassVar[dict[str, Any]] = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint

@@ -17,7 +17,7 @@ import boto3
 import pytest
 from airflow.sdk import DAG
 from moto import mock_aws
-from moto.core import DEFAULT_ACCOUNT_ID
+from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.sns.models import sns_backends
 
 from bcc_ops import notifications

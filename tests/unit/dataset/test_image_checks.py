@@ -9,6 +9,7 @@ from PIL import Image
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset import image_checks
+from bcc_ops.dataset.decoding import decode_image
 from bcc_ops.dataset.image_checks import CONFLICT, check_images, summary
 from bcc_ops.dataset.inspection_cache import InspectionCache
 from bcc_ops.dataset.splits import count_partitions, split_images
@@ -204,7 +205,7 @@ def test_what_the_machine_could_not_do_is_never_remembered_of_an_image(tmp_path,
     victim = good[3].path
 
     if isinstance(error, MemoryError):
-        decode = image_checks.decode_image
+        decode = decode_image
         content = victim.read_bytes()
 
         def out_of_memory(given, *limits):

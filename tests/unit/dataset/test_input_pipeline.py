@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,11 @@ class _Draws:
         return np.random.default_rng(0).standard_normal(shape, dtype)
 
 
+def _draws(**given: Any) -> Any:
+    """Stand in for a generator."""
+    return _Draws(**given)
+
+
 def test_an_epoch_has_every_image_once_with_its_label() -> None:
     pixels = _pixels(10)
     seen = []
@@ -106,7 +112,7 @@ def test_without_augmentation_an_image_stays_as_it_is() -> None:
     ],
 )
 def test_flips_go_in_the_directions_asked_for(flip: str, mirrors: bool, turns_over: bool) -> None:
-    flipped = Augmentation(flip=flip)(_gradient(), _Draws(mirrored=True, upside_down=True))
+    flipped = Augmentation(flip=flip)(_gradient(), _draws(mirrored=True, upside_down=True))
     expected = _gradient()[:, ::-1] if mirrors else _gradient()
     expected = expected[::-1] if turns_over else expected
 
@@ -114,14 +120,14 @@ def test_flips_go_in_the_directions_asked_for(flip: str, mirrors: bool, turns_ov
 
 
 def test_a_quarter_of_a_turn_turns_the_image_by_ninety_degrees() -> None:
-    turned = Augmentation(rotation=0.25)(_gradient(), _Draws(turn=1.0))
+    turned = Augmentation(rotation=0.25)(_gradient(), _draws(turn=1.0))
 
     np.testing.assert_array_equal(turned, np.rot90(_gradient()))
 
 
 def test_zoom_scales_about_the_centre() -> None:
     # Half as near: a step in the result is 1.5 steps in the image, and the centre stays.
-    zoomed = Augmentation(zoom=0.5)(_gradient(9), _Draws(near=1.0))
+    zoomed = Augmentation(zoom=0.5)(_gradient(9), _draws(near=1.0))
 
     assert zoomed[4, 4, 0] == 40
     assert (int(zoomed[4, 6, 0]) - 40, int(zoomed[6, 4, 1]) - 40) == (30, 30)
@@ -129,14 +135,14 @@ def test_zoom_scales_about_the_centre() -> None:
 
 def test_stretch_changes_width_against_height() -> None:
     # sqrt(4) = 2: two steps to the right for one, half a step down for one.
-    stretched = Augmentation(stretch=3.0)(_gradient(9), _Draws(wide=1.0))
+    stretched = Augmentation(stretch=3.0)(_gradient(9), _draws(wide=1.0))
 
     assert int(stretched[4, 5, 0]) - 40 == 20
     assert int(stretched[6, 4, 1]) - 40 == 10
 
 
 def test_shift_moves_by_a_part_of_the_side_and_reflects_what_comes_into_sight() -> None:
-    shifted = Augmentation(shift=0.25)(_gradient(8), _Draws(right=1.0))
+    shifted = Augmentation(shift=0.25)(_gradient(8), _draws(right=1.0))
 
     np.testing.assert_array_equal(shifted[0, :, 0], [20, 30, 40, 50, 60, 70, 70, 60])
 
@@ -157,26 +163,26 @@ def test_light_changes_as_the_formula_says(augmentation: Augmentation, draws: di
     # 255 (x / 255) ** 2; 255 (x / 255) ** 0.5; each cut off at 0 and 255.
     image = np.broadcast_to(np.array([0, 100, 255], np.uint8)[None, :, None], (3, 3, 3)).copy()
 
-    np.testing.assert_array_equal(augmentation(image, _Draws(**draws))[0, :, 0], expected)
+    np.testing.assert_array_equal(augmentation(image, _draws(**draws))[0, :, 0], expected)
 
 
 def test_blur_softens_half_of_the_images() -> None:
     image = np.zeros((9, 9, 3), np.uint8)
     image[4, 4] = 255
 
-    assert Augmentation(blur=1.0)(image, _Draws(soft=1.0))[4, 4, 0] < 100
-    np.testing.assert_array_equal(Augmentation(blur=1.0)(image, _Draws(soft=-0.5)), image)
+    assert Augmentation(blur=1.0)(image, _draws(soft=1.0))[4, 4, 0] < 100
+    np.testing.assert_array_equal(Augmentation(blur=1.0)(image, _draws(soft=-0.5)), image)
 
 
 def test_speckle_scales_the_other_half_by_grain_that_all_channels_share() -> None:
     image = np.broadcast_to(np.array([0, 50, 100], np.uint8), (64, 64, 3)).copy()
-    speckled = Augmentation(speckle=0.2)(image, _Draws(soft=-0.5)).astype(float)
+    speckled = Augmentation(speckle=0.2)(image, _draws(soft=-0.5)).astype(float)
 
     assert speckled[..., 0].max() == 0
     np.testing.assert_allclose(speckled[..., 2], 2 * speckled[..., 1], atol=1.5)  # each rounded by itself
     assert speckled[..., 2].mean() == pytest.approx(100, abs=2)
     assert speckled[..., 2].std() == pytest.approx(100 * 0.2 * 0.5, rel=0.1)
-    np.testing.assert_array_equal(Augmentation(speckle=0.2)(image, _Draws(soft=0.5)), image)
+    np.testing.assert_array_equal(Augmentation(speckle=0.2)(image, _draws(soft=0.5)), image)
 
 
 def test_the_parameters_reach_the_augmentation() -> None:

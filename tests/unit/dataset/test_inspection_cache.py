@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_a_memory_that_somebody_else_writes_is_not_taken_for_damaged(tmp_path, m
     path = tmp_path / "memory.sqlite3"
     with InspectionCache(path) as memory:
         memory.remember([("a", facts(1))], 64, 1000)
-        connect = sqlite3.connect
+        connect: Any = sqlite3.connect
         monkeypatch.setattr(sqlite3, "connect", lambda *args, timeout, **kwargs: connect(*args, timeout=0, **kwargs))
         memory._db.execute("BEGIN IMMEDIATE")
         with pytest.raises(CacheError, match="locked"):

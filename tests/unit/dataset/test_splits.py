@@ -17,7 +17,7 @@ from bcc_ops.dataset.splits import (
     validation_digest,
 )
 from bcc_ops.exceptions import SplitError
-from bcc_ops.runs.tables import ContentRow
+from bcc_ops.runs.tables import AssignmentRow, ContentRow
 
 CLASSES = ("benign", "malignant", "normal")
 CONFIG = RetrainingConfig.resolve({})
@@ -172,7 +172,8 @@ def test_shares_are_within_two_points_per_class_at_500_images(seed, fraction):
 
 
 def test_shares_are_kept_while_the_set_grows():
-    images, assigned = [], ()
+    images: list[ContentRow] = []
+    assigned: tuple[AssignmentRow, ...] = ()
     for night in range(6):
         images = images + [row for number in range(100) for row in copies(f"n{night}-{number}", CLASSES[number % 3], 1)]
         split = split_images(images, assigned, CONFIG, CLASSES)

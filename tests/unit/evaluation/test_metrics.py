@@ -310,7 +310,7 @@ def test_a_model_that_knows_one_answer_has_no_certain_balanced_accuracy() -> Non
     [
         ("accuracy", wilson(1, 40)[0]),
         ("malignant.sensitivity", wilson(1, 20)[0]),
-        ("malignant.f1", dice_of_overlap((wilson(1, 20)[0], 1))[0]),
+        ("malignant.f1", dice_of_overlap((float(wilson(1, 20)[0]), 1.0))[0]),
         ("malignant.auc", auc_interval(1, 20, 20, 0)[0]),
     ],
 )

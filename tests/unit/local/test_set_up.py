@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,15 +37,15 @@ def test_platforms_without_a_wheel_are_named(system: str, machine: str, libc: st
 
 
 def test_another_python_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(set_up.sys, "version_info", (3, 13, 0))
-    monkeypatch.setattr(set_up.shutil, "which", lambda name: None)
+    monkeypatch.setattr("local.set_up.sys.version_info", (3, 13, 0))
+    monkeypatch.setattr("local.set_up.shutil.which", lambda name: None)
     with pytest.raises(set_up.SetUpError, match=r"^Python 3.10, 3.11 or 3.12 is needed, and this is 3.13: .*PYTHON="):
         set_up.find_interpreter()
 
 
 def test_a_suitable_python_on_the_path_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(set_up.sys, "version_info", (3, 13, 0))
-    monkeypatch.setattr(set_up.shutil, "which", lambda name: "/bin/true" if name == "python3.11" else None)
+    monkeypatch.setattr("local.set_up.sys.version_info", (3, 13, 0))
+    monkeypatch.setattr("local.set_up.shutil.which", lambda name: "/bin/true" if name == "python3.11" else None)
     assert set_up.find_interpreter() == "/bin/true"
 
 
@@ -59,7 +60,7 @@ def test_an_environment_that_is_up_to_date_is_left_alone(tmp_path: Path, monkeyp
         made.append(uv)
 
     monkeypatch.setattr(set_up, "make_environment", make)
-    monkeypatch.setattr(set_up.shutil, "which", lambda name: None)
+    monkeypatch.setattr("local.set_up.shutil.which", lambda name: None)
     for _ in range(2):
         set_up.set_up(tmp_path / ".venv", say=lambda line: None)
     assert made == [None]
@@ -75,7 +76,7 @@ def test_a_command_that_fails_ends_in_its_line() -> None:
 
 def test_the_set_up_is_written_for_old_pythons_too() -> None:
     """It must come as far as saying that this Python is too old; ruff knows the syntax of each version."""
-    ruff = Path(set_up.sys.executable).with_name("ruff")
+    ruff = Path(sys.executable).with_name("ruff")
     checked = subprocess.run(
         [ruff, "check", "--isolated", "--target-version", "py37", "--select", "E9,F", set_up.__file__],
         capture_output=True,

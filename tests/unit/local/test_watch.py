@@ -149,7 +149,7 @@ def test_a_task_is_described_by_its_state(state: str, tries: int, line: str) -> 
 
 
 def test_the_last_exception_of_a_log_is_told_in_one_line() -> None:
-    events = [
+    events: list[dict[str, Any]] = [
         {"event": "trying", "level": "info"},
         {
             "event": "Task failed",

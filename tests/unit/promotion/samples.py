@@ -71,7 +71,7 @@ class FailingClient:
         after: the store did what was asked, and only the answer was lost.
     """
 
-    def __init__(self, client: Any, fails: Callable[[str, str], bool], error: Exception, after: bool = False) -> None:
+    def __init__(self, client: Any, fails: Callable[[str, str], bool], error: BaseException, after: bool = False) -> None:
         self._client, self._fails, self._error, self._after = client, fails, error, after
         self.calls: list[tuple[str, str]] = []
 
@@ -97,7 +97,7 @@ def client_error(code: str, status: int) -> ClientError:
 
 
 def failing_registry(
-    store: ObjectStore, fails: Callable[[str, str], bool], error: Exception, after: bool = False
+    store: ObjectStore, fails: Callable[[str, str], bool], error: BaseException, after: bool = False
 ) -> tuple[ModelRegistry, FailingClient]:
     client = FailingClient(store.client, fails, error, after)
     return ModelRegistry(ObjectStore(client, store.bucket), "models"), client  # type: ignore[arg-type]

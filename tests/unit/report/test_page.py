@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from functools import partial
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -27,8 +29,12 @@ from bcc_ops.runs.record import RUN_DOCUMENTS, RunRecord, read_record
 from tests.unit.report import samples
 
 
-def record(verdict: str = "rejected", **changes: object) -> RunRecord:
+def record(verdict: str = "rejected", **changes: Any) -> RunRecord:
     return read_record(samples.whole_run(verdict, **changes).get)
+
+
+def _document(documents: dict[str, bytes], key: str) -> bytes | None:
+    return documents.get(key.rsplit("/", 1)[-1])
 
 
 def progress(state: str, **tasks: str) -> RunProgress:
@@ -42,7 +48,7 @@ def render(run: RunRecord, **more: object) -> str:
 
 @pytest.mark.parametrize("missing", [name for name in RUN_DOCUMENTS if name != "promotion.json"])
 def test_a_missing_document_takes_only_its_own_part_away(missing: str) -> None:
-    page = render(record(**{missing.replace(".", "__"): None}))
+    page = render(record("rejected", **{missing.replace(".", "__"): None}))
     parts = {"evaluation.json": "Against the champion", "gate.json": "Rejected", "training.json": "efficientnet_lite0,"}
     for name, words in parts.items():
         assert (words in page) == (name != missing)
@@ -157,7 +163,7 @@ def test_the_list_of_runs_tells_a_refused_approval_from_an_approved_model() -> N
     taken_back = no.model_copy(update={"approved": None, "by": "nobody yet"})
     for approval in (None, no, no.model_copy(update={"timed_out": True}), taken_back):
         documents = samples.whole_run("approved", promotion__json=None, approval__json=approval)
-        summary = summarise_run(samples.PATHS, lambda key, documents=documents: documents.get(key.rsplit("/", 1)[-1]))
+        summary = summarise_run(samples.PATHS, partial(_document, documents))
         page = render_models(
             champion=None,
             champion_uri=None,

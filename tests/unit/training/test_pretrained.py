@@ -7,6 +7,7 @@ import sys
 import types
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,8 @@ class _Pickler(pickle.Pickler):
 @pytest.fixture
 def torch_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Write a state dict as PyTorch before 1.6 did, without PyTorch."""
-    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    torch: Any = types.ModuleType("torch")
+    utils: Any = types.ModuleType("torch._utils")
 
     def _rebuild_tensor_v2() -> None: ...
 

@@ -320,7 +320,7 @@ def test_a_store_that_is_away_is_noticed_within_five_seconds_and_long_before_a_p
     from bcc_ops.web.app import DEADLINE_SECONDS
 
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_server.airflow_connection)
-    patience = ConnectedStore(lambda: Settings(bucket=shared_store.bucket))().client.meta.config
+    patience: Any = ConnectedStore(lambda: Settings(bucket=shared_store.bucket))().client.meta.config
     assert patience.connect_timeout + patience.read_timeout <= 5 < DEADLINE_SECONDS / 10
     assert patience.retries["total_max_attempts"] == 1
 

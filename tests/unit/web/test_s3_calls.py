@@ -14,7 +14,8 @@ from bcc_ops.runs.bundle import BUNDLE, write_bundle
 from bcc_ops.runs.documents import ApprovalDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import PLOTS, RunPaths
-from bcc_ops.runs.record import OLDER_FILES, RUN_DOCUMENTS
+from bcc_ops.runs.record import RUN_DOCUMENTS
+from bcc_ops.runs.upgrade import OLDER_FILES
 from tests.unit.report import samples
 from tests.unit.web.conftest import RUNNING
 
