@@ -56,7 +56,7 @@ def build_classifier(
         frozen_part: the part of the backbone's layers, from the input on, that is not trained. Two kinds of layers of a
             pretrained backbone are frozen throughout: batch normalisation, since the statistics of a batch of 16 are
             worse than those of ImageNet, and depthwise filters, since they are 5 % of the weights, cost a fifth of a
-            step on a processor, and come out no better for it (docs/training.md).
+            step on a processor, and come out no better for it (docs/training-trials.md).
 
     Returns:
         A model from (n, image_size, image_size, 3) in 0-255 to float32 (n, classes).

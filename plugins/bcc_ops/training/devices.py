@@ -89,7 +89,7 @@ def prepare_devices(seed: int, deterministic: bool, mixed_precision: bool) -> De
 
 def _xla(gpu: bool, deterministic: bool) -> str:
     if not gpu:
-        return "XLA off: on a processor it is many times slower (docs/training.md)"
+        return "XLA off: on a processor it is many times slower (docs/training-trials.md)"
     return "XLA off: it does not promise determinism" if deterministic else "XLA on"
 
 
