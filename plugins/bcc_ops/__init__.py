@@ -44,7 +44,7 @@ training/       architectures      the networks
                 checkpoints        where an unfinished training survives
                 fit                epochs -> TrainingRecord; resume
                 completed          a training that an earlier attempt finished and could not report
-                run_training       documents of a run in, history.csv, model.h5 and training.json out
+                run_training       documents of a run in, the contents of history.csv, model.h5 and training.json out
 evaluation/     metrics            probabilities -> metrics, with confidence intervals
                 intervals          95 % intervals that keep their word for few images
                 evaluate           challenger and champion on the same images -> EvaluationDocument

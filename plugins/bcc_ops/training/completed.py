@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 
+from bcc_ops.config import RetrainingConfig
 from bcc_ops.exceptions import ArtifactError, ObjectNotFound
 from bcc_ops.runs.documents import Reference, TrainingDocument, parse_document
 from bcc_ops.runs.object_store import ObjectStore
@@ -28,7 +29,7 @@ def find_completed(
     """Return the reference to this run's training.json; None where training has still to be done.
 
     Training is done where the document was made of the same images, parameters, split and weights, its model file does the same
-    besides (`RunInputs.preprocessing`: parameters that the file depends on and training does not), and the model and the history
+    besides (`describe_preprocessing`: parameters that the file depends on and training does not), and the model and the history
     that it names are there with the content that it promises. Anything else that is there is named in a warning.
 
     Raises:
@@ -53,3 +54,13 @@ def find_completed(
         return None
     log.info("trained already, by an earlier attempt that did not come to report it: %s", reference.key)
     return reference
+
+
+def describe_preprocessing(config: RetrainingConfig, positive_class: str) -> str:
+    """Say in a sentence what the model file does besides the network that was trained."""
+    sentence = "inside the model: it takes raw 0-255 RGB pixels"
+    if config.test_time_flip:
+        sentence += " and answers the mean over the image and its mirror image"
+    if config.malignant_odds_factor != 1:
+        sentence += f"; its odds of {positive_class} are multiplied by {config.malignant_odds_factor:g}"
+    return sentence

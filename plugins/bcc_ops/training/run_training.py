@@ -1,4 +1,4 @@
-"""A run's documents in, its trained model out: history.csv, model.h5 and training.json."""
+"""Train a run's challenger: its documents in, the contents of training.json, history.csv and model.h5 out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import platform
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +16,10 @@ import numpy as np
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.input_pipeline import Pixels, decode_images, read_as_notebook
-from bcc_ops.exceptions import ArtifactError, StorageUnavailable
-from bcc_ops.runs.documents import PARTITIONS, EpochRow, Partition, Reference, SnapshotDocument, SplitDocument, TrainingDocument
+from bcc_ops.runs.documents import PARTITIONS, Partition, Reference, SnapshotDocument, SplitDocument, TrainingDocument
 from bcc_ops.runs.epochs import history_csv
-from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.paths import RunPaths, checkpoint_folder
-from bcc_ops.runs.tables import SplitRow, read_rows
+from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.tables import SplitRow
 from bcc_ops.training.architectures import (
     build_classifier,
     copy_matching_weights,
@@ -29,11 +27,10 @@ from bcc_ops.training.architectures import (
     scale_odds,
     with_mirror_image,
 )
-from bcc_ops.training.checkpoints import CheckpointFolder, Notes
-from bcc_ops.training.completed import find_completed
+from bcc_ops.training.checkpoints import CheckpointFolder
+from bcc_ops.training.completed import describe_preprocessing
 from bcc_ops.training.devices import Devices, peak_memory_mb, prepare_devices, require_gpu, versions
 from bcc_ops.training.fit import TrainingRecord, train
-from bcc_ops.training.pretrained import backbone_weights
 
 if TYPE_CHECKING:
     from bcc_ops.dataset.sync import LocalImage
@@ -52,6 +49,9 @@ class WarmStart:
     model: keras.Model
 
 
+Weights = Mapping[str, np.ndarray] | Path | str | None
+
+
 @dataclass(frozen=True)
 class RunInputs:
     """What a run has to be trained with.
@@ -59,11 +59,12 @@ class RunInputs:
     Attributes:
         config, config_digest, snapshot, split: the run's documents.
         split_reference: names the latter in training.json.
+        rows: the run's split.parquet.
         synthetic: whether images that the project drew itself are among them.
         images: brings the snapshot's images to this worker; called once it is clear that training can start.
-        warm_start: loads the champion to start from, or None if there is none; called where the run asks for it.
-        cache_dir: this worker's cache: converted weights, checkpoints, pixels that memory does not hold.
-        notes: where the digests of checkpoints are noted, as `CheckpointFolder` says.
+        weights: loads the backbone's weights, as `pretrained.backbone_weights` does.
+        warm_start: loads the champion to start from, or None if there is none; called if the run asks for it.
+        scratch: folder of this worker, for pixels that memory does not hold.
     """
 
     config: RetrainingConfig
@@ -71,48 +72,39 @@ class RunInputs:
     snapshot: SnapshotDocument
     split: SplitDocument
     split_reference: Reference
+    rows: Sequence[SplitRow]
     synthetic: bool
     images: Callable[[], Sequence[LocalImage]]
+    weights: Callable[[], Weights]
     warm_start: Callable[[], WarmStart | None]
-    cache_dir: Path
-    notes: Notes | None = None
-
-    @property
-    def split_table(self) -> Reference:
-        """Names split.parquet.
-
-        Raises:
-            ArtifactError: split.json names none.
-        """
-        if self.split.table is None:
-            raise ArtifactError("split.json names no split.parquet: there is nothing to train on")
-        return self.split.table
-
-    @property
-    def preprocessing(self) -> str:
-        """What the model file does besides the network that was trained, in a sentence."""
-        sentence = "inside the model: it takes raw 0-255 RGB pixels"
-        if self.config.test_time_flip:
-            sentence += " and answers the mean over the image and its mirror image"
-        if self.config.malignant_odds_factor != 1:
-            factor = f"{self.config.malignant_odds_factor:g}"
-            sentence += f"; its odds of {self.snapshot.positive_class} are multiplied by {factor}"
-        return sentence
+    scratch: Path
 
 
-def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: threading.Event) -> Reference:
-    """Train this run's challenger and write `history.csv`, as epochs end, `model.h5` and `training.json`.
+@dataclass(frozen=True)
+class Trained:
+    """What a training ends with: the contents of training.json, history.csv and model.h5."""
 
-    Where an earlier attempt had written all of them and was lost before it could say so, nothing is trained.
+    document: TrainingDocument
+    history: bytes
+    model: bytes
+
+
+def train_run(
+    paths: RunPaths,
+    inputs: RunInputs,
+    checkpoints: CheckpointFolder,
+    *,
+    stop: threading.Event,
+    publish: Callable[[bytes], None],
+) -> Trained:
+    """Train a run's challenger.
 
     Args:
-        store: the bucket.
-        paths: of the run's documents.
+        paths: of the run's documents, to refer to them.
         inputs: the run.
+        checkpoints: where each epoch is kept, and where an earlier attempt may have kept some.
         stop: training stops within a batch once this is set.
-
-    Returns:
-        The reference to training.json.
+        publish: takes history.csv after each epoch.
 
     Raises:
         GpuMissing: one was asked for and is not there; nothing was downloaded.
@@ -120,40 +112,13 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         DivergedError, OutOfMemory, TrainingInterrupted: see `fit.train`.
     """
     config = inputs.config
-    folder = checkpoint_folder(
-        paths.artifacts_prefix,
-        snapshot_digest=inputs.snapshot.digest,
-        config_digest=inputs.config_digest,
-        split_digest=inputs.split_table.sha256,
-    )
-    checkpoints = CheckpointFolder(inputs.cache_dir, folder, store, inputs.notes)
-    finished = find_completed(
-        store,
-        paths,
-        snapshot_digest=inputs.snapshot.digest,
-        config_digest=inputs.config_digest,
-        split=inputs.split_reference,
-        preprocessing=inputs.preprocessing,
-    )
-    if finished is not None:
-        checkpoints.clear()
-        return finished
     if config.require_gpu:
         require_gpu()
     devices = prepare_devices(config.seed, config.deterministic, config.mixed_precision)
     # Loading a model starts the GPUs, which must have been prepared before.
     champion = inputs.warm_start() if config.warm_start else None
-    classifier = _build(inputs, devices, store, champion)
-    parts = _decode(inputs, store)
-    history_key = paths.document("history.csv")
-
-    def publish(rows: Sequence[EpochRow]) -> None:
-        # It tells how far training is. The whole history is written again at the end, by when the store may be back.
-        try:
-            store.put(history_key, history_csv(rows), content_type="text/csv")
-        except StorageUnavailable as error:
-            log.warning("history.csv is behind by now, training goes on: %s", error)
-
+    classifier = _build(inputs, devices, champion)
+    parts = _decode(inputs)
     record = train(
         classifier,
         parts["train"],
@@ -164,29 +129,37 @@ def train_run(store: ObjectStore, paths: RunPaths, inputs: RunInputs, stop: thre
         devices=devices,
         checkpoints=checkpoints,
         stop=stop,
-        on_epoch=publish,
+        on_epoch=lambda rows: publish(history_csv(rows)),
     )
     if devices.mixed_precision:
         # A file that computes in float16 would be slow and less exact wherever there is no GPU.
         keras.config.set_dtype_policy("float32")
-        classifier = _build(inputs, devices, store, champion=None)
-    with tempfile.TemporaryDirectory(prefix="bcc-train-") as scratch:
-        odds_factor = odds_factors(config, parts["train"].classes, inputs.snapshot.positive_class)
-        file = save_model(
-            classifier, record.weights, Path(scratch) / "model.h5", test_time_flip=config.test_time_flip, odds_factor=odds_factor
-        )
-        model = store.put_file(paths.document("model.h5"), file)
-    history = store.put_referenced(history_key, history_csv(record.rows), "text/csv")
-    document = _describe(inputs, devices, record, parameters=classifier.count_params(), history=history, model=model)
-    reference = store.save(paths.document("training.json"), document)
-    checkpoints.clear()  # not before the document is there: until then a retry needs it
-    log.info("trained in %.0f s, best epoch %d of %d: %s", record.seconds, record.best_epoch, len(record.rows), model.key)
-    return reference
+        classifier = _build(inputs, devices, champion=None)
+    history, model = history_csv(record.rows), _model_file(classifier, record, inputs)
+    document = _describe(
+        inputs,
+        devices,
+        record,
+        parameters=classifier.count_params(),
+        history=Reference.of(paths.document("history.csv"), history),
+        model=Reference.of(paths.document("model.h5"), model),
+    )
+    log.info("trained in %.0f s, best epoch %d of %d", record.seconds, record.best_epoch, len(record.rows))
+    return Trained(document, history, model)
 
 
-def _build(inputs: RunInputs, devices: Devices, store: ObjectStore, champion: WarmStart | None) -> keras.Model:
+def _model_file(classifier: keras.Model, record: TrainingRecord, inputs: RunInputs) -> bytes:
+    config = inputs.config
+    odds_factor = odds_factors(config, inputs.split.classes, inputs.snapshot.positive_class)
+    with tempfile.TemporaryDirectory(prefix="bcc-train-") as folder:
+        path = Path(folder) / "model.h5"
+        save_model(classifier, record.weights, path, test_time_flip=config.test_time_flip, odds_factor=odds_factor)
+        return path.read_bytes()
+
+
+def _build(inputs: RunInputs, devices: Devices, champion: WarmStart | None) -> keras.Model:
     config, classes = inputs.config, inputs.split.classes
-    weights = backbone_weights(config.architecture, config.weights, inputs.cache_dir, store)
+    weights = inputs.weights()
     with devices.strategy.scope():
         classifier = build_classifier(
             config.architecture,
@@ -203,9 +176,8 @@ def _build(inputs: RunInputs, devices: Devices, store: ObjectStore, champion: Wa
     return classifier
 
 
-def _decode(inputs: RunInputs, store: ObjectStore) -> dict[Partition, Pixels]:
-    rows = read_rows(SplitRow, store.get_referenced(inputs.split_table))
-    side_of = {row.key: row.partition for row in rows}
+def _decode(inputs: RunInputs) -> dict[Partition, Pixels]:
+    side_of = {row.key: row.partition for row in inputs.rows}
     images = inputs.images()
     read = read_as_notebook if inputs.config.preset == "notebook" else decode_images
     parts: dict[Partition, Pixels] = {}
@@ -214,7 +186,7 @@ def _decode(inputs: RunInputs, store: ObjectStore) -> dict[Partition, Pixels]:
             [image for image in images if side_of.get(image.key) == partition],
             inputs.split.classes,
             side=inputs.config.image_size,
-            scratch=inputs.cache_dir / "pixels",
+            scratch=inputs.scratch,
             budget_bytes=PIXELS_IN_MEMORY,
         )
     return parts
@@ -267,7 +239,7 @@ def _describe(
         warm_started_from=record.warm_started_from,
         classes=inputs.split.classes,
         image_size=config.image_size,
-        preprocessing=inputs.preprocessing,
+        preprocessing=describe_preprocessing(config, inputs.snapshot.positive_class),
         parameters=parameters,
         seed=config.seed,
         deterministic=config.deterministic,
