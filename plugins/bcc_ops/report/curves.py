@@ -33,8 +33,6 @@ class Curve:
     low: Array
     high: Array
     area: float
-    area_low: float
-    area_high: float
 
 
 def resample_weights(groups: Sequence[str], resamples: int, seed: int) -> npt.NDArray[np.int64]:
@@ -72,8 +70,7 @@ def roc_curve(positive: npt.ArrayLike, score: npt.ArrayLike, weights: npt.NDArra
     xs, ys = _roc_points(ranked, hit, ends)
     whole = np.isfinite(xs[:, -1]) & np.isfinite(ys[:, -1])
     bands = np.array([np.interp(GRID, a, b) for a, b in zip(xs[whole], ys[whole])])
-    areas = np.asarray(np.trapezoid(ys[whole], xs[whole], axis=1))
-    return _curve(x[0], y[0], bands, float(np.trapezoid(y[0], x[0])), areas)
+    return _curve(x[0], y[0], bands, float(np.trapezoid(y[0], x[0])))
 
 
 def precision_recall_curve(positive: npt.ArrayLike, score: npt.ArrayLike, weights: npt.NDArray[Any]) -> Curve | None:
@@ -91,8 +88,7 @@ def precision_recall_curve(positive: npt.ArrayLike, score: npt.ArrayLike, weight
     recalls, precisions = _precision_recall_points(ranked, hit, ends)
     whole = np.isfinite(recalls[:, -1])
     bands = np.array([_step(r, p) for r, p in zip(recalls[whole], precisions[whole])])
-    areas = _average_precision(recalls[whole], precisions[whole])
-    return _curve(recall[0], precision[0], bands, float(_average_precision(recall, precision)[0]), areas)
+    return _curve(recall[0], precision[0], bands, float(_average_precision(recall, precision)[0]))
 
 
 def _rank(
@@ -137,10 +133,9 @@ def _step(recall: Array, precision: Array) -> Array:
     return precision[np.minimum(np.searchsorted(recall, GRID, side="left"), len(recall) - 1)]
 
 
-def _curve(x: Array, y: Array, bands: Array, area: float, areas: Array) -> Curve:
+def _curve(x: Array, y: Array, bands: Array, area: float) -> Curve:
     if len(bands) == 0:
         nothing = np.full(len(GRID), np.nan)
-        return Curve(x, y, nothing, nothing, area, np.nan, np.nan)
+        return Curve(x, y, nothing, nothing, area)
     low, high = np.percentile(bands, _LEVELS, axis=0)
-    area_low, area_high = np.percentile(areas, _LEVELS)
-    return Curve(x, y, low, high, area, float(area_low), float(area_high))
+    return Curve(x, y, low, high, area)

@@ -291,8 +291,8 @@ def precision_recall_figure(document: EvaluationDocument, predictions: Mapping[s
     for index, name, curve in _curves(document, predictions, precision_recall_curve):
         colour = CLASS_COLOURS[index]
         axes.fill_between(GRID, curve.low, curve.high, color=colour, alpha=0.11, lw=0)
-        area = _figure_text(Estimate(value=curve.area, low=_number(curve.area_low), high=_number(curve.area_high)))
-        axes.plot(curve.x, curve.y, color=colour, ls=CLASS_LINES[index], drawstyle="steps-post", label=f"{name}  AP {area}")
+        label = f"{name}  AP {curve.area:.2f}"
+        axes.plot(curve.x, curve.y, color=colour, ls=CLASS_LINES[index], drawstyle="steps-post", label=label)
         share = float(np.mean(labels == name))
         axes.plot([1.0, 1.02], [share, share], color=colour, lw=3, solid_capstyle="butt", clip_on=False)
     point = document.challenger.operating_point
@@ -329,10 +329,6 @@ def _precision_at(document: EvaluationDocument, predictions: Mapping[str, Sequen
     called = np.asarray(predictions[f"challenger_{document.positive_class}"], dtype=np.float64) >= threshold
     right = np.asarray(predictions["label"])[called] == document.positive_class
     return float(np.mean(right)) if called.any() else None
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None
 
 
 def _figure_text(estimate: Estimate) -> str:
