@@ -61,6 +61,8 @@ def upgraded(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
     fields = {own.get(name, name): value for name, value in document.items() if name not in removed}
     if kind == "ConfigDocument":
         fields |= {name: _parameters(fields.get(name)) for name in ("config", "origins")}
+        if isinstance(fields["origins"], dict):  # Before version 3, every run said of its preset that it was given.
+            fields["origins"]["preset"] = "default"
     renamed: dict[str, Any] = _renamed(fields)
     return {**renamed, "schema_version": 3}
 

@@ -52,6 +52,15 @@ def test_the_parameters_of_a_run_of_before_are_read_by_their_present_names() -> 
     assert set(document.origins) <= set(RetrainingConfig.model_fields)
 
 
+def test_a_night_of_before_counts_as_one_with_the_deployments_parameters() -> None:
+    content = json.loads(OLDER.joinpath("config.json").read_text())
+    content["origins"] = {**dict.fromkeys(content["origins"], "default"), "preset": "given"}
+    night = parse_document(ConfigDocument, json.dumps(content).encode(), "config.json")
+    assert night.uses_deployment_parameters
+    content["origins"]["epochs"] = "given"
+    assert not parse_document(ConfigDocument, json.dumps(content).encode(), "config.json").uses_deployment_parameters
+
+
 def test_references_of_before_name_keys_whatever_the_bucket_was_called() -> None:
     content = OLDER.joinpath("training.json").read_bytes()
     document = parse_document(TrainingDocument, content, "training.json")
