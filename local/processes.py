@@ -34,7 +34,7 @@ _DEATHS_WITHIN = 300.0
 
 
 class ProcessError(RuntimeError):
-    """A component cannot be started, or does not stay up. One line."""
+    """A component cannot be started, or does not stay up. The first line says which, and what follows is the end of its log."""
 
 
 class StackError(RuntimeError):
@@ -247,7 +247,8 @@ class Supervisor:
         component.deaths = [death for death in component.deaths if now - death < _DEATHS_WITHIN] + [now]
         log = self.log_path(component.name)
         if len(component.deaths) > _DEATHS_TOLERATED:
-            self.broken = f"{component.name} does not stay up (exit status {component.process.returncode}): see {log}"
+            status = f"{component.name} does not stay up (exit status {component.process.returncode})"
+            self.broken = "\n".join([f"{status}: see {log}, which ends with", *_last_lines(log)])
             self.say(self.broken)
             return
         # what it forked would go on beside its successor: two schedulers' worth of tasks
@@ -260,6 +261,12 @@ class Supervisor:
             return
         component.mark = ProcessMark.of(component.name, component.process.pid)
         self._record()
+
+
+def _last_lines(log: Path, count: int = 10) -> list[str]:
+    with suppress(OSError):
+        return log.read_text(errors="replace").splitlines()[-count:]
+    return []
 
 
 def make_private(folder: Path) -> None:

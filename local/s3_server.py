@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -36,6 +36,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 START_SCRIPT = Path(__file__).resolve().parents[1] / "deploy" / "seaweedfs" / "start.sh"
 READY_WITHIN = 30.0
+_reservations: list[socket.socket] = []
 
 
 class ServerError(RuntimeError):
@@ -43,24 +44,32 @@ class ServerError(RuntimeError):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that are free now, all different, each with port + 10000 free too (SeaweedFS' gRPC).
+    """Choose ports of loopback that are free, all different, each with port + 10000 free too (SeaweedFS' gRPC).
 
-    All are below 32768, where Linux takes the local ports of outgoing connections from: one of those could come between
-    the choice and its use.
+    A server may open its port a minute after the choice. Until this process ends, nobody else who chooses by this function
+    gets the same one: the choice holds the UDP port of the same number, which no server here uses. All are below 32768, where
+    Linux takes the local ports of outgoing connections from.
     """
     ports: list[int] = []
     draw = random.Random()
-    with ExitStack() as held:
-        while len(ports) < count:
-            port = draw.randrange(12000, 22000)
-            pair = [held.enter_context(socket.socket()) for _ in range(2)]
-            try:
-                pair[0].bind(("127.0.0.1", port))
-                pair[1].bind(("127.0.0.1", port + 10000))
-            except OSError:
-                continue
+    while len(ports) < count:
+        port = draw.randrange(12000, 22000)
+        if all(map(_reserve, (port, port + 10000))):
             ports.append(port)
     return ports
+
+
+def _reserve(port: int) -> bool:
+    reservation = socket.socket(type=socket.SOCK_DGRAM)
+    try:
+        reservation.bind(("127.0.0.1", port))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+    except OSError:
+        reservation.close()
+        return False
+    _reservations.append(reservation)
+    return True
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from local.s3_server import S3Server, serve, start
+from local.s3_server import S3Server, free_ports, serve, start
 
 
 class _Interrupted:
@@ -40,3 +42,33 @@ def test_a_server_listens_on_no_port_that_another_one_would_want_too(tmp_path: P
     chosen = {int(word.rpartition("=")[2]) for word in words if ".port" in word}
     assert int(server.endpoint.rpartition(":")[2]) in listening
     assert listening <= chosen | {port + 10_000 for port in chosen}  # gRPC's are 10,000 higher
+
+
+def test_a_port_is_chosen_once_though_nothing_listens_on_it_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Draw:
+        def __init__(self) -> None:
+            self.left = iter((12345, 12345, 12346, 12346, 12347))
+
+        def randrange(self, *bounds: int) -> int:
+            return next(self.left)
+
+    draw = Draw()
+    monkeypatch.setattr("local.s3_server.random.Random", lambda: draw)
+    first, second = free_ports(1), free_ports(2)
+    assert len({*first, *second}) == 3
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", first[0]))  # the choice does not stand in its own way
+
+
+def test_another_process_does_not_choose_the_same_ports() -> None:
+    ours = free_ports(1)[0]
+    other = f"""
+import random
+from types import SimpleNamespace
+from local import s3_server
+draws = iter([{ours}, {ours}, 21999, 21998, 21997, 21996])
+s3_server.random = SimpleNamespace(Random=lambda: SimpleNamespace(randrange=lambda *bounds: next(draws)))
+print(s3_server.free_ports(1)[0])
+"""
+    answer = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=True)
+    assert int(answer.stdout) != ours
