@@ -32,7 +32,7 @@ class CheckImagesOperator(BccOperator):
         from bcc_ops.runs.previous import previous_contents
         from bcc_ops.runs.tables import ContentRow, write_rows
 
-        run = self.load_run(self.run)
+        run = self.load_run(self.run, context)
         result = check_images(
             self.local_images(run.snapshot),
             run.config,

@@ -33,6 +33,6 @@ class DownloadImagesOperator(BccOperator):
         from bcc_ops.dataset.sync import Counts
 
         counts = Counts()
-        self.local_images(self.load_run(self.run).snapshot, reread=True, counts=counts)
+        self.local_images(self.load_run(self.run, context).snapshot, reread=True, counts=counts)
         self.log.info("%d images in %s, %d of them fetched now", counts.images, self.settings.cache_dir, counts.fetched)
         return asdict(counts)
