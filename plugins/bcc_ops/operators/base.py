@@ -6,7 +6,7 @@ Permanent errors fail immediately, transient errors are retried, and a run witho
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -185,15 +185,27 @@ class BccOperator(BaseOperator):
         self.log.info("This run's model came into use as version %s: what records that is kept as it is", document.version)
         return self.store.reference(key)
 
-    def local_images(self, snapshot: SnapshotDocument, *, reread: bool = False, counts: Counts | None = None) -> list[LocalImage]:
+    def local_images(
+        self,
+        snapshot: SnapshotDocument,
+        *,
+        without: Collection[str] = (),
+        reread: bool = False,
+        counts: Counts | None = None,
+        unreadable: dict[str, str] | None = None,
+    ) -> list[LocalImage]:
         """Return the files of the snapshot's images, in its order; what is missing on this worker is fetched.
 
-        `reread` and `counts` as in `sync_images`.
+        Args:
+            snapshot: names the images.
+            without: keys of images that are not needed.
+            reread, counts, unreadable: as in `sync_images`.
         """
         from bcc_ops.dataset.snapshot import read_images
         from bcc_ops.dataset.sync import sync_images
 
-        return sync_images(self.store, read_images(self.store, snapshot), self.image_cache, reread=reread, counts=counts)
+        rows = [row for row in read_images(self.store, snapshot) if row.key not in without]
+        return sync_images(self.store, rows, self.image_cache, reread=reread, counts=counts, unreadable=unreadable)
 
     @cached_property
     def image_cache(self) -> ImageCache:

@@ -35,6 +35,7 @@ _KINDS: Mapping[str, type[StorageError]] = {
     **dict.fromkeys(("PreconditionFailed", "412"), PreconditionFailed),
     **dict.fromkeys(("ConditionalRequestConflict", "409"), WriteConflict),
     **dict.fromkeys(("NoSuchKey", "NoSuchVersion", "404", "NotFound"), ObjectNotFound),
+    **dict.fromkeys(("InvalidObjectState",), StorageError),  # archived (GLACIER): a 403 that says nothing about permissions
     **dict.fromkeys(("AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"), AccessDenied),
     **dict.fromkeys(("ExpiredToken", "InvalidToken", "NoCredentialsError", "PartialCredentialsError"), AccessDenied),
     **dict.fromkeys(("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling"), StorageUnavailable),
