@@ -119,8 +119,8 @@ def building_at_most(keras: ModuleType, numbers: int) -> Iterator[None]:
     """Refuse, for as long as the block lasts, to make arrays for more numbers than a file has, or to join layers too large.
 
     Keras makes a network's arrays first and reads them from the file afterwards: two layers that are 60,000 wide would take
-    14 GB whatever the file has. Keras has no hook for this, so two methods of its `Layer` are wrapped. No other thread may build a
-    network meanwhile.
+    14 GB whatever the file has. Keras has no hook for this, so two methods of its `Layer` are wrapped. No other thread may
+    build a network meanwhile.
 
     Args:
         keras: the module.
