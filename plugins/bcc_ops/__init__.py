@@ -20,6 +20,7 @@ dataset/        snapshot           a listing as of a moment -> the images of a r
                 image_cache        the images on a worker, by content
                 object_download    the bytes of one object, as the listing promised them
                 resources          processors and memory that this process may use
+                file_parts         segments and chunks of an image file, counted before it is opened
                 decoding           image file -> RGB pixels, the same for checks, training and prediction
                 image_checks       which images may be used, and why the others may not
                 inspection_cache   what the checks learned of each content, kept between nights

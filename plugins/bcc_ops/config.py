@@ -438,8 +438,9 @@ class DeploymentParameters:
         """Return a run's parameters.
 
         Raises:
-            ConfigError: the deployment's file cannot be used, a parameter is wrong, or `patient_pattern` is not the
-                deployment's: it decides which images belong together, for all runs alike.
+            ConfigError: the deployment's file cannot be used, a parameter is wrong, `patient_pattern` is not the
+                deployment's (it decides which images belong together, for all runs alike), or the run would spare itself the
+                approval that the deployment asks for.
         """
         if self.problem:
             raise ConfigError(f"{self.problem}. Correct the file; no run starts until then")
@@ -449,6 +450,11 @@ class DeploymentParameters:
             raise ConfigError(
                 f"patient_pattern: {config.patient_pattern!r} is not the deployment's, {grouping!r}. It decides which images "
                 "stay together in the split, so it must be the same in all runs: set it in the file that BCC_PARAMETERS names"
+            )
+        if self.values.get("require_approval") and not config.require_approval:
+            raise ConfigError(
+                "require_approval: this deployment asks a person about every model, and a run cannot switch that off. Leave the "
+                "parameter out, or change the file that BCC_PARAMETERS names"
             )
         return config
 

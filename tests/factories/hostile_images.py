@@ -51,6 +51,43 @@ def png_with_a_text_bomb(megabytes: int = 60) -> bytes:
     return content[:33] + bomb + content[33:]
 
 
+def jpeg_segment(marker: int, body: bytes) -> bytes:
+    """A segment of a JPEG file: `marker` is the second byte of its mark."""
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+def jpeg_beginning_with(segments: bytes) -> bytes:
+    """A small JPEG with these segments before all others."""
+    sink = io.BytesIO()
+    Image.fromarray(np.full((96, 96), 90, np.uint8)).save(sink, "JPEG")
+    content = sink.getvalue()
+    return content[:2] + segments + content[2:]
+
+
+def png_beginning_with(chunks: bytes, pixel_bytes: int = 8_192) -> bytes:
+    """A small gray PNG with these chunks before the pixel data, whose own chunks have so many bytes."""
+    pixels = zlib.compress(b"".join(b"\0" + np.random.default_rng(row).bytes(200) for row in range(200)))
+    data = (png_chunk(b"IDAT", pixels[start : start + pixel_bytes]) for start in range(0, len(pixels), pixel_bytes))
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 200, 200, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunks + b"".join(data) + png_chunk(b"IEND", b"")
+
+
+def files_of_many_parts() -> Iterator[tuple[str, bytes, str]]:
+    """As `hostile_files`: small examples of what takes minutes, or gigabytes, in sixteen megabytes."""
+    exif = jpeg_segment(0xE1, b"Exif\0\0" + bytes(100))
+    yield "exif.jpg", jpeg_beginning_with(exif * 65), "too many parts"
+    yield "comments.jpg", jpeg_beginning_with(jpeg_segment(0xFE, b"") * 1_001), "too many parts"
+    yield "fill bytes.jpg", jpeg_beginning_with(b"\xff" * 70_000), "too many parts"
+    yield "stray bytes.jpg", jpeg_beginning_with(jpeg_segment(0xFE, b"") + bytes(70_000)), "too many parts"
+    # Pillow reads no length after this mark, and so reads what another reader takes for its body.
+    yield "hidden.jpg", jpeg_beginning_with(jpeg_segment(0xF0, jpeg_segment(0xFE, b"") * 1_001)), "too many parts"
+    frame = jpeg_segment(0xC0, struct.pack(">BHHB", 8, 96, 96, 3) + bytes(60_000))
+    yield "frames.jpg", jpeg_beginning_with(frame * 2), "too many parts"
+    yield "comments.png", png_beginning_with(png_chunk(b"tEXt", b"k\0v") * 1_001), "too many parts"
+    yield "unknown.png", png_beginning_with(png_chunk(b"abCd", b"") * 1_001), "too many parts"
+    yield "crumbs.png", png_beginning_with(b"", pixel_bytes=10), "too many parts"
+
+
 def hostile_files() -> Iterator[tuple[str, bytes, str]]:
     """File name, content, and the reason for which the image checks must refuse it."""
     side = BOMB_SIDE
@@ -64,6 +101,7 @@ def hostile_files() -> Iterator[tuple[str, bytes, str]]:
     yield "two\nlines.png", png_with_a_text_bomb(), "damaged"
     yield "\u202egnp.png", b"\x89PNG\r\n\x1a\n" + bytes(40_000), "truncated"
     yield "a" * 200 + ".png", b"MZ" + bytes(1_000), "not an image"
+    yield from files_of_many_parts()
     yield "%00.jpg", b"\xff\xd8\xff" + bytes(1_000), "truncated"
 
 

@@ -84,6 +84,9 @@ def test_hostile_files_among_ninety_images_are_named_and_the_checks_stay_small(
     for name, content, reason in hostile_files():
         store.put(f"images/normal/{name}", content)
         expected[f"images/normal/{name}".replace("\\", "/")] = reason  # the local S3 server takes a backslash for a slash
+    own_key: Any = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32}
+    store.client.put_object(Bucket=store.bucket, Key="images/normal/own key.png", Body=b"only its uploader reads it", **own_key)
+    expected["images/normal/own key.png"] = "not readable in the store"
     result = check_in_a_process(store, s3_server, tmp_path / "cache")
     document = store.load(ChecksDocument, result["checked"])
     assert {image.key: image.reason for image in document.refused} == expected

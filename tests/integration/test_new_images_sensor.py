@@ -418,9 +418,9 @@ def test_download_tells_counts_and_fetches_once(place: ObjectStore) -> None:
     assert DownloadImagesOperator(task_id="d", run=run).execute(context)["fetched"] == 0
 
 
-def local_images(run: dict[str, str]) -> list[LocalImage]:
+def local_images(run: dict[str, str], context: Any) -> list[LocalImage]:
     task = DownloadImagesOperator(task_id="d", run=run)
-    return task.local_images(task.load_run(run).snapshot)
+    return task.local_images(task.load_run(run, context).snapshot)
 
 
 def test_a_worker_without_the_images_fills_its_cache_from_the_same_snapshot(
@@ -429,10 +429,10 @@ def test_a_worker_without_the_images_fills_its_cache_from_the_same_snapshot(
     upload(place, "benign/a", "malignant/b")
     context = context_of("manual", "asked")
     run = SnapshotDatasetOperator(task_id="s", arrivals=NewImagesSensor(task_id="wait").execute(context)).execute(context)
-    here = local_images(run)
+    here = local_images(run, context)
     monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "another-host"))
     upload(place, "normal/c")
-    there = local_images(run)
+    there = local_images(run, context)
     assert [(image.key, image.sha256) for image in there] == [(image.key, image.sha256) for image in here]
     assert all((tmp_path / "another-host") in image.path.parents and image.path.exists() for image in there)
 

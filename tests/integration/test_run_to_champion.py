@@ -35,7 +35,7 @@ from bcc_ops.operators.upload_model import UploadModelOperator
 from bcc_ops.promotion.promote import release_hold, set_champion
 from bcc_ops.promotion.run_upload import smoke_test_version
 from bcc_ops.promotion.smoke_test import TOLERANCE, Sample, answer, run_smoke_test
-from bcc_ops.runs.documents import Document, EvaluationDocument, GateDocument, PromotionDocument, Reference
+from bcc_ops.runs.documents import ConfigDocument, Document, EvaluationDocument, GateDocument, PromotionDocument, Reference
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths, run_slug
 from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow, write_rows
@@ -213,7 +213,8 @@ class Run:
         task.__dict__["store"] = self.store
         events: dict[Any, Any] = defaultdict(lambda: SimpleNamespace(extra={}))
         ti = SimpleNamespace(task=task, map_index=-1, xcom_push=lambda key, value: None)
-        task.execute({"ti": ti, "dag_run": SimpleNamespace(run_type="manual"), "outlet_events": events})
+        run_id = self.store.load_key(ConfigDocument, self.paths.document("config.json")).run_id
+        task.execute({"ti": ti, "run_id": run_id, "dag_run": SimpleNamespace(run_type="manual"), "outlet_events": events})
 
     def _reference(self, name: str) -> dict[str, str]:
         key = self.paths.document(name)

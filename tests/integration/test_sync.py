@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,7 +26,7 @@ from bcc_ops.dataset.image_cache import ImageCache
 from bcc_ops.dataset.object_download import Transfer
 from bcc_ops.dataset.snapshot import ImageRules, list_images
 from bcc_ops.dataset.sync import Counts, LocalImage, sync_images, training_view
-from bcc_ops.exceptions import AccessDenied, CacheError, ObjectChanged, StorageUnavailable
+from bcc_ops.exceptions import AccessDenied, CacheError, ObjectChanged, StorageError, StorageUnavailable
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.tables import ImageRow
 from local.s3_server import S3Server
@@ -244,6 +245,76 @@ def test_wrong_credentials_are_told_as_such(store: ObjectStore, cache: ImageCach
     wrong = S3Server(s3_server.endpoint, s3_server.access_key, "wrong", s3_server.pid)
     with pytest.raises(AccessDenied, match=r"images/benign/a\.png"):
         sync_images(ObjectStore(client_at(wrong, wrong.endpoint), store.bucket), rows, cache)
+
+
+def put_with_own_key(store: ObjectStore, key: str) -> None:
+    """Put an object that only its uploader can read: it is listed as all others are."""
+    store.client.put_object(Bucket=store.bucket, Key=key, Body=b"secret", SSECustomerAlgorithm="AES256", SSECustomerKey="k" * 32)
+
+
+def test_an_object_that_only_its_uploader_can_read_is_left_out_and_told(store: ObjectStore, cache: ImageCache) -> None:
+    put(store, *(f"images/benign/{n}.png" for n in range(4)))
+    put_with_own_key(store, "images/benign/2x.png")
+    rows, unreadable, counts = rows_of(store), {}, Counts()
+    assert len(rows) == 5
+    images = sync_images(store, rows, cache, counts=counts, unreadable=unreadable)
+    assert [image.key for image in images] == [f"images/benign/{n}.png" for n in range(4)]
+    assert list(unreadable) == ["images/benign/2x.png"]
+    assert "must provide the customer key" in unreadable["images/benign/2x.png"]
+    assert (counts.images, counts.fetched, counts.unreadable) == (5, 4, 1)
+    with pytest.raises(StorageError, match=r"images/benign/2x\.png: .* must provide the customer key"):
+        sync_images(store, rows, cache)
+
+
+ARCHIVED = (403, "InvalidObjectState", "The operation is not valid for the object's storage class")
+DENIED = (403, "AccessDenied", "Access Denied")
+EXPIRED = (400, "ExpiredToken", "The provided token has expired")
+
+
+@pytest.mark.parametrize("answer", [ARCHIVED, DENIED], ids=["archived", "of another account"])
+def test_a_refusal_of_one_object_is_told_apart_from_one_of_the_bucket(
+    store: ObjectStore, cache: ImageCache, s3_server: S3Server, answer: tuple[int, str, str]
+) -> None:
+    put(store, "images/benign/a.png", "images/benign/b.png")
+    rows, unreadable = rows_of(store), {}
+    with refusing(s3_server, answer, lambda path: path.endswith("b.png")) as client:
+        images = sync_images(ObjectStore(client, store.bucket), rows, cache, unreadable=unreadable)
+    assert [image.key for image in images] == ["images/benign/a.png"]
+    assert unreadable == {"images/benign/b.png": unreadable["images/benign/b.png"]}
+    assert answer[2] in unreadable["images/benign/b.png"]
+
+
+@pytest.mark.parametrize("answer", [DENIED, EXPIRED], ids=["denied", "expired"])
+@pytest.mark.parametrize("held", [0, 2])
+def test_a_bucket_that_refuses_everything_fails_whatever_is_held(
+    store: ObjectStore, cache: ImageCache, s3_server: S3Server, answer: tuple[int, str, str], held: int
+) -> None:
+    put(store, *(f"images/benign/{n}.png" for n in range(4)))
+    rows, unreadable = rows_of(store), {}
+    sync_images(store, rows[:held], cache)
+    with (
+        refusing(s3_server, answer, lambda path: path.endswith(".png")) as client,
+        pytest.raises(AccessDenied),
+    ):
+        sync_images(ObjectStore(client, store.bucket), rows, cache, unreadable=unreadable)
+    assert unreadable == {}
+
+
+@contextmanager
+def refusing(server: S3Server, answer: tuple[int, str, str], refused: Callable[[str], bool]) -> Iterator[Any]:
+    """A client of the server that answers so to every look at these paths."""
+    with faulty(server) as proxy:
+        passed_on = proxy.answer
+
+        def answer_some(handler: Any) -> None:
+            if not refused(handler.path):
+                return passed_on(handler)
+            status, code, message = answer
+            content = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+            return proxy._send(handler, status, [("Content-Type", "application/xml")], content)
+
+        proxy.answer = answer_some  # type: ignore[method-assign]
+        yield client_at(server, proxy.endpoint)
 
 
 @pytest.mark.parametrize("damage", ["shorter", "altered", "gone"])

@@ -33,10 +33,12 @@ from local.s3_server import S3Server
 pytestmark = pytest.mark.slow
 
 PARAMS = {"architecture": "cnn", "weights": "none", "image_size": 96, "batch_size": 4, "epochs": 6, "learning_rate": 0.001}
+CONTEXT: Any = {"run_id": "manual__1"}
+KILLED: Any = {"run_id": "manual__killed"}
 TRAIN = """
 import sys, json
 from bcc_ops.operators.train_model import TrainModelOperator
-TrainModelOperator(task_id="train_model", **json.loads(sys.argv[1])).execute({})
+TrainModelOperator(task_id="train_model", **json.loads(sys.argv[1])).execute({"run_id": "manual__killed"})
 """
 
 
@@ -101,7 +103,7 @@ def _checkpoints(store: ObjectStore, references: dict[str, Any]) -> str:
 def test_training_leaves_its_documents_and_no_checkpoint(place: ObjectStore, start: Callable[..., dict[str, Any]]) -> None:
     references = start(epochs=2, malignant_odds_factor=2)
 
-    reference = TrainModelOperator(task_id="train_model", **references).execute({})
+    reference = TrainModelOperator(task_id="train_model", **references).execute(CONTEXT)
 
     document = place.load(TrainingDocument, reference)
     assert document.preprocessing.endswith("its odds of malignant are multiplied by 2")
@@ -120,11 +122,11 @@ def test_training_leaves_its_documents_and_no_checkpoint(place: ObjectStore, sta
 def test_a_training_killed_in_mid_epoch_resumes_on_another_worker_with_the_same_figures(
     place: ObjectStore, start: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = start("manual__undisturbed")
-    TrainModelOperator(task_id="train_model", **undisturbed).execute({})
+    undisturbed = start()
+    TrainModelOperator(task_id="train_model", **undisturbed).execute(CONTEXT)
     expected = _metrics(place, _paths(place, undisturbed))
 
-    killed = start("manual__killed")
+    killed = start(KILLED["run_id"])
     history = _paths(place, killed).document("history.csv")
     process = subprocess.Popen([sys.executable, "-c", TRAIN, json.dumps(killed)], stderr=subprocess.DEVNULL)
     try:
@@ -138,7 +140,7 @@ def test_a_training_killed_in_mid_epoch_resumes_on_another_worker_with_the_same_
     assert list(place.list_objects(_checkpoints(place, killed))), "the bucket has its checkpoint"
 
     monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "another-worker"))
-    reference = TrainModelOperator(task_id="train_model", **killed).execute({})
+    reference = TrainModelOperator(task_id="train_model", **killed).execute(KILLED)
 
     document = place.load(TrainingDocument, reference)
     assert len(document.resumed_after_epochs) == 1
@@ -151,7 +153,7 @@ def test_a_training_that_was_done_and_not_reported_is_handed_on_by_the_retry(
     place: ObjectStore, start: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     references = start(epochs=1)
-    first = TrainModelOperator(task_id="train_model", **references).execute({})
+    first = TrainModelOperator(task_id="train_model", **references).execute(CONTEXT)
     # the worker is lost between the document and the end of its attempt: its checkpoint is still there
     place.put(f"{_checkpoints(place, references)}/checkpoint.npz", b"of the last epoch")
 
@@ -159,7 +161,7 @@ def test_a_training_that_was_done_and_not_reported_is_handed_on_by_the_retry(
         raise AssertionError("it was trained again")
 
     monkeypatch.setattr("bcc_ops.training.run_training.train", train)
-    assert TrainModelOperator(task_id="train_model", **references).execute({}) == first
+    assert TrainModelOperator(task_id="train_model", **references).execute(CONTEXT) == first
     assert list(place.list_objects(_checkpoints(place, references))) == []
 
 
@@ -182,7 +184,7 @@ def test_a_store_that_is_away_for_the_progress_costs_a_warning_and_no_attempt(
     operator = TrainModelOperator(task_id="train_model", **references)
     operator.__dict__["store"] = _AwayForProgress(place.client, place.bucket)
 
-    reference = operator.execute({})
+    reference = operator.execute(CONTEXT)
 
     assert caplog.text.count("history.csv is behind by now") == 2
     assert [row["epoch"] for row in _rows(place, _paths(place, references))] == [1, 2]
@@ -196,7 +198,7 @@ def test_on_kill_stops_training_and_keeps_the_checkpoint(place: ObjectStore, sta
 
     def run() -> None:
         try:
-            operator.execute({})
+            operator.execute(CONTEXT)
         except BaseException as error:
             ended.append(error)
 
@@ -219,7 +221,7 @@ def test_a_damaged_checkpoint_costs_a_warning_and_nothing_else(
     place.put(f"{_checkpoints(place, references)}/checkpoint.npz", b"PK\x03\x04 and then nothing")
 
     with caplog.at_level(logging.WARNING):
-        reference = TrainModelOperator(task_id="train_model", **references).execute({})
+        reference = TrainModelOperator(task_id="train_model", **references).execute(CONTEXT)
 
     assert "is ignored" in caplog.text
     assert place.load(TrainingDocument, reference).resumed_after_epochs == ()
@@ -235,7 +237,7 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_fails_before_any_download(
     monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "bare"))
 
     with pytest.raises(AirflowFailException, match="GpuMissing: require_gpu is on"):
-        TrainModelOperator(task_id="train_model", **references).execute({})
+        TrainModelOperator(task_id="train_model", **references).execute(CONTEXT)
     assert not (tmp_path / "bare").exists()
 
 
@@ -246,7 +248,7 @@ def test_weights_that_cannot_be_had_fail_before_any_download(
     monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "bare"))
 
     with pytest.raises(AirflowFailException, match=r"WeightsUnavailable.*/nowhere/weights\.h5"):
-        TrainModelOperator(task_id="train_model", **references).execute({})
+        TrainModelOperator(task_id="train_model", **references).execute(CONTEXT)
     assert not (tmp_path / "bare").exists()
 
 
@@ -256,7 +258,7 @@ def test_without_a_champion_a_warm_start_says_so_and_trains(
     references = start(epochs=1, warm_start=True)
 
     with caplog.at_level(logging.WARNING):
-        reference = TrainModelOperator(task_id="train_model", **references).execute({})
+        reference = TrainModelOperator(task_id="train_model", **references).execute(CONTEXT)
 
     assert "no champion to start from" in caplog.text
     assert place.load(TrainingDocument, reference).warm_started_from is None

@@ -116,6 +116,16 @@ def test_a_run_that_would_group_images_in_another_way_than_the_deployment_is_ref
         deployment.resolve({"patient_pattern": given})
 
 
+def test_a_run_may_ask_for_an_approval_that_its_deployment_does_not_and_never_the_other_way_round() -> None:
+    strict = DeploymentParameters({"require_approval": True})
+    assert strict.resolve({}).require_approval
+    with pytest.raises(ConfigError, match="require_approval: this deployment asks a person about every model, and a run cannot"):
+        strict.resolve({"require_approval": False})
+    for lax in (DeploymentParameters(), DeploymentParameters({"require_approval": False})):
+        assert lax.resolve({"require_approval": True}).require_approval
+        assert not lax.resolve({"require_approval": False}).require_approval
+
+
 def test_every_parameter_is_read_somewhere() -> None:
     """A parameter that changes nothing misleads whoever sets it."""
     sources = [path.read_text() for path in (REPOSITORY / "plugins").rglob("*.py") if path.name != "config.py"]

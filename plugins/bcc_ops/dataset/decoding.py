@@ -17,6 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from bcc_ops.config import LARGEST_IMAGE
+from bcc_ops.dataset.file_parts import refuse_many_parts
 from bcc_ops.dataset.resources import IMAGES
 from bcc_ops.exceptions import ImageRefused, OutOfResources
 
@@ -89,6 +90,7 @@ def read_image_file(path: Path) -> bytes:
 def memory_for(content: bytes) -> Iterator[None]:
     """Reserve the memory that an image takes while it is decoded and looked at; wait until it is free."""
     try:
+        refuse_many_parts(content)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             pixels = min(image.width * image.height, LARGEST_IMAGE)
     except Exception:  # not an image: `decode_image` says why
@@ -107,7 +109,7 @@ def decode_image(content: bytes, min_side: int = 1, max_pixels: int = LARGEST_IM
 
     Raises:
         ImageRefused: with the reason "empty", "not an image", "unsupported format", "animated", "too small",
-            "too large", "too many scans", "truncated" or "damaged".
+            "too large", "too many parts", "too many scans", "truncated" or "damaged".
         OutOfResources: the memory did not suffice, which says nothing about the image.
     """
     try:
@@ -138,6 +140,7 @@ def resize_square(rgb: np.ndarray, side: int) -> np.ndarray:
 def _open(content: bytes) -> Image.Image:
     if not content:
         raise ImageRefused("empty", "the file has no content")
+    refuse_many_parts(content)
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

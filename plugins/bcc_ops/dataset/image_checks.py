@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bcc_ops.dataset.decoding import DecodedImage, decode_image, memory_for, read_image_file
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 CONFLICT = "conflict"
 """What `ContentRow.refused` says of an image whose group is under more than one label."""
+
+UNREADABLE = "not readable in the store"
+"""The reason of an image that is listed and cannot be fetched: archived, or encrypted with a key that is not ours."""
 
 MEMORY_FILE = "checks/contents.sqlite3"
 """Where, under the worker's cache directory, validation remembers what it learned."""
@@ -58,6 +62,7 @@ def check_images(
     snapshot_digest: str,
     classes: Sequence[str],
     previous: Sequence[ContentRow] | None,
+    unreadable: Mapping[str, str] = MappingProxyType({}),
 ) -> ImageChecks:
     """Check every image of a snapshot, find near-duplicates and conflicts, and compare what is new with what was there.
 
@@ -68,6 +73,7 @@ def check_images(
         snapshot_digest: names the snapshot in the document.
         classes: every class is counted, those without an image too.
         previous: contents.parquet of the last assessed earlier run; None without one.
+        unreadable: key -> why the store does not give it, of the snapshot's images that are not in `images`. They are refused.
 
     Raises:
         NoImages: there is none at all.
@@ -80,12 +86,15 @@ def check_images(
         facts = inspect_contents(paths, config, memory)
         marks = {sha256: known.fingerprint for sha256, known in facts.items() if known.fingerprint}
         copies = find_near_duplicates(marks, paths, Thresholds.of(config), memory)
+    checked = len(images) + len(unreadable)
     refused = [
         RefusedImage(key=image.key, reason=facts[image.sha256].reason, detail=facts[image.sha256].detail)
-        for image in sorted(images, key=lambda image: image.key)
+        for image in images
         if facts[image.sha256].reason
     ]
-    _fail_if_too_many(refused, len(images), config.max_refused_fraction)
+    refused += [RefusedImage(key=key, reason=UNREADABLE, detail=why) for key, why in unreadable.items()]
+    refused.sort(key=lambda image: image.key)
+    _fail_if_too_many(refused, checked, config.max_refused_fraction)
 
     groups = _name_groups([image for image in images if not facts[image.sha256].reason], copies)
     conflicts = tuple(group for group in groups if len(group.labels) > 1)
@@ -94,7 +103,7 @@ def check_images(
     drift, drift_unavailable = compare_distributions(contents, previous, classes)
     document = ChecksDocument(
         snapshot_digest=snapshot_digest,
-        checked=len(images),
+        checked=checked,
         usable={name: usable[name] for name in classes},
         synthetic=sum(row.synthetic for row in contents),
         converted=dict(sorted(Counter(row.mode for row in contents if row.mode not in ("", "RGB")).items())),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ CREATE TABLE IF NOT EXISTS searches (number INTEGER PRIMARY KEY, search TEXT UNI
 _FORGET = "DROP TABLE IF EXISTS facts; DROP TABLE IF EXISTS similarity; DROP TABLE IF EXISTS searches;"
 _FACTS = ("reason", "detail", "width", "height", "mode", "mean", "contrast")
 _ROWS_A_COMMIT = 500
+_SECONDS_A_COMMIT = 10.0
 _SEARCHES_KEPT = 8
 
 
@@ -124,12 +126,13 @@ class InspectionCache:
         """Keep (sha256, facts) pairs as they come and return them; what a killed task had learned is not lost."""
         kept: dict[str, ContentFacts] = {}
         pending: list[tuple[object, ...]] = []
+        saved = time.monotonic()
         for sha256, facts in learned:
             kept[sha256] = facts
             pending.append((sha256, min_side, max_pixels, *_columns(facts)))
-            if len(pending) == _ROWS_A_COMMIT:
+            if len(pending) == _ROWS_A_COMMIT or time.monotonic() - saved >= _SECONDS_A_COMMIT:
                 self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
-                pending = []
+                pending, saved = [], time.monotonic()
         self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
         return kept
 

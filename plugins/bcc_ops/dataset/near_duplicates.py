@@ -8,6 +8,7 @@ Both work by sorting and by tables and never compare all with all. Every candida
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import defaultdict
@@ -46,6 +47,11 @@ _ALIKE_AT_MOST = 20
 """So many contents with one hash, or features with one key, are compared with one another; the rest only with their
 neighbours in the order of their digests. A blank image or a logo in every scan would else be compared with all others."""
 
+_NEAREST = 100
+"""A content has about so many candidates by hash at most: the nearest. Real scans have up to 3. Hashes that somebody chose
+to be near one another would else make all pairs candidates, and the pixels of each candidate are compared."""
+
+_SEARCHED_AT_ONCE = 256
 _KEY_BYTES = 3
 _KEYS = 10
 _FEATURE_BITS = 40
@@ -197,7 +203,8 @@ def hash_neighbours(hashes: Sequence[bytes], distance: int) -> list[tuple[int, i
     """Pairs of hashes that differ in at most `distance` bits, as (index, larger index, bits), sorted.
 
     Exact up to 11 bits: four 16-bit tables are probed with all keys that differ in one bit (or two), and of 7 (or 11)
-    differing bits no more than one (or two) can be in each. Equal hashes are indexed once; see `_ALIKE_AT_MOST`.
+    differing bits no more than one (or two) can be in each. Equal hashes are indexed once; see `_ALIKE_AT_MOST`. Of hundreds that
+    are near one another, the nearest are found; see `_NEAREST`.
     """
     if not hashes:
         return []
@@ -207,8 +214,6 @@ def hash_neighbours(hashes: Sequence[bytes], distance: int) -> list[tuple[int, i
     index = faiss.IndexBinaryMultiHash(8 * HASH_BYTES, _HASH_BLOCKS, 8 * HASH_BYTES // _HASH_BLOCKS)
     index.nflip = distance // _HASH_BLOCKS
     index.add(keys)
-    limits, bits, found = index.range_search(keys, distance + 1)
-    own = np.repeat(np.arange(len(keys)), np.diff(limits.astype(np.int64)))
     members: defaultdict[int, list[int]] = defaultdict(list)
     for position, value in enumerate(place.tolist()):
         members[value].append(position)
@@ -217,10 +222,20 @@ def hash_neighbours(hashes: Sequence[bytes], distance: int) -> list[tuple[int, i
     for same in members.values():
         for start, one in enumerate(same):
             pairs.update((one, other, 0) for other in same[start + 1 : start + _ALIKE_AT_MOST])
-    later = found > own
-    for one, other, differing in zip(own[later].tolist(), found[later].tolist(), bits[later].tolist()):
-        for left in members[one][:_ALIKE_AT_MOST]:
-            pairs.update((min(left, right), max(left, right), int(differing)) for right in members[other][:_ALIKE_AT_MOST])
+    for start in range(0, len(keys), _SEARCHED_AT_ONCE):
+        limits, bits, found = index.range_search(keys[start : start + _SEARCHED_AT_ONCE], distance + 1)
+        for one, (begin, end) in enumerate(itertools.pairwise(limits.tolist()), start):
+            order = begin + np.lexsort((found[begin:end], bits[begin:end]))
+            taken = 0
+            for other, differing in zip(found[order].tolist(), bits[order].tolist()):
+                if other == one:
+                    continue
+                if taken >= _NEAREST:
+                    break
+                near = members[other][:_ALIKE_AT_MOST]
+                taken += len(near)
+                for left in members[one][:_ALIKE_AT_MOST]:
+                    pairs.update((min(left, right), max(left, right), int(differing)) for right in near)
     return sorted(pairs)
 
 

@@ -162,6 +162,8 @@ class ListingBuilder:
             return None, "folder of no configured class"
         if "/." in key and any(segment in (".", "..") for segment in name.split("/")):
             return None, "'.' or '..' in its path"
+        if "\ufffd" in key:  # A store that cannot spell a control character lists this instead: there is no such object.
+            return None, "unreadable characters in its name"
         name = name.rpartition("/")[2].lower()
         if not name.endswith(EXTENSIONS):
             return None, "not a .png, .jpg, .jpeg or .bmp"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from bcc_ops.dataset.image_cache import Arrival, ImageCache, cache_error
 from bcc_ops.dataset.object_download import Transfer
 from bcc_ops.dataset.snapshot import identity
-from bcc_ops.exceptions import ConfigError
+from bcc_ops.exceptions import BucketNotFound, ConfigError, ObjectChanged, StorageError
 from bcc_ops.runs.object_store import ObjectStore
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 PARALLEL = 16
 PROGRESS_EVERY = 5.0
 _BATCH = 256
+_REFUSED_WITHOUT_ARRIVAL = 100
+"""From so many objects on that the store refuses while it gives none, the rest is not asked for."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,21 @@ class LocalImage:
     path: Path
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    """An object that the store does not give, and what it said."""
+
+    key: str
+    error: StorageError
+
+
 @dataclass
 class Counts:
-    """What a synchronisation did. `mb` and `seconds` are of what was fetched."""
+    """What a synchronisation did. `mb` and `seconds` are of what was fetched, `unreadable` counts what the store refused."""
 
     images: int = 0
     fetched: int = 0
+    unreadable: int = 0
     mb: float = 0.0
     seconds: float = 0.0
 
@@ -65,8 +76,12 @@ def sync_images(
     reread: bool = False,
     parallel: int = PARALLEL,
     counts: Counts | None = None,
+    unreadable: dict[str, str] | None = None,
 ) -> list[LocalImage]:
     """Return the files of a snapshot's images, in the snapshot's order.
+
+    An object may be listed and still not be readable: archived, or encrypted with a key that is not ours. Whoever uploads can
+    make such objects, so they must not stop a run; a bucket that refuses everything must.
 
     Args:
         store: the bucket.
@@ -75,10 +90,12 @@ def sync_images(
         reread: digest what is there already once more, against damage that left size and time as they were.
         parallel: objects fetched at once.
         counts: filled in, for those who tell.
+        unreadable: filled in with key -> why the store refuses this object while it gives others; these are left out of the
+            result. None: such an object is an error.
 
     Raises:
         ObjectChanged: an object is no longer the one that the snapshot lists.
-        StorageError: the store failed or refused. What had arrived stays in the cache.
+        StorageError: the store failed, or refused objects that are not `unreadable`. What had arrived stays in the cache.
         CacheError: the disk is full, or the cache cannot be written.
     """
     counts = Counts() if counts is None else counts
@@ -90,8 +107,36 @@ def sync_images(
         needed = sum(row.size for _, row in missing)
         log.info("%d of %d images are in %s; fetching %.1f MB", len(held), len(rows), cache.directory, needed / 1e6)
         cache.make_room(needed)
-        held.update(_fetch_all(store, missing, cache, parallel, counts))
-    return [LocalImage(row.key, row.label, held[name], cache.path_of(held[name])) for name, row in zip(names, rows)]
+        arrived, refused = _fetch_all(store, missing, cache, parallel, counts)
+        held.update(arrived)
+        if refused:
+            readable = (row for name, row in zip(names, rows) if name in held)
+            _keep_refusals(store, refused, next(readable, None), counts, unreadable)
+    return [
+        LocalImage(row.key, row.label, held[name], cache.path_of(held[name])) for name, row in zip(names, rows) if name in held
+    ]
+
+
+def _keep_refusals(
+    store: ObjectStore, refused: list[_Refusal], readable: ImageRow | None, counts: Counts, unreadable: dict[str, str] | None
+) -> None:
+    """Fill in `unreadable`, if it is the objects that cannot be read and not the bucket.
+
+    Args:
+        readable: an image that could be read. The store is asked about it once more, since permissions end and tokens expire.
+
+    Raises:
+        StorageError: nothing can be read, or nobody asked for `unreadable`.
+    """
+    if unreadable is None or readable is None:
+        raise refused[0].error
+    try:
+        store.head(readable.key)
+    except StorageError as error:
+        raise (error if error.retryable else refused[0].error) from None  # an answer to HEAD has no words
+    unreadable.update((refusal.key, str(refusal.error)) for refusal in refused)
+    counts.unreadable = len(refused)
+    log.warning("the store lists %d images and does not give them; the first: %s", len(refused), refused[0].error)
 
 
 def _identity_in(bucket: str, row: ImageRow) -> bytes:
@@ -100,12 +145,14 @@ def _identity_in(bucket: str, row: ImageRow) -> bytes:
 
 def _fetch_all(
     store: ObjectStore, missing: list[tuple[bytes, ImageRow]], cache: ImageCache, parallel: int, counts: Counts
-) -> dict[bytes, str]:
+) -> tuple[dict[bytes, str], list[_Refusal]]:
+    """Fetch what is missing: identity -> sha256 of what arrived, and what the store refused for good."""
     transfer, incoming = Transfer(store), cache.incoming()
     progress = _Progress(len(missing), sum(row.size for _, row in missing))
     tasks = iter(enumerate(missing))
     taking, stop = threading.Lock(), threading.Event()
     done: queue.SimpleQueue[Arrival | Exception | None] = queue.SimpleQueue()
+    refused: list[_Refusal] = []
 
     def work() -> None:
         """Fetch until nothing is left or something failed; each worker ends with None."""
@@ -117,7 +164,14 @@ def _fetch_all(
                     return
                 number, (name, row) = task
                 path = incoming / str(number)
-                done.put(Arrival(name, path, transfer.fetch(row, path), row.size))
+                try:
+                    done.put(Arrival(name, path, transfer.fetch(row, path), row.size))
+                except StorageError as error:
+                    if error.retryable or isinstance(error, (ObjectChanged, BucketNotFound)):
+                        raise
+                    refused.append(_Refusal(row.key, error))
+                    if len(refused) > _REFUSED_WITHOUT_ARRIVAL and not progress.images:
+                        raise
         except OSError as error:
             done.put(cache_error(cache.directory, error))
         except Exception as error:
@@ -139,7 +193,7 @@ def _fetch_all(
             worker.join()
     counts.fetched, counts.mb, counts.seconds = progress.images, progress.bytes / 1e6, progress.seconds
     log.info("fetched %d images, %.1f MB, in %.1f s", counts.fetched, counts.mb, counts.seconds)
-    return arrived
+    return arrived, sorted(refused, key=lambda refusal: refusal.key)
 
 
 def _batches(done: queue.SimpleQueue[Arrival | Exception | None], workers: int, progress: _Progress) -> Iterator[list[Arrival]]:

@@ -34,7 +34,7 @@ class RunInputs:
     Args:
         config, snapshot, checks, split, training: the run's documents.
         images: key -> local file.
-        fetch: brings other images of the bucket here, for the external ones.
+        fetch: brings other images of the bucket here, for the external ones; leaves out what the store does not give.
     """
 
     config: RetrainingConfig
@@ -122,7 +122,7 @@ def external_images(
         own: sha256 of the images of this run's split.
         folder: of this machine, for what is learned of them.
     """
-    from bcc_ops.dataset.image_checks import CONFLICT, check_images
+    from bcc_ops.dataset.image_checks import CONFLICT, UNREADABLE, check_images
 
     prefix = inputs.config.external_prefix.strip("/")
     if not prefix:
@@ -152,6 +152,8 @@ def external_images(
     by_class = ", ".join(f"{counts[name]} {name}" for name in inputs.training.classes)
     note = f"{len(usable)} images in {groups} near-duplicate groups under {prefix}/ ({by_class})"
     left_out = Counter("under two labels" if row.refused == CONFLICT else row.refused for row in rows if row.refused)
+    if len(fetched) < len(listing.images):
+        left_out[UNREADABLE] = len(listing.images) - len(fetched)
     if len(images) < len(fetched):
         left_out["also in this run"] = len(fetched) - len(images)
     if left_out:

@@ -18,7 +18,7 @@ from bcc_ops.dataset.decoding import decode_rgb, resize_square
 from bcc_ops.dataset.resources import cores
 from bcc_ops.exceptions import ModelError
 from bcc_ops.models.keras_import import import_keras
-from bcc_ops.models.model_file import refuse_unsafe
+from bcc_ops.models.model_file import building_at_most, check_answers, refuse_unsafe
 
 if TYPE_CHECKING:
     import keras
@@ -69,10 +69,14 @@ def load_classifier(path: Path) -> Classifier:
         ModelError: it is damaged, contains what `model_file` does not allow, or does not map square RGB images to
             probabilities.
     """
-    refuse_unsafe(path)  # before Keras is imported, which takes seconds
+    numbers = refuse_unsafe(path)  # before Keras is imported, which takes seconds
     keras = import_keras()
     try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        with building_at_most(keras, numbers):
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
+        check_answers(model)
+    except ModelError as error:
+        raise ModelError(f"{path.name} is not loaded: {error}") from None
     except Exception as error:
         # What a damaged file makes h5py and Keras raise has no common class.
         raise ModelError(f"{path.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
@@ -80,7 +84,7 @@ def load_classifier(path: Path) -> Classifier:
     if len(shape) != 4 or shape[1] is None or shape[1] != shape[2] or shape[3] != 3 or len(answers) != 2:
         raise ModelError(f"{path.name} maps {shape} to {answers}; square RGB images to a probability a class are needed")
     classifier = Classifier(model, int(shape[1]), int(answers[1]))
-    sums = classifier.predict_pixels(np.stack([np.zeros(shape[1:]), np.full(shape[1:], 255.0)])).sum(axis=1)
+    sums = classifier.predict_pixels(np.stack([np.zeros(shape[1:], np.float32), np.full(shape[1:], 255, np.float32)])).sum(axis=1)
     if not np.allclose(sums, 1, atol=1e-3):
         raise ModelError(f"{path.name} does not answer probabilities: they sum to {sums[0]:.3f} on a black image")
     return classifier

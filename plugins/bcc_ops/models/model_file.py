@@ -2,19 +2,27 @@
 
 Nothing in an `.h5` may run code, read another file or take more memory than the file has bytes. Keras' safe loading stops some
 of that, in some versions. This check allows what the project's networks, `keras.applications` and plain convolutional networks
-need, by name, and refuses everything else.
+need, by name, and refuses everything else. What a network's layers take together is known only when Keras joins them, so each
+array and each layer's input is counted then, before it is made.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 
 from bcc_ops.exceptions import ModelError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import keras
 
 LARGEST_FILE = 2_000_000_000
 """Bytes. The largest model of keras.applications without its classifier has 1.4 GB."""
@@ -24,6 +32,9 @@ LARGEST_CONFIG = 16_000_000
 
 LARGEST_NUMBER = 65_536
 """No size in an architecture is larger: widths, filters, sides, strides. A larger one would be an attack on the memory."""
+
+LARGEST_LAYER = 2**27
+"""Numbers that a layer takes in, or the network answers, for one image. VGG's widest layer has half of it at a side of 1,024."""
 
 DEEPEST = 64
 """Levels of lists and objects in the architecture's JSON."""
@@ -71,11 +82,14 @@ OPERATIONS = frozenset({"Add", "Multiply"})
 _NAMES_A_FUNCTION = ("activation", "_initializer", "_regularizer", "_constraint")
 
 
-def refuse_unsafe(path: Path) -> None:
+def refuse_unsafe(path: Path) -> int:
     """Search a model file before it is loaded.
 
     Args:
         path: a Keras `.h5` file.
+
+    Returns:
+        How many numbers its arrays have, for `building_at_most`.
 
     Raises:
         ModelError: it is not one, or contains what is not on the lists of this module; the message names it.
@@ -85,12 +99,13 @@ def refuse_unsafe(path: Path) -> None:
         if size > LARGEST_FILE:
             raise ModelError(f"{path.name} has {size:,} bytes, at most {LARGEST_FILE:,} are loaded")
         with h5py.File(path, "r") as file:
-            dimensions = _check_datasets(file, size)
+            dimensions, numbers = _check_datasets(file, size)
             stored = file.attrs["model_config"]
             if len(stored) > LARGEST_CONFIG:
                 raise ModelError(f"its architecture has {len(stored):,} bytes, at most {LARGEST_CONFIG:,} are read")
             config = json.loads(stored)
         _check_config(config, dimensions)
+        return numbers
     except ModelError as error:
         raise ModelError(f"{path.name} is not loaded: {error}") from None
     except (OSError, KeyError, ValueError, TypeError) as error:
@@ -99,13 +114,72 @@ def refuse_unsafe(path: Path) -> None:
         raise ModelError(f"{path.name} is not loaded: its architecture is nested too deeply") from None
 
 
-def _check_datasets(file: h5py.File, size: int) -> set[int]:
+@contextmanager
+def building_at_most(keras: ModuleType, numbers: int) -> Iterator[None]:
+    """Refuse, for as long as the block lasts, to make arrays for more numbers than a file has, or to join layers too large.
+
+    Keras makes a network's arrays first and reads them from the file afterwards: two layers that are 60,000 wide would take
+    14 GB whatever the file has. Keras has no hook for this, so two methods of its `Layer` are wrapped. No other thread may
+    build a network meanwhile.
+
+    Args:
+        keras: the module.
+        numbers: of the file, as `refuse_unsafe` returns them.
+
+    Raises:
+        ModelError: in the block, where Keras is about to exceed the limit.
+    """
+    layer = keras.Layer
+    add_weight, call = layer.add_weight, layer.__call__
+    left = numbers
+
+    def counted(self: Any, *given: Any, **named: Any) -> Any:
+        nonlocal left
+        shape = tuple(named.get("shape", given[0] if given else None) or ())
+        left -= _count(shape)
+        if left < 0:
+            raise ModelError(f"its layer {self.name} needs an array of shape {shape}, more than the file has")
+        return add_weight(self, *given, **named)
+
+    def checked(self: Any, *given: Any, **named: Any) -> Any:
+        for tensor in keras.tree.flatten((given, named)):
+            _check_layer(self.name, getattr(tensor, "shape", ()))
+        return call(self, *given, **named)
+
+    layer.add_weight, layer.__call__ = counted, checked
+    try:
+        yield
+    finally:
+        layer.add_weight, layer.__call__ = add_weight, call
+
+
+def check_answers(model: keras.Model) -> None:
+    """Refuse a network that answers more numbers than a layer may have.
+
+    Raises:
+        ModelError: it does.
+    """
+    for tensor in model.outputs:
+        _check_layer(model.name, tensor.shape)
+
+
+def _check_layer(name: str, shape: Any) -> None:
+    if _count(shape) > LARGEST_LAYER:
+        raise ModelError(f"its layer {name} has {_count(shape):,} numbers for an image, at most {LARGEST_LAYER:,} are computed")
+
+
+def _count(shape: Any) -> int:
+    """Return how many numbers an array has for one image: a dimension that is open counts as 1."""
+    return math.prod(abs(side) for side in shape or () if side is not None)
+
+
+def _check_datasets(file: h5py.File, size: int) -> tuple[set[int], int]:
     """Refuse what leads out of the file, and arrays that promise more bytes than it has.
 
     Returns:
-        The last dimension of every array.
+        The last dimension of every array, and how many numbers all have.
     """
-    declared = 0
+    declared, numbers = 0, 0
     dimensions: set[int] = set()
     left: list[h5py.Group] = [file]
     seen: set[int] = set()
@@ -129,10 +203,11 @@ def _check_datasets(file: h5py.File, size: int) -> set[int]:
             if item.chunks is not None or item.dtype.kind not in "fiub":
                 raise ModelError(f"{item.name} is not a plain array of numbers")
             declared += item.nbytes
+            numbers += item.size
             if declared > size:
                 raise ModelError(f"its arrays promise {declared:,} bytes, and the file has {size:,}")
             dimensions.add(int(item.shape[-1]) if item.shape else 1)
-    return dimensions
+    return dimensions, numbers
 
 
 def _check_config(config: Any, dimensions: set[int]) -> None:
@@ -160,14 +235,25 @@ def _check_setting(key: str, setting: Any, dimensions: set[int]) -> None:
         raise ModelError(f"the activation {setting!r} is not one of Keras' own")
     if isinstance(setting, str) and key.endswith(_NAMES_A_FUNCTION[1:]) and _camel(setting) not in PARTS:
         raise ModelError(f"{key}: {setting!r} is not one of Keras' own")
-    sizes = setting if isinstance(setting, list) else [setting]
     if key != "seed":
-        for size in sizes:
-            if isinstance(size, int) and not isinstance(size, bool) and abs(size) > LARGEST_NUMBER:
-                raise ModelError(f"{key}: {size} is larger than any size of a network ({LARGEST_NUMBER})")
+        for sizes in _lists_of_sizes(setting):
+            for size in sizes:
+                if abs(size) > LARGEST_NUMBER:
+                    raise ModelError(f"{key}: {size} is larger than any size of a network ({LARGEST_NUMBER})")
+            if key.endswith("shape") and _count(sizes) > LARGEST_LAYER:
+                raise ModelError(f"{key}: {sizes} has more numbers than a layer may have ({LARGEST_LAYER:,})")
     # Keras makes a layer's arrays before it reads them: one of these without an array of its width could fill the memory.
     if key in ("units", "filters") and isinstance(setting, int) and setting not in dimensions:
         raise ModelError(f"{key}: the file has no array of the width {setting}")
+
+
+def _lists_of_sizes(setting: Any) -> Iterator[list[int]]:
+    """Yield the whole numbers of a setting, list by list: a padding has two lists, and a layer may have several shapes."""
+    values = setting if isinstance(setting, list) else [setting]
+    yield [value for value in values if isinstance(value, int) and not isinstance(value, bool)]
+    for value in values:
+        if isinstance(value, list):
+            yield from _lists_of_sizes(value)
 
 
 def _camel(name: str) -> str:

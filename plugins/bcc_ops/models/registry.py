@@ -41,6 +41,9 @@ MODEL_FILES = {
 LONGEST_HISTORY = 200
 """Earlier champions that the pointer lists itself. With one more, the older half goes into a document of its own."""
 
+LARGEST_POINTER = 2**22
+"""Bytes of the pointer that are read. One with a whole history, and thousands of models withdrawn, has less than a tenth."""
+
 HISTORY_FOLDER = ".champion-history"
 PROBE = ".conditional-writes"
 """Beside the versions; a name with a dot in front is never a version."""
@@ -48,7 +51,7 @@ PROBE = ".conditional-writes"
 
 @dataclass(frozen=True)
 class Pointer:
-    """The champion's pointer as it was read. `champion` is None if it cannot be read."""
+    """The champion's pointer as it was read. If `champion` is None, `problem` says why it cannot be read, and the way out."""
 
     champion: ChampionDocument | None
     etag: str
@@ -89,13 +92,16 @@ class ModelRegistry:
     def read_pointer(self) -> Pointer | None:
         """Return the pointer as it is now, damaged or not; None where no model is in use yet."""
         try:
-            content, etag = self.store.get_with_etag(self.pointer_key)
+            content, etag = self.store.get_with_etag(self.pointer_key, at_most=LARGEST_POINTER + 1)
         except ObjectNotFound:
             return None
+        where = self.store.uri(self.pointer_key)
         try:
-            return Pointer(parse_document(ChampionDocument, content, self.store.uri(self.pointer_key)), etag)
+            if len(content) > LARGEST_POINTER:
+                raise ArtifactError(f"{where} is not a ChampionDocument: it has more than {LARGEST_POINTER:,} bytes")
+            return Pointer(parse_document(ChampionDocument, content, where), etag)
         except ArtifactError as error:
-            return Pointer(None, etag, str(error), content)
+            return Pointer(None, etag, f"{error}; bcc_set_champion replaces it by a version of your choice", content)
 
     def champion(self) -> Pointer | None:
         """Return the pointer as it is now; None where no model is in use yet.
@@ -105,7 +111,7 @@ class ModelRegistry:
         """
         pointer = self.read_pointer()
         if pointer is not None and pointer.champion is None:
-            raise ArtifactError(f"{pointer.problem}; bcc_set_champion replaces it by a version of your choice")
+            raise ArtifactError(pointer.problem)
         return pointer
 
     def versions(self) -> list[str]:
@@ -277,7 +283,7 @@ class ModelRegistry:
         """
         before = expected.champion
         if before is None:
-            raise ArtifactError(f"{expected.problem}; bcc_set_champion replaces it by a version of your choice")
+            raise ArtifactError(expected.problem)
         history, older = self._listed_history(before)
         said = {"by": by, "reason": f"The hold was released: {reason}", "at": at}
         return self._swap(
@@ -319,7 +325,10 @@ class ModelRegistry:
         return moves, older
 
     def _archive(self, unreadable: Pointer, at: datetime) -> str:
-        """Keep a copy of a pointer that cannot be read before it is replaced: a newer release may still understand it."""
+        """Keep a copy of a pointer that cannot be read before it is replaced: a newer release may still understand it.
+
+        Of one that is too large, the beginning is kept.
+        """
         digest = hashlib.sha256(unreadable.content).hexdigest()[:12]
         key = f"{self.models_prefix}/{HISTORY_FOLDER}/unreadable-{at.astimezone(timezone.utc):{AS_OF_FORMAT}}-{digest}.json"
         with suppress(PreconditionFailed):

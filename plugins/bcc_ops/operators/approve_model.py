@@ -37,9 +37,11 @@ class ApproveModelOperator(BccOperator, ApprovalOperator):
 
     def work(self, context: Context) -> Any:
         """Put the question."""
-        run = self.load_run(self.run)
+        run = self.load_run(self.run, context)
         self.response_timeout = timedelta(minutes=run.config.approval_timeout_minutes)
-        self.subject, self.body = approval_text(self.store.load(GateDocument, self.gate), run.paths, self.report_url(context))
+        self.subject, self.body = approval_text(
+            self.load_document(GateDocument, run, self.gate), run.paths, self.report_url(context)
+        )
         answer = run.paths.document("approval.json")
         if self.store.head(answer):  # Overwritten and not deleted: the workers may delete nothing but checkpoints.
             again = ApprovalDocument(approved=None, by="nobody yet", at=datetime.now(timezone.utc), timed_out=False)
@@ -55,7 +57,7 @@ class ApproveModelOperator(BccOperator, ApprovalOperator):
         """Keep the answer, then go on or skip the upload."""
         if "error" not in event:
             with airflow_errors():
-                run = self.load_run(self.run)
+                run = self.load_run(self.run, context)
                 self.store.save(run.paths.document("approval.json"), self.answer(event))
         return super().execute_complete(context, event)
 

@@ -6,7 +6,7 @@ Permanent errors fail immediately, transient errors are retried, and a run witho
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,9 +19,10 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from bcc_ops import metrics
 from bcc_ops.config import DeploymentParameters, RetrainingConfig, Settings
 from bcc_ops.exceptions import ArtifactError, BccError, NothingNew
-from bcc_ops.runs.documents import ConfigDocument, PromotionDocument, Reference, RunHandle, RunKind, SnapshotDocument
+from bcc_ops.runs.documents import ConfigDocument, D, PromotionDocument, Reference, RunHandle, RunKind, SnapshotDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.record import DOCUMENT_FILES
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -102,6 +103,17 @@ class Run:
         snapshot = store.load(SnapshotDocument, references["snapshot"])
         return cls(paths, document.config, document, snapshot, references)
 
+    def require_own(self, name: str, reference: Reference) -> None:
+        """Make sure that a reference from XCom is to this run's own document.
+
+        Raises:
+            ArtifactError: it is to a file of another place.
+        """
+        if reference.key != self.paths.document(name):
+            raise ArtifactError(
+                f"a task of this run handed on {reference.key}, which is not the run's own {name}: clear the task that writes it"
+            )
+
 
 class BccOperator(BaseOperator):
     """Base of the pipeline's operators.
@@ -136,9 +148,29 @@ class BccOperator(BaseOperator):
         """The configured bucket."""
         return open_store(self.settings)
 
-    def load_run(self, handle: Mapping[str, str] | None) -> Run:
-        """Load the run that the handle from `snapshot_dataset` names."""
-        return Run.load(self.store, self.settings.artifacts_prefix, handle)
+    def load_run(self, handle: Mapping[str, str] | None, context: Context) -> Run:
+        """Load the run that the handle from `snapshot_dataset` names.
+
+        Raises:
+            ArtifactError: as in `Run.load`, or the handle is another run's.
+        """
+        run = Run.load(self.store, self.settings.artifacts_prefix, handle)
+        if run.config_document.run_id != context["run_id"]:
+            raise ArtifactError(
+                f"{run.paths.folder} is the folder of the run {run.config_document.run_id!r} and not of this run, "
+                f"{context['run_id']!r}: clear snapshot_dataset, which hands on this run's own"
+            )
+        return run
+
+    def load_document(self, kind: type[D], run: Run, reference: Mapping[str, str] | None) -> D:
+        """Load the run's own document that a reference (a plain dict from XCom) promises.
+
+        Raises:
+            ArtifactError: it is not there with that content, is not this run's, or an earlier task handed on no reference.
+        """
+        if reference is not None:
+            run.require_own(DOCUMENT_FILES[kind], Reference.model_validate(dict(reference)))
+        return self.store.load(kind, reference)
 
     def promoted(self, paths: RunPaths) -> Reference | None:
         """Return the reference to the run's promotion.json if its model came into use.
@@ -153,15 +185,27 @@ class BccOperator(BaseOperator):
         self.log.info("This run's model came into use as version %s: what records that is kept as it is", document.version)
         return self.store.reference(key)
 
-    def local_images(self, snapshot: SnapshotDocument, *, reread: bool = False, counts: Counts | None = None) -> list[LocalImage]:
+    def local_images(
+        self,
+        snapshot: SnapshotDocument,
+        *,
+        without: Collection[str] = (),
+        reread: bool = False,
+        counts: Counts | None = None,
+        unreadable: dict[str, str] | None = None,
+    ) -> list[LocalImage]:
         """Return the files of the snapshot's images, in its order; what is missing on this worker is fetched.
 
-        `reread` and `counts` as in `sync_images`.
+        Args:
+            snapshot: names the images.
+            without: keys of images that are not needed.
+            reread, counts, unreadable: as in `sync_images`.
         """
         from bcc_ops.dataset.snapshot import read_images
         from bcc_ops.dataset.sync import sync_images
 
-        return sync_images(self.store, read_images(self.store, snapshot), self.image_cache, reread=reread, counts=counts)
+        rows = [row for row in read_images(self.store, snapshot) if row.key not in without]
+        return sync_images(self.store, rows, self.image_cache, reread=reread, counts=counts, unreadable=unreadable)
 
     @cached_property
     def image_cache(self) -> ImageCache:

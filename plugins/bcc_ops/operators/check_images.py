@@ -32,14 +32,16 @@ class CheckImagesOperator(BccOperator):
         from bcc_ops.runs.previous import previous_contents
         from bcc_ops.runs.tables import ContentRow, write_rows
 
-        run = self.load_run(self.run)
+        run = self.load_run(self.run, context)
+        unreadable: dict[str, str] = {}
         result = check_images(
-            self.local_images(run.snapshot),
+            self.local_images(run.snapshot, unreadable=unreadable),
             run.config,
             memory_path=self.settings.cache_dir / MEMORY_FILE,
             snapshot_digest=run.snapshot.digest,
             classes=run.snapshot.classes,
             previous=previous_contents(self.store, run.paths, run.snapshot),
+            unreadable=unreadable,
         )
         rows = self.store.put_referenced(run.paths.document("contents.parquet"), write_rows(ContentRow, result.contents))
         document = result.document.model_copy(update={"contents": rows})

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class DownloadImagesOperator(BccOperator):
     """Fetch what is missing of the snapshot's images and verify what is there, byte by byte.
 
-    Returns counts: `{images, fetched, mb, seconds}`.
+    Returns counts: `{images, fetched, unreadable, mb, seconds}`. Images that the store lists and does not give are left to
+    `check_images`, which refuses them.
 
     Args:
         run: the run's handle, from `snapshot_dataset`.
@@ -33,6 +34,6 @@ class DownloadImagesOperator(BccOperator):
         from bcc_ops.dataset.sync import Counts
 
         counts = Counts()
-        self.local_images(self.load_run(self.run).snapshot, reread=True, counts=counts)
+        self.local_images(self.load_run(self.run, context).snapshot, reread=True, counts=counts, unreadable={})
         self.log.info("%d images in %s, %d of them fetched now", counts.images, self.settings.cache_dir, counts.fetched)
         return asdict(counts)

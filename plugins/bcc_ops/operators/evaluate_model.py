@@ -46,17 +46,19 @@ class EvaluateModelOperator(BccOperator):
         from bcc_ops.models.registry import ModelRegistry
         from bcc_ops.runs.bundle import write_bundle
 
-        run = self.load_run(self.run)
+        run = self.load_run(self.run, context)
         if self.promoted(run.paths) is not None:
             return self.store.reference(run.paths.document("evaluation.json")).to_xcom()
+        checks = self.load_document(ChecksDocument, run, self.checks)
+        refused = {image.key for image in checks.refused}
         inputs = RunInputs(
             config=run.config,
             snapshot=run.snapshot,
-            checks=self.store.load(ChecksDocument, self.checks),
-            split=self.store.load(SplitDocument, self.split),
-            training=self.store.load(TrainingDocument, self.training),
-            images={image.key: image.path for image in self.local_images(run.snapshot)},
-            fetch=partial(sync_images, self.store, cache=self.image_cache),
+            checks=checks,
+            split=self.load_document(SplitDocument, run, self.split),
+            training=self.load_document(TrainingDocument, run, self.training),
+            images={image.key: image.path for image in self.local_images(run.snapshot, without=refused)},
+            fetch=partial(sync_images, self.store, cache=self.image_cache, unreadable={}),
         )
         with tempfile.TemporaryDirectory(prefix="bcc-evaluate-") as folder:
             champion = load_champion(ModelRegistry(self.store, self.settings.models_prefix), Path(folder))

@@ -55,13 +55,13 @@ class GateModelOperator(BccOperator, BranchMixIn):
         from bcc_ops.models.registry import ModelRegistry
         from bcc_ops.promotion.gate import champion_state, decide
 
-        run = self.load_run(self.run)
+        run = self.load_run(self.run, context)
         if self.promoted(run.paths) is not None:
             kept = run.paths.document("gate.json")
             context["ti"].xcom_push(key="return_value", value=self.store.reference(kept).to_xcom())
             self.do_branch(context, [*self.always, self.upload_task_id])
             return
-        evaluation = self.store.load(EvaluationDocument, self.evaluation)
+        evaluation = self.load_document(EvaluationDocument, run, self.evaluation)
         registry = ModelRegistry(self.store, self.settings.models_prefix)
         gate = decide(
             evaluation,
@@ -69,7 +69,7 @@ class GateModelOperator(BccOperator, BranchMixIn):
             run.config,
             as_of=run.paths.as_of,
             run_kind=run_kind(context),
-            holdout_reuse=self.store.load(SplitDocument, self.split).holdout_reuse,
+            holdout_reuse=self.load_document(SplitDocument, run, self.split).holdout_reuse,
             reference=Reference.model_validate(self.evaluation),
             split=Reference.model_validate(self.split),
         )

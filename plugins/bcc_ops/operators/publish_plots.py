@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcc_ops.operators.base import BccOperator
-from bcc_ops.runs.documents import SnapshotDocument
+from bcc_ops.runs.documents import Reference, SnapshotDocument
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -50,8 +50,11 @@ class PublishPlotsOperator(BccOperator):
         from bcc_ops.report.publish import publish_report
         from bcc_ops.runs.bundle import write_bundle
 
-        run = self.load_run(self.run)
+        run = self.load_run(self.run, context)
         references = {f"{name}.json": getattr(self, name) for name in self.template_fields if name != "run"}
+        for name, reference in references.items():
+            if reference is not None:
+                run.require_own(name, Reference.model_validate(dict(reference)))
         references |= {f"{name}.json": reference.to_xcom() for name, reference in run.references.items()}
         published = publish_report(
             self.store,

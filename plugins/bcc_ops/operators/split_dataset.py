@@ -36,8 +36,8 @@ class SplitDatasetOperator(BccOperator):
         from bcc_ops.runs.previous import assigned_before, read_contents
         from bcc_ops.runs.tables import AssignmentRow, SplitRow, write_rows
 
-        run = self.load_run(self.run)
-        checks = self.store.load(ChecksDocument, self.checks)
+        run = self.load_run(self.run, context)
+        checks = self.load_document(ChecksDocument, run, self.checks)
         contents = read_contents(self.store, checks)
         made_of = split_is_made_of(contents, run.config)
         kept = self._kept(run.paths.document("split.json"), made_of)

@@ -51,8 +51,8 @@ class TrainModelOperator(BccOperator):
         from bcc_ops.training.completed import describe_preprocessing, find_completed
 
         self._stop = threading.Event()
-        run = self.load_run(self.run)
-        split, split_reference = self.store.load(SplitDocument, self.split), Reference.model_validate(dict(self.split))
+        run = self.load_run(self.run, context)
+        split, split_reference = self.load_document(SplitDocument, run, self.split), Reference.model_validate(dict(self.split))
         if split.table is None:
             raise ArtifactError("split.json names no split.parquet: there is nothing to train on")
         folder = checkpoint_folder(
@@ -82,6 +82,8 @@ class TrainModelOperator(BccOperator):
 
         assert split.table is not None and self._stop is not None
         cache = self.settings.cache_dir
+        checks = self.load_document(ChecksDocument, run, self.checks)
+        refused = {image.key for image in checks.refused}
         inputs = RunInputs(
             config=run.config,
             config_digest=run.config_document.digest,
@@ -89,8 +91,8 @@ class TrainModelOperator(BccOperator):
             split=split,
             split_reference=split_reference,
             rows=read_rows(SplitRow, self.store.get_referenced(split.table)),
-            synthetic=self.store.load(ChecksDocument, self.checks).synthetic > 0,
-            images=partial(self.local_images, run.snapshot),
+            synthetic=checks.synthetic > 0,
+            images=partial(self.local_images, run.snapshot, without=refused),
             weights=partial(backbone_weights, run.config.architecture, run.config.weights, cache, self.store),
             warm_start=self._champion,
             scratch=cache / "pixels",

@@ -51,20 +51,21 @@ class UploadModelOperator(BccOperator):
         from bcc_ops.dataset.sync import sync_images
         from bcc_ops.models.registry import ModelRegistry
         from bcc_ops.promotion.model_card import RunDocuments
-        from bcc_ops.promotion.run_upload import upload_run
+        from bcc_ops.promotion.run_upload import require_same_model, upload_run
 
-        run = self.load_run(self.run)
+        run = self.load_run(self.run, context)
         if (promoted := self.promoted(run.paths)) is not None:
             self._announce_champion(context)
             return promoted.to_xcom()
         documents = RunDocuments(
             snapshot=run.snapshot,
-            checks=self.store.load(ChecksDocument, self.checks),
-            split=self.store.load(SplitDocument, self.split),
-            training=self.store.load(TrainingDocument, self.training),
-            evaluation=self.store.load(EvaluationDocument, self.evaluation),
-            gate=self.store.load(GateDocument, self.gate),
+            checks=self.load_document(ChecksDocument, run, self.checks),
+            split=self.load_document(SplitDocument, run, self.split),
+            training=self.load_document(TrainingDocument, run, self.training),
+            evaluation=self.load_document(EvaluationDocument, run, self.evaluation),
+            gate=self.load_document(GateDocument, run, self.gate),
         )
+        require_same_model(run.paths, documents, Reference.model_validate(self.evaluation), Reference.model_validate(self.split))
         by = self._approver(run, documents.gate)
         registry = ModelRegistry(self.store, self.settings.models_prefix)
         key = run.paths.document("promotion.json")

@@ -69,6 +69,34 @@ def upload_run(
         raise
 
 
+def require_same_model(paths: RunPaths, documents: RunDocuments, evaluation: Reference, split: Reference) -> None:
+    """Make sure that the gate judged the model that is about to be uploaded, on the split that it was trained with.
+
+    They differ if tasks were cleared without those after them, or if somebody edited what a task handed on.
+
+    Args:
+        paths: of the run.
+        documents: of the run.
+        evaluation, split: references to those of `documents`.
+
+    Raises:
+        ArtifactError: they do not belong together; the message says which task to clear.
+    """
+    training, evaluated, gate = documents.training, documents.evaluation, documents.gate
+    if training.split not in (None, split):
+        raise ArtifactError("the model was trained with another split of this run: clear train_model too, and all after it")
+    if evaluated.model != training.model or evaluated.validation_digest != documents.split.validation_digest:
+        raise ArtifactError(
+            "evaluation.json is about another model or other images: clear evaluate_model and gate_model too, so that they judge "
+            "this model"
+        )
+    if (gate.evaluation, gate.split) != (evaluation, split):
+        raise ArtifactError("gate.json is about another evaluation: clear gate_model too, so that it judges this model")
+    named = (documents.snapshot.images, documents.split.table, training.model, evaluated.predictions)
+    if other := next((file.key for file in named if file is not None and not file.key.startswith(f"{paths.folder}/")), None):
+        raise ArtifactError(f"a document of this run names {other}, which is not in the run's folder: start a new run")
+
+
 def model_document(
     registry: ModelRegistry, paths: RunPaths, documents: RunDocuments, template: str, smoke_test: Sequence[SmokeTestImage] = ()
 ) -> ModelDocument:

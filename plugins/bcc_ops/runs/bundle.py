@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
@@ -28,7 +29,10 @@ def write_bundle(store: ObjectStore, paths: RunPaths) -> None:
     small = {name: entry for name, entry in listed.items() if name in RUN_DOCUMENTS and entry["Size"] <= LARGEST}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         contents = list(pool.map(lambda entry: store.get_with_etag(entry["Key"]), small.values()))
-    files = {name: {"etag": etag, "content": content.decode()} for name, (content, etag) in zip(small, contents)}
+    files: dict[str, dict[str, str]] = {}
+    for name, (content, etag) in zip(small, contents):
+        with suppress(UnicodeDecodeError):  # somebody damaged it: it is read by itself, and told as unreadable
+            files[name] = {"etag": etag, "content": content.decode()}
     store.put(paths.document(BUNDLE), json.dumps({"files": files}).encode(), content_type="application/json")
 
 
@@ -41,6 +45,6 @@ def read_bundle(content: bytes, etags: Mapping[str, str]) -> dict[str, bytes]:
     """
     try:
         files = json.loads(content)["files"]
-        return {name: file["content"].encode() for name, file in files.items() if etags.get(name) == file["etag"]}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return {name: file["content"].encode() for name, file in files.items() if name in etags and etags[name] == file["etag"]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

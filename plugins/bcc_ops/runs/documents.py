@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
@@ -33,6 +33,19 @@ def _finite(number: float) -> float:
 
 
 Finite = Annotated[float, AfterValidator(_finite)]
+
+
+def _in_utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError("has no time zone")
+    try:
+        return moment.astimezone(timezone.utc)
+    except OverflowError:
+        raise ValueError("is too long ago, or too far ahead") from None
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
+"""A time that can be compared with any other one: one without a time zone is refused."""
 
 
 class Part(BaseModel):
@@ -69,17 +82,17 @@ def parse_document(kind: type[D], content: bytes, origin: str) -> D:
         return kind.model_validate_json(_in_this_version(kind, content))
     except ValidationError as error:
         problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"])) or "the whole"
+        place = " ".join(".".join(map(str, problem["loc"])).split())[:200] or "the whole"  # a field's name may be anything
         raise ArtifactError(f"{origin} is not a {kind.__name__}: {place}: {problem['msg']}") from None
 
 
 def _in_this_version(kind: type[Document], content: bytes) -> bytes:
     try:
         document = json.loads(content)
+        if isinstance(document, dict) and document.get("schema_version") in OLDER_VERSIONS:
+            return json.dumps(upgraded(kind.__name__, document)).encode()
     except (ValueError, RecursionError):
-        return content  # pydantic says what is wrong with it
-    if isinstance(document, dict) and document.get("schema_version") in OLDER_VERSIONS:
-        return json.dumps(upgraded(kind.__name__, document)).encode()
+        pass  # pydantic says what is wrong with it
     return content
 
 
@@ -623,7 +636,7 @@ class ModelDocument(Document):
     operating_point: OperatingPoint
     temperature: Finite | None
     synthetic: bool
-    as_of: datetime
+    as_of: Moment
     run: str
     """Folder of the run that trained it."""
     warm_started_from: str | None = None
@@ -642,10 +655,10 @@ class ChampionMove(Part):
 
     version: str
     sha256: str
-    as_of: datetime
+    as_of: Moment
     synthetic: bool
     run: str
-    at: datetime
+    at: Moment
     by: str
     reason: str
 
@@ -654,7 +667,7 @@ class Hold(Part):
     """A person moved the champion: no run replaces it without a person."""
 
     by: str
-    at: datetime
+    at: Moment
     reason: str
 
 
@@ -663,10 +676,10 @@ class ChampionDocument(Document):
 
     version: str
     sha256: str
-    as_of: datetime
+    as_of: Moment
     synthetic: bool
     run: str
-    at: datetime
+    at: Moment
     by: str
     reason: str
     history: tuple[ChampionMove, ...] = Field(default=())

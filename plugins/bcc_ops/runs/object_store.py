@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ _KINDS: Mapping[str, type[StorageError]] = {
     **dict.fromkeys(("PreconditionFailed", "412"), PreconditionFailed),
     **dict.fromkeys(("ConditionalRequestConflict", "409"), WriteConflict),
     **dict.fromkeys(("NoSuchKey", "NoSuchVersion", "404", "NotFound"), ObjectNotFound),
+    **dict.fromkeys(("InvalidObjectState",), StorageError),  # archived (GLACIER): a 403 that says nothing about permissions
     **dict.fromkeys(("AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"), AccessDenied),
     **dict.fromkeys(("ExpiredToken", "InvalidToken", "NoCredentialsError", "PartialCredentialsError"), AccessDenied),
     **dict.fromkeys(("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling"), StorageUnavailable),
@@ -186,12 +187,13 @@ class ObjectStore:
         """Return the content of an object."""
         return self.get_with_etag(key, version_id)[0]
 
-    def get_with_etag(self, key: str, version_id: str | None = None) -> tuple[bytes, str]:
-        """Return the content of an object, and its ETag without quotes: for a conditional write later."""
+    def get_with_etag(self, key: str, version_id: str | None = None, at_most: int | None = None) -> tuple[bytes, str]:
+        """Return the content of an object, or its first `at_most` bytes, and its ETag without quotes for a conditional write."""
         version: dict[str, Any] = {"VersionId": version_id} if version_id else {}
         with _telling(f"reading {self.uri(key)}"):
             answer = self.client.get_object(Bucket=self.bucket, Key=key, **version)
-            return answer["Body"].read(), answer["ETag"].strip('"')
+            with closing(answer["Body"]) as body:
+                return body.read(at_most), answer["ETag"].strip('"')
 
     def stream(self, key: str, version_id: str | None = None, if_etag: str | None = None) -> Iterator[bytes]:
         """Yield the content of an object in pieces of at most 1 MiB, its checksum verified where the store holds one.

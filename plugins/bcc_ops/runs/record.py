@@ -115,5 +115,8 @@ _KINDS: Mapping[str, type[Document]] = {
 }
 
 
+DOCUMENT_FILES: Mapping[type[Document], str] = {kind: f"{name}.json" for name, kind in _KINDS.items()}
+"""Class of a document -> its file in the run's folder."""
+
 RUN_DOCUMENTS = (*(f"{name}.json" for name in _KINDS), "history.csv", *OLDER_FILES.values())
 """The files that `read_record` asks for."""

@@ -77,7 +77,7 @@ def _parameters(values: Any) -> Any:
 
 def _renamed(value: Any) -> Any:
     if isinstance(value, dict):
-        if set(value) == {"uri", "sha256"}:
+        if set(value) == {"uri", "sha256"} and isinstance(value["uri"], str):
             return {"key": value["uri"].removeprefix("s3://").partition("/")[2], "sha256": value["sha256"]}
         return {RENAMED_FIELDS.get(name, name): _renamed(inner) for name, inner in value.items()}
     if value == "near-copy group":

@@ -33,11 +33,11 @@ from bcc_ops.report.page import (
     render_report,
 )
 from bcc_ops.report.progress import RunProgress
-from bcc_ops.runs.documents import ChampionDocument, ConfigDocument, ModelDocument, parse_document
+from bcc_ops.runs.documents import ConfigDocument, ModelDocument, parse_document
 from bcc_ops.runs.history import RunSummary, summarise_run
 from bcc_ops.runs.index import find_run, list_runs
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.paths import PICTURES, PLOTS, RunPaths, champion_pointer, model_file
+from bcc_ops.runs.paths import PICTURES, PLOTS, RunPaths, model_file
 from bcc_ops.runs.record import FILES, RUN_DOCUMENTS, read_record
 from bcc_ops.web.airflow_metadata import ConnectedStore, find_progress
 from bcc_ops.web.audit import NotRecorded, recorded
@@ -254,14 +254,11 @@ class Pages:
         folders = [paths for paths in list_runs(store, settings.artifacts_prefix) if before is None or paths.folder_name < before]
         shown = folders[: -RUNS_A_PAGE - 1 : -1]
         summaries = self.fetchers.map(lambda paths: self._summary(store, paths), shown)
-        names = ModelRegistry(store, settings.models_prefix).versions()[::-1]
+        registry = ModelRegistry(store, settings.models_prefix)
+        names = registry.versions()[::-1]
         versions = self.fetchers.map(lambda name: self._version(store, name), names[:MOST_VERSIONS])
-        problems: list[str] = []
-        champion: ChampionDocument | None = None
-        try:
-            champion = store.find(ChampionDocument, champion_pointer(settings.models_prefix))
-        except ArtifactError as error:
-            problems.append(str(error))
+        pointer = registry.read_pointer()
+        champion = pointer.champion if pointer else None
         return render_models(
             champion=champion,
             champion_uri=store.uri(model_file(settings.models_prefix, champion.version, "model.h5")) if champion else None,
@@ -272,7 +269,7 @@ class Pages:
             older=f"models?before={quote(shown[-1].folder_name)}" if len(folders) > len(shown) else None,
             paged=before is not None,
             set_champion_href=f"{ui}/dags/bcc_set_champion",
-            problems=problems,
+            problems=[pointer.problem] if pointer and pointer.problem else [],
         )
 
     def _summary(self, store: ObjectStore, paths: RunPaths) -> RunSummary:

@@ -10,7 +10,7 @@ from PIL import Image
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset import image_checks
 from bcc_ops.dataset.decoding import decode_image
-from bcc_ops.dataset.image_checks import CONFLICT, check_images, summary
+from bcc_ops.dataset.image_checks import CONFLICT, UNREADABLE, check_images, summary
 from bcc_ops.dataset.inspection_cache import InspectionCache
 from bcc_ops.dataset.splits import count_partitions, split_images
 from bcc_ops.dataset.sync import LocalImage
@@ -75,6 +75,32 @@ def test_more_refused_than_allowed_fails_with_the_list(tmp_path, good):
     ):
         check(images, tmp_path / "memory.sqlite3", max_refused_fraction=0.05)
     assert len(check(images, tmp_path / "memory.sqlite3", max_refused_fraction=0.1).document.refused) == 2
+
+
+def test_images_that_the_store_does_not_give_are_refused_and_count_as_refused(tmp_path, good):
+    """An archived object, or one with a key of its uploader's, keeps itself out and nothing else."""
+    config = RetrainingConfig.resolve({"min_side": MIN_SIDE, "max_refused_fraction": 0.04})
+
+    def checked(unreadable: dict[str, str]):
+        memory = tmp_path / "memory.sqlite3"
+        return check_images(
+            good,
+            config,
+            memory_path=memory,
+            snapshot_digest="digest",
+            classes=CLASSES,
+            previous=None,
+            unreadable=unreadable,
+        )
+
+    result = checked({"benign/archived.png": "its storage class"})
+    assert [(image.key, image.reason, image.detail) for image in result.document.refused] == [
+        ("benign/archived.png", UNREADABLE, "its storage class")
+    ]
+    assert (result.document.checked, len(result.contents)) == (25, 24)
+    assert result.document.usable == dict.fromkeys(CLASSES, 8)
+    with pytest.raises(TooManyRefused, match=r"2 of 26 images are refused.*benign/b.png: not readable in the store \(denied\)"):
+        checked({"benign/a.png": "denied", "benign/b.png": "denied"})
 
 
 def test_no_images_at_all_fail(tmp_path):

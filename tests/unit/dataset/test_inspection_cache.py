@@ -38,6 +38,23 @@ def test_facts_come_back_as_they_were(tmp_path):
     assert (known["a"].width, known["a"].synthetic) == (3, True)
 
 
+def test_what_took_long_to_learn_is_kept_before_the_rest_is_known(tmp_path, monkeypatch):
+    """A task that is killed among large images loses seconds of work."""
+    now = [0.0]
+    monkeypatch.setattr("bcc_ops.dataset.inspection_cache.time.monotonic", lambda: now[0])
+
+    def learn():
+        for name, seconds in (("slow", 9), ("slower", 9), ("unsaved", 1)):
+            now[0] += seconds
+            yield name, facts(1)
+        raise KeyboardInterrupt
+
+    with InspectionCache(tmp_path / "memory.sqlite3") as memory, pytest.raises(KeyboardInterrupt):
+        memory.remember(learn(), 64, 1000)
+    with InspectionCache(tmp_path / "memory.sqlite3") as memory:
+        assert set(memory.recall(["slow", "slower", "unsaved"], 64, 1000)) == {"slow", "slower"}
+
+
 def test_an_image_without_features_comes_back_too(tmp_path):
     bare = Fingerprint("p", bytes(8), np.zeros((0, 3), np.float32), np.zeros((0, 32), np.uint8))
     with InspectionCache(tmp_path / "memory.sqlite3") as memory:

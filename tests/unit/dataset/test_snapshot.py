@@ -81,6 +81,7 @@ def test_the_first_folder_under_the_prefix_is_the_label(key: str, label: str) ->
         ("images/benign/thumb_3.png", 10, "name to ignore (masks)"),
         ("images/benign/a.png", 0, "empty"),
         ("images/benign/../a.png", 10, "'.' or '..' in its path"),
+        ("images/benign/\ufffd.png", 10, "unreadable characters in its name"),
         ("images/benign/./a.png", 10, "'.' or '..' in its path"),
     ],
 )

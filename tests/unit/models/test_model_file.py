@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import h5py
 import keras
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bcc_ops.exceptions import ModelError
+from bcc_ops.models.classifier import load_classifier
 from bcc_ops.models.model_file import refuse_unsafe
 from bcc_ops.training.architectures import build_classifier, with_mirror_image
 
@@ -103,6 +106,15 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], None]] = {
     "a width without an array": lambda c: a_layer(c, "Dense")["config"].update(units=4096),
     "a width that fills the memory": lambda c: a_layer(c, "Conv2D")["config"].update(filters=2**40),
     "an input that fills the memory": lambda c: a_layer(c, "InputLayer")["config"].update(batch_shape=[None, 10**6, 10**6, 3]),
+    "an input of allowed sides that fills it": lambda c: a_layer(c, "InputLayer")["config"].update(
+        batch_shape=[None, 60000, 60000, 3]
+    ),
+    "a layer that builds itself for such an input": lambda c: a_layer(c, "Dense").update(
+        build_config={"input_shape": [[None, 60000, 60000, 3]]}
+    ),
+    "a padding that fills the memory": lambda c: c["config"]["layers"].append(
+        {"class_name": "ZeroPadding2D", "config": {"padding": [[10**9, 0], [0, 0]]}}
+    ),
 }
 
 
@@ -130,7 +142,7 @@ def test_a_foreign_class_is_found_wherever_it_is(good: Path, place: int, name: s
     from bcc_ops.models.model_file import _check_config, _check_datasets, _every_object
 
     with h5py.File(good, "r") as file:
-        dimensions, config = _check_datasets(file, 10**9), json.loads(file.attrs["model_config"])
+        (dimensions, _), config = _check_datasets(file, 10**9), json.loads(file.attrs["model_config"])
     objects = list(_every_object(config))
     objects[place % len(objects)]["planted"] = [{"deep": {"class_name": name, "config": {}}}]  # type: ignore[index]
     with pytest.raises(ModelError, match="not on the list"):
@@ -166,3 +178,81 @@ def test_a_file_that_leads_elsewhere_or_promises_too_much_is_refused(good: Path,
         leads_elsewhere(file, kind)
     with pytest.raises(ModelError, match=r"model\.h5 is not loaded"):
         refuse_unsafe(path)
+
+
+WIDE = 20_000
+
+
+def network(*layers: keras.Layer) -> keras.Model:
+    return keras.Sequential(
+        [keras.Input((8, 8, 3)), *layers, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, "softmax")]
+    )
+
+
+def enlarged(path: Path, edit: Callable[[dict[str, Any]], None], *widths: int) -> Path:
+    """Change a file's architecture, and give it arrays of these widths, as a forger can at little cost."""
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        edit(config)
+        file.attrs["model_config"] = json.dumps(config)
+        for width in widths:
+            file["model_weights"].create_dataset(f"width {width}", data=np.zeros((5, width), np.uint8))
+    return path
+
+
+def widen(config: dict[str, Any]) -> None:
+    """Let two layers be `WIDE`: 400 million numbers between them."""
+    for layer in config["config"]["layers"]:
+        layer.pop("build_config", None)
+        if layer["config"]["name"] in ("first", "second"):
+            layer["config"]["units"] = WIDE
+            layer["config"]["kernel_initializer"] = "zeros"
+
+
+def pad(config: dict[str, Any]) -> None:
+    """Let a padding make the image 60,000 pixels high and wide."""
+    for layer in config["config"]["layers"]:
+        layer.pop("build_config", None)
+        if layer["class_name"] == "ZeroPadding2D":
+            layer["config"]["padding"] = [[30000, 30000], [30000, 30000]]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many numbers each array has that Keras makes."""
+    sizes: list[int] = []
+    for kind in (keras.initializers.Zeros, keras.initializers.GlorotUniform):
+        make = kind.__call__
+
+        def counted(self: Any, shape: Any, *given: Any, make: Any = make, **named: Any) -> Any:
+            sizes.append(math.prod(shape))
+            return make(self, shape, *given, **named)
+
+        monkeypatch.setattr(kind, "__call__", counted)
+    return sizes
+
+
+def test_layers_that_are_gigantic_only_together_are_refused_before_their_array_is_made(tmp_path: Path, drawn: list[int]) -> None:
+    model = network(keras.layers.Dense(4, name="first"), keras.layers.Dense(4, name="second"))
+    path = enlarged(save(model, tmp_path / "model.h5"), widen, WIDE)
+    drawn.clear()
+    with pytest.raises(ModelError, match=r"^model\.h5 is not loaded: its layer second needs an array of shape \(20000, 20000\)"):
+        load_classifier(path)
+    assert drawn == [3 * WIDE, WIDE]  # the first layer's, which fit into the file
+
+
+@pytest.mark.parametrize("after", ["Normalization", "GlobalAveragePooling2D"])
+def test_a_layer_that_would_take_in_too_many_numbers_is_refused_before_it_computes(tmp_path: Path, after: str) -> None:
+    own = [keras.layers.Normalization(axis=(1, 2, 3), mean=1.0, variance=1.0)] if after == "Normalization" else []
+    model = network(keras.layers.ZeroPadding2D(), *own)
+    path = enlarged(save(model, tmp_path / "model.h5"), pad)
+    with pytest.raises(ModelError, match=r"^model\.h5 is not loaded: its layer \w+ has 10,802,880,192 numbers for an image"):
+        load_classifier(path)
+
+
+def test_a_file_that_is_refused_leaves_keras_as_it_was(tmp_path: Path, good: Path) -> None:
+    path = enlarged(save(network(keras.layers.ZeroPadding2D()), tmp_path / "model.h5"), pad)
+    with pytest.raises(ModelError):
+        load_classifier(path)
+    assert keras.layers.Dense(7)(keras.ops.zeros((1, 70_000))).shape == (1, 7)
+    assert load_classifier(good).classes_count == 3

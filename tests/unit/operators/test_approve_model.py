@@ -15,7 +15,7 @@ from bcc_ops.config import Settings
 from bcc_ops.operators.approve_model import ApproveModelOperator
 from bcc_ops.runs.documents import ApprovalDocument
 from bcc_ops.runs.object_store import ObjectStore
-from tests.unit.report.samples import PATHS, config_document, gate_document, run_handle, snapshot_document
+from tests.unit.report.samples import PATHS, RUN_ID, config_document, gate_document, run_handle, snapshot_document
 
 ANSWERED = datetime(2026, 11, 22, 3, tzinfo=timezone.utc)
 APPROVAL = PATHS.document("approval.json")
@@ -33,7 +33,7 @@ def ask(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Callable[[], App
             task = ApproveModelOperator(task_id="approve_model", run=run, gate=gate)
         task.__dict__["store"] = store
         task.__dict__["settings"] = Settings(bucket=store.bucket)
-        given: Any = {"dag_run": SimpleNamespace(dag_id="bcc_retraining", run_id="manual")}
+        given: Any = {"run_id": RUN_ID, "dag_run": SimpleNamespace(dag_id="bcc_retraining", run_id=RUN_ID)}
         task.execute(given)
         return task
 

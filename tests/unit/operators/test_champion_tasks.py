@@ -16,11 +16,14 @@ from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.operators.assets import champion_asset
 from bcc_ops.operators.set_champion import SetChampionOperator
 from bcc_ops.operators.upload_model import UploadModelOperator
-from bcc_ops.runs.documents import ApprovalDocument, PromotionDocument
+from bcc_ops.runs.documents import ApprovalDocument, Document, PromotionDocument, Reference
 from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import RunPaths
 from tests.unit.promotion.samples import NOW, upload
 from tests.unit.report.samples import (
+    AS_OF,
     PATHS,
+    RUN_ID,
     checks_document,
     config_document,
     evaluation_document,
@@ -39,7 +42,7 @@ class Events(dict[Any, Any]):
 
 
 def context(user: str | None = "ana") -> Any:
-    return {"outlet_events": Events(), "dag_run": SimpleNamespace(triggering_user_name=user)}
+    return {"run_id": RUN_ID, "outlet_events": Events(), "dag_run": SimpleNamespace(triggering_user_name=user)}
 
 
 def in_bucket(operator: Any, store: ObjectStore) -> Any:
@@ -128,14 +131,19 @@ def test_choosing_the_champion_is_a_skip(registry: ModelRegistry) -> None:
 
 def uploading(store: ObjectStore, approval: ApprovalDocument | None = None, verdict: str = "approved", **parameters: Any) -> Any:
     """The upload of an approved model. An answer in `approval` is made to be about this very verdict."""
-    documents = {
-        "training": training_document(),
-        "evaluation": evaluation_document(),
-        "gate": gate_document(verdict),
-        "checks": checks_document(),
-        "split": split_document(),
+
+    def save(name: str, document: Document) -> Reference:
+        return store.save(PATHS.document(f"{name}.json"), document)
+
+    split, evaluation = save("split", split_document()), save("evaluation", evaluation_document())
+    references = {
+        "checks": save("checks", checks_document()),
+        "split": split,
+        "training": save("training", training_document(split=split)),
+        "evaluation": evaluation,
+        "gate": save("gate", gate_document(verdict, evaluation=evaluation, split=split)),
     }
-    saved = {name: store.save(PATHS.document(f"{name}.json"), document).to_xcom() for name, document in documents.items()}
+    saved = {name: reference.to_xcom() for name, reference in references.items()}
     saved["run"] = run_handle(store, config_document(**parameters), snapshot_document(bucket=store.bucket))
     if approval is not None:
         about = approval.gate or saved["gate"]["sha256"]
@@ -190,6 +198,51 @@ def test_a_task_marked_successful_by_hand_is_told_as_the_cause(store: ObjectStor
     task.gate = None
     with pytest.raises(AirflowFailException, match="an earlier task handed on no GateDocument"):
         task.execute(context())
+
+
+OTHER = Reference(key=PATHS.document("model.h5"), sha256="0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "document", "why"),
+    [
+        ("evaluation", evaluation_document(champion=False), "gate.json is about another evaluation: clear gate_model too"),
+        ("evaluation", evaluation_document(model=OTHER), "evaluation.json is about another model .* clear evaluate_model"),
+        ("evaluation", evaluation_document(validation_digest="0" * 64), "evaluation.json is about another model or other images"),
+        ("training", training_document(model=OTHER), "evaluation.json is about another model .* clear evaluate_model"),
+        ("training", training_document(split=OTHER), "trained with another split of this run: clear train_model"),
+        ("split", split_document(salt="other"), "trained with another split of this run: clear train_model"),
+        ("gate", gate_document("approved", evaluation=OTHER), "gate.json is about another evaluation: clear gate_model too"),
+    ],
+    ids=["evaluated again", "other model", "other images", "trained again", "other split", "split again", "other evaluation"],
+)
+def test_a_model_that_the_gate_did_not_judge_is_not_uploaded(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, name: str, document: Document, why: str
+) -> None:
+    """Somebody cleared one task without those after it: each document is this run's own and of the digest handed on."""
+    monkeypatch.setattr("bcc_ops.promotion.run_upload.upload_run", lambda *given, **more: pytest.fail("it was uploaded"))
+    task = uploading(store)
+    setattr(task, name, store.save(PATHS.document(f"{name}.json"), document).to_xcom())
+    with pytest.raises(AirflowFailException, match=f"ArtifactError: .*{why}"):
+        task.execute(context())
+
+
+@pytest.mark.parametrize("name", ["checks", "split", "training", "evaluation", "gate"])
+def test_a_document_of_another_run_is_not_acted_on(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whoever may edit XComs could otherwise promote a model under the verdict of another run."""
+    monkeypatch.setattr("bcc_ops.promotion.run_upload.upload_run", lambda *given, **more: pytest.fail("it was uploaded"))
+    task = uploading(store)
+    own = store.get(PATHS.document(f"{name}.json"))
+    other = RunPaths.of("artifacts", AS_OF, "manual__other").document(f"{name}.json")
+    setattr(task, name, store.put_referenced(other, own).to_xcom())
+    with pytest.raises(AirflowFailException, match=f"handed on {other}, which is not the run's own {name}.json"):
+        task.execute(context())
+
+
+def test_a_task_works_for_no_other_run_than_its_own(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bcc_ops.promotion.run_upload.upload_run", lambda *given, **more: pytest.fail("it was uploaded"))
+    with pytest.raises(AirflowFailException, match="and not of this run, 'manual__other': clear snapshot_dataset"):
+        uploading(store).execute({**context(), "run_id": "manual__other"})
 
 
 def test_an_upload_writes_promotion_json_with_who_approved_and_updates_the_asset(

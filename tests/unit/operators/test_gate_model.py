@@ -23,6 +23,7 @@ from tests.services.faulty_proxy import FAULTS, faulty
 from tests.unit.promotion.samples import FailingClient, client_error
 from tests.unit.report.samples import (
     PATHS,
+    RUN_ID,
     champion_document,
     config_document,
     evaluation_document,
@@ -69,6 +70,7 @@ def decide(store: ObjectStore) -> Callable[..., tuple[GateDocument, set[str], Pu
         gate.__dict__["settings"] = Settings(bucket=store.bucket)
         pushed = Pushed()
         context = {
+            "run_id": RUN_ID,
             "ti": SimpleNamespace(task=gate, map_index=-1, xcom_push=pushed),
             "dag_run": SimpleNamespace(run_type=run_type),
         }

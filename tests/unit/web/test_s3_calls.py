@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from bcc_ops.runs.bundle import BUNDLE, write_bundle
+from bcc_ops.runs.bundle import BUNDLE, read_bundle, write_bundle
 from bcc_ops.runs.documents import ApprovalDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import PLOTS, RunPaths
 from bcc_ops.runs.record import RUN_DOCUMENTS
 from bcc_ops.runs.upgrade import OLDER_FILES
+from bcc_ops.web.run_reader import MOST_BYTES
 from tests.unit.report import samples
 from tests.unit.web.conftest import RUNNING
 
@@ -195,11 +196,38 @@ def test_a_document_that_was_removed_is_not_shown_from_the_bundle(make_client: C
     assert "<h2>Approved" not in make_client(busy_store).get(REPORT).text
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"files": {"gate.json": 1}}', b"\xff\xfe"])
+DAMAGE = {
+    "empty": b"",
+    "cut short": b"{",
+    "not an object": b"[]",
+    "files that are a list": b'{"files": ["gate.json"]}',
+    "a file that is a number": b'{"files": {"gate.json": 1}}',
+    "a file that is not there": b'{"files": {"no-such.json": {"etag": null, "content": "{}"}}}',
+    "invalid UTF-8": b"\xff\xfe",
+    "half a character": b'{"files": {"gate.json": {"etag": "%s", "content": "\\ud800"}}}',
+    "nested too deeply": b'{"files": ' + b"[" * 200_000,
+    "too large for a page": b" " * (MOST_BYTES + 1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_bundle_costs_calls_and_nothing_else(make_client: Client, busy_store: ObjectStore, damage: bytes) -> None:
     whole = make_client(busy_store).get(REPORT).text
-    busy_store.put(samples.PATHS.document(BUNDLE), damage)
+    gate = busy_store.head(samples.PATHS.document("gate.json"))
+    assert gate is not None
+    busy_store.put(samples.PATHS.document(BUNDLE), damage.replace(b"%s", gate.etag.encode()))
     assert make_client(busy_store).get(REPORT).text == whole
+
+
+def test_a_document_that_is_not_utf8_is_left_out_of_the_bundle(busy_store: ObjectStore) -> None:
+    busy_store.put(samples.PATHS.document("gate.json"), b"\xff\xfe")
+    write_bundle(busy_store, samples.PATHS)
+    listed = {
+        entry["Key"].rsplit("/", 1)[-1]: entry["ETag"].strip('"') for entry in busy_store.list_objects(samples.PATHS.folder)
+    }
+    assert set(read_bundle(busy_store.get(samples.PATHS.document(BUNDLE)), listed)) & {"gate.json", "checks.json"} == {
+        "checks.json"
+    }
 
 
 def test_the_page_is_the_same_with_and_without_a_bundle(make_client: Client, busy_store: ObjectStore) -> None:
