@@ -192,8 +192,10 @@ class ObjectStore:
         version: dict[str, Any] = {"VersionId": version_id} if version_id else {}
         with _telling(f"reading {self.uri(key)}"):
             answer = self.client.get_object(Bucket=self.bucket, Key=key, **version)
+            # botocore verifies the length and the checksum of what is read to its end alone
+            cut = at_most if at_most is not None and answer["ContentLength"] > at_most else None
             with closing(answer["Body"]) as body:
-                return body.read(at_most), answer["ETag"].strip('"')
+                return body.read(cut), answer["ETag"].strip('"')
 
     def stream(self, key: str, version_id: str | None = None, if_etag: str | None = None) -> Iterator[bytes]:
         """Yield the content of an object in pieces of at most 1 MiB, its checksum verified where the store holds one.
