@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-METHOD = 4
-"""Goes up whenever decoding, fingerprints or the comparison of pixels change: what was learned otherwise is forgotten."""
+METHOD = 5
+"""Goes up whenever decoding, properties, fingerprints or the comparison of pixels change: what was learned otherwise is
+forgotten."""
 
 HASH_BYTES = 8
 DESCRIPTOR_BYTES = 32

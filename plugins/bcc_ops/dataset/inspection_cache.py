@@ -19,6 +19,7 @@ import numpy as np
 from bcc_ops.dataset.fingerprints import DESCRIPTOR_BYTES, METHOD, Fingerprint
 from bcc_ops.dataset.image_cache import is_damage, throw_away
 from bcc_ops.dataset.near_duplicates import Candidates, Pair
+from bcc_ops.dataset.properties import Properties
 from bcc_ops.dataset.similarity import Similarity
 from bcc_ops.exceptions import CacheError
 
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (
     sha256 TEXT, min_side INTEGER, max_pixels INTEGER, reason TEXT, detail TEXT, width INTEGER, height INTEGER, mode TEXT,
-    mean REAL, contrast REAL, synthetic INTEGER, pixels TEXT, hash BLOB, points BLOB, descriptors BLOB,
+    mean REAL, contrast REAL, synthetic INTEGER, properties TEXT, pixels TEXT, hash BLOB, points BLOB, descriptors BLOB,
     PRIMARY KEY (sha256, min_side, max_pixels)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS similarity (
     one TEXT, other TEXT, similarity REAL, overlap REAL, PRIMARY KEY (one, other)) WITHOUT ROWID;
@@ -56,6 +57,7 @@ class ContentFacts:
     mean: float = 0.0
     contrast: float = 0.0
     synthetic: bool = False
+    properties: Properties | None = None
     fingerprint: Fingerprint | None = None
 
 
@@ -111,15 +113,17 @@ class InspectionCache:
     def recall(self, contents: Iterable[str], min_side: int, max_pixels: int) -> dict[str, ContentFacts]:
         """Return what is known of these contents (sha256 -> facts), judged by the same limits. Others are absent."""
         query = (
-            "SELECT reason, detail, width, height, mode, mean, contrast, synthetic, pixels, hash, points, descriptors "
-            "FROM facts WHERE sha256 = ? AND min_side = ? AND max_pixels = ?"
+            "SELECT reason, detail, width, height, mode, mean, contrast, synthetic, properties, pixels, hash, points, "
+            "descriptors FROM facts WHERE sha256 = ? AND min_side = ? AND max_pixels = ?"
         )
         known: dict[str, ContentFacts] = {}
         for sha256 in contents:
             row = self._db.execute(query, (sha256, min_side, max_pixels)).fetchone()
             if row:
                 named = dict(zip(_FACTS, row))
-                known[sha256] = ContentFacts(**named, synthetic=bool(row[7]), fingerprint=_fingerprint(row[8:]))
+                known[sha256] = ContentFacts(
+                    **named, synthetic=bool(row[7]), properties=_properties(row[8]), fingerprint=_fingerprint(row[9:])
+                )
         return known
 
     def remember(self, learned: Iterable[tuple[str, ContentFacts]], min_side: int, max_pixels: int) -> dict[str, ContentFacts]:
@@ -131,9 +135,9 @@ class InspectionCache:
             kept[sha256] = facts
             pending.append((sha256, min_side, max_pixels, *_columns(facts)))
             if len(pending) == _ROWS_A_COMMIT or time.monotonic() - saved >= _SECONDS_A_COMMIT:
-                self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
+                self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
                 pending, saved = [], time.monotonic()
-        self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
+        self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
         return kept
 
     def recall_candidates(self, search: str) -> Candidates | None:
@@ -183,8 +187,13 @@ def _columns(facts: ContentFacts) -> tuple[object, ...]:
         facts.mean,
         facts.contrast,
         facts.synthetic,
+        json.dumps(facts.properties) if facts.properties else None,
         *arrays,
     )
+
+
+def _properties(column: str | None) -> Properties | None:
+    return Properties(*json.loads(column)) if column else None
 
 
 def _fingerprint(columns: tuple[object, ...]) -> Fingerprint | None:
