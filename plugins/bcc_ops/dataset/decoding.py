@@ -46,11 +46,15 @@ class DecodedImage:
         mode: how the file stores its pixels: "RGB" where nothing was converted, else Pillow's name of the mode ("L",
             "P", "RGBA", "CMYK", …), with ";16" for 16 bits a channel.
         info: the text chunks and other remarks in the file, as Pillow reads them.
+        file_format: one of `FORMATS`.
+        quantization: mean of a JPEG's first quantization table; 0 for other formats.
     """
 
     rgb: np.ndarray
     mode: str
     info: Mapping[str, Any]
+    file_format: str
+    quantization: float
 
 
 def decode_rgb(source: Path | bytes) -> np.ndarray:
@@ -121,7 +125,8 @@ def decode_image(content: bytes, min_side: int = 1, max_pixels: int = LARGEST_IM
                 _check_scans(content)
             mode = _stored_mode(image)
             info = dict(image.info)
-            return DecodedImage(_to_rgb(image), mode, info)
+            file_format = {"MPO": "JPEG"}.get(str(image.format), str(image.format))
+            return DecodedImage(_to_rgb(image), mode, info, file_format, _quantization(image))
     except ImageRefused:
         raise
     except MemoryError as error:
@@ -130,11 +135,59 @@ def decode_image(content: bytes, min_side: int = 1, max_pixels: int = LARGEST_IM
         raise _unreadable(content, error) from None
 
 
-def resize_square(rgb: np.ndarray, side: int) -> np.ndarray:
-    """Pixels resized to uint8 (side, side, 3), bilinear with antialiasing; the aspect is not kept, as in the notebook."""
+@dataclass(frozen=True)
+class Box:
+    """The part of a square that shows the image, in pixels: `square[top:bottom, left:right]`. The rest is padding."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Return what to index a square with, to get the image."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+
+def box_in_square(shape: tuple[int, ...], side: int, *, keep_aspect: bool) -> Box:
+    """Return where a square shows an image.
+
+    Args:
+        shape: of the image: height and width in pixels, and perhaps channels.
+        side: of the square, in pixels.
+        keep_aspect: whether the longer side becomes `side` and the shorter one keeps its ratio to it (rounded half up, at least 1
+            pixel), in the middle; of an odd number of padded rows or columns, the last one is below or on the right. Else the
+            image is the whole square.
+    """
+    height, width = shape[:2]
+    longer = max(height, width)
+    rows, columns = (max(1, (2 * n * side + longer) // (2 * longer)) if keep_aspect else side for n in (height, width))
+    top, left = (side - rows) // 2, (side - columns) // 2
+    return Box(top, top + rows, left, left + columns)
+
+
+def fit_square(rgb: np.ndarray, side: int, *, keep_aspect: bool) -> np.ndarray:
+    """Make the square that a network sees of an image: the one definition of training, evaluation, prediction and Grad-CAM.
+
+    Resized bilinearly, with antialiasing.
+
+    Args:
+        rgb: uint8, (height, width, 3).
+        side: of the square, in pixels.
+        keep_aspect: whether the aspect is kept and the rest of the square is black (0), as `box_in_square` says, or the image is
+            squeezed to the square, as in the notebook.
+
+    Returns:
+        uint8, (side, side, 3).
+    """
     if rgb.shape[:2] == (side, side):
         return rgb
-    return np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.BILINEAR))
+    box = box_in_square(rgb.shape, side, keep_aspect=keep_aspect)
+    square = np.zeros((side, side, 3), np.uint8)
+    size = (box.right - box.left, box.bottom - box.top)
+    square[box.slices] = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR))
+    return square
 
 
 def _open(content: bytes) -> Image.Image:
@@ -183,6 +236,11 @@ def _stored_mode(image: Image.Image) -> str:
     sixteen = ";16" in rawmode or image.mode.startswith("I")
     base = "L" if image.mode.startswith("I") else image.mode
     return f"{base};16" if sixteen else base
+
+
+def _quantization(image: Image.Image) -> float:
+    tables: Mapping[int, Any] = getattr(image, "quantization", None) or {}
+    return float(np.mean(tables[min(tables)])) if tables else 0.0
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

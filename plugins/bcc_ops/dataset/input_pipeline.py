@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.dataset.decoding import decode_rgb, resize_square
+from bcc_ops.dataset.decoding import Box, box_in_square, decode_rgb, fit_square
 from bcc_ops.dataset.resources import cores
 from bcc_ops.dataset.sync import LocalImage, training_view
 
@@ -34,17 +34,19 @@ _GRAIN = 0.8
 
 @dataclass(frozen=True)
 class Pixels:
-    """Decoded images of one partition.
+    """Decoded images: those that a model is trained on, or those that it is asked about.
 
     Attributes:
         images: uint8, (n, side, side, 3); in memory, or mapped from a file in the cache.
         labels: int64, (n,): indices into `classes`.
         classes: the class names.
+        boxes: where each square shows its image; None if every image is its whole square.
     """
 
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+    boxes: tuple[Box, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,13 +58,16 @@ class Pixels:
         return one_hot
 
 
-def decode_images(images: Sequence[LocalImage], classes: Sequence[str], *, side: int, scratch: Path, budget_bytes: int) -> Pixels:
+def decode_images(
+    images: Sequence[LocalImage], classes: Sequence[str], *, side: int, keep_aspect: bool, scratch: Path, budget_bytes: int
+) -> Pixels:
     """Decode and resize images, once.
 
     Args:
         images: the images, with their files.
         classes: the class names; a label's index among them is its number.
         side: of the square that they are resized to, in pixels.
+        keep_aspect: whether they are padded to it or squeezed, as `fit_square` says.
         scratch: where pixels that the budget does not hold are kept, in a file that nobody else sees.
         budget_bytes: how much memory the pixels may take.
 
@@ -71,19 +76,22 @@ def decode_images(images: Sequence[LocalImage], classes: Sequence[str], *, side:
     """
     pixels = _allocate((len(images), side, side, 3), scratch, budget_bytes)
 
-    def decode(position: int) -> None:
-        pixels[position] = resize_square(decode_rgb(images[position].path), side)
+    def decode(position: int) -> Box:
+        rgb = decode_rgb(images[position].path)
+        pixels[position] = fit_square(rgb, side, keep_aspect=keep_aspect)
+        return box_in_square(rgb.shape, side, keep_aspect=keep_aspect)
 
     with ThreadPoolExecutor(cores()) as pool:
-        list(pool.map(decode, range(len(images))))
+        boxes = tuple(pool.map(decode, range(len(images))))
     number = {name: position for position, name in enumerate(classes)}
-    return Pixels(pixels, np.array([number[image.label] for image in images], np.int64), tuple(classes))
+    labels = np.array([number[image.label] for image in images], np.int64)
+    return Pixels(pixels, labels, tuple(classes), boxes if keep_aspect else None)
 
 
 def read_as_notebook(
     images: Sequence[LocalImage], classes: Sequence[str], *, side: int, scratch: Path, budget_bytes: int
 ) -> Pixels:
-    """Read images as the notebook did, with `image_dataset_from_directory` on a view with one folder per class.
+    """Read images as the notebook did, squeezed, with `image_dataset_from_directory` on a view with one folder per class.
 
     Arguments are those of `decode_images`. The images come ordered by class and key.
     """
@@ -124,7 +132,7 @@ def _allocate(shape: tuple[int, ...], scratch: Path, budget_bytes: int) -> np.nd
 class Augmentation:
     """What may happen to a training image; each attribute is the parameter of that name. All of it happens in one go:
     flips, rotation, zoom, stretch and shift are one affine map, brightness, contrast and gamma one table, and half of the
-    images are softened while the other half gets speckle.
+    images are softened while the other half gets speckle. Padding moves with the image and stays black.
     """
 
     flip: str = "none"
@@ -143,21 +151,27 @@ class Augmentation:
         """Return the augmentation that a run's parameters ask for."""
         return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, box: Box | None = None) -> np.ndarray:
         """Return one image, augmented.
 
         Args:
             image: uint8, (side, side, 3).
             rng: where the draws come from; each call takes the same ones, whatever the parameters say, and speckle's grain last.
+            box: where the square shows the image; None if that is everywhere.
 
         Returns:
-            uint8, (side, side, 3). What comes into sight from outside is the image's reflection.
+            uint8, (side, side, 3). What comes into sight from outside is the image's reflection; where there was padding, black.
         """
+        side = image.shape[0]
         place, (light, strength, bend, soft) = rng.uniform(-1, 1, 5), rng.uniform(-1, 1, 4)
         mirrored, upside_down = rng.random(2) < 0.5
-        matrix = self._affine(image.shape[0], place, bool(mirrored), bool(upside_down))
+        matrix = self._affine(side, place, bool(mirrored), bool(upside_down))
+        if box is not None:
+            image = image[box.slices]
+            matrix[:, 2] -= box.left, box.top
+        height, width = image.shape[:2]
         image = cv2.warpAffine(
-            image, matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
+            image, matrix, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
         )
         if self.blur and soft > 0:
             image = cv2.GaussianBlur(image, (0, 0), sigmaX=0.1 + soft * self.blur)
@@ -165,6 +179,9 @@ class Augmentation:
             image = cv2.LUT(image, self._table(light, strength, bend))
         if self.speckle and soft < 0:
             image = _speckled(image, -soft * self.speckle, rng)
+        for axis, length in enumerate((width, height)):
+            if length < side:
+                image[_beyond(matrix[axis], length, side)] = 0
         return image
 
     def _affine(self, side: int, place: np.ndarray, mirrored: bool, upside_down: bool) -> np.ndarray:
@@ -191,6 +208,20 @@ class Augmentation:
         return table
 
 
+def _beyond(row: np.ndarray, length: int, side: int) -> np.ndarray:
+    """Return where the result shows what is before or behind the image, in one direction: bool, (side, side).
+
+    Args:
+        row: of the affine map, which gives the place in the image in that direction.
+        length: of the image in that direction, in pixels.
+        side: of the result, in pixels.
+    """
+    steps = np.arange(side, dtype=np.float32)
+    place = row[0] * steps + (row[1] * steps + row[2])[:, None]
+    beyond: np.ndarray = (place < -0.5) | (place > length - 0.5)
+    return beyond
+
+
 def _speckled(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Return the image with grain as another machine's: multiplicative, the same in all channels, about two pixels wide.
 
@@ -207,7 +238,7 @@ def training_batches(pixels: Pixels, augmentation: Augmentation, batch_size: int
     """Return one epoch: every image once, shuffled, augmented.
 
     Args:
-        pixels: the train partition.
+        pixels: the images to train on.
         batch_size: images a batch; the last one may be smaller.
         seed, epoch: decide about the order and the augmentation.
 
@@ -219,7 +250,9 @@ def training_batches(pixels: Pixels, augmentation: Augmentation, batch_size: int
     cv2.setNumThreads(1)  # the batches are what runs in parallel; threads below them would fight for the same cores
 
     def augmented(positions: np.ndarray) -> np.ndarray:
-        return np.stack([augmentation(pixels.images[p], np.random.default_rng([seed, epoch, int(p)])) for p in positions])
+        boxes = [pixels.boxes[p] if pixels.boxes else None for p in positions]
+        draws = [np.random.default_rng([seed, epoch, int(p)]) for p in positions]
+        return np.stack([augmentation(pixels.images[p], rng, box) for p, rng, box in zip(positions, draws, boxes)])
 
     def batch(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # Stateless, or else tf.data gives up working on batches in parallel once op determinism is on.

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from bcc_ops.dataset.decoding import decode_rgb, resize_square
 from bcc_ops.exceptions import ModelError
 from bcc_ops.models.classifier import Classifier
 
@@ -34,7 +33,7 @@ class GradCam:
     """
 
     def __init__(self, classifier: Classifier) -> None:
-        self._image_size = classifier.image_size
+        self._read = classifier.read
         inner = _classifier_in(classifier.model)
         self._mirrors = inner is not classifier.model
         self._last = inner.layers[-1]
@@ -51,7 +50,7 @@ class GradCam:
             (n, h, w) in [0, 1], h and w those of the last feature map, each map's highest place 1; all 0 where nothing
             speaks for the class.
         """
-        return self.of_pixels(np.stack([resize_square(decode_rgb(path), self._image_size) for path in paths]), classes)
+        return self.of_pixels(np.stack([self._read(path) for path in paths]), classes)
 
     def of_pixels(self, pixels: np.ndarray, classes: Sequence[int]) -> Heat:
         """Return the same for pixels (n, side, side, 3) in 0-255."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bcc_ops.dataset.decoding import decode_rgb, resize_square
+from bcc_ops.dataset.decoding import decode_rgb, fit_square
 from bcc_ops.dataset.resources import cores
 from bcc_ops.exceptions import ModelError
 from bcc_ops.models.keras_import import import_keras
@@ -26,11 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A loaded model."""
+    """A loaded model.
+
+    Attributes:
+        model: the network.
+        image_size: side of its input, in pixels.
+        classes_count: how many probabilities it answers.
+        keep_aspect: whether it was trained on images that were padded to the square, or squeezed.
+    """
 
     model: keras.Model
     image_size: int
     classes_count: int
+    keep_aspect: bool
 
     def predict(self, paths: Sequence[Path], batch_size: int = 32) -> np.ndarray:
         """Probabilities for image files.
@@ -49,18 +57,37 @@ class Classifier:
             return np.zeros((0, self.classes_count), np.float32)
         with ThreadPoolExecutor(cores()) as pool:
             batches = (paths[start : start + batch_size] for start in range(0, len(paths), batch_size))
-            return np.concatenate([self.predict_pixels(np.stack(list(pool.map(self._read, batch)))) for batch in batches])
+            return np.concatenate([self.predict_pixels(np.stack(list(pool.map(self.read, batch)))) for batch in batches])
 
     def predict_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Probabilities, float32 (n, classes), for pixels (n, image_size, image_size, 3) in 0-255."""
         return np.asarray(self.model.predict_on_batch(np.asarray(pixels, np.float32)), np.float32)
 
-    def _read(self, path: Path) -> np.ndarray:
-        return resize_square(decode_rgb(path), self.image_size)
+    def read(self, path: Path) -> np.ndarray:
+        """Return what the model sees of an image file: uint8, (image_size, image_size, 3).
+
+        Raises:
+            ImageRefused: it cannot be decoded (a DataError).
+        """
+        return fit_square(decode_rgb(path), self.image_size, keep_aspect=self.keep_aspect)
 
 
-def load_classifier(path: Path) -> Classifier:
+def load_classifier(path: Path, *, keep_aspect: bool) -> Classifier:
     """Load an `.h5` model that was saved by this project, or by a notebook to the same contract.
+
+    Args:
+        path: the file.
+        keep_aspect: what the model's own document says: the file itself does not know how its images were made square.
+
+    Raises:
+        ModelError: as `load_model` says.
+    """
+    model = load_model(path)
+    return Classifier(model, int(model.input_shape[1]), int(model.output_shape[1]), keep_aspect)
+
+
+def load_model(path: Path) -> keras.Model:
+    """Load the network of an `.h5` file.
 
     Args:
         path: the file.
@@ -83,8 +110,8 @@ def load_classifier(path: Path) -> Classifier:
     shape, answers = model.input_shape, model.output_shape
     if len(shape) != 4 or shape[1] is None or shape[1] != shape[2] or shape[3] != 3 or len(answers) != 2:
         raise ModelError(f"{path.name} maps {shape} to {answers}; square RGB images to a probability a class are needed")
-    classifier = Classifier(model, int(shape[1]), int(answers[1]))
-    sums = classifier.predict_pixels(np.stack([np.zeros(shape[1:], np.float32), np.full(shape[1:], 255, np.float32)])).sum(axis=1)
+    black_and_white = np.stack([np.zeros(shape[1:], np.float32), np.full(shape[1:], 255, np.float32)])
+    sums = np.asarray(model.predict_on_batch(black_and_white), np.float32).sum(axis=1)
     if not np.allclose(sums, 1, atol=1e-3):
         raise ModelError(f"{path.name} does not answer probabilities: they sum to {sums[0]:.3f} on a black image")
-    return classifier
+    return model

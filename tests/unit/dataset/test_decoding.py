@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 
@@ -8,9 +9,10 @@ import pytest
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.dataset.decoding import decode_image, decode_rgb, resize_square
+from bcc_ops.dataset.decoding import Box, box_in_square, decode_image, decode_rgb, fit_square
 from bcc_ops.dataset.file_parts import refuse_many_parts
 from bcc_ops.exceptions import DataError, ImageRefused, OutOfResources
+from tests.conftest import REPOSITORY
 from tests.factories.hostile_images import hostile_files, jpeg_beginning_with, jpeg_segment, png_beginning_with, png_chunk
 from tests.unit.dataset.broken_images import MAX_PIXELS, MIN_SIDE, broken_files, chunk, encoded, picture, png_promising
 
@@ -111,17 +113,63 @@ def test_an_exif_orientation_is_applied():
     assert np.array_equal(turned, np.asarray(image.transpose(Image.Transpose.ROTATE_270)))
 
 
-def test_resizing_keeps_the_mean_of_what_it_shrinks():
+@pytest.mark.parametrize(("keep_aspect", "shown"), [(False, slice(0, 10)), (True, slice(2, 7))])
+def test_resizing_keeps_the_mean_of_what_it_shrinks(keep_aspect, shown):
     stripes = np.zeros((100, 200, 3), np.uint8)
     stripes[:, ::2] = 255
-    small = resize_square(stripes, 10)
+    small = fit_square(stripes, 10, keep_aspect=keep_aspect)
     assert small.shape == (10, 10, 3)
-    assert abs(int(small.mean()) - 127) <= 2  # without antialiasing it would be 0 or 255
+    assert np.abs(small[shown].astype(int) - 127).max() <= 2  # without antialiasing it would be 0 or 255
 
 
-def test_resizing_to_the_same_size_changes_nothing():
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_resizing_to_the_same_size_changes_nothing(keep_aspect):
     rgb = np.asarray(picture(size=(32, 32)))
-    assert np.array_equal(resize_square(rgb, 32), rgb)
+    assert np.array_equal(fit_square(rgb, 32, keep_aspect=keep_aspect), rgb)
+
+
+@pytest.mark.parametrize("side", [20, 50])
+def test_a_square_image_is_the_same_whether_its_aspect_is_kept_or_not(side):
+    rgb = np.asarray(picture(size=(32, 32)))
+    assert np.array_equal(fit_square(rgb, side, keep_aspect=True), fit_square(rgb, side, keep_aspect=False))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "side", "box"),
+    [
+        (200, 100, 100, Box(25, 75, 0, 100)),  # 50 rows, 25 black ones above and below
+        (100, 200, 100, Box(0, 100, 25, 75)),
+        (100, 55, 100, Box(22, 77, 0, 100)),  # 45 rows of padding: 22 above, 23 below
+        (55, 100, 100, Box(0, 100, 22, 77)),
+        (8, 1, 20, Box(8, 11, 0, 20)),  # 2.5 rows are 3
+        (1000, 10, 256, Box(126, 129, 0, 256)),  # 2.56 rows are 3
+        (10, 1000, 256, Box(0, 256, 126, 129)),
+        (1000, 1, 100, Box(49, 50, 0, 100)),  # 0.1 rows are 1
+        (1000, 999, 100, Box(0, 100, 0, 100)),
+        (2, 1, 100, Box(25, 75, 0, 100)),  # tiny images grow
+        (1, 1, 100, Box(0, 100, 0, 100)),
+    ],
+)
+def test_an_image_whose_aspect_is_kept_lies_in_the_middle_of_black(width, height, side, box):
+    white = np.full((height, width, 3), 255, np.uint8)
+    expected = np.zeros((side, side, 3), np.uint8)
+    expected[box.top : box.bottom, box.left : box.right] = 255
+    assert np.array_equal(fit_square(white, side, keep_aspect=True), expected)
+    assert box_in_square(white.shape, side, keep_aspect=True) == box
+    assert fit_square(white, side, keep_aspect=False).min() == 255
+    assert box_in_square(white.shape, side, keep_aspect=False) == Box(0, side, 0, side)
+
+
+def test_the_readme_tells_users_of_the_file_how_to_make_the_same_square(tmp_path):
+    (recipe,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    rng = np.random.default_rng(0)
+    for width, height, side in [(200, 100, 100), (55, 100, 100), (8, 1, 20), (1000, 10, 256), (471, 562, 256), (3, 3, 7)]:
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(tmp_path / "scan.png")
+        for keep_aspect in (True, False):
+            named = {"path": tmp_path / "scan.png", "image_size": side, "keep_aspect": keep_aspect}
+            exec(recipe, named)
+            expected = fit_square(decode_rgb(tmp_path / "scan.png"), side, keep_aspect=keep_aspect)
+            assert np.array_equal(named["pixels"], expected[None]), (width, height, side, keep_aspect)
 
 
 @pytest.mark.parametrize(("name", "content", "reason"), list(hostile_files()), ids=lambda value: repr(value)[:30])

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.decoding import Box
 from bcc_ops.dataset.input_pipeline import (
     Augmentation,
     Pixels,
@@ -18,6 +19,7 @@ from bcc_ops.dataset.input_pipeline import (
 )
 from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.exceptions import ImageRefused
+from bcc_ops.models.classifier import Classifier
 
 CLASSES = ("benign", "malignant", "normal")
 
@@ -185,6 +187,62 @@ def test_speckle_scales_the_other_half_by_grain_that_all_channels_share() -> Non
     np.testing.assert_array_equal(Augmentation(speckle=0.2)(image, _draws(soft=0.5)), image)
 
 
+def _padded(side: int = 8, top: int = 2, bottom: int = 5) -> tuple[np.ndarray, Box]:
+    """An image that is as wide as its square, 3 of its 8 rows high, and rises to the right from 100 on."""
+    image = np.zeros((side, side, 3), np.uint8)
+    image[top:bottom] = 100 + 10 * np.arange(side)[:, None]
+    return image, Box(top, bottom, 0, side)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "draws"),
+    [
+        (Augmentation(brightness=0.2), {"light": 1.0}),
+        (Augmentation(contrast=0.5), {"strength": -1.0}),
+        (Augmentation(blur=1.0), {"soft": 1.0}),
+        (Augmentation(speckle=0.2), {"soft": -1.0}),
+    ],
+)
+def test_padding_stays_black_whatever_happens_to_the_light(augmentation: Augmentation, draws: dict[str, float]) -> None:
+    image, box = _padded()
+    changed = augmentation(image, _draws(**draws), box)
+
+    assert changed[:2].max() == changed[5:].max() == 0
+    assert changed[2:5].min() > 50
+    assert not np.array_equal(changed, image)
+
+
+def test_padding_moves_with_its_image() -> None:
+    image, box = _padded()
+    upright = np.rot90(image)
+
+    def moved(augmentation: Augmentation, **draws: Any) -> np.ndarray:
+        return augmentation(image, _draws(**draws), box)
+
+    # Two rows up: nothing but black follows. Two columns to the left: what follows is the image's reflection.
+    np.testing.assert_array_equal(moved(Augmentation(shift=0.25), down=1.0), np.roll(image, -2, axis=0))
+    assert moved(Augmentation(shift=0.25), right=1.0)[:, :, 0].tolist() == [
+        [120, 130, 140, 150, 160, 170, 170, 160] if 2 <= row < 5 else [0] * 8 for row in range(8)
+    ]
+    np.testing.assert_array_equal(moved(Augmentation(rotation=0.25), turn=1.0), upright)
+    np.testing.assert_array_equal(moved(Augmentation(flip="vertical"), upside_down=True), image[::-1])
+    sideways = Augmentation(rotation=0.25)(upright, _draws(turn=-1.0), Box(0, 8, 2, 5))
+    np.testing.assert_array_equal(sideways, image)
+
+
+def test_each_image_is_augmented_within_its_own_box() -> None:
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    boxes = (Box(2, 6, 0, 8), Box(0, 8, 3, 5), Box(0, 8, 0, 8))
+    for number, box in enumerate(boxes):
+        images[number, box.top : box.bottom, box.left : box.right] = 100
+    pixels = Pixels(images, np.arange(3), CLASSES, boxes)
+
+    for batch, labels in training_batches(pixels, Augmentation(gamma=1.0, brightness=0.2), 2, 1, 1).as_numpy_iterator():
+        for image, number in zip(batch, labels.argmax(axis=1)):
+            shown = images[number] > 0
+            assert image[~shown].sum() == 0 and image[shown].min() == image[shown].max() not in (0, 100)
+
+
 def test_the_parameters_reach_the_augmentation() -> None:
     config = RetrainingConfig.resolve({"preset": "notebook", "shift": 0.125})
 
@@ -207,7 +265,9 @@ def folder_of_images(tmp_path: Path) -> list[LocalImage]:
 def test_images_are_decoded_to_squares_in_memory_or_in_a_file(
     folder_of_images: list[LocalImage], tmp_path: Path, budget: int
 ) -> None:
-    pixels = decode_images(folder_of_images, CLASSES, side=6, scratch=tmp_path / "scratch", budget_bytes=budget)
+    pixels = decode_images(
+        folder_of_images, CLASSES, side=6, keep_aspect=False, scratch=tmp_path / "scratch", budget_bytes=budget
+    )
 
     assert isinstance(pixels.images, np.memmap) == (budget == 0)
     assert pixels.images.shape == (4, 6, 6, 3)
@@ -217,11 +277,32 @@ def test_images_are_decoded_to_squares_in_memory_or_in_a_file(
     assert not list((tmp_path / "scratch").glob("*")), "the file has no name, so that it cannot be left behind"
 
 
+def test_images_whose_aspect_is_kept_come_with_their_boxes(folder_of_images: list[LocalImage], tmp_path: Path) -> None:
+    # 20 x 12 pixels at a side of 6: 3.6 rows are 4.
+    pixels = decode_images(folder_of_images, CLASSES, side=6, keep_aspect=True, scratch=tmp_path, budget_bytes=10**9)
+
+    assert pixels.boxes == (Box(1, 5, 0, 6),) * 4
+    assert pixels.images[1, :, 3].tolist() == [[0, 0, 0], *[[10, 0, 255]] * 4, [0, 0, 0]]
+
+
+@pytest.mark.parametrize("keep_aspect", [True, False])
+def test_a_model_is_asked_about_the_pixels_that_it_was_trained_on(
+    folder_of_images: list[LocalImage], tmp_path: Path, keep_aspect: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    for image, (width, height) in zip(folder_of_images, [(90, 61), (40, 200), (7, 5), (64, 64)]):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(image.path)
+    trained = decode_images(folder_of_images, CLASSES, side=33, keep_aspect=keep_aspect, scratch=tmp_path, budget_bytes=10**9)
+    asked = Classifier(None, 33, 3, keep_aspect)  # type: ignore[arg-type]
+
+    np.testing.assert_array_equal(trained.images, [asked.read(image.path) for image in folder_of_images])
+
+
 def test_an_image_that_cannot_be_decoded_stops_the_reading(folder_of_images: list[LocalImage], tmp_path: Path) -> None:
     folder_of_images[2].path.write_bytes(b"no image")
 
     with pytest.raises(ImageRefused):
-        decode_images(folder_of_images, CLASSES, side=6, scratch=tmp_path, budget_bytes=10**9)
+        decode_images(folder_of_images, CLASSES, side=6, keep_aspect=False, scratch=tmp_path, budget_bytes=10**9)
 
 
 def test_the_notebooks_reader_gives_the_same_pixels_by_class(folder_of_images: list[LocalImage], tmp_path: Path) -> None:

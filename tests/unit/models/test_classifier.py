@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcc_ops.dataset.decoding import decode_rgb, resize_square
+from bcc_ops.dataset.decoding import decode_rgb, fit_square
 from bcc_ops.exceptions import ImageRefused, ModelError
 from bcc_ops.models.classifier import load_classifier
 from bcc_ops.training.architectures import build_classifier, with_mirror_image
@@ -42,11 +42,12 @@ def images(tmp_path: Path) -> list[Path]:
     return paths
 
 
+@pytest.mark.parametrize("keep_aspect", [True, False])
 def test_images_are_read_as_in_training_and_keep_their_order(
-    classifier: keras.Model, model_file: Path, images: list[Path]
+    classifier: keras.Model, model_file: Path, images: list[Path], keep_aspect: bool
 ) -> None:
-    loaded = load_classifier(model_file)
-    pixels = np.stack([resize_square(decode_rgb(path), SIDE) for path in images]).astype(np.float32)
+    loaded = load_classifier(model_file, keep_aspect=keep_aspect)
+    pixels = np.stack([fit_square(decode_rgb(path), SIDE, keep_aspect=keep_aspect) for path in images]).astype(np.float32)
     flipped = pixels[:, :, ::-1].copy()
     expected = (classifier.predict_on_batch(pixels) + classifier.predict_on_batch(flipped)) / 2
 
@@ -58,14 +59,14 @@ def test_images_are_read_as_in_training_and_keep_their_order(
 
 
 def test_no_images_give_no_answers(model_file: Path) -> None:
-    assert load_classifier(model_file).predict([]).shape == (0, 3)
+    assert load_classifier(model_file, keep_aspect=True).predict([]).shape == (0, 3)
 
 
 def test_an_image_that_cannot_be_decoded_is_refused(model_file: Path, images: list[Path]) -> None:
     images[1].write_bytes(b"no image")
 
     with pytest.raises(ImageRefused):
-        load_classifier(model_file).predict(images)
+        load_classifier(model_file, keep_aspect=True).predict(images)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut short", "no model in it"])
@@ -79,7 +80,7 @@ def test_a_damaged_file_is_refused_by_name(model_file: Path, tmp_path: Path, dam
         path.write_bytes(content[damage])
 
     with pytest.raises(ModelError, match=r"model\.h5"):
-        load_classifier(path)
+        load_classifier(path, keep_aspect=True)
 
 
 def test_a_lambda_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_lambda_is_refused_and_not_run(tmp_path: Path) -> None:
     ran.unlink(missing_ok=True)
 
     with pytest.raises(ModelError, match="Lambda"):
-        load_classifier(path)
+        load_classifier(path, keep_aspect=True)
     assert not ran.exists()
 
 
@@ -107,7 +108,7 @@ def test_a_layer_that_may_run_code_is_refused_however_deep_it_lies(model_file: P
         file.attrs["model_config"] = json.dumps(config)
 
     with pytest.raises(ModelError, match=name):
-        load_classifier(path)
+        load_classifier(path, keep_aspect=True)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_a_model_of_another_contract_is_refused(
     path = _save(keras.Model(pixels, keras.layers.Dense(3, activation=activation)(x)), tmp_path / "model.h5")
 
     with pytest.raises(ModelError, match=message):
-        load_classifier(path)
+        load_classifier(path, keep_aspect=True)
 
 
 def test_a_model_of_a_notebooks_own_is_taken(tmp_path: Path) -> None:
@@ -143,6 +144,6 @@ def test_a_model_of_a_notebooks_own_is_taken(tmp_path: Path) -> None:
         ]
     )
 
-    loaded = load_classifier(_save(model, tmp_path / "model.h5"))
+    loaded = load_classifier(_save(model, tmp_path / "model.h5"), keep_aspect=False)
 
     assert (loaded.image_size, loaded.classes_count) == (16, 2)
