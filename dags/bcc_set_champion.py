@@ -16,7 +16,8 @@ sha256 compared, and asked about a few images in a process of its own; only then
 fails this is refused, and the champion stays.
 
 From then on the champion is **held**: a night's best verdict is *needs a person*, and the model that was replaced is refused
-whenever its file comes again. Trigger this DAG with *Release the hold* and a reason to let the nights replace the champion again.
+whenever its file comes again. Later models are also measured against the version that you chose: it is the **anchor**.
+Trigger this DAG with *Release the hold* and a reason to let the nights replace the champion again.
 
 Who asked, when and why stay in the history of the pointer. It also replaces a pointer that is damaged.
 """

@@ -24,9 +24,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bcc_ops.exceptions import ConfigError
 
 NOTEBOOK: dict[str, Any] = {
+    "folds": 1,
     "architecture": "cnn",
     "weights": "none",
     "image_size": 500,
+    "keep_aspect": False,
     "batch_size": 32,
     "epochs": 20,
     "learning_rate": 0.001,
@@ -36,8 +38,6 @@ NOTEBOOK: dict[str, Any] = {
     "label_smoothing": 0.0,
     "dropout": 0.5,
     "ema": False,
-    "early_stopping_patience": 0,
-    "malignant_odds_factor": 1.0,
     "flip": "horizontal_and_vertical",
     "rotation": 0.2,
     "zoom": 0.2,
@@ -110,7 +110,7 @@ class RetrainingConfig(BaseModel):
     external_prefix: str = _parameter(
         "",
         "External test images",
-        "Prefix with one folder per class, evaluated and reported in each run, never trained, tuned or gated on.",
+        "Prefix with one folder per class. Never trained on; reported in each run, and the gate compares the models on them.",
         _DATA,
     )
 
@@ -153,13 +153,15 @@ class RetrainingConfig(BaseModel):
     )
 
     # Split
-    validation_fraction: float = _parameter(
-        0.2, "Validation part", "Part of the images that is only ever evaluated on.", _SPLIT, ge=0.05, le=0.5
+    folds: int = _parameter(
+        5,
+        "Fold models",
+        "How many of the five folds are held out in turn, by a model each. 5: evidence from every image. 1: a quick look.",
+        _SPLIT,
+        ge=1,
+        le=5,
     )
-    tuning_fraction: float = _parameter(
-        0.15, "Tuning part", "Part of the train images that picks the best epoch and the threshold.", _SPLIT, ge=0.05, le=0.5
-    )
-    split_salt: str = _parameter("", "Split salt", "Another salt draws another split of groups that have no side yet.", _SPLIT)
+    split_salt: str = _parameter("", "Split salt", "Another salt draws other folds for groups that have none yet.", _SPLIT)
     patient_pattern: str = _parameter(
         "",
         "Patient pattern",
@@ -175,13 +177,15 @@ class RetrainingConfig(BaseModel):
         "efficientnet_lite0", "Architecture", "cnn, efficientnet_lite0, or a keras.applications model by name.", _MODEL
     )
     weights: str = _parameter("imagenet", "Initial weights", "imagenet, none, a file on the worker, or an s3:// address.", _MODEL)
-    warm_start: bool = _parameter(False, "Start from the champion", "Begin with the champion's weights where they fit.", _MODEL)
     frozen_part: float = _parameter(
         0.3, "Frozen part", "Part of a pretrained backbone's layers, from the input on, that is not trained.", _MODEL, ge=0, le=1
     )
     image_size: int = _parameter(256, "Image size (px)", "Side of the square that the network sees.", _MODEL, ge=32, le=1024)
+    keep_aspect: bool = _parameter(
+        True, "Keep the aspect", "Pad images with black to the square. Off: squeeze them to it, whatever their aspect.", _MODEL
+    )
     batch_size: int = _parameter(16, "Batch size", "Images a step.", _FIT, ge=1, le=512)
-    epochs: int = _parameter(24, "Epochs", "Passes over the train part, at most.", _FIT, ge=1, le=500)
+    epochs: int = _parameter(12, "Epochs", "Passes over the images that a fold's model is trained on.", _FIT, ge=1, le=500)
     learning_rate: float = _parameter(0.0005, "Learning rate", "Of Adam, at its peak.", _FIT, gt=0, le=1)
     warmup_epochs: int = _parameter(
         1, "Warm-up epochs", "Epochs over which the learning rate rises to its peak.", _FIT, ge=0, le=50
@@ -191,14 +195,6 @@ class RetrainingConfig(BaseModel):
     label_smoothing: float = _parameter(0.05, "Label smoothing", "0 trains on hard labels.", _FIT, ge=0, lt=1)
     dropout: float = _parameter(0.3, "Dropout", "Before the last layer.", _FIT, ge=0, lt=1)
     ema: bool = _parameter(True, "Average weights", "Evaluate and save an exponential moving average of the weights.", _FIT)
-    early_stopping_patience: int = _parameter(
-        6,
-        "Patience (epochs)",
-        "Stop after so many epochs whose tuning loss is, with confidence, higher than the lowest. 0: never.",
-        _FIT,
-        ge=0,
-        le=500,
-    )
     seed: int = _parameter(20261122, "Seed", "Of every random draw in training.", _FIT, ge=0, le=2**31 - 1)
     deterministic: bool = _parameter(True, "Deterministic", "The same seed gives the same metrics on the same device.", _FIT)
     mixed_precision: bool = _parameter(True, "Mixed precision", "Compute in 16 bit where the GPU has it.", _FIT)
@@ -211,23 +207,23 @@ class RetrainingConfig(BaseModel):
     rotation: float = _parameter(
         0.05, "Random rotation", "At most this part of a full turn, either way.", _AUGMENTATION, ge=0, le=0.5
     )
-    zoom: float = _parameter(0.15, "Random zoom", "At most this much nearer or farther.", _AUGMENTATION, ge=0, lt=1)
+    zoom: float = _parameter(0.3, "Random zoom", "At most this much nearer or farther.", _AUGMENTATION, ge=0, lt=1)
     brightness: float = _parameter(
         0.15, "Random brightness", "At most this part of the full range, either way.", _AUGMENTATION, ge=0, le=1
     )
-    contrast: float = _parameter(0.15, "Random contrast", "At most this factor less or more.", _AUGMENTATION, ge=0, lt=1)
+    contrast: float = _parameter(0.3, "Random contrast", "At most this factor less or more.", _AUGMENTATION, ge=0, lt=1)
     gamma: float = _parameter(
-        0.3, "Random gamma", "Exponent on the brightness: at most this factor more or less.", _AUGMENTATION, ge=0, le=2
+        0.5, "Random gamma", "Exponent on the brightness: at most this factor more or less.", _AUGMENTATION, ge=0, le=2
     )
-    stretch: float = _parameter(0.2, "Random stretch", "At most this factor wider or higher.", _AUGMENTATION, ge=0, lt=1)
+    stretch: float = _parameter(0.35, "Random stretch", "At most this factor wider or higher.", _AUGMENTATION, ge=0, lt=1)
     shift: float = _parameter(
-        0.1, "Random shift", "At most this part of the side, in any direction.", _AUGMENTATION, ge=0, le=0.5
+        0.15, "Random shift", "At most this part of the side, in any direction.", _AUGMENTATION, ge=0, le=0.5
     )
     blur: float = _parameter(
-        1.0, "Random blur (px)", "Half of the images are softened, at most with this sigma.", _AUGMENTATION, ge=0, le=10
+        1.5, "Random blur (px)", "Half of the images are softened, at most with this sigma.", _AUGMENTATION, ge=0, le=10
     )
     speckle: float = _parameter(
-        0.2,
+        0.3,
         "Random speckle",
         "The other half gets grain, at most of this strength (a part of the brightness).",
         _AUGMENTATION,
@@ -242,16 +238,8 @@ class RetrainingConfig(BaseModel):
         "The saved model answers the mean over the image and its mirror image.",
         _EVALUATION,
     )
-    malignant_odds_factor: float = _parameter(
-        4.0,
-        "Factor on the odds of malignant",
-        "The saved model's odds of malignant are multiplied by this: a missed cancer is the dearer error.",
-        _EVALUATION,
-        gt=0,
-        le=20,
-    )
     wanted_sensitivity: float = _parameter(
-        0.9, "Wanted malignant sensitivity", "Of the operating point, chosen on the tuning part.", _EVALUATION, gt=0, lt=1
+        0.9, "Wanted malignant sensitivity", "Of the operating point, chosen on the out-of-fold answers.", _EVALUATION, gt=0, lt=1
     )
     slice_pattern: str = _parameter(
         "", "Slice pattern", "Regular expression whose first group names the slice that a key belongs to.", _EVALUATION
@@ -276,7 +264,7 @@ class RetrainingConfig(BaseModel):
     balanced_accuracy_margin: float = _parameter(
         0.08,
         "Balanced accuracy margin",
-        "With confidence, the difference from the champion must be above minus this.",
+        "With confidence, the difference from the champion must be above minus this. Shrinks as the evidence grows.",
         _GATE,
         ge=0,
         le=1,
@@ -284,17 +272,29 @@ class RetrainingConfig(BaseModel):
     sensitivity_margin: float = _parameter(
         0.08,
         "Malignant sensitivity margin",
-        "Of the likeliest class. With confidence, the difference from the champion must be above minus this.",
+        "Of the likeliest class. With confidence, the difference must be above minus this. Shrinks as the evidence grows.",
         _GATE,
         ge=0,
         le=1,
     )
-    min_compared_images: int = _parameter(
-        60, "Images to compare on", "Fewer validation images that the champion has not seen fail the comparison.", _GATE, ge=1
+    external_margin: float = _parameter(
+        0.08,
+        "External test margin",
+        "With confidence, the difference of the malignant AUC on the external test images must be above minus this.",
+        _GATE,
+        ge=0,
+        le=1,
+    )
+    min_malignant_groups: int = _parameter(
+        23,
+        "Malignant groups to compare on",
+        "Fewer fail the comparison: with fewer, not even an identical model could be told from one that is worse.",
+        _GATE,
+        ge=1,
     )
     max_holdout_reuse: int = _parameter(
         30,
-        "Looks at one validation set",
+        "Decisions on one held-out set",
         "From so many decisions on, the gate says that the set has been used often.",
         _GATE,
         ge=1,

@@ -139,7 +139,7 @@ class SnapshotChanged(DataError):
 
 
 class SplitError(DataError):
-    """A class would have no image in a partition."""
+    """A class would have no image to train on, or none to be asked about."""
 
 
 class TrainingError(BccError):

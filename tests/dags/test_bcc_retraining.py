@@ -12,13 +12,14 @@ from tests.conftest import REPOSITORY
 EDGES = {
     "wait_for_new_images": {"snapshot_dataset"},
     "snapshot_dataset": {
-        *("download_images", "check_images", "split_dataset", "train_model", "evaluate_model"),
+        *("download_images", "check_images", "split_dataset", "train_model", "combine_folds", "evaluate_model"),
         *("gate_model", "publish_plots", "approve_model", "upload_model"),
     },
     "download_images": {"check_images"},
     "check_images": {"split_dataset", "train_model", "evaluate_model", "publish_plots", "upload_model"},
-    "split_dataset": {"train_model", "evaluate_model", "gate_model", "publish_plots", "upload_model"},
-    "train_model": {"evaluate_model", "publish_plots", "upload_model"},
+    "split_dataset": {"train_model", "combine_folds", "evaluate_model", "gate_model", "publish_plots", "upload_model"},
+    "train_model": {"combine_folds"},
+    "combine_folds": {"evaluate_model", "publish_plots", "upload_model"},
     "evaluate_model": {"gate_model", "publish_plots", "upload_model"},
     "gate_model": {"publish_plots", "approve_model", "upload_model"},
     "publish_plots": set(),
@@ -66,10 +67,10 @@ def test_the_form_offers_every_parameter_with_a_default_that_it_accepts(dag: Any
 
 def test_the_form_starts_with_the_deployments_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "parameters.yaml"
-    path.write_text("require_approval: true\nmin_compared_images: 80\n")
+    path.write_text("require_approval: true\nmin_malignant_groups: 30\n")
     monkeypatch.setenv("BCC_PARAMETERS", str(path))
     dag = DagBag(REPOSITORY / "dags").dags["bcc_retraining"]
-    assert dag.params["require_approval"] is True and dag.params["min_compared_images"] == 80
+    assert dag.params["require_approval"] is True and dag.params["min_malignant_groups"] == 30
     dag.params.validate()
 
 

@@ -16,7 +16,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def test_notebook_preset_is_the_original_recipe() -> None:
     config = RetrainingConfig.resolve({"preset": "notebook"})
     assert (config.architecture, config.image_size, config.batch_size, config.epochs) == ("cnn", 500, 32, 20)
-    assert config.validation_fraction == 0.2
+    assert not config.keep_aspect, "image_dataset_from_directory squeezes"
+    assert config.folds == 1, "it trained one model, on 80 % of the images"
+
+
+def test_a_training_with_another_aspect_is_another_one() -> None:
+    """Checkpoints are named by these parameters: none is taken up with the other pixels."""
+    kept, squeezed = (RetrainingConfig.resolve({"keep_aspect": keep}) for keep in (True, False))
+    assert kept == RetrainingConfig.resolve({})
+    assert kept.training_parameters() != squeezed.training_parameters()
 
 
 def test_a_given_parameter_beats_the_preset() -> None:
@@ -40,7 +48,7 @@ def test_origins_tell_given_deployment_preset_and_default_apart() -> None:
 
 
 def test_a_deployments_recipe_is_for_its_own_preset() -> None:
-    deployment = {"preset": "transfer", "epochs": 12, "min_macro_auc": 0.9}
+    deployment = {"preset": "transfer", "epochs": 18, "min_macro_auc": 0.9}
     config = RetrainingConfig.resolve({"preset": "notebook"}, deployment)
     assert (config.epochs, config.min_macro_auc) == (20, 0.9)
     assert (config.origins(deployment)["preset"], config.origins(deployment)["epochs"]) == ("given", "preset")
@@ -53,18 +61,18 @@ def parameters_file(folder: Path, text: str) -> str:
 
 
 def test_the_deployments_file_is_what_the_form_starts_with(tmp_path: Path) -> None:
-    path = parameters_file(tmp_path, "require_approval: true\nepochs: 12\nmin_compared_images: 80\nsplit_salt:\n")
+    path = parameters_file(tmp_path, "require_approval: true\nepochs: 18\nmin_malignant_groups: 40\nsplit_salt:\n")
     deployment = DeploymentParameters.read(path)
     assert (deployment.problem, dict(deployment.values)) == (
         None,
-        {"require_approval": True, "epochs": 12, "min_compared_images": 80},
+        {"require_approval": True, "epochs": 18, "min_malignant_groups": 40},
     )
     fields = form_fields(deployment.values)
-    assert (fields["require_approval"][0], fields["min_compared_images"][0], fields["epochs"][0]) == (True, 80, None)
-    assert "Empty: 12 (this deployment), 24 (transfer)" in fields["epochs"][1]["description_md"]
+    assert (fields["require_approval"][0], fields["min_malignant_groups"][0], fields["epochs"][0]) == (True, 40, None)
+    assert "Empty: 18 (this deployment), 12 (transfer)" in fields["epochs"][1]["description_md"]
     filled_in = {parameter: default for parameter, (default, _) in fields.items()}
     night = deployment.resolve(filled_in)
-    assert (night.require_approval, night.epochs, night.min_compared_images) == (True, 12, 80)
+    assert (night.require_approval, night.epochs, night.min_malignant_groups) == (True, 18, 40)
     assert "given" not in night.origins(deployment.values).values()
 
 
@@ -74,7 +82,7 @@ def test_the_example_in_the_repository_is_valid_once_its_lines_are_switched_on(t
     switched_on = re.sub(r"^#(?=\w+: )", "", example, flags=re.M)
     deployment = DeploymentParameters.read(parameters_file(tmp_path, switched_on))
     assert deployment.problem is None
-    assert {"patient_pattern", "require_approval", "external_prefix", "min_compared_images", "preset"} <= set(deployment.values)
+    assert {"patient_pattern", "require_approval", "external_prefix", "min_malignant_groups", "preset"} <= set(deployment.values)
     assert {"min_new_images", "wait_for_images_minutes", "settle_seconds"} <= set(deployment.values)
     usual = RetrainingConfig().model_dump(mode="json")
     changed = {name for name, value in deployment.values.items() if value != usual[name]}
@@ -142,7 +150,10 @@ def test_every_parameter_is_read_somewhere() -> None:
     ("given", "named"),
     [
         ({"epochs": 0}, "epochs"),
-        ({"validation_fraction": 0.9}, "validation_fraction"),
+        ({"folds": 0}, "folds"),
+        ({"folds": 6}, "folds"),
+        ({"min_malignant_groups": 0}, "min_malignant_groups"),
+        ({"validation_fraction": 0.2}, "validation_fraction: there is no such parameter"),
         ({"no_such_parameter": 1}, "no_such_parameter"),
         ({"preset": "magic"}, "preset"),
         ({"patient_pattern": "("}, "patient_pattern"),
@@ -167,8 +178,9 @@ def test_as_of_without_a_zone_is_utc_and_with_one_is_converted() -> None:
 
 def test_training_parameters_leave_out_what_cannot_change_the_weights() -> None:
     parameters = RetrainingConfig.resolve({}).training_parameters()
-    assert {"seed", "epochs", "rotation", "split_salt", "min_side"} <= set(parameters)
-    assert not {"max_holdout_reuse", "require_approval", "as_of", "wanted_sensitivity"} & set(parameters)
+    assert {"seed", "epochs", "rotation", "folds", "split_salt", "min_side"} <= set(parameters)
+    decides_later = {"max_holdout_reuse", "min_malignant_groups", "external_margin", "require_approval", "wanted_sensitivity"}
+    assert not {"as_of", *decides_later} & set(parameters)
 
 
 def test_every_parameter_of_the_form_has_a_title_a_sentence_a_section_and_a_default_its_schema_allows() -> None:

@@ -14,7 +14,7 @@ from bcc_ops.dataset.snapshot import ImageRules, ListingBuilder, digest_of_image
 from bcc_ops.dataset.splits import Split, describe_split, split_images
 from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.exceptions import NoImages, SplitError
-from bcc_ops.runs.documents import PARTITIONS, CheckDocument, IgnoredKeys
+from bcc_ops.runs.documents import FOLDS, CheckDocument, ChecksDocument, IgnoredKeys, name_fold
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -90,12 +90,12 @@ def check_tables(document: CheckDocument) -> list[RenderableType]:
 
     checks = document.checks
     counts = Table(title="Images", title_justify="left")
-    for column in ("class", "usable", *PARTITIONS, "weight"):
+    for column in ("class", "usable", *map(name_fold, FOLDS), "weight"):
         counts.add_column(column, justify="left" if column == "class" else "right")
     for name, usable in checks.usable.items():
-        weights = document.split
-        cells = [str(weights.counts[partition][name]) for partition in PARTITIONS] if weights else ["-"] * len(PARTITIONS)
-        counts.add_row(name, str(usable), *cells, f"{weights.weights[name]:.3f}" if weights else "-")
+        split = document.split
+        cells = [str(split.counts[fold][name]) for fold in FOLDS] if split else ["-"] * len(FOLDS)
+        counts.add_row(name, str(usable), *cells, f"{split.weights[name]:.3f}" if split else "-")
 
     found = Table(title="Findings", title_justify="left", show_header=False)
     found.add_row("checked", str(checks.checked))
@@ -118,10 +118,27 @@ def check_tables(document: CheckDocument) -> list[RenderableType]:
         for group in checks.conflicts[:_LISTED_AT_MOST]:
             conflicts.add_row(Text("\n".join(group.keys)), Text(", ".join(group.labels)))
         tables.append(_cut(conflicts, len(checks.conflicts)))
+    if checks.shortcuts:
+        tables.append(_shortcut_table(checks))
     tables.extend(Text(f"warning: {warning}") for warning in checks.warnings)
+    if checks.shortcuts_unavailable:
+        tables.append(Text(f"shortcuts cannot be told: {checks.shortcuts_unavailable}"))
     if document.split_problem:
         tables.append(Text(f"no split: {document.split_problem}"))
     return tables
+
+
+def _shortcut_table(checks: ChecksDocument) -> RenderableType:
+    from rich.table import Table
+
+    table = Table("alone", *checks.usable, title="Shortcuts: AUC of each class by properties of the files", title_justify="left")
+    cells: dict[str, list[str]] = {}
+    for finding in checks.shortcuts:
+        told = f"{finding.auc:.2f}{' !' if finding.warning else ''}" if finding.auc.value is not None else "-"
+        cells.setdefault(finding.properties, []).append(told)
+    for properties, told_by_class in cells.items():
+        table.add_row(properties, *told_by_class)
+    return table
 
 
 def _list_folder(
@@ -153,7 +170,7 @@ def _describe(
     checks: ImageChecks, ignored: tuple[IgnoredKeys, ...], config: RetrainingConfig, classes: tuple[str, ...]
 ) -> CheckDocument:
     problem: str | None = None
-    split = Split((), (), (), 0)
+    split = Split((), (), (), 0, config.folds)
     try:
         split = split_images(checks.contents, (), config, classes)
     except SplitError as error:
@@ -163,7 +180,7 @@ def _describe(
         ignored=ignored,
         checks=checks.document,
         split=None if problem else describe_split(split, config, classes),
-        partitions={row.key: row.partition for row in split.rows},
+        folds={row.key: row.fold for row in split.rows},
         split_problem=problem,
     )
 

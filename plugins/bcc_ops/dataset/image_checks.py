@@ -20,7 +20,9 @@ from bcc_ops.dataset.drift import compare_distributions
 from bcc_ops.dataset.fingerprints import fingerprint, to_gray
 from bcc_ops.dataset.inspection_cache import ContentFacts, InspectionCache
 from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, find_near_duplicates
+from bcc_ops.dataset.properties import measure_properties
 from bcc_ops.dataset.resources import cores
+from bcc_ops.dataset.shortcuts import audit_shortcuts
 from bcc_ops.dataset.synthetic import is_synthetic
 from bcc_ops.exceptions import ImageRefused, NoImages, OutOfResources, TooManyRefused
 from bcc_ops.runs.documents import ChecksDocument, ImageGroup, RefusedImage
@@ -100,6 +102,7 @@ def check_images(
     conflicts = tuple(group for group in groups if len(group.labels) > 1)
     contents = _rows(images, facts, copies, conflicts)
     usable = Counter(row.label for row in contents if not row.refused)
+    audit = audit_shortcuts(contents, classes, config.patient_pattern)
     drift, drift_unavailable = compare_distributions(contents, previous, classes)
     document = ChecksDocument(
         snapshot_digest=snapshot_digest,
@@ -118,7 +121,13 @@ def check_images(
         },
         drift=drift,
         drift_unavailable=drift_unavailable,
-        warnings=tuple(_warnings(contents, groups, conflicts, [finding.sentence for finding in drift if finding.warning])),
+        shortcuts=audit.findings,
+        shortcuts_unavailable=audit.unavailable,
+        warnings=(
+            *_warnings(contents, groups, conflicts),
+            *(finding.sentence for finding in drift if finding.warning),
+            *audit.warnings(),
+        ),
         contents=None,
     )
     return ImageChecks(document, contents, copies)
@@ -167,14 +176,14 @@ def inspect_file(path: Path, min_side: int, max_pixels: int) -> ContentFacts:
     try:
         content = read_image_file(path)
         with memory_for(content):
-            return _inspect(decode_image(content, min_side, max_pixels))
+            return _inspect(decode_image(content, min_side, max_pixels), len(content))
     except ImageRefused as refusal:
         return ContentFacts(reason=refusal.reason, detail=refusal.detail)
     except MemoryError as error:
         raise OutOfResources("the memory does not suffice to check an image; run fewer tasks on this worker") from error
 
 
-def _inspect(image: DecodedImage) -> ContentFacts:
+def _inspect(image: DecodedImage, file_bytes: int) -> ContentFacts:
     height, width = image.rgb.shape[:2]
     gray = to_gray(image.rgb)
     return ContentFacts(
@@ -184,6 +193,7 @@ def _inspect(image: DecodedImage) -> ContentFacts:
         mean=float(gray.mean()),
         contrast=float(gray.std()),
         synthetic=is_synthetic(image.info),
+        properties=measure_properties(image, gray, file_bytes),
         fingerprint=fingerprint(image.rgb, gray),
     )
 
@@ -240,14 +250,13 @@ def _rows(
             group=copies.group_of.get(image.sha256, image.sha256),
             refused=known.reason or (CONFLICT if image.key in conflicting else ""),
             pixels=known.fingerprint.pixels if known.fingerprint else "",
+            **(known.properties._asdict() if known.properties else {}),
         )
         for image, known in ((image, facts[image.sha256]) for image in sorted(images, key=lambda image: image.key))
     )
 
 
-def _warnings(
-    contents: Sequence[ContentRow], groups: Sequence[ImageGroup], conflicts: Sequence[ImageGroup], drift: Sequence[str]
-) -> Iterable[str]:
+def _warnings(contents: Sequence[ContentRow], groups: Sequence[ImageGroup], conflicts: Sequence[ImageGroup]) -> Iterable[str]:
     synthetic = sum(row.synthetic for row in contents)
     if synthetic:
         yield f"{synthetic} of {len(contents)} images are synthetic: no metric of this run says anything about patients"
@@ -257,4 +266,3 @@ def _warnings(
     largest = max((len(group.keys) for group in groups), default=0)
     if largest > _GROUP_TO_LOOK_AT:
         yield f"the largest group of near-duplicates has {largest} images: look whether the copies are real"
-    yield from drift

@@ -1,16 +1,18 @@
-"""The sticky, group-safe split into train, tuning and validation, and the class weights.
+"""The sticky, group-safe split into five folds, and the class weights.
 
-A *group* is what must stay on one side of the split: near-duplicates, or all images of a patient if patients are known.
+A *group* is what must stay in one fold: near-duplicates, or all images of a patient if patients are known. The model of a fold is
+trained on the other folds, and asked about its own.
 
-- An image that ever had a side keeps it, whether or not every run since saw it. It is recognised by its bytes or its pixels, so
+- An image that ever had a fold keeps it, whether or not every run since saw it. It is recognised by its bytes or its pixels, so
   that growth, absence, renaming, a second upload and lossless re-encoding move nothing.
-- A group with members on one side takes its new images to that side.
-- If a group has members on several sides, because a new image or a patient pattern joins what was apart, its new images are left
-  out and nobody changes sides. Of the members that belong together without the new images, only those on the most held-out
-  side are used (validation, then tuning); the others are left out for as long as they belong together. So nothing that a
-  model was trained on is counted as held-out, and the validation set stays what it was.
-- Only groups that are new altogether are drawn, in an order fixed by a salted digest of their content, so that every class comes
-  as near to its share as its groups allow. The result depends on the set of images alone, never on the order of a listing.
+- A group with members in one fold takes its new images to that fold.
+- If a group has members in several folds, because a new image or a patient pattern joins what was apart, its new images are left
+  out and nobody changes folds. Of the members that belong together without the new images, only those of the lowest fold are
+  used; the others are left out for as long as they belong together. So no model is asked about what it was trained on.
+- Only groups that are new altogether are drawn: the largest first, then in an order fixed by a salted digest of their content,
+  each into the fold that has least of its classes. The result depends on the set of images alone, not on a listing's order.
+- What an older release held out is fold 1. What it trained on is drawn into the folds 2 to 5, so that with its model fold 1
+  stays held-out.
 """
 
 from __future__ import annotations
@@ -23,16 +25,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bcc_ops.exceptions import SplitError
-from bcc_ops.runs.documents import PARTITIONS, LeftOutImage, Partition, Reference, SplitDocument, digest_of
+from bcc_ops.runs.documents import FOLDS, OLDER_TRAINING, LeftOutImage, Reference, SplitDocument, digest_of
 from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow
 
 if TYPE_CHECKING:
     from bcc_ops.config import RetrainingConfig
 
-GROUPS_NEEDED = len(PARTITIONS)
-"""Groups that a class needs at least: one per partition."""
-
-MOST_HELD_OUT_FIRST: tuple[Partition, ...] = ("validation", "tuning", "train")
+GROUPS_NEEDED = 2
+"""Groups that a class needs at least: one to train on, and one to be asked about."""
 
 Tie = tuple[str, str]
 """What two images of a group have in common: a kind ("bytes", "pixels", "near-duplicates", "patient") and a name."""
@@ -40,30 +40,32 @@ Tie = tuple[str, str]
 
 @dataclass(frozen=True)
 class Split:
-    """Which image is in which partition.
+    """Which image is in which fold.
 
     Attributes:
-        rows: one row per image that is in a partition, sorted by key.
-        left_out: usable images that are in no partition, each with its reason, sorted by key.
-        assignments: one row per content that has a side, from earlier runs or from this one, sorted by sha256.
-        carried_forward: how many images of `rows` kept the side that an earlier run gave to their content.
+        rows: one row per image that is in a fold, sorted by key.
+        left_out: usable images that are in no fold, each with its reason, sorted by key.
+        assignments: one row per content that has a fold, from earlier runs or from this one, sorted by sha256.
+        carried_forward: how many images of `rows` kept the fold that an earlier run gave to their content.
+        folds: how many of the folds are held out in turn.
     """
 
     rows: tuple[SplitRow, ...]
     left_out: tuple[LeftOutImage, ...]
     assignments: tuple[AssignmentRow, ...]
     carried_forward: int
+    folds: int
 
     @property
     def holdout_reuse(self) -> float:
-        """Gate decisions per validation image, this run's included: how often the held-out images decided, by overlap."""
+        """Gate decisions per held-out image, this run's included: how often the held-out images decided, by overlap."""
         decisions = {row.sha256: row.decisions for row in self.assignments}
-        held_out = [decisions[row.sha256] for row in self.rows if row.partition == "validation"]
+        held_out = [decisions[row.sha256] for row in self.rows if row.fold <= self.folds]
         return sum(held_out) / len(held_out) if held_out else 0.0
 
 
 class _Assigned:
-    """The images that have a side, by their bytes and by their pixels."""
+    """The images that have a fold, by their bytes and by their pixels."""
 
     def __init__(self, rows: Iterable[AssignmentRow]) -> None:
         self.by_bytes = {row.sha256: row for row in rows}
@@ -72,19 +74,19 @@ class _Assigned:
     def find(self, image: ContentRow) -> AssignmentRow | None:
         return self.by_bytes.get(image.sha256) or self.by_pixels.get(image.pixels)
 
-    def side(self, image: ContentRow) -> str | None:
+    def fold(self, image: ContentRow) -> int | None:
         row = self.find(image)
-        return row.partition if row else None
+        return row.fold if row else None
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Images that belong together. `absent` are those that have a side and are not usable in this run."""
+    """Images that belong together. `absent` are those that have a fold and are not usable in this run."""
 
     name: str
     images: tuple[ContentRow, ...]
     absent: tuple[AssignmentRow, ...]
-    sides: frozenset[str]
+    folds: frozenset[int]
 
     @property
     def counts(self) -> Counter[str]:
@@ -97,49 +99,67 @@ def split_images(
     config: RetrainingConfig,
     classes: Sequence[str],
 ) -> Split:
-    """Put every usable image into a partition, or say why not.
+    """Put every usable image into a fold, or say why not.
 
     Args:
         images: the results of the image checks. Refused images, conflicts among them, are skipped.
-        assigned: the images to which earlier runs gave a side.
-        config: `validation_fraction`, `tuning_fraction`, `split_salt` and `patient_pattern` count.
-        classes: the classes that every partition must contain.
+        assigned: the images to which earlier runs gave a fold.
+        config: `folds`, `split_salt` and `patient_pattern` count.
+        classes: the classes that every model must be trained on and asked about.
 
     Raises:
-        SplitError: a class would have no image in a partition; the message says how many are needed.
+        SplitError: a model would have no image of a class; the message says how many are needed.
     """
     usable = sorted((image for image in images if not image.refused), key=lambda image: image.key)
-    known = _Assigned(assigned)
+    known = _Assigned(fold_older(assigned))
     patient = _patient_reader(config.patient_pattern)
     groups = _group_images(usable, known, patient)
-    placed: dict[str, str] = {}
+    placed: dict[str, int] = {}
     for group in groups:
-        placed |= _sides_of_known_group(group, known, patient) if group.sides else {}
-    placed |= _draw_sides(groups, placed, config)
+        placed |= _folds_of_known_group(group, known, patient) if group.folds else {}
+    placed |= _draw_folds(groups, placed, config.split_salt)
 
     rows: list[SplitRow] = []
     left_out: list[LeftOutImage] = []
     for group in groups:
         for image in group.images:
-            side = placed.get(image.key)
-            if side:
-                rows.append(SplitRow(image.key, image.sha256, image.label, group.name, side, image.pixels))
+            fold = placed.get(image.key)
+            if fold:
+                rows.append(SplitRow(image.key, image.sha256, image.label, group.name, fold, image.pixels))
             else:
                 left_out.append(LeftOutImage(key=image.key, reason=_bridge_reason(group)))
     split = Split(
         tuple(sorted(rows)),
         tuple(sorted(left_out, key=lambda image: image.key)),
-        _assignments(groups, placed, known),
+        _assignments(groups, placed, known, config.folds),
         sum(known.find(image) is not None for image in usable if image.key in placed),
+        config.folds,
     )
     _check(split, groups, classes)
     return split
 
 
-def count_partitions(rows: Iterable[SplitRow], classes: Sequence[str]) -> dict[Partition, dict[str, int]]:
-    """Return the images per partition and class, zeros included."""
-    counted = Counter((row.partition, row.label) for row in rows)
-    return {partition: {name: counted[partition, name] for name in classes} for partition in PARTITIONS}
+def fold_older(assigned: Iterable[AssignmentRow]) -> list[AssignmentRow]:
+    """Draw the images that an older release trained on into the folds 2 to 5, by their groups and balanced by class.
+
+    Fold 1 is what that release held out, so that nothing its model was trained on comes to be held-out for it.
+    """
+    rows = list(assigned)
+    members: defaultdict[str, list[AssignmentRow]] = defaultdict(list)
+    for row in rows:
+        if row.fold == OLDER_TRAINING:
+            members[row.group].append(row)
+    held = {fold: Counter(row.label for row in rows if row.fold == fold) for fold in FOLDS[1:]}
+    settled = {row.group: row.fold for row in rows if row.fold in held}
+    counts = {name: Counter(row.label for row in group) for name, group in members.items()}
+    drawn = _fill({name: count for name, count in counts.items() if name not in settled}, held, salt="") | settled
+    return [row._replace(fold=drawn[row.group]) if row.fold == OLDER_TRAINING else row for row in rows]
+
+
+def count_folds(rows: Iterable[SplitRow], classes: Sequence[str]) -> dict[int, dict[str, int]]:
+    """Return the images per fold and class, zeros included."""
+    counted = Counter((row.fold, row.label) for row in rows)
+    return {fold: {name: counted[fold, name] for name in classes} for fold in FOLDS}
 
 
 def class_weights(counts: Mapping[str, int]) -> dict[str, float]:
@@ -149,22 +169,24 @@ def class_weights(counts: Mapping[str, int]) -> dict[str, float]:
     events data").
 
     Args:
-        counts: class -> images in the train partition, each at least 1.
+        counts: class -> images, each at least 1.
     """
     total = sum(counts.values())
     return {name: total / (len(counts) * count) for name, count in counts.items()}
 
 
-def validation_digest(rows: Iterable[SplitRow]) -> str:
-    """Name of the validation set: sha256 over the sorted content digests of its images. Renaming does not change it."""
-    return digest_of(sorted(row.sha256 for row in rows if row.partition == "validation"))
+def held_out_digest(rows: Iterable[SplitRow], folds: int) -> str:
+    """Name of the evidence: sha256 over the sorted content digests of the images that are held out in turn.
+
+    Renaming does not change it.
+    """
+    return digest_of(sorted(row.sha256 for row in rows if row.fold <= folds))
 
 
 def split_is_made_of(images: Iterable[ContentRow], config: RetrainingConfig) -> str:
     """Return a digest of everything that decides about a split besides the assignments of earlier runs."""
     rows = sorted((image.key, image.sha256, image.group, image.refused) for image in images)
-    parameters = (config.validation_fraction, config.tuning_fraction, config.split_salt, config.patient_pattern)
-    return digest_of([rows, parameters])
+    return digest_of([rows, (config.folds, config.split_salt, config.patient_pattern)])
 
 
 def describe_split(
@@ -187,25 +209,34 @@ def describe_split(
         table: reference to `split.parquet`.
         assignments: reference to `assignments.parquet`.
     """
-    counts = count_partitions(split.rows, classes)
+    counts = count_folds(split.rows, classes)
     return SplitDocument(
         classes=tuple(classes),
         counts=counts,
-        weights=class_weights(counts["train"]),
+        weights=class_weights({name: sum(of_fold[name] for of_fold in counts.values()) for name in classes}),
         grouping="patient" if config.patient_pattern else "near-duplicate group",
-        validation_fraction=config.validation_fraction,
-        tuning_fraction=config.tuning_fraction,
         salt=config.split_salt,
         carried_forward=split.carried_forward,
         previous_run=previous_run,
         left_out=split.left_out,
-        validation_digest=validation_digest(split.rows),
+        held_out_digest=held_out_digest(split.rows, split.folds),
         table=table,
         assignments=assignments,
         ancestors=tuple(ancestors),
         holdout_reuse=round(split.holdout_reuse, 2),
         made_of=made_of,
     )
+
+
+def group_images(images: Sequence[ContentRow], patient_pattern: str) -> dict[str, str]:
+    """Return key -> group, of images that no run has split: near-duplicates, and a patient's images, are one piece of evidence.
+
+    Args:
+        images: usable ones, as the image checks saw them.
+        patient_pattern: the run's parameter.
+    """
+    groups = _group_images(images, _Assigned(()), _patient_reader(patient_pattern))
+    return {image.key: group.name for group in groups for image in group.images}
 
 
 def _patient_reader(pattern: str) -> Callable[[str], str | None]:
@@ -257,19 +288,17 @@ def _group_images(images: Sequence[ContentRow], known: _Assigned, patient: Calla
             name=min(image.sha256 for image in group),
             images=tuple(group),
             absent=tuple(gone[which]),
-            sides=frozenset(
-                [side for image in group if (side := known.side(image))] + [row.partition for row in gone[which]],
-            ),
+            folds=frozenset([fold for image in group if (fold := known.fold(image))] + [row.fold for row in gone[which]]),
         )
         for which, group in members.items()
     ]
 
 
-def _sides_of_known_group(group: _Group, known: _Assigned, patient: Callable[[str], str | None]) -> dict[str, str]:
-    """Return key -> side of the images in a group with known members; images that are left out are absent."""
-    if len(group.sides) == 1:
-        return dict.fromkeys((image.key for image in group.images), next(iter(group.sides)))
-    settled = {image.key: side for image in group.images if (side := known.side(image))}
+def _folds_of_known_group(group: _Group, known: _Assigned, patient: Callable[[str], str | None]) -> dict[str, int]:
+    """Return key -> fold of the images in a group with known members; images that are left out are absent."""
+    if len(group.folds) == 1:
+        return dict.fromkeys((image.key for image in group.images), next(iter(group.folds)))
+    settled = {image.key: fold for image in group.images if (fold := known.fold(image))}
     # A near-duplicate group with a new image may exist because of that image alone, which is left out: it ties nobody then.
     joined_by_new = {image.group for image in group.images if image.key not in settled}
     ties = {
@@ -278,110 +307,98 @@ def _sides_of_known_group(group: _Group, known: _Assigned, patient: Callable[[st
         if image.key in settled
     }
     set_of = _join([*ties.values(), *(_ties(row, patient) for row in group.absent)])
-    sides: defaultdict[Tie, set[str]] = defaultdict(set)
-    for key, side in settled.items():
-        sides[set_of(ties[key][0])].add(side)
-    used = {which: next(side for side in MOST_HELD_OUT_FIRST if side in found) for which, found in sides.items()}
-    return {key: side for key, side in settled.items() if side == used[set_of(ties[key][0])]}
+    found: defaultdict[Tie, set[int]] = defaultdict(set)
+    for key, fold in settled.items():
+        found[set_of(ties[key][0])].add(fold)
+    return {key: fold for key, fold in settled.items() if fold == min(found[set_of(ties[key][0])])}
 
 
-def _draw_sides(groups: Sequence[_Group], placed: Mapping[str, str], config: RetrainingConfig) -> dict[str, str]:
-    """Return key -> side of the groups that are new altogether: validation is filled first, then tuning, then train."""
-    new = sorted((group for group in groups if not group.sides), key=lambda group: _draw(config.split_salt, group.name))
-    held: dict[str, Counter[str]] = {partition: Counter() for partition in PARTITIONS}
+def _draw_folds(groups: Sequence[_Group], placed: Mapping[str, int], salt: str) -> dict[str, int]:
+    """Return key -> fold of the images in groups that are new altogether."""
+    held: dict[int, Counter[str]] = {fold: Counter() for fold in FOLDS}
     for group in groups:
         for image in group.images:
             if image.key in placed:
                 held[placed[image.key]][image.label] += 1
-    total = sum(held.values(), Counter()) + sum((group.counts for group in new), Counter())
+    new = {group.name: group for group in groups if not group.folds}
+    drawn = _fill({name: group.counts for name, group in new.items()}, held, salt)
+    return {image.key: drawn[name] for name, group in new.items() for image in group.images}
 
-    wanted = {name: config.validation_fraction * total[name] for name in total}
-    validation = _fill(new, held["validation"], wanted, others=[held["tuning"], held["train"]])
-    held["validation"].update(image.label for group in new if group.name in validation for image in group.images)
-    rest = [group for group in new if group.name not in validation]
-    wanted = {name: config.tuning_fraction * (total[name] - held["validation"][name]) for name in total}
-    tuning = _fill(rest, held["tuning"], wanted, others=[held["train"]])
-    return {
-        image.key: "validation" if group.name in validation else "tuning" if group.name in tuning else "train"
-        for group in new
-        for image in group.images
-    }
+
+def _fill(groups: Mapping[str, Counter[str]], held: Mapping[int, Counter[str]], salt: str) -> dict[str, int]:
+    """Return group -> fold. Each group goes to the fold that has the smallest part of its classes so far.
+
+    The largest groups come first, since later ones can even them out. Of equal folds, the lowest is taken, so that a class of few
+    groups is in the first folds: a run with fewer fold models is asked about those.
+
+    Args:
+        groups: name -> images per class.
+        held: fold -> images per class that it has already.
+        salt: decides about the order of groups of one size.
+    """
+    held = {fold: Counter(counts) for fold, counts in held.items()}
+    totals = sum(held.values(), Counter()) + sum(groups.values(), Counter())
+    chosen: dict[str, int] = {}
+    for name in sorted(groups, key=lambda name: (-groups[name].total(), _draw(salt, name))):
+        counts = groups[name]
+        parts = {fold: sum(counts[label] * own[label] / totals[label] for label in counts) for fold, own in held.items()}
+        chosen[name] = min(held, key=lambda fold: (round(parts[fold], 9), fold))
+        held[chosen[name]].update(counts)
+    return chosen
 
 
 def _draw(salt: str, name: str) -> str:
     return hashlib.sha256(f"{salt}\0{name}".encode()).hexdigest()
 
 
-def _fill(groups: Sequence[_Group], held: Counter[str], wanted: Mapping[str, float], others: Sequence[Counter[str]]) -> set[str]:
-    """Return the names of the groups that bring a partition nearest to what it should hold of each class.
-
-    Args:
-        groups: candidates, in the order in which they were drawn.
-        held: images per class that the partition has already.
-        wanted: images per class that it should have.
-        others: images per class that the partitions to be filled later have already. For each of them that has none of a
-            class, a group of that class is left over.
-    """
-    held = Counter(held)
-    left = Counter(name for group in groups for name in group.counts)
-    chosen: set[str] = set()
-
-    def owed(name: str) -> int:
-        return sum(other[name] == 0 for other in others)
-
-    def fits(counts: Counter[str]) -> bool:
-        return all(held[name] + count <= wanted[name] + 0.5 for name, count in counts.items())
-
-    def helps(counts: Counter[str]) -> bool:
-        after = sum(abs(held[name] + count - wanted[name]) for name, count in counts.items())
-        before = sum(abs(held[name] - wanted[name]) for name in counts)
-        return after < before or any(held[name] == 0 for name in counts)
-
-    for takes in (fits, helps):  # what fits goes first: a large group taken early could overshoot where small ones are left
-        for group in groups:
-            counts = group.counts
-            if group.name not in chosen and takes(counts) and all(left[name] > owed(name) for name in counts):
-                chosen.add(group.name)
-                held.update(counts)
-                left.subtract(dict.fromkeys(counts, 1))
-    return chosen
-
-
-def _assignments(groups: Sequence[_Group], placed: Mapping[str, str], known: _Assigned) -> tuple[AssignmentRow, ...]:
-    """Return every content that has a side now: those of earlier runs stay, whatever became of their images."""
+def _assignments(groups: Sequence[_Group], placed: Mapping[str, int], known: _Assigned, folds: int) -> tuple[AssignmentRow, ...]:
+    """Return every content that has a fold now: those of earlier runs stay, whatever became of their images."""
     rows = dict(known.by_bytes)
     seen: set[str] = set()
+    # What is absent stays with those that it belonged together with, whatever their group is called by now.
+    called = {before.group: group.name for group in groups for image in group.images if (before := known.find(image))}
+    rows = {sha256: row._replace(group=called.get(row.group, row.group)) for sha256, row in rows.items()}
     for group in groups:
         rows |= {row.sha256: row._replace(group=group.name) for row in group.absent}
         for image in group.images:
             before = known.find(image)
-            side = placed.get(image.key) or (before.partition if before else None)
-            if side is None or image.sha256 in seen:
+            fold = placed.get(image.key) or (before.fold if before else None)
+            if fold is None or image.sha256 in seen:
                 continue
             seen.add(image.sha256)
-            decided = side == "validation" and image.key in placed
+            decided = fold <= folds and image.key in placed
             decisions = (before.decisions if before else 0) + decided
-            rows[image.sha256] = AssignmentRow(image.key, image.sha256, image.pixels, image.label, group.name, side, decisions)
+            rows[image.sha256] = AssignmentRow(image.key, image.sha256, image.pixels, image.label, group.name, fold, decisions)
     return tuple(rows[sha256] for sha256 in sorted(rows))
 
 
 def _bridge_reason(group: _Group) -> str:
-    sides = [side for side in PARTITIONS if side in group.sides]
-    return f"belongs together with images in {' and '.join(sides)}"
+    return f"belongs together with images in the folds {' and '.join(map(str, sorted(group.folds)))}"
 
 
 def _check(split: Split, groups: Sequence[_Group], classes: Sequence[str]) -> None:
-    counts = count_partitions(split.rows, classes)
+    """Refuse a split with which some model would not see a class, in training or when it is asked."""
+    counts = count_folds(split.rows, classes)
+    asked = FOLDS[: split.folds]
     for name in classes:
-        empty = [partition for partition in PARTITIONS if counts[partition][name] == 0]
-        if not empty:
+        total = sum(of_fold[name] for of_fold in counts.values())
+        untrained = [fold for fold in asked if total == counts[fold][name]]
+        unasked = not any(counts[fold][name] for fold in asked)
+        if not untrained and not unasked:
             continue
         independent = [group for group in groups if group.counts[name]]
         images = sum(group.counts[name] for group in independent)
-        settled = any(group.sides for group in independent)
-        missing = f"{len(empty)} new group{'s' if len(empty) > 1 else ''}"
-        more = f"; what is there keeps its side, so that {missing} must come" if settled else ""
-        raise SplitError(
-            f"class {name} has no image for {' and '.join(empty)}: it has {images} usable images in {len(independent)} groups "
-            f"that may not be torn apart, and at least {GROUPS_NEEDED} groups are needed, one per partition{more}"
+        where = _named(asked)
+        problem = (
+            f"no image outside of fold {untrained[0]} to train on" if untrained else f"no image in {where} to be asked about"
         )
+        settled = any(group.folds for group in independent)
+        more = "; what is there keeps its fold, so that new groups must come" if settled else ""
+        raise SplitError(
+            f"class {name} has {problem}: it has {images} usable images in {len(independent)} groups that may not be torn apart, "
+            f"and at least {GROUPS_NEEDED} groups are needed{more}"
+        )
+
+
+def _named(folds: Sequence[int]) -> str:
+    return f"fold {folds[0]}" if len(folds) == 1 else f"the folds {folds[0]} to {folds[-1]}"

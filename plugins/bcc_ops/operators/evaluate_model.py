@@ -1,4 +1,4 @@
-"""Judge the challenger and the champion on the same images."""
+"""Evaluate the challenger, beside the champion and the anchor."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PARQUET = "application/vnd.apache.parquet"
 
 
 class EvaluateModelOperator(BccOperator):
-    """Evaluate the challenger, and the champion beside it, on this snapshot's validation images.
+    """Evaluate the challenger by its out-of-fold answers, beside the champion and the anchor, and its file on external images.
 
-    One task for both, since each process that predicts pays for the import of TensorFlow. Writes `predictions.parquet`
+    One task for all, since each process that predicts pays for the import of TensorFlow. Writes `predictions.parquet`
     and `evaluation.json`; returns the reference to the latter.
 
     Args:
@@ -42,7 +42,7 @@ class EvaluateModelOperator(BccOperator):
         from bcc_ops.dataset.sync import sync_images
         from bcc_ops.evaluation.evaluate import with_references
         from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
-        from bcc_ops.models.champion import load_champion
+        from bcc_ops.models.champion import load_anchor, load_champion
         from bcc_ops.models.registry import ModelRegistry
         from bcc_ops.runs.bundle import write_bundle
 
@@ -61,8 +61,9 @@ class EvaluateModelOperator(BccOperator):
             fetch=partial(sync_images, self.store, cache=self.image_cache, unreadable={}),
         )
         with tempfile.TemporaryDirectory(prefix="bcc-evaluate-") as folder:
-            champion = load_champion(ModelRegistry(self.store, self.settings.models_prefix), Path(folder))
-            evaluated = evaluate_run(self.store, inputs, champion, folder=Path(folder), say=self.log.info)
+            registry = ModelRegistry(self.store, self.settings.models_prefix)
+            champion, anchor = load_champion(registry, Path(folder)), load_anchor(registry, Path(folder))
+            evaluated = evaluate_run(self.store, inputs, champion, anchor, folder=Path(folder), say=self.log.info)
         table = self.store.put_referenced(run.paths.document("predictions.parquet"), evaluated.predictions, PARQUET)
         document = with_references(evaluated, inputs.training.model, table)
         reference = self.store.save(run.paths.document("evaluation.json"), document)

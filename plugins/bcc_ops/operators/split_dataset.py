@@ -1,4 +1,4 @@
-"""Split the usable images, count the classes and weigh them."""
+"""Split the usable images into folds, count the classes and weigh them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bcc_ops.exceptions import ArtifactError, ObjectNotFound
-from bcc_ops.operators.base import BccOperator
+from bcc_ops.operators.base import BccOperator, Run
 from bcc_ops.runs.documents import ChecksDocument, Reference, SplitDocument, parse_document
 
 if TYPE_CHECKING:
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 class SplitDatasetOperator(BccOperator):
-    """Put every usable image into train, tuning or validation, and weigh the classes of the train partition.
+    """Put every usable image into a fold, and weigh the classes.
 
-    Writes split.parquet, assignments.parquet and split.json; returns the reference to the latter.
+    Writes split.parquet, assignments.parquet and split.json. The XCom `split` is the reference to the latter; the task returns
+    the folds that are held out in turn, over which `train_model` is mapped.
 
     Args:
         run: the run's handle, from `snapshot_dataset`.
@@ -30,19 +31,24 @@ class SplitDatasetOperator(BccOperator):
         self.run = run
         self.checks = checks
 
-    def work(self, context: Context) -> dict[str, str]:
+    def work(self, context: Context) -> list[int]:
         """Split the run's images."""
+        run = self.load_run(self.run, context)
+        reference = self._split(run)
+        context["ti"].xcom_push(key="split", value=reference.to_xcom())
+        return self.store.load(SplitDocument, reference.to_xcom()).held_out(run.config.folds)
+
+    def _split(self, run: Run) -> Reference:
         from bcc_ops.dataset.splits import describe_split, split_images, split_is_made_of
         from bcc_ops.runs.previous import assigned_before, read_contents
         from bcc_ops.runs.tables import AssignmentRow, SplitRow, write_rows
 
-        run = self.load_run(self.run, context)
         checks = self.load_document(ChecksDocument, run, self.checks)
         contents = read_contents(self.store, checks)
         made_of = split_is_made_of(contents, run.config)
         kept = self._kept(run.paths.document("split.json"), made_of)
         if kept is not None:
-            return kept.to_xcom()
+            return kept
         assigned = assigned_before(self.store, run.paths)
         split = split_images(contents, assigned.rows, run.config, run.snapshot.classes)
         table, assignments = (
@@ -63,7 +69,7 @@ class SplitDatasetOperator(BccOperator):
             assignments=assignments,
         )
         self.log.info("counts %s, weights %s, %d carried forward", document.counts, document.weights, split.carried_forward)
-        return self.store.save(run.paths.document("split.json"), document).to_xcom()
+        return self.store.save(run.paths.document("split.json"), document)
 
     def _kept(self, key: str, made_of: str) -> Reference | None:
         """Return the reference to the split that this run made before of the same images, if it did.

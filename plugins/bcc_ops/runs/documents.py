@@ -19,8 +19,18 @@ from bcc_ops.config import Origin, RetrainingConfig, parameters_of_sections
 from bcc_ops.exceptions import ArtifactError
 from bcc_ops.runs.upgrade import OLDER_VERSIONS, upgraded
 
-Partition = Literal["train", "tuning", "validation"]
-PARTITIONS: tuple[Partition, ...] = ("train", "tuning", "validation")
+FOLDS = (1, 2, 3, 4, 5)
+"""The parts of a split. A run trains a model for each of the first `folds`, on the images of the four others."""
+OLDER_TRAINING = 0
+"""In place of a fold, in what an older release wrote: an image that its one model was trained or tuned on. Those that it held
+out are of fold 1."""
+
+
+def name_fold(fold: int) -> str:
+    """Return what people read for a fold, or for what stands in its place in documents of older releases."""
+    return "trained on (older release)" if fold == OLDER_TRAINING else f"fold {fold}"
+
+
 Verdict = Literal["approved", "approved_without_champion", "needs_person", "rejected"]
 """`needs_person`: every rule holds, and a person holds the champion."""
 RunKind = Literal["nightly", "event", "manual", "backfill"]
@@ -57,7 +67,7 @@ class Part(BaseModel):
 class Document(Part):
     """A whole document of a run: one JSON object in the bucket."""
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
 
     def to_json(self) -> bytes:
         """Return the document as it is in the bucket: UTF-8, indented, keys in declaration order, a newline at the end."""
@@ -288,6 +298,17 @@ class DriftFinding(Part):
     sentence: str
 
 
+class ShortcutFinding(Part):
+    """How well some properties of the files predict one class against the rest, without the image's content."""
+
+    properties: str
+    """"size and aspect", "border", …"""
+    label: str
+    auc: Estimate
+    """Of grouped cross-validation; missing if it cannot be told."""
+    warning: bool
+
+
 class ChecksDocument(Document):
     """Which images may be used, and why the others may not."""
 
@@ -306,6 +327,9 @@ class ChecksDocument(Document):
     thresholds: dict[str, float]
     drift: tuple[DriftFinding, ...]
     drift_unavailable: str | None = None
+    shortcuts: tuple[ShortcutFinding, ...] = ()
+    shortcuts_unavailable: str | None = None
+    """Why nothing can be told about shortcuts; null if there are findings, and in documents of older releases."""
     warnings: tuple[str, ...]
     contents: Reference | None
     """`contents.parquet`: one row per image checked."""
@@ -315,7 +339,7 @@ class ChecksDocument(Document):
 
 
 class LeftOutImage(Part):
-    """A usable image that is in no partition."""
+    """A usable image that is in no fold."""
 
     key: str
     reason: str
@@ -325,61 +349,65 @@ class SplitDocument(Document):
     """Counts and weights per class, and how the split came about."""
 
     classes: tuple[str, ...]
-    counts: dict[Partition, dict[str, int]]
+    counts: dict[int, dict[str, int]]
+    """Fold -> class -> images. `OLDER_TRAINING` stands for a fold in documents of before version 4."""
     weights: dict[str, Finite]
-    """n / (classes x count), of the train partition."""
+    """n / (classes x count) over all folds, so that every class weighs the same in the loss."""
     grouping: Literal["near-duplicate group", "patient"]
-    validation_fraction: Finite
-    tuning_fraction: Finite
     salt: str
     carried_forward: int
-    """Images that kept the side that an earlier run gave to their content."""
+    """Images that kept the fold that an earlier run gave to their content."""
     previous_run: str | None
     """Folder of the newest run whose assignments were carried forward."""
     left_out: tuple[LeftOutImage, ...]
-    validation_digest: str
-    """sha256 over the sorted content digests of the validation images: names the validation set."""
+    held_out_digest: str
+    """sha256 over the sorted content digests of the images that this run's models are asked about: names the evidence."""
     table: Reference | None
-    """`split.parquet`: one row per image in a partition."""
+    """`split.parquet`: one row per image in a fold."""
     assignments: Reference | None = None
-    """`assignments.parquet`: one row per content that ever got a side. Null in documents of before version 3."""
+    """`assignments.parquet`: one row per content that ever got a fold. Null in documents of before version 3."""
     ancestors: tuple[str, ...] | None = None
     """Folders of the runs whose assignments are in there. Null in documents of before version 3."""
     holdout_reuse: Finite = 0
-    """Gate decisions per validation image, this run's included."""
+    """Gate decisions per held-out image, this run's included."""
     made_of: str = ""
     """Digest of what the split was made of: a run that is done again with the same keeps its split."""
+
+    def held_out(self, folds: int) -> list[int]:
+        """Return which of the first so many folds are held out in turn: those that have an image. Few groups do not fill five."""
+        return [fold for fold in FOLDS[:folds] if any(self.counts.get(fold, {}).values())]
 
 
 # python -m bcc_ops check --json ------------------------------------------------------------------------------------------
 
 
 class CheckDocument(Document):
-    """What a labelled folder is worth, without a run: its validation and its split."""
+    """What a labelled folder is worth, without a run: its image checks and its split."""
 
     classes: tuple[str, ...]
     ignored: tuple[IgnoredKeys, ...]
     checks: ChecksDocument
     split: SplitDocument | None
     """Null if there is no split."""
-    partitions: dict[str, Partition]
-    """Path below the folder -> partition."""
+    folds: dict[str, int]
+    """Path below the folder -> fold."""
     split_problem: str | None
     """Why there is no split; null if there is one."""
 
 
-# training.json -------------------------------------------------------------------------------------------------------
+# fold-<n>.json and training.json -------------------------------------------------------------------------------------
 
 
-class TrainingDocument(Document):
-    """How the challenger was trained."""
+class _TrainedAs(Document):
+    """How a model was trained, as far as a fold's model and the model made from all of them have it in common."""
 
     preset: str
     architecture: str
     weights: str
-    warm_started_from: str | None
     classes: tuple[str, ...]
     image_size: int
+    keep_aspect: bool = False
+    """Whether images were padded with black to the square; otherwise squeezed to it, as in every older document."""
     preprocessing: str
     parameters: int
     seed: int
@@ -390,36 +418,74 @@ class TrainingDocument(Document):
     versions: dict[str, str]
     devices: tuple[str, ...]
     host: str
-    images: dict[Partition, int]
-    epochs_planned: int
-    epochs_run: int
-    best_epoch: int
-    """Counted from 1: the latest one whose tuning loss is not higher than the lowest with 95 % confidence."""
-    stopped_early: bool
-    resumed_after_epochs: tuple[int, ...]
-    """For each time that training was taken up again: how many epochs were done by then."""
+    """The worker; of several, comma-separated."""
+    epochs: int
     seconds: Finite
-    seconds_per_epoch: Finite
-    images_per_second: Finite
+    """Spent on epochs; of several models, their sum."""
     peak_memory_mb: Finite
     snapshot_digest: str
     config_digest: str
     split: Reference | None = None
     """The split and the weights that it was trained with."""
     synthetic: bool
-    history: Reference
     model: Reference
 
 
-class EpochRow(Part):
-    """One row of history.csv. `epoch` counts from 1."""
+class FoldDocument(_TrainedAs):
+    """How one fold's model was trained: on the images of the other folds."""
 
+    fold: int
+    images: int
+    """That it was trained on."""
+    resumed_after_epochs: tuple[int, ...]
+    """For each time that training was taken up again: how many epochs were done by then."""
+    seconds_per_epoch: Finite
+    images_per_second: Finite
+    history: Reference
+    """`fold-<n>.csv`: one row per epoch."""
+    answers: Reference
+    """`fold-<n>.parquet`: what it answers about the images of its fold."""
+
+
+class FoldSummary(Part):
+    """What the run's training.json says of one fold's model."""
+
+    fold: int
+    images: int
+    held_out: int
+    """Images of the fold, which it answered about."""
+    epochs: int
+    seconds: Finite
+    resumed_after_epochs: tuple[int, ...]
+    host: str
+    model: Reference
+
+
+class TrainingDocument(_TrainedAs):
+    """How the challenger was trained: the folds' models, and the file made from all of them."""
+
+    folds: tuple[FoldSummary, ...] = ()
+    """Empty in documents of before version 4, which had one model."""
+    images: int
+    """That the file has learned from: those of every fold if it is made from several models."""
+    combined: str = "one model"
+    """How the file was made from the folds' models."""
+    answers: Reference | None = None
+    """`out_of_fold.parquet`: for every image, the answer of the model that did not train on its fold."""
+    warm_started_from: str | None = None
+    """The version whose weights training started with; only in documents of before version 4."""
+
+
+class EpochRow(Part):
+    """One row of a history. `epoch` counts from 1."""
+
+    fold: int = 1
     epoch: int
     loss: Finite
     accuracy: Finite
-    tuning_loss: Finite
-    tuning_accuracy: Finite
-    tuning_balanced_accuracy: Finite
+    held_out_loss: Finite
+    held_out_accuracy: Finite
+    held_out_balanced_accuracy: Finite
     learning_rate: Finite
     seconds: Finite
     images_per_second: Finite
@@ -440,7 +506,11 @@ class ClassEvaluation(Part):
 
 
 class OperatingPoint(Part):
-    """The threshold on the positive class' probability, chosen on the tuning part and only reported on validation."""
+    """The threshold on the positive class' probability that the file is shipped with, and what it achieves.
+
+    It is chosen on all out-of-fold answers. What it achieves is cross-fitted: each fold's images are judged by the threshold that
+    the other folds' answers give.
+    """
 
     threshold: Finite | None
     wanted_sensitivity: Finite
@@ -466,7 +536,7 @@ class Calibration(Part):
     """Root mean square error over equal-mass bins, less what chance alone adds; without an interval."""
     brier: Estimate
     temperature: Finite | None
-    """Fitted on the tuning part."""
+    """Fitted on all out-of-fold answers; the metrics after scaling are cross-fitted, like the operating point's."""
     slope_scaled: Estimate = Estimate.missing("written by an older release")
     error_scaled: Estimate
     bins: tuple[ReliabilityBin, ...]
@@ -490,25 +560,61 @@ class ModelEvaluation(Part):
 
 
 class Comparison(Part):
-    """Challenger and champion on the images that the champion has not seen in training."""
+    """The challenger and another version on the same images, each held out from whichever model answers about it."""
 
     champion_version: str
+    """The version compared with."""
     champion_as_of: datetime
     champion_synthetic: bool
     left_out: dict[str, int]
-    """Why validation images are left out of the comparison -> how many."""
+    """Why images are left out of the comparison -> how many."""
+    recorded: int = 0
+    """Images about which the version's own out-of-fold answers are used."""
+    asked: int = 0
+    """Images that are new since, about which its file was asked."""
     challenger: ModelEvaluation | None
     champion: ModelEvaluation | None
     differences: dict[str, Estimate]
-    """Challenger minus champion, paired: balanced_accuracy, macro_auc, accuracy, malignant_sensitivity, …"""
+    """Challenger minus the other, paired: balanced_accuracy, macro_auc, accuracy, malignant_sensitivity, …"""
+    positive_groups: int = 0
+    """Groups with an image of the positive class that both are compared on."""
     problem: str | None
-    """Why the champion could not be compared; null if it was."""
+    """Why it could not be compared; null if it was."""
     caution: str | None = None
     """What the comparison may have missed; null if there is nothing to say."""
 
 
+class ExternalEvaluation(Part):
+    """The model file, and the champion's beside it, on a set of images from elsewhere."""
+
+    challenger: ModelEvaluation
+    champion: ModelEvaluation | None = None
+    differences: dict[str, Estimate] = Field(default_factory=dict)
+    """Challenger minus champion, paired."""
+    positive_groups: int = 0
+    """Groups (patients, if they are known) with an image of the positive class."""
+    problem: str | None = None
+    """Why the champion could not be asked; null if it was, or if there is none."""
+
+
+class FileCheck(Part):
+    """Whether the model file keeps what its folds' models promise: log loss of the file less their mean, on the same images."""
+
+    images: int
+    external: bool
+    """Whether the images are from elsewhere. If there are none, the folds' models have trained on most of the images."""
+    file_loss: Finite
+    folds_loss: Finite
+    difference: Estimate
+    agreement: Finite
+    """How often the file names the same class as the mean of the folds' answers about own images: the mean over the classes."""
+    calls_agreement: Finite = 1.0
+    """How often both call an own image positive at the shipped threshold, or both not: the mean of the two shares."""
+    passed: bool
+
+
 class SliceEvaluation(Part):
-    """The challenger on part of the validation images."""
+    """The challenger on part of the held-out images."""
 
     by: str
     value: str
@@ -517,27 +623,43 @@ class SliceEvaluation(Part):
     positive_sensitivity: Estimate
 
 
+class FollowedShortcut(Part):
+    """How much the challenger's answers follow some properties of the files within the true classes."""
+
+    properties: str
+    """As in `ShortcutFinding`."""
+    correlation: Estimate
+    """Spearman's, of the positive class' probability with that by these properties alone; from -1 to 1."""
+    warning: bool
+
+
 class EvaluationDocument(Document):
-    """Challenger and champion on the validation images of this snapshot."""
+    """The challenger by its out-of-fold answers, beside the champion and the anchor."""
 
     classes: tuple[str, ...]
     positive_class: str
     as_of: datetime | None
     """Null for an evaluation outside of a run (`python -m bcc_ops evaluate`)."""
     synthetic: bool
-    validation_digest: str
+    held_out_digest: str
     challenger: ModelEvaluation
-    """On all validation images, less those in `warm_start_note`."""
+    """On every image with an out-of-fold answer."""
     comparison: Comparison | None
-    """Null if there is no champion."""
+    """With the champion; null if there is none."""
+    anchor: Comparison | None = None
+    """With the anchor; null if there is none, or if it is the champion."""
     slices: tuple[SliceEvaluation, ...]
     slices_unavailable: str | None
-    external: ModelEvaluation | None
+    external: ExternalEvaluation | None
     external_note: str | None
+    file_check: FileCheck | None = None
+    """Null if there is one model, and outside of a run."""
     grouping: str
-    """Which images count as one piece of evidence. Those of `external` always do by near-duplicate group."""
+    """Which images count as one piece of evidence."""
+    shortcuts: tuple[FollowedShortcut, ...] = ()
+    """Empty if nothing can be told, outside of a run, and in documents of older releases."""
     warm_start_note: str | None = None
-    """What the champion that training started from had seen; null where it started from none."""
+    """What the champion that training started from had seen; only in documents of before version 4."""
     model: Reference | None
     predictions: Reference | None
 
@@ -568,9 +690,14 @@ class GateDocument(Document):
     champion_version: str | None
     champion_etag: str | None
     """The pointer as it was when the models were compared: promotion asks that it still is."""
-    validation_digest: str
+    held_out_digest: str
     holdout_reuse: Finite
-    """Gate decisions per validation image, this one included: how often the same images have decided."""
+    """Gate decisions per held-out image, this one included: how often the same images have decided."""
+    becomes_anchor: bool = False
+    """Whether the model, if it comes into use, is what later ones are measured against: it is better with confidence, or the
+    first."""
+    anchor_version: str | None = None
+    """The anchor that it was compared with; null if the champion was the anchor, or stood in for it."""
     evaluation: Reference
     split: Reference | None = None
     """The run's split.json, which names its split: what the next run carries forward. Null in older documents."""
@@ -631,6 +758,9 @@ class ModelDocument(Document):
     classes: tuple[str, ...]
     positive_class: str
     image_size: int
+    keep_aspect: bool = False
+    """Whether an image must be padded with black to the square (README.md, "The model file"). If not, or if it is not
+    here, it must be squeezed to the square."""
     preprocessing: str
     architecture: str
     operating_point: OperatingPoint
@@ -640,10 +770,14 @@ class ModelDocument(Document):
     run: str
     """Folder of the run that trained it."""
     warm_started_from: str | None = None
-    """The version whose weights training started with; null where it started from none."""
+    """The version whose weights training started with; only in versions of before version 4."""
     snapshot_digest: str
+    folds: tuple[int, ...] = (1,)
+    """The folds that its models held out. With one, its file was not trained on that fold; with several, it was on all."""
     split: Reference
     """The version's own copy of the split that it was trained with. In older versions, the run's."""
+    answers: Reference | None = None
+    """`out_of_fold.parquet`: its out-of-fold answers, with the images' digests, folds and groups. Null in older versions."""
     smoke_test: tuple[SmokeTestImage, ...] = ()
     """The images that the file is tested with before it comes into use. Empty in older versions."""
     model: Reference
@@ -671,6 +805,16 @@ class Hold(Part):
     reason: str
 
 
+class Anchor(Part):
+    """The version that challengers are measured against besides the champion, so that small losses cannot add up."""
+
+    version: str
+    sha256: str
+    since: datetime
+    by: str
+    reason: str
+
+
 class ChampionDocument(Document):
     """The pointer to the model in use: the only object that is ever overwritten with another meaning."""
 
@@ -686,6 +830,9 @@ class ChampionDocument(Document):
     """Earlier champions, newest first; those before are in `older`."""
     older: Reference | None = None
     """A `HistoryDocument` with the moves before `history`; null if there are none."""
+    anchor: Anchor | None = None
+    """The best version so far by its evidence. A run moves it to a model that is better with confidence; otherwise only a person
+    moves it, by choosing a champion. Null in older pointers: the champion is the anchor then."""
     hold: Hold | None = None
     """Set when a person moves the champion, and kept until a person releases it."""
     withdrawn: tuple[str, ...] = ()

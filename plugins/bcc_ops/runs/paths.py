@@ -122,10 +122,15 @@ def champion_pointer(models_prefix: str) -> str:
     return f"{models_prefix}/champion.json"
 
 
-def checkpoint_folder(artifacts_prefix: str, *, snapshot_digest: str, config_digest: str, split_digest: str) -> str:
-    """Return where a training that is not done yet keeps its checkpoint: the same images, parameters and split find it again.
+def fold_file(fold: int, ending: str) -> str:
+    """Return the name of a file about a fold's model in a run's folder: `fold-2.json`."""
+    return f"fold-{fold}.{ending}"
 
-    Images and parameters do not say who is on which side: that is carried forward from the last assessed run, which may be
+
+def checkpoint_folder(artifacts_prefix: str, *, snapshot_digest: str, config_digest: str, split_digest: str, fold: int) -> str:
+    """Return where an unfinished training keeps its checkpoint: the same images, parameters, split and fold find it again.
+
+    Images and parameters do not say who is in which fold: that is carried forward from the last assessed run, which may be
     another one by the time of a retry.
     """
-    return f"{artifacts_prefix}/checkpoints/{snapshot_digest[:16]}-{config_digest[:16]}-{split_digest[:16]}"
+    return f"{artifacts_prefix}/checkpoints/{snapshot_digest[:16]}-{config_digest[:16]}-{split_digest[:16]}-{fold}"

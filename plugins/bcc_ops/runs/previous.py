@@ -1,4 +1,4 @@
-"""What earlier runs left to a run: the sides of the images, and the tables that it compares itself with."""
+"""What earlier runs left to a run: the folds of the images, and the tables that it compares itself with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bcc_ops.exceptions import ArtifactError, ObjectNotFound
-from bcc_ops.runs.documents import ChecksDocument, GateDocument, SnapshotDocument, SplitDocument
+from bcc_ops.runs.documents import FOLDS, OLDER_TRAINING, ChecksDocument, GateDocument, SnapshotDocument, SplitDocument
 from bcc_ops.runs.index import assessed_runs
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Assigned:
-    """The sides that images have before a run gives any.
+    """The folds that images have before a run gives any.
 
     Attributes:
-        rows: one row per content that has a side.
+        rows: one row per content that has a fold; `OLDER_TRAINING` for what an older release trained on.
         previous_run: folder of the newest run that they come from; None if there is none.
         ancestors: folders of all runs that they come from.
     """
@@ -44,10 +44,10 @@ def read_contents(store: ObjectStore, checks: ChecksDocument) -> list[ContentRow
 
 
 def assigned_before(store: ObjectStore, own: RunPaths) -> Assigned:
-    """Return every side that an assessed run gave to an image.
+    """Return every fold that an assessed run gave to an image.
 
     The assessed run with the newest images holds those of the runs before it. A run about older images that came after it (a
-    backfill) is merged in; if both gave a side to the same content, the newest run's counts.
+    backfill) is merged in; if both gave a fold to the same content, the newest run's counts.
 
     Args:
         store: the bucket.
@@ -55,7 +55,7 @@ def assigned_before(store: ObjectStore, own: RunPaths) -> Assigned:
 
     Raises:
         ArtifactError: an assessed run is there and its split is not, or is not the one that its documents name. Drawing another
-            split instead would mix up train and validation, so only a person can decide.
+            split instead would ask models about what they were trained on, so only a person can decide.
     """
     assessed = [paths for paths in assessed_runs(store, own.artifacts_prefix) if paths != own]
     if not assessed:
@@ -71,16 +71,22 @@ def assigned_before(store: ObjectStore, own: RunPaths) -> Assigned:
 
 
 def merge_assignments(newest: Sequence[AssignmentRow], others: Iterable[Sequence[AssignmentRow]]) -> tuple[AssignmentRow, ...]:
-    """Merge the assignments of several runs; `newest` decides about a content (its bytes or its pixels) that several know."""
+    """Merge the assignments of several runs; `newest` decides about a content (its bytes or its pixels) that several know.
+
+    If that is a run of an older release, which only says that it trained on a content, the fold that another run drew for it
+    counts, unless it is the one that the older release held out.
+    """
     by_bytes = {row.sha256: row for row in newest}
     by_pixels = {row.pixels: row for row in newest if row.pixels}
     for rows in others:
         for row in rows:
             known = by_bytes.get(row.sha256) or by_pixels.get(row.pixels)
-            if known is None:
-                merged = row
-            else:
-                merged = row._replace(partition=known.partition, decisions=max(known.decisions, row.decisions))
+            merged = row
+            if known:
+                drawn_since = known.fold == OLDER_TRAINING and row.fold in FOLDS[1:]
+                fold = row.fold if drawn_since else known.fold
+                by_bytes[known.sha256] = known._replace(fold=fold)
+                merged = row._replace(fold=fold, decisions=max(known.decisions, row.decisions))
             by_bytes[row.sha256] = merged
             if row.pixels:
                 by_pixels[row.pixels] = merged
@@ -106,12 +112,10 @@ def _assignments_of(store: ObjectStore, run: RunPaths) -> tuple[tuple[str, ...] 
             raise ArtifactError(f"{store.uri(run.document('split.json'))} names no split.parquet: {way_out}")
         rows = read_rows(SplitRow, store.get_referenced(document.table))
     except ObjectNotFound as error:
-        raise ArtifactError(f"{error}; without it images would change sides: {way_out}") from None
+        raise ArtifactError(f"{error}; without it images would change folds: {way_out}") from None
     reuse = round(gate.holdout_reuse)
     return document.ancestors, [
-        AssignmentRow(
-            row.key, row.sha256, row.pixels, row.label, row.group, row.partition, reuse if row.partition == "validation" else 0
-        )
+        AssignmentRow(row.key, row.sha256, row.pixels, row.label, row.group, row.fold, reuse if row.fold == 1 else 0)
         for row in rows
     ]
 

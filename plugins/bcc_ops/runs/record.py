@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from bcc_ops.exceptions import ArtifactError
 from bcc_ops.runs.documents import (
+    FOLDS,
     ApprovalDocument,
     ChecksDocument,
     ConfigDocument,
@@ -24,27 +25,48 @@ from bcc_ops.runs.documents import (
 from bcc_ops.runs.epochs import parse_history
 from bcc_ops.runs.upgrade import OLDER_FILES
 
+_JSON, _CSV, _H5, _PARQUET = "application/json", "text/csv", "application/x-hdf5", "application/vnd.apache.parquet"
+
+FOLD_FILES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        f"fold-{fold}.{suffix}": (what.format(fold=fold), media_type)
+        for fold in FOLDS
+        for suffix, what, media_type in (
+            ("json", "how the model that holds out fold {fold} was trained", _JSON),
+            ("csv", "its learning curves: one row per epoch", _CSV),
+            ("h5", "the model: trained on the other folds", _H5),
+            ("parquet", "its answers about the images of fold {fold}", _PARQUET),
+        )
+    }
+)
+"""What may be downloaded of the folds' models: file name -> (what it is, media type)."""
+
 FILES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "report.html": ("this report, with its pictures", "text/html"),
-        "model.h5": ("the challenger: raw 0-255 RGB in, probabilities out", "application/x-hdf5"),
-        "evaluation.json": ("every metric, with its interval", "application/json"),
-        "gate.json": ("the verdict, rule by rule", "application/json"),
-        "approval.json": ("what a person answered, if one was asked", "application/json"),
-        "promotion.json": ("what became of an approved model", "application/json"),
-        "training.json": ("how the challenger was trained", "application/json"),
-        "history.csv": ("one row per epoch", "text/csv"),
-        "predictions.parquet": ("one row per validation image", "application/vnd.apache.parquet"),
-        "split.json": ("counts and weights a class", "application/json"),
-        "split.parquet": ("which image is in which partition", "application/vnd.apache.parquet"),
-        "checks.json": ("refused images, near-duplicates, conflicts", "application/json"),
-        "contents.parquet": ("what validation saw of each image", "application/vnd.apache.parquet"),
-        "snapshot.json": ("which images the run is about", "application/json"),
-        "images.parquet": ("one row per image of the snapshot", "application/vnd.apache.parquet"),
-        "config.json": ("every parameter, and where its value came from", "application/json"),
+        "model.h5": ("the challenger: raw 0-255 RGB in, probabilities out", _H5),
+        "evaluation.json": ("every metric, with its interval", _JSON),
+        "gate.json": ("the verdict, rule by rule", _JSON),
+        "approval.json": ("what a person answered, if one was asked", _JSON),
+        "promotion.json": ("what became of an approved model", _JSON),
+        "training.json": ("how the challenger was trained and made from the folds' models", _JSON),
+        "history.csv": ("one row per epoch, of a run of an older release", _CSV),
+        "out_of_fold.parquet": ("each image's answer by the model that did not train on its fold", _PARQUET),
+        "predictions.parquet": ("one row per held-out image, with the answers of the models compared", _PARQUET),
+        "split.json": ("counts per fold and class, and the classes' weights", _JSON),
+        "split.parquet": ("which image is in which fold", _PARQUET),
+        "checks.json": ("refused images, near-duplicates, conflicts", _JSON),
+        "contents.parquet": ("what the image checks saw of each image", _PARQUET),
+        "snapshot.json": ("which images the run is about", _JSON),
+        "images.parquet": ("one row per image of the snapshot", _PARQUET),
+        "config.json": ("every parameter, and where its value came from", _JSON),
+        **FOLD_FILES,
     }
 )
 """What may be downloaded of a run: file name -> (what it is, media type). Nothing else of the folder is served."""
+
+HISTORIES = (*(f"fold-{fold}.csv" for fold in FOLDS), "history.csv")
+"""The files with a run's epochs: one per fold, or one in a run of an older release."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +79,7 @@ class RunRecord:
     split: SplitDocument | None = None
     training: TrainingDocument | None = None
     epochs: tuple[EpochRow, ...] = ()
+    """Of every fold's model, fold by fold."""
     evaluation: EvaluationDocument | None = None
     gate: GateDocument | None = None
     approval: ApprovalDocument | None = None
@@ -95,11 +118,13 @@ def read_record(read: Callable[[str], bytes | None]) -> RunRecord:
             return None
 
     documents = {name: find(kind, f"{name}.json") for name, kind in _KINDS.items()}
-    try:
-        epochs = parse_history(read("history.csv") or b"")
-    except ArtifactError as error:
-        epochs, unreadable["history.csv"] = (), str(error)
-    return RunRecord(**documents, epochs=epochs, unreadable=unreadable)  # type: ignore[arg-type]
+    epochs: list[EpochRow] = []
+    for name in HISTORIES:
+        try:
+            epochs.extend(parse_history(read(name) or b"", name))
+        except ArtifactError as error:
+            unreadable[name] = str(error)
+    return RunRecord(**documents, epochs=tuple(epochs), unreadable=unreadable)  # type: ignore[arg-type]
 
 
 _KINDS: Mapping[str, type[Document]] = {
@@ -118,5 +143,5 @@ _KINDS: Mapping[str, type[Document]] = {
 DOCUMENT_FILES: Mapping[type[Document], str] = {kind: f"{name}.json" for name, kind in _KINDS.items()}
 """Class of a document -> its file in the run's folder."""
 
-RUN_DOCUMENTS = (*(f"{name}.json" for name in _KINDS), "history.csv", *OLDER_FILES.values())
+RUN_DOCUMENTS = (*(f"{name}.json" for name in _KINDS), *HISTORIES, *OLDER_FILES.values())
 """The files that `read_record` asks for."""

@@ -7,15 +7,16 @@ may be missing at the end: older releases did not write it.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bcc_ops.exceptions import ArtifactError
-from bcc_ops.runs.upgrade import RENAMED_FIELDS
+from bcc_ops.runs.upgrade import FOLD_OF_PARTITION, RENAMED_FIELDS
 
 
 class ImageRow(NamedTuple):
@@ -34,7 +35,8 @@ class ContentRow(NamedTuple):
 
     `width` and `height` in pixels (0 if the header cannot be read), `mean` and `contrast` (standard deviation) of the gray
     values, 0 to 255 (0 if refused). `pixels` is the sha256 of the decoded pixels ("" if refused): it survives lossless
-    re-encoding and the removal of metadata, which change `sha256`, that of the file's bytes.
+    re-encoding and the removal of metadata, which change `sha256`, that of the file's bytes. What follows `pixels` is
+    described in `dataset.properties.Properties`; `file_format` is "" if it was not measured (refused, or an older release).
     """
 
     key: str
@@ -49,21 +51,37 @@ class ContentRow(NamedTuple):
     group: str
     refused: str
     pixels: str = ""
+    file_format: str = ""
+    file_bytes: int = 0
+    quantization: float = 0.0
+    border_left: float = 0.0
+    border_right: float = 0.0
+    border_top: float = 0.0
+    border_bottom: float = 0.0
+    rim_left: float = 0.0
+    rim_right: float = 0.0
+    rim_top: float = 0.0
+    rim_bottom: float = 0.0
+    corners_top: float = 0.0
+    corners_bottom: float = 0.0
+    coloured: float = 0.0
+    saturation: float = 0.0
+    strokes: float = 0.0
 
 
 class SplitRow(NamedTuple):
-    """split.parquet: an image in a partition, which this run uses. `sha256` and `pixels` as in `ContentRow`."""
+    """split.parquet: an image in a fold, which this run uses. `sha256` and `pixels` as in `ContentRow`."""
 
     key: str
     sha256: str
     label: str
     group: str
-    partition: str
+    fold: int
     pixels: str = ""
 
 
 class AssignmentRow(NamedTuple):
-    """assignments.parquet: an image that has a side for good, whether or not this run uses it.
+    """assignments.parquet: an image that has a fold for good, whether or not this run uses it.
 
     `key` and `group` are those of the last run that saw the image. `decisions` counts the gate decisions that it was held out
     for.
@@ -74,7 +92,7 @@ class AssignmentRow(NamedTuple):
     pixels: str
     label: str
     group: str
-    partition: str
+    fold: int
     decisions: int
 
 
@@ -109,14 +127,55 @@ def read_rows(row_type: type[Row], content: bytes) -> list[Row]:
     """Return the rows of a Parquet file that `write_rows` wrote.
 
     Raises:
-        ArtifactError: it is no Parquet file, or has other columns.
+        ArtifactError: it is no Parquet file, or has other columns, or an older one has a partition that never was.
     """
-    table = _from_bytes(content)
+    table = _folds_of_partitions(_from_bytes(content))
     columns = tuple(RENAMED_FIELDS.get(name, name) for name in table.column_names)
     absent = row_type._fields[len(columns) :]
     if columns + absent != row_type._fields or not set(absent) <= set(row_type._field_defaults):
         raise ArtifactError(f"the table has the columns {list(columns)}, not {list(row_type._fields)}")
     return [row_type(*values) for values in zip(*(column.to_pylist() for column in table.columns))]
+
+
+def _folds_of_partitions(table: pa.Table) -> pa.Table:
+    """Return a table that an older release wrote with the column that took the place of its partitions."""
+    if "partition" not in table.column_names:
+        return table
+    place = table.column_names.index("partition")
+    partitions = table.column(place).to_pylist()
+    if unknown := set(partitions) - set(FOLD_OF_PARTITION):
+        raise ArtifactError(f"the table has the partition {unknown.pop()!r}, which is none of {', '.join(FOLD_OF_PARTITION)}")
+    folds = [FOLD_OF_PARTITION[partition] for partition in partitions]
+    return table.set_column(place, "fold", pa.array(folds, pa.int64()))
+
+
+def write_answers(rows: Sequence[SplitRow], classes: Sequence[str], probabilities: np.ndarray) -> bytes:
+    """Return out-of-fold answers as a Parquet file: the columns of `SplitRow`, and one column per class.
+
+    Args:
+        rows: the images.
+        classes: the names of the columns of `probabilities`.
+        probabilities: (n, classes), what the model that did not train on an image's fold answers about it.
+    """
+    columns = {name: [getattr(row, name) for row in rows] for name in SplitRow._fields}
+    columns |= {f"p_{name}": probabilities[:, place].astype(np.float64).tolist() for place, name in enumerate(classes)}
+    types = {field.name: field.type for field in _schema(SplitRow)}
+    return _to_bytes(pa.table({name: pa.array(values, types.get(name, pa.float64())) for name, values in columns.items()}))
+
+
+def read_answers(content: bytes, classes: Sequence[str]) -> tuple[list[SplitRow], np.ndarray]:
+    """Return the images and probabilities (n, classes) of a Parquet file that `write_answers` wrote.
+
+    Raises:
+        ArtifactError: it is not such a file, or it is about other classes.
+    """
+    table = _from_bytes(content)
+    wanted = [*SplitRow._fields, *(f"p_{name}" for name in classes)]
+    if sorted(table.column_names) != sorted(wanted):
+        raise ArtifactError(f"the table of answers has the columns {table.column_names}, not {wanted}")
+    rows = [SplitRow(*values) for values in zip(*(table.column(name).to_pylist() for name in SplitRow._fields))]
+    columns = [table.column(f"p_{name}").to_numpy() for name in classes]
+    return rows, np.stack(columns, axis=1) if rows else np.zeros((0, len(classes)))
 
 
 def write_predictions(
@@ -125,7 +184,7 @@ def write_predictions(
     """predictions.parquet: key, label, group and a column `<model>_<class>` per model and class.
 
     Args:
-        keys, labels, groups: one entry an image.
+        keys, labels, groups: one entry per image.
         probabilities: model ("challenger", "champion") -> class -> a probability an image, or None where the model
             was not asked about that image.
     """
@@ -152,5 +211,5 @@ def _to_bytes(table: pa.Table) -> bytes:
 def _from_bytes(content: bytes) -> pa.Table:
     try:
         return pq.read_table(io.BytesIO(content))
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ArtifactError(f"no Parquet file: {error}") from None

@@ -1,7 +1,8 @@
 """Read documents and tables that an older release wrote.
 
-Version 2 renamed fields and two files; version 3 names keys instead of `s3://` addresses. A bucket of either is still read: its
-champion is compared, its split is carried forward, and its reports are shown.
+Version 2 renamed fields and two files; version 3 names keys instead of `s3://` addresses; version 4 has folds instead of the
+parts train, tuning and validation. A bucket of any of them is still read: its champion is compared, its split is carried forward
+into folds, and its reports are shown.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from bcc_ops.config import RetrainingConfig
 
-OLDER_VERSIONS = (1, 2)
+OLDER_VERSIONS = (1, 2, 3)
 """Of `schema_version`: those that are read and upgraded."""
 
 RENAMED_FIELDS: Mapping[str, str] = {
@@ -24,6 +25,10 @@ RENAMED_FIELDS: Mapping[str, str] = {
     "bootstrap_grouping": "grouping",
     "ece": "error",
     "ece_scaled": "error_scaled",
+    "validation_digest": "held_out_digest",
+    "tuning_loss": "held_out_loss",
+    "tuning_accuracy": "held_out_accuracy",
+    "tuning_balanced_accuracy": "held_out_balanced_accuracy",
 }
 """Old name -> name, in every document, table and part of one."""
 
@@ -37,13 +42,29 @@ RENAMED_IN: Mapping[str, Mapping[str, str]] = {
 RENAMED_PARAMETERS: Mapping[str, str] = {
     "copy_similarity": "min_similarity",
     "hash_copy_similarity": "min_similarity_by_hash",
-    "malignant_emphasis": "malignant_odds_factor",
     "max_looks": "max_holdout_reuse",
 }
 """Old name -> name, of a run's parameters in config.json."""
 
-REMOVED_IN: Mapping[str, frozenset[str]] = {"EvaluationDocument": frozenset({"bootstrap_resamples", "bootstrap_seed"})}
+REMOVED_IN: Mapping[str, frozenset[str]] = {
+    "EvaluationDocument": frozenset({"bootstrap_resamples", "bootstrap_seed"}),
+    "SplitDocument": frozenset({"validation_fraction", "tuning_fraction"}),
+    "TrainingDocument": frozenset(
+        {
+            "epochs_planned",
+            "best_epoch",
+            "stopped_early",
+            "resumed_after_epochs",
+            "seconds_per_epoch",
+            "images_per_second",
+            "history",
+        }
+    ),
+}
 """Document -> fields that it has no longer."""
+
+FOLD_OF_PARTITION: Mapping[str, int] = {"train": 0, "tuning": 0, "validation": 1}
+"""Part of an older split -> what stands for it: fold 1 was held out, and 0 is a place in folds 2 to 5 yet to be drawn."""
 
 OLDER_FILES: Mapping[str, str] = {"checks.json": "validation.json", "split.json": "class_weights.json"}
 """File of a run -> what it was called before."""
@@ -59,12 +80,42 @@ def upgraded(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
     own = RENAMED_IN.get(kind, {})
     removed = REMOVED_IN.get(kind, frozenset())
     fields = {own.get(name, name): value for name, value in document.items() if name not in removed}
+    if kind == "TrainingDocument":
+        fields = _training(fields)
+    if kind == "EvaluationDocument" and isinstance(fields.get("external"), dict):
+        fields["external"] = {"challenger": fields["external"]}
+    if kind == "SplitDocument" and isinstance(fields.get("counts"), dict):
+        fields["counts"] = _counts(fields["counts"])
     if kind == "ConfigDocument":
         fields |= {name: _parameters(fields.get(name)) for name in ("config", "origins")}
         if isinstance(fields["origins"], dict):  # Before version 3, every run said of its preset that it was given.
             fields["origins"]["preset"] = "default"
+        if isinstance(fields["config"], dict):
+            fields["config"].setdefault("folds", 1)  # of the one model that there was
+            fields["config"].setdefault("keep_aspect", False)
     renamed: dict[str, Any] = _renamed(fields)
-    return {**renamed, "schema_version": 3}
+    return {**renamed, "schema_version": 4}
+
+
+def _training(fields: dict[str, Any]) -> dict[str, Any]:
+    """Say of a document that has one model what the present one says of several."""
+    images = fields.get("images")
+    if isinstance(images, dict):
+        fields["images"] = sum(images.get(part, 0) for part in ("train", "tuning"))
+    fields["epochs"] = fields.pop("epochs_run", fields.get("epochs"))
+    return fields
+
+
+def _counts(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return images per fold and class from those per partition and class."""
+    if not set(counts) <= set(FOLD_OF_PARTITION):
+        return dict(counts)
+    folds: dict[str, dict[str, int]] = {}
+    for partition, by_class in counts.items():
+        of_fold = folds.setdefault(str(FOLD_OF_PARTITION[partition]), {})
+        for name, count in by_class.items():
+            of_fold[name] = of_fold.get(name, 0) + count
+    return folds
 
 
 def _parameters(values: Any) -> Any:

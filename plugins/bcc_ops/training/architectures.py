@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,25 +97,6 @@ def with_mirror_image(classifier: keras.Model) -> keras.Model:
     mirror.set_weights([np.eye(side, dtype=np.float32)[::-1]])
     mean = layers.Average(name="mean")([classifier(pixels), classifier(mirrored)])
     return keras.Model(pixels, mean, name="classifier_with_mirror_image")
-
-
-def scale_odds(classifier: keras.Model, factors: Sequence[float]) -> None:
-    """Multiply the odds of each class by its factor, in the biases of the last layer.
-
-    Args:
-        classifier: as `build_classifier` gives it.
-        factors: (classes,), above 0. What is multiplied are softmax' numerators: a factor of 2 makes 1 : 3 into 2 : 3.
-    """
-    layer = classifier.get_layer(_LAST)
-    kernel, bias = layer.get_weights()
-    layer.set_weights([kernel, bias + np.log(np.asarray(factors, bias.dtype))])
-
-
-def drop_class_biases(classifier: keras.Model) -> None:
-    """Set the biases of the last layer to 0, and with them whatever odds_factor its weights came with."""
-    layer = classifier.get_layer(_LAST)
-    kernel, bias = layer.get_weights()
-    layer.set_weights([kernel, np.zeros_like(bias)])
 
 
 def efficientnet_lite0(image_size: int, weights: Arrays | str | Path | None = None) -> keras.Model:
@@ -248,29 +229,3 @@ def _freeze(backbone: keras.Model, part: float) -> None:
     frozen = round(part * len(trained))
     for position, layer in enumerate(trained):
         layer.trainable = position >= frozen and not isinstance(layer, (layers.BatchNormalization, layers.DepthwiseConv2D))
-
-
-def copy_matching_weights(source: keras.Model, target: keras.Model) -> int:
-    """Take over the weights of the layers that both models have, by name, where all shapes fit.
-
-    Returns:
-        How many layers were taken over.
-    """
-    known = {layer.name: layer for layer in _flat(source)}
-    copied = 0
-    for layer in _flat(target):
-        other = known.get(layer.name)
-        if other is not None and [w.shape for w in other.weights] == [w.shape for w in layer.weights]:
-            layer.set_weights(other.get_weights())
-            copied += 1
-    return copied
-
-
-def _flat(model: keras.Model) -> list[keras.Layer]:
-    found: list[keras.Layer] = []
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            found.extend(_flat(layer))
-        elif layer.weights:
-            found.append(layer)
-    return found

@@ -1,6 +1,6 @@
 """Where a training that is not done yet survives: one file, in this worker's cache and in the bucket.
 
-It is named by the snapshot's, the parameters' and the split's digests, so that a retry finds it on whatever worker it lands, and
+It is named by the snapshot's, the parameters' and the split's digests and by the fold, so that a retry finds it anywhere, and
 another run about the same images with the same parameters and the same split goes on from it too.
 """
 
@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ from bcc_ops.runs.object_store import ObjectStore
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 4
+_FORMAT = 5
 _NOTE = "checkpoint_digests"
 _ABANDONED_AFTER = 14 * 24 * 3600
 """Seconds since it was written after which nobody comes back for a checkpoint."""
@@ -37,21 +38,15 @@ class Checkpoint:
 
     Attributes:
         variables: of the model and then the optimizer, in their order: weights, moments, averages, random states.
-        best: the trained model's weights at the best epoch so far.
-        lowest: each tuning image's loss in the epoch in which their mean was lowest.
+        weights: of the model that training would end with now.
         rows: the epochs so far.
-        best_epoch: counted from 1.
-        warm_started_from: version of the champion that the first attempt started with; None without one.
         resumed_after: for each earlier resumption, how many epochs were done by then.
         seconds: spent so far, over all attempts.
     """
 
     variables: tuple[np.ndarray, ...]
-    best: tuple[np.ndarray, ...]
-    lowest: np.ndarray
+    weights: tuple[np.ndarray, ...]
     rows: tuple[EpochRow, ...]
-    best_epoch: int
-    warm_started_from: str | None
     resumed_after: tuple[int, ...]
     seconds: float
 
@@ -70,14 +65,11 @@ class Checkpoint:
             "format": _FORMAT,
             "training": training,
             "rows": [row.model_dump(mode="json") for row in self.rows],
-            "best_epoch": self.best_epoch,
-            "warm_started_from": self.warm_started_from,
             "resumed_after": self.resumed_after,
             "seconds": self.seconds,
         }
         arrays = {f"variable{position}": array for position, array in enumerate(self.variables)}
-        arrays |= {f"best{position}": array for position, array in enumerate(self.best)}
-        arrays["lowest"] = self.lowest
+        arrays |= {f"weight{position}": array for position, array in enumerate(self.weights)}
         file = io.BytesIO()
         np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
         return file.getvalue()
@@ -98,21 +90,18 @@ class Checkpoint:
                     raise ValueError(f"it is of the training {meta['training']!r}")
                 return cls(
                     _numbered(arrays, "variable"),
-                    _numbered(arrays, "best"),
-                    arrays["lowest"],
+                    _numbered(arrays, "weight"),
                     tuple(EpochRow.model_validate(row) for row in meta["rows"]),
-                    int(meta["best_epoch"]),
-                    meta["warm_started_from"],
                     tuple(meta["resumed_after"]),
                     float(meta["seconds"]),
                 )
         except Exception as error:  # zipfile and numpy raise anything on damaged headers: NotImplementedError, zlib.error, …
             raise ValueError(f"{type(error).__name__}: {error}") from None
 
-    def fits(self, variables: Sequence[Any], best: Sequence[Any]) -> bool:
+    def fits(self, variables: Sequence[Any], weights: Sequence[Any]) -> bool:
         """Return whether it holds an array for each of these variables, of its shape."""
         return [array.shape for array in self.variables] == [tuple(v.shape) for v in variables] and (
-            [array.shape for array in self.best] == [tuple(v.shape) for v in best]
+            [array.shape for array in self.weights] == [tuple(v.shape) for v in weights]
         )
 
 
@@ -166,13 +155,13 @@ class CheckpointFolder:
             with write_whole(self.path) as file:
                 file.write(content)
         except CacheError as error:
-            log.warning("the checkpoint of epoch %d does not be on this worker: %s", checkpoint.epochs, error)
+            log.warning("the checkpoint of epoch %d is not kept on this worker: %s", checkpoint.epochs, error)
         if self.store is not None:
             self._note(hashlib.sha256(content).hexdigest())
             try:
                 self.store.put(self.key, content)
             except StorageError as error:
-                log.warning("the checkpoint of epoch %d does not be in the bucket: %s", checkpoint.epochs, error)
+                log.warning("the checkpoint of epoch %d is not kept in the bucket: %s", checkpoint.epochs, error)
 
     def load(self) -> Checkpoint | None:
         """Return the checkpoint with the most epochs; None if there is none. A damaged one is ignored with a warning."""
@@ -224,8 +213,11 @@ class CheckpointFolder:
         try:
             if self.store is not None:
                 self.store.delete_folder(self.folder)
+            for path in self.path.parent.glob("*"):
+                path.unlink(missing_ok=True)
             for path in self.path.parent.parent.glob("*/*"):
-                if path.parent == self.path.parent or path.stat().st_mtime < abandoned:
-                    path.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):  # the training of another fold tidies up too
+                    if path.stat().st_mtime < abandoned:
+                        path.unlink()
         except (OSError, StorageError) as error:
             log.warning("the checkpoint %s could not be removed: %s", self.folder, error)

@@ -1,4 +1,4 @@
-"""Whether a run's challenger is trained already, by an attempt that could not report it.
+"""Whether a fold's model is trained already, by an attempt that could not report it.
 
 A worker that is lost, or an API server that is away, between a training's last write and its report makes a failed attempt
 out of a training that is done. Its retry hands that on instead of spending the hours again.
@@ -10,9 +10,9 @@ import logging
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.exceptions import ArtifactError, ObjectNotFound
-from bcc_ops.runs.documents import Reference, TrainingDocument, parse_document
+from bcc_ops.runs.documents import FoldDocument, Reference, parse_document
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.paths import RunPaths, fold_file
 
 log = logging.getLogger(__name__)
 
@@ -20,34 +20,35 @@ log = logging.getLogger(__name__)
 def find_completed(
     store: ObjectStore,
     paths: RunPaths,
+    fold: int,
     *,
     snapshot_digest: str,
     config_digest: str,
     split: Reference,
     preprocessing: str,
 ) -> Reference | None:
-    """Return the reference to this run's training.json; None where training has still to be done.
+    """Return the reference to the document of a fold's model; None if it has still to be trained.
 
-    Training is done where the document was made of the same images, parameters, split and weights, its model file does the same
-    besides (`describe_preprocessing`: parameters that the file depends on and training does not), and the model and the history
-    that it names are there with the content that it promises. Anything else that is there is named in a warning.
+    It is trained if the document was made of the same images, parameters and split, its model file does the same besides
+    (`describe_preprocessing`: parameters that the file depends on and training does not), and the files that it names are there
+    with the content that it promises. Anything else that is there is named in a warning.
 
     Raises:
         StorageError: the bucket cannot be read.
     """
-    key = paths.document("training.json")
+    key = paths.document(fold_file(fold, "json"))
     try:
         content = store.get(key)
     except ObjectNotFound:
         return None
     reference = Reference.of(key, content)
     try:
-        document = parse_document(TrainingDocument, content, reference.key)
+        document = parse_document(FoldDocument, content, reference.key)
         made_of = (document.snapshot_digest, document.config_digest, document.split, document.preprocessing)
         if made_of != (snapshot_digest, config_digest, split, preprocessing):
             log.warning("%s is of other images, parameters or weights than this run's by now: training again", reference.key)
             return None
-        for named in (document.model, document.history):
+        for named in (document.model, document.history, document.answers):
             store.get_referenced(named)
     except (ArtifactError, ObjectNotFound) as error:
         log.warning("an earlier training of this run cannot be used, training again: %s", error)
@@ -56,11 +57,10 @@ def find_completed(
     return reference
 
 
-def describe_preprocessing(config: RetrainingConfig, positive_class: str) -> str:
-    """Say in a sentence what the model file does besides the network that was trained."""
-    sentence = "inside the model: it takes raw 0-255 RGB pixels"
+def describe_preprocessing(config: RetrainingConfig) -> str:
+    """Say in a sentence what must be done to an image, and what the model file does besides the network that was trained."""
+    fitted = "scaled to fit the square, padded evenly with black" if config.keep_aspect else "squeezed to the square"
+    sentence = f"before the model: the image is {fitted}; inside the model: it takes raw 0-255 RGB pixels"
     if config.test_time_flip:
         sentence += " and answers the mean over the image and its mirror image"
-    if config.malignant_odds_factor != 1:
-        sentence += f"; its odds of {positive_class} are multiplied by {config.malignant_odds_factor:g}"
     return sentence

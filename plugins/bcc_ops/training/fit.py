@@ -1,9 +1,7 @@
-"""Train a classifier: images in, the best epoch's model and the record of its training out.
+"""Train a fold's model: images in, the last epoch's weights and the record of its training out.
 
-The tuning part picks the best epoch and ends training early, on its unweighted loss; the validation part is never seen
-here. The best epoch is the latest one whose tuning loss is not, with confidence, higher than the lowest: the learning rate
-falls along a cosine, so that later epochs are better by themselves, and which of them has the lowest loss on some 70 images
-is mostly chance.
+The held-out fold decides nothing here, or its answers would not be out-of-fold: no epoch is chosen and nothing ends early. Its
+loss after each epoch is shown to people. The learning rate falls along a cosine, so that the last epoch is the one to keep.
 
 After each epoch, the whole state of the training is in a checkpoint. What an epoch does is a function of that and of (seed,
 epoch), so a training that was taken up again ends with the metrics of one that nobody disturbed.
@@ -35,9 +33,7 @@ log = logging.getLogger(__name__)
 
 _EXPLODED = 10.0
 _EMA_MOMENTUM = 0.98
-_TUNING_BATCH = 32
-_CONFIDENT = 1.96
-"""Standard errors on either side of a mean that make its 95 % interval."""
+_HELD_OUT_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -45,20 +41,14 @@ class TrainingRecord:
     """What came of a training.
 
     Attributes:
-        weights: of the classifier at the best epoch, in the order of `classifier.weights`.
+        weights: of the classifier after the last epoch, in the order of `classifier.weights`.
         rows: one row per epoch.
-        best_epoch: counted from 1.
-        stopped_early: whether patience ended it.
-        warm_started_from: version of the champion whose weights the first attempt started with; None without one.
         resumed_after: for each resumption, how many epochs were done by then.
         seconds: spent on epochs, over all attempts.
     """
 
     weights: tuple[np.ndarray, ...]
     rows: tuple[EpochRow, ...]
-    best_epoch: int
-    stopped_early: bool
-    warm_started_from: str | None
     resumed_after: tuple[int, ...]
     seconds: float
 
@@ -66,9 +56,9 @@ class TrainingRecord:
 def train(
     classifier: keras.Model,
     pixels: Pixels,
-    tuning: Pixels,
+    held_out: Pixels,
     *,
-    warm_started_from: str | None = None,
+    fold: int,
     class_weights: Mapping[str, float],
     config: RetrainingConfig,
     devices: Devices,
@@ -76,13 +66,13 @@ def train(
     stop: threading.Event,
     on_epoch: Callable[[Sequence[EpochRow]], None],
 ) -> TrainingRecord:
-    """Train until the epochs are done or patience ends.
+    """Train until the epochs are done.
 
     Args:
         classifier: the network, built under `devices.strategy`; afterwards it has the last epoch's weights.
-        pixels, tuning: the train and the tuning part.
-        warm_started_from: version of the champion whose weights `classifier` has. The champion may be another one by the
-            time of a retry; what is told is where the training that goes on began.
+        pixels: the images of the other folds.
+        held_out: those of the model's own fold, which are only looked at.
+        fold: its number, for the record.
         class_weights: class -> weight of its images in the loss.
         config: the run's parameters.
         devices: as `prepare_devices` gave them.
@@ -95,22 +85,16 @@ def train(
         TrainingInterrupted: `stop` was set; the checkpoint is kept.
         OutOfMemory: a batch does not fit into the device's memory.
     """
-    trainer = _Trainer.prepare(classifier, pixels, tuning, class_weights=class_weights, config=config, devices=devices, stop=stop)
-    reached = trainer.resume(checkpoints.load()) or Checkpoint((), (), np.empty(0), (), 0, warm_started_from, (), 0.0)
-    while reached.epochs < config.epochs and not _patience_ended(reached, config):
+    trainer = _Trainer.prepare(
+        classifier, pixels, held_out, fold=fold, class_weights=class_weights, config=config, devices=devices, stop=stop
+    )
+    reached = trainer.resume(checkpoints.load()) or Checkpoint((), (), (), (), 0.0)
+    while reached.epochs < config.epochs:
         reached = trainer.run_epoch(reached)
         checkpoints.save(reached)
         on_epoch(reached.rows)
-        log.info("%s", describe_progress(reached.rows[-1], config.epochs, reached.best_epoch))
-    return TrainingRecord(
-        weights=reached.best,
-        rows=reached.rows,
-        best_epoch=reached.best_epoch,
-        stopped_early=reached.epochs < config.epochs,
-        warm_started_from=reached.warm_started_from,
-        resumed_after=reached.resumed_after,
-        seconds=reached.seconds,
-    )
+        log.info("%s", describe_progress(reached.rows[-1], config.epochs))
+    return TrainingRecord(reached.weights, reached.rows, reached.resumed_after, reached.seconds)
 
 
 @dataclass(frozen=True)
@@ -125,7 +109,8 @@ class _Trainer:
     classifier: keras.Model
     optimizer: keras.Optimizer
     pixels: Pixels
-    tuning: Pixels
+    held_out: Pixels
+    fold: int
     class_weights: Mapping[int, float]
     config: RetrainingConfig
     watch: _Watch
@@ -135,8 +120,9 @@ class _Trainer:
         cls,
         classifier: keras.Model,
         pixels: Pixels,
-        tuning: Pixels,
+        held_out: Pixels,
         *,
+        fold: int,
         class_weights: Mapping[str, float],
         config: RetrainingConfig,
         devices: Devices,
@@ -147,7 +133,7 @@ class _Trainer:
             optimizer = _compile(classifier, config, devices, steps_per_epoch=math.ceil(len(pixels) / config.batch_size))
         weights = {position: class_weights[name] for position, name in enumerate(pixels.classes)}
         watch = _Watch(stop, limit=_EXPLODED * math.log(len(pixels.classes)) * max(weights.values()))
-        return cls(classifier, optimizer, pixels, tuning, weights, config, watch)
+        return cls(classifier, optimizer, pixels, held_out, fold, weights, config, watch)
 
     @property
     def state(self) -> list[Any]:
@@ -166,7 +152,7 @@ class _Trainer:
         return replace(found, resumed_after=(*found.resumed_after, found.epochs))
 
     def run_epoch(self, reached: Checkpoint) -> Checkpoint:
-        """Train one epoch more, and look at the tuning part.
+        """Train one epoch more, and look at the held-out fold.
 
         Raises:
             DivergedError, TrainingInterrupted, OutOfMemory: see `train`.
@@ -175,31 +161,28 @@ class _Trainer:
         logs = self._fit(epoch)
         trained = time.monotonic() - began
         averaged, raw = _averaged_weights(self.classifier, self.optimizer, self.config)
-        probabilities = predict(self.classifier, self.tuning)
-        losses = cross_entropies(probabilities, self.tuning.labels)
+        probabilities = predict(self.classifier, self.held_out)
+        losses = cross_entropies(probabilities, self.held_out.labels)
         if not np.isfinite(losses).all():  # no later batch of this epoch sees what its last batch's update did
             raise DivergedError(f"the network answers no numbers after epoch {epoch}: try a lower learning_rate")
-        accuracy, balanced = accuracies(probabilities, self.tuning.labels)
+        accuracy, balanced = accuracies(probabilities, self.held_out.labels)
         row = EpochRow(
+            fold=self.fold,
             epoch=epoch,
             loss=logs["loss"][-1],
             accuracy=logs["accuracy"][-1],
-            tuning_loss=float(losses.mean()),
-            tuning_accuracy=accuracy,
-            tuning_balanced_accuracy=balanced,
+            held_out_loss=float(losses.mean()),
+            held_out_accuracy=accuracy,
+            held_out_balanced_accuracy=balanced,
             learning_rate=max(rate, float(self.optimizer.learning_rate)),
             seconds=time.monotonic() - began,
             images_per_second=len(self.pixels) / trained,
         )
-        lowest = losses if not len(reached.lowest) or losses.mean() <= reached.lowest.mean() else reached.lowest
-        best, best_epoch = (reached.best, reached.best_epoch) if is_worse(losses, lowest) else (averaged, epoch)
         _assign(self.classifier.trainable_variables, raw)
         return replace(
             reached,
             variables=_values(self.state),
-            best=best,
-            best_epoch=best_epoch,
-            lowest=lowest,
+            weights=averaged,
             rows=(*reached.rows, row),
             seconds=reached.seconds + row.seconds,
         )
@@ -241,11 +224,6 @@ def _compile(classifier: keras.Model, config: RetrainingConfig, devices: Devices
     return classifier.optimizer
 
 
-def _patience_ended(reached: Checkpoint, config: RetrainingConfig) -> bool:
-    patience = config.early_stopping_patience
-    return reached.epochs > 0 and patience > 0 and reached.epochs - reached.best_epoch >= patience
-
-
 def _values(variables: Sequence[Any]) -> tuple[np.ndarray, ...]:
     return tuple(variable.numpy() for variable in variables)
 
@@ -267,7 +245,7 @@ def _averaged_weights(
 
 def predict(classifier: keras.Model, pixels: Pixels) -> np.ndarray:
     """Probabilities for every image, float32 (n, classes)."""
-    probabilities: np.ndarray = classifier.predict(plain_batches(pixels, _TUNING_BATCH), verbose=0)
+    probabilities: np.ndarray = classifier.predict(plain_batches(pixels, _HELD_OUT_BATCH), verbose=0)
     return probabilities
 
 
@@ -282,20 +260,10 @@ def accuracies(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, fl
     return float(right.mean()), float(np.mean([right[labels == name].mean() for name in np.unique(labels)]))
 
 
-def is_worse(losses: np.ndarray, lowest: np.ndarray) -> bool:
-    """Return whether losses are higher than others of the same images: the 95 % interval of the mean difference is above 0.
-
-    Args:
-        losses, lowest: (n,), in the same order.
-    """
-    differences = losses - lowest
-    return bool(differences.mean() > _CONFIDENT * differences.std() / math.sqrt(len(differences)))
-
-
-def describe_progress(row: EpochRow, epochs: int, best_epoch: int) -> str:
+def describe_progress(row: EpochRow, epochs: int) -> str:
     """Describe an epoch and what is left, in one line."""
     left = (epochs - row.epoch) * row.seconds
-    return f"{describe_epoch(row, epochs)}; best epoch {best_epoch}, at most {left / 60:.0f} min to go"
+    return f"{describe_epoch(row, epochs)}; {left / 60:.0f} min to go"
 
 
 class _Watch(keras.callbacks.Callback):

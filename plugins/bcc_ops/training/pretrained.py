@@ -172,6 +172,11 @@ def to_keras_layout(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return renamed
 
 
+def begins_at_random(architecture: str, weights: str) -> bool:
+    """Return whether these parameters let training begin with random weights. `cnn` has no pretrained ones."""
+    return weights == "none" or architecture == "cnn"
+
+
 def backbone_weights(
     architecture: str, weights: str, cache_dir: Path, store: ObjectStore
 ) -> Mapping[str, np.ndarray] | Path | str | None:
@@ -187,7 +192,7 @@ def backbone_weights(
     Raises:
         WeightsUnavailable: they are not available; the message names the way out.
     """
-    if weights == "none" or architecture == "cnn":
+    if begins_at_random(architecture, weights):
         return None
     if weights == "imagenet":
         return efficientnet_lite0_weights(cache_dir) if architecture == "efficientnet_lite0" else weights
@@ -254,7 +259,7 @@ def fetch_weights_file(weights: str, cache_dir: Path, store: ObjectStore) -> Pat
         return path
     bucket, key = split_uri(weights)
     if bucket != store.bucket:
-        raise WeightsUnavailable(f"weights: {weights} does not be in the configured bucket {store.bucket}")
+        raise WeightsUnavailable(f"weights: {weights} is not in the configured bucket {store.bucket}")
     head = store.head(key)
     if head is None:
         raise WeightsUnavailable(f"weights: there is nothing at {weights}")

@@ -1,32 +1,27 @@
-"""Train a run's challenger: its documents in, the contents of training.json, history.csv and model.h5 out."""
+"""Train a fold's model: a run's documents in, the contents of the fold's files out."""
 
 from __future__ import annotations
 
 import logging
 import platform
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.input_pipeline import Pixels, decode_images, read_as_notebook
-from bcc_ops.runs.documents import PARTITIONS, Partition, Reference, SnapshotDocument, SplitDocument, TrainingDocument
+from bcc_ops.models.classifier import Classifier
+from bcc_ops.models.combination import model_file_of
+from bcc_ops.runs.documents import FoldDocument, Reference, SnapshotDocument, SplitDocument
 from bcc_ops.runs.epochs import history_csv
-from bcc_ops.runs.paths import RunPaths
-from bcc_ops.runs.tables import SplitRow
-from bcc_ops.training.architectures import (
-    build_classifier,
-    copy_matching_weights,
-    drop_class_biases,
-    scale_odds,
-    with_mirror_image,
-)
+from bcc_ops.runs.paths import RunPaths, fold_file
+from bcc_ops.runs.tables import SplitRow, write_answers
+from bcc_ops.training.architectures import build_classifier, with_mirror_image
 from bcc_ops.training.checkpoints import CheckpointFolder
 from bcc_ops.training.completed import describe_preprocessing
 from bcc_ops.training.devices import Devices, peak_memory_mb, prepare_devices, require_gpu, versions
@@ -38,35 +33,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PIXELS_IN_MEMORY = 1_000_000_000
-"""Bytes of decoded images kept in memory, for each partition; more are in a file in the cache."""
-
-
-@dataclass(frozen=True)
-class WarmStart:
-    """The champion that training starts from."""
-
-    version: str
-    model: keras.Model
-
+"""Bytes of decoded images kept in memory, of those to train on and of those held out each; more are in a file in the cache."""
 
 Weights = Mapping[str, np.ndarray] | Path | str | None
 
 
 @dataclass(frozen=True)
-class RunInputs:
-    """What a run has to be trained with.
+class FoldInputs:
+    """What a fold's model has to be trained with.
 
     Attributes:
+        fold: which one is held out.
         config, config_digest, snapshot, split: the run's documents.
-        split_reference: names the latter in training.json.
+        split_reference: names the latter in the fold's document.
         rows: the run's split.parquet.
         synthetic: whether images that the project drew itself are among them.
         images: brings the snapshot's images to this worker; called once it is clear that training can start.
         weights: loads the backbone's weights, as `pretrained.backbone_weights` does.
-        warm_start: loads the champion to start from, or None if there is none; called if the run asks for it.
         scratch: folder of this worker, for pixels that memory does not hold.
     """
 
+    fold: int
     config: RetrainingConfig
     config_digest: str
     snapshot: SnapshotDocument
@@ -76,35 +63,40 @@ class RunInputs:
     synthetic: bool
     images: Callable[[], Sequence[LocalImage]]
     weights: Callable[[], Weights]
-    warm_start: Callable[[], WarmStart | None]
     scratch: Path
+
+    @property
+    def held_out(self) -> list[SplitRow]:
+        """The images that the model is asked about."""
+        return [row for row in self.rows if row.fold == self.fold]
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a training ends with: the contents of training.json, history.csv and model.h5."""
+class TrainedFold:
+    """What a training ends with: the contents of a fold's document, history, model file and table of answers."""
 
-    document: TrainingDocument
+    document: FoldDocument
     history: bytes
     model: bytes
+    answers: bytes
 
 
-def train_run(
+def train_fold(
     paths: RunPaths,
-    inputs: RunInputs,
+    inputs: FoldInputs,
     checkpoints: CheckpointFolder,
     *,
     stop: threading.Event,
     publish: Callable[[bytes], None],
-) -> Trained:
-    """Train a run's challenger.
+) -> TrainedFold:
+    """Train the model of a fold on the other folds, and ask it about its own.
 
     Args:
         paths: of the run's documents, to refer to them.
-        inputs: the run.
+        inputs: the run, and the fold.
         checkpoints: where each epoch is kept, and where an earlier attempt may have kept some.
         stop: training stops within a batch once this is set.
-        publish: takes history.csv after each epoch.
+        publish: takes the history after each epoch.
 
     Raises:
         GpuMissing: one was asked for and is not there; nothing was downloaded.
@@ -115,15 +107,13 @@ def train_run(
     if config.require_gpu:
         require_gpu()
     devices = prepare_devices(config.seed, config.deterministic, config.mixed_precision)
-    # Loading a model starts the GPUs, which must have been prepared before.
-    champion = inputs.warm_start() if config.warm_start else None
-    classifier = _build(inputs, devices, champion)
-    parts = _decode(inputs)
+    classifier = _build(inputs, devices)
+    images = {image.key: image for image in inputs.images()}
     record = train(
         classifier,
-        parts["train"],
-        parts["tuning"],
-        warm_started_from=champion.version if champion else None,
+        _decode([images[row.key] for row in inputs.rows if row.fold != inputs.fold], inputs),
+        _decode([images[row.key] for row in inputs.held_out], inputs),
+        fold=inputs.fold,
         class_weights=inputs.split.weights,
         config=config,
         devices=devices,
@@ -134,112 +124,59 @@ def train_run(
     if devices.mixed_precision:
         # A file that computes in float16 would be slow and less exact wherever there is no GPU.
         keras.config.set_dtype_policy("float32")
-        classifier = _build(inputs, devices, champion=None)
-    history, model = history_csv(record.rows), _model_file(classifier, record, inputs)
-    document = _describe(
-        inputs,
-        devices,
-        record,
-        parameters=classifier.count_params(),
-        history=Reference.of(paths.document("history.csv"), history),
-        model=Reference.of(paths.document("model.h5"), model),
-    )
-    log.info("trained in %.0f s, best epoch %d of %d", record.seconds, record.best_epoch, len(record.rows))
-    return Trained(document, history, model)
+        classifier = _build(inputs, devices)
+    classifier.set_weights(list(record.weights))
+    model = with_mirror_image(classifier) if config.test_time_flip else classifier
+    asked = Classifier(model, config.image_size, len(inputs.split.classes), config.keep_aspect)
+    probabilities = asked.predict([images[row.key].path for row in inputs.held_out])
+    history, content = history_csv(record.rows), model_file_of(model)
+    answers = write_answers(inputs.held_out, inputs.split.classes, probabilities)
+    references = {
+        name: Reference.of(paths.document(fold_file(inputs.fold, ending)), stored)
+        for name, ending, stored in (("history", "csv", history), ("model", "h5", content), ("answers", "parquet", answers))
+    }
+    document = _describe(inputs, devices, record, classifier.count_params(), references)
+    log.info("fold %d trained in %.0f s, %d epochs", inputs.fold, record.seconds, len(record.rows))
+    return TrainedFold(document, history, content, answers)
 
 
-def _model_file(classifier: keras.Model, record: TrainingRecord, inputs: RunInputs) -> bytes:
+def _build(inputs: FoldInputs, devices: Devices) -> keras.Model:
     config = inputs.config
-    odds_factor = odds_factors(config, inputs.split.classes, inputs.snapshot.positive_class)
-    with tempfile.TemporaryDirectory(prefix="bcc-train-") as folder:
-        path = Path(folder) / "model.h5"
-        save_model(classifier, record.weights, path, test_time_flip=config.test_time_flip, odds_factor=odds_factor)
-        return path.read_bytes()
-
-
-def _build(inputs: RunInputs, devices: Devices, champion: WarmStart | None) -> keras.Model:
-    config, classes = inputs.config, inputs.split.classes
     weights = inputs.weights()
+    # All folds' models must start alike, the random weights of the last layer included: their average is a model only then.
+    keras.utils.set_random_seed(config.seed)
     with devices.strategy.scope():
-        classifier = build_classifier(
+        return build_classifier(
             config.architecture,
             config.image_size,
-            len(classes),
+            len(inputs.split.classes),
             dropout=config.dropout,
             weights=weights,
             frozen_part=config.frozen_part,
         )
-        if champion is not None:
-            copied = copy_matching_weights(champion.model, classifier)
-            drop_class_biases(classifier)  # the champion's own; a model that starts with it would have it twice
-            log.info("%d layers start with the weights of the champion %s", copied, champion.version)
-    return classifier
 
 
-def _decode(inputs: RunInputs) -> dict[Partition, Pixels]:
-    side_of = {row.key: row.partition for row in inputs.rows}
-    images = inputs.images()
-    read = read_as_notebook if inputs.config.preset == "notebook" else decode_images
-    parts: dict[Partition, Pixels] = {}
-    for partition in ("train", "tuning"):
-        parts[partition] = read(
-            [image for image in images if side_of.get(image.key) == partition],
-            inputs.split.classes,
-            side=inputs.config.image_size,
-            scratch=inputs.scratch,
-            budget_bytes=PIXELS_IN_MEMORY,
-        )
-    return parts
-
-
-def odds_factors(config: RetrainingConfig, classes: Sequence[str], positive_class: str) -> list[float]:
-    """Of each class, the factor on its odds that the run's parameters ask for."""
-    return [config.malignant_odds_factor if name == positive_class else 1.0 for name in classes]
-
-
-def save_model(
-    classifier: keras.Model, weights: Sequence[np.ndarray], path: Path, *, test_time_flip: bool, odds_factor: Sequence[float]
-) -> Path:
-    """Write the model file: what it takes to predict, and nothing of training (no optimizer, no augmentation).
-
-    Args:
-        classifier: the network, in float32.
-        weights: of the best epoch.
-        path: where it is written, as `.h5`.
-        test_time_flip: whether the file answers the mean over the image and its mirror image.
-        odds_factor: of each class, the factor on its odds.
-    """
-    classifier.set_weights(list(weights))
-    scale_odds(classifier, odds_factor)
-    model = with_mirror_image(classifier) if test_time_flip else classifier
-    absl = logging.getLogger("absl")
-    level = absl.level
-    absl.setLevel(logging.ERROR)  # Keras warns that the format is legacy; it is the one that this project promises
-    try:
-        model.save(path, include_optimizer=False)
-    finally:
-        absl.setLevel(level)
-    return path
+def _decode(images: Sequence[LocalImage], inputs: FoldInputs) -> Pixels:
+    config, classes = inputs.config, inputs.split.classes
+    place: dict[str, Any] = {"scratch": inputs.scratch, "budget_bytes": PIXELS_IN_MEMORY}
+    if config.preset == "notebook" and not config.keep_aspect:
+        return read_as_notebook(images, classes, side=config.image_size, **place)
+    return decode_images(images, classes, side=config.image_size, keep_aspect=config.keep_aspect, **place)
 
 
 def _describe(
-    inputs: RunInputs,
-    devices: Devices,
-    record: TrainingRecord,
-    *,
-    parameters: int,
-    history: Reference,
-    model: Reference,
-) -> TrainingDocument:
+    inputs: FoldInputs, devices: Devices, record: TrainingRecord, parameters: int, references: Mapping[str, Reference]
+) -> FoldDocument:
     config = inputs.config
-    return TrainingDocument(
+    return FoldDocument(
+        fold=inputs.fold,
         preset=config.preset,
         architecture=config.architecture,
         weights=config.weights,
-        warm_started_from=record.warm_started_from,
         classes=inputs.split.classes,
         image_size=config.image_size,
-        preprocessing=describe_preprocessing(config, inputs.snapshot.positive_class),
+        keep_aspect=config.keep_aspect,
+        preprocessing=describe_preprocessing(config),
         parameters=parameters,
         seed=config.seed,
         deterministic=config.deterministic,
@@ -249,11 +186,8 @@ def _describe(
         versions=versions(),
         devices=devices.names,
         host=platform.node(),
-        images=_counts(inputs.split),
-        epochs_planned=config.epochs,
-        epochs_run=len(record.rows),
-        best_epoch=record.best_epoch,
-        stopped_early=record.stopped_early,
+        images=sum(row.fold != inputs.fold for row in inputs.rows),
+        epochs=len(record.rows),
         resumed_after_epochs=record.resumed_after,
         seconds=record.seconds,
         seconds_per_epoch=record.seconds / len(record.rows),
@@ -263,10 +197,5 @@ def _describe(
         config_digest=inputs.config_digest,
         split=inputs.split_reference,
         synthetic=inputs.synthetic,
-        history=history,
-        model=model,
+        **references,
     )
-
-
-def _counts(document: SplitDocument) -> dict[Partition, int]:
-    return {partition: sum(document.counts.get(partition, {}).values()) for partition in PARTITIONS}

@@ -10,7 +10,7 @@ from rich.console import Console
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.folder_check import check_folder, check_tables
 from bcc_ops.exceptions import NoImages
-from bcc_ops.runs.documents import CheckDocument, parse_document
+from bcc_ops.runs.documents import FOLDS, CheckDocument, parse_document
 from tests.factories.images import scan_png
 
 CONFIG = RetrainingConfig.resolve({"max_refused_fraction": 0.5})
@@ -46,9 +46,11 @@ def test_a_folder_is_checked_and_split(folder):
     assert {one.reason: one.count for one in document.ignored} == {"in no class folder": 1, "name to ignore (masks)": 10}
     assert document.classes == ("benign", "malignant")
     assert document.split is not None
-    assert document.split.counts["validation"] == {"benign": 1, "malignant": 1}
-    assert len(document.partitions) == 10
-    assert document.partitions["benign/benign (0).png"] in ("train", "tuning", "validation")
+    assert document.split.counts == {fold: {"benign": 1, "malignant": 1} for fold in FOLDS}
+    assert len(document.folds) == 10
+    assert sorted(document.folds[f"benign/benign ({number}).png"] for number in range(5)) == list(FOLDS)
+    row = next(line for line in printed(document).splitlines() if line.startswith("│ malignant"))
+    assert [cell.strip() for cell in row.strip("│").split("│")] == ["malignant", "5", *"11111", "1.000"]
     assert parse_document(CheckDocument, document.to_json(), "the test") == document
 
 
@@ -74,8 +76,8 @@ def test_too_few_images_for_a_split_are_no_crash(folder):
     write(folder / "normal" / "only.png", 999, "normal")
     document = check_folder(folder, CONFIG)
     assert document.split is None
-    assert "class normal has no image for" in document.split_problem
-    assert "class normal has no image for" in printed(document)
+    assert "class normal has no image" in document.split_problem
+    assert "class normal has no image" in printed(document)
 
 
 def test_a_missing_or_empty_folder_is_told_in_one_line(tmp_path):
@@ -104,7 +106,7 @@ def test_the_real_images(real_images, tmp_path):
     checks = document.checks
     assert checks.checked == 623
     assert not checks.refused
-    assert not any("_mask" in key for key in document.partitions)
+    assert not any("_mask" in key for key in document.folds)
     groups = [*checks.groups, *checks.conflicts]
     assert max(len(group.keys) for group in groups) <= 10
     assert 5 <= len(checks.conflicts) <= 10
@@ -130,4 +132,4 @@ def test_the_real_images(real_images, tmp_path):
 
     counts = document.split.counts
     for name in document.classes:
-        assert abs(counts["validation"][name] / sum(counts[side][name] for side in counts) - 0.2) <= 0.02
+        assert all(abs(counts[fold][name] / sum(counts[side][name] for side in counts) - 0.2) <= 0.02 for fold in FOLDS)

@@ -12,7 +12,7 @@ from bcc_ops.dataset import image_checks
 from bcc_ops.dataset.decoding import decode_image
 from bcc_ops.dataset.image_checks import CONFLICT, UNREADABLE, check_images, summary
 from bcc_ops.dataset.inspection_cache import InspectionCache
-from bcc_ops.dataset.splits import count_partitions, split_images
+from bcc_ops.dataset.splits import count_folds, split_images
 from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.dataset.synthetic import draw_image, write_images
 from bcc_ops.exceptions import NoImages, OutOfResources, TooManyRefused
@@ -62,8 +62,8 @@ def test_fifty_broken_files_are_refused_by_the_right_reason_and_the_good_ones_ar
     refused_rows = {row.key: row.refused for row in result.contents if row.refused}
     assert refused_rows == expected
     config = RetrainingConfig.resolve({})
-    counts = count_partitions(split_images(result.contents, (), config, CLASSES).rows, CLASSES)
-    assert sum(counts[side][name] for side in counts for name in CLASSES) == 24
+    counts = count_folds(split_images(result.contents, (), config, CLASSES).rows, CLASSES)
+    assert sum(counts[fold][name] for fold in counts for name in CLASSES) == 24
 
 
 def test_more_refused_than_allowed_fails_with_the_list(tmp_path, good):

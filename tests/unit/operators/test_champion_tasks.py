@@ -121,7 +121,7 @@ def test_a_version_can_be_chosen_and_left_to_the_nights_in_one_step(registry: Mo
     assert (pointer.champion.version, pointer.champion.hold) == (first, None)
 
 
-def test_choosing_the_champion_is_a_skip(registry: ModelRegistry) -> None:
+def test_choosing_the_champion_is_a_skip_if_it_is_the_anchor_too(registry: ModelRegistry) -> None:
     with pytest.raises(AirflowSkipException, match="is the champion already"):
         choose(registry, registry.versions()[1], "because", context())
 
@@ -208,7 +208,7 @@ OTHER = Reference(key=PATHS.document("model.h5"), sha256="0" * 64)
     [
         ("evaluation", evaluation_document(champion=False), "gate.json is about another evaluation: clear gate_model too"),
         ("evaluation", evaluation_document(model=OTHER), "evaluation.json is about another model .* clear evaluate_model"),
-        ("evaluation", evaluation_document(validation_digest="0" * 64), "evaluation.json is about another model or other images"),
+        ("evaluation", evaluation_document(held_out_digest="0" * 64), "evaluation.json is about another model or other images"),
         ("training", training_document(model=OTHER), "evaluation.json is about another model .* clear evaluate_model"),
         ("training", training_document(split=OTHER), "trained with another split of this run: clear train_model"),
         ("split", split_document(salt="other"), "trained with another split of this run: clear train_model"),

@@ -7,17 +7,19 @@ import pytest
 from pydantic import ValidationError
 
 from bcc_ops.exceptions import ArtifactError
-from bcc_ops.runs.documents import ChampionDocument as Champion
 from bcc_ops.runs.documents import (
+    FOLDS,
     Estimate,
     EvaluationDocument,
     ModelDocument,
     Reference,
     SliceEvaluation,
+    SplitDocument,
     digest_of,
     parse_document,
 )
-from tests.unit.report.samples import evaluation_document, model_document
+from bcc_ops.runs.documents import ChampionDocument as Champion
+from tests.unit.report.samples import evaluation_document, model_document, split_document
 
 
 def test_an_estimate_reads_back_as_it_was_written() -> None:
@@ -25,7 +27,7 @@ def test_an_estimate_reads_back_as_it_was_written() -> None:
         assert Estimate.model_validate_json(estimate.model_dump_json()) == estimate
 
 
-def test_a_missing_figure_is_null_with_a_reason() -> None:
+def test_a_missing_metric_is_null_with_a_reason() -> None:
     assert Estimate.missing("no image").model_dump() == {"value": None, "reason": "no image"}
 
 
@@ -35,7 +37,7 @@ def test_an_estimate_without_value_and_reason_or_not_finite_is_refused(fields: d
         Estimate.model_validate(fields)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 1}', b'{"schema_version": 4}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 1}', b'{"schema_version": 5}', b"\xff\xfe"])
 def test_what_is_no_such_document_is_told_in_one_line_with_its_origin(content: bytes) -> None:
     with pytest.raises(ArtifactError, match=r"^s3://b/champion\.json is not a ChampionDocument") as caught:
         parse_document(Champion, content, "s3://b/champion.json")
@@ -53,6 +55,19 @@ def test_an_evaluation_and_a_version_from_before_their_notes_are_still_read() ->
     del evaluation["warm_start_note"], evaluation["comparison"]["caution"], version["warm_started_from"]
     assert EvaluationDocument.model_validate_json(json.dumps(evaluation)) == evaluation_document()
     assert ModelDocument.model_validate_json(json.dumps(version)) == model_document()
+
+
+def test_a_version_that_does_not_tell_its_folds_held_out_the_first_and_kept_no_answers() -> None:
+    version = json.loads(model_document().to_json())
+    del version["folds"], version["answers"]
+    older = ModelDocument.model_validate_json(json.dumps(version))
+    assert (older.folds, older.answers) == ((1,), None)
+
+
+def test_counts_per_fold_come_back_with_numbers_for_folds() -> None:
+    document = split_document()
+    assert parse_document(SplitDocument, document.to_json(), "split.json") == document
+    assert list(document.counts) == list(FOLDS)
 
 
 def test_documents_are_frozen() -> None:

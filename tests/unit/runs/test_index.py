@@ -40,7 +40,7 @@ def test_a_night_that_ended_with_a_rejection_counts_and_only_for_later_ones(stor
     assert last_that_counts(store, "artifacts", first.as_of) is None
 
 
-@pytest.mark.parametrize("parameter", ["epochs", "validation_fraction", "min_macro_auc", "preset"])
+@pytest.mark.parametrize("parameter", ["epochs", "folds", "min_macro_auc", "preset"])
 def test_an_experiment_with_other_parameters_does_not_use_up_the_news(store: ObjectStore, parameter: str) -> None:
     night = leave(store, 0)
     leave(store, 1, given=parameter)

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
-from bcc_ops.runs.paths import RunPaths, checkpoint_folder, parse_run_folder, run_slug
+from bcc_ops.runs.paths import RunPaths, checkpoint_folder, fold_file, parse_run_folder, run_slug
 
 AS_OF = datetime(2026, 11, 22, 2, 0, tzinfo=timezone.utc)
 
@@ -58,9 +59,16 @@ def test_a_foreign_folder_among_the_runs_is_passed_over() -> None:
     assert parse_run_folder("artifacts", "artifacts/runs/notes/") is None
 
 
-@pytest.mark.parametrize("other", ["snapshot_digest", "config_digest", "split_digest"])
-def test_a_checkpoint_is_found_again_by_the_same_images_parameters_and_split_alone(other: str) -> None:
-    of = {"snapshot_digest": "a" * 64, "config_digest": "b" * 64, "split_digest": "c" * 64}
+@pytest.mark.parametrize(
+    "other", [{"snapshot_digest": "d" * 64}, {"config_digest": "d" * 64}, {"split_digest": "d" * 64}, {"fold": 3}]
+)
+def test_a_checkpoint_is_found_again_by_the_same_images_parameters_split_and_fold_alone(other: dict[str, Any]) -> None:
+    of: dict[str, Any] = {"snapshot_digest": "a" * 64, "config_digest": "b" * 64, "split_digest": "c" * 64, "fold": 2}
     folder = checkpoint_folder("artifacts", **of)
-    assert folder == f"artifacts/checkpoints/{'a' * 16}-{'b' * 16}-{'c' * 16}"
-    assert checkpoint_folder("artifacts", **of | {other: "d" * 64}) != folder
+    assert folder == f"artifacts/checkpoints/{'a' * 16}-{'b' * 16}-{'c' * 16}-2"
+    assert checkpoint_folder("artifacts", **of | other) != folder
+
+
+def test_the_files_of_a_folds_model_are_told_by_its_number() -> None:
+    paths = RunPaths.of("artifacts", AS_OF, "nightly")
+    assert paths.document(fold_file(2, "json")) == f"{paths.folder}/fold-2.json"

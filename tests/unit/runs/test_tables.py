@@ -1,15 +1,31 @@
 from __future__ import annotations
 
+import io
 from datetime import datetime, timezone
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bcc_ops.exceptions import ArtifactError
-from bcc_ops.runs.tables import ContentRow, ImageRow, SplitRow, read_predictions, read_rows, write_predictions, write_rows
+from bcc_ops.runs.documents import OLDER_TRAINING
+from bcc_ops.runs.tables import (
+    AssignmentRow,
+    ContentRow,
+    ImageRow,
+    SplitRow,
+    read_answers,
+    read_predictions,
+    read_rows,
+    write_answers,
+    write_predictions,
+    write_rows,
+)
 
 IMAGE = ImageRow("images/benign/ä (1).png", "benign", 12, "etag", "", datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=timezone.utc))
 CONTENT = ContentRow("k", "benign", "0" * 64, 500, 400, "L", 81.5, 40.25, False, "g", "")
-SPLIT = SplitRow("k", "0" * 64, "benign", "g", "train")
+SPLIT = SplitRow("k", "0" * 64, "benign", "g", 3, "pixels")
 
 
 @pytest.mark.parametrize("row", [IMAGE, CONTENT, SPLIT])
@@ -42,3 +58,74 @@ def test_predictions_keep_a_gap_where_the_champion_was_not_asked() -> None:
         "challenger_benign": [0.75, 0.25],
         "champion_benign": [None, 0.5],
     }
+
+
+CLASSES = ("benign", "malignant", "normal")
+ANSWERED = [
+    SplitRow("images/benign/ä (1).png", "a" * 64, "benign", "g", 1, "p"),
+    SplitRow("images/normal/b.png", "b" * 64, "normal", "h", 5),
+]
+PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5]])
+
+
+def test_answers_come_back_with_their_images_folds_and_probabilities() -> None:
+    rows, probabilities = read_answers(write_answers(ANSWERED, CLASSES, PROBABILITIES), CLASSES)
+    assert rows == ANSWERED
+    np.testing.assert_array_equal(probabilities, PROBABILITIES)
+    assert write_answers(ANSWERED, CLASSES, PROBABILITIES) == write_answers(ANSWERED, CLASSES, PROBABILITIES)
+
+
+def test_the_probabilities_of_a_network_in_single_precision_come_back_exactly() -> None:
+    single = PROBABILITIES.astype(np.float32)
+    _, probabilities = read_answers(write_answers(ANSWERED, CLASSES, single), CLASSES)
+    np.testing.assert_array_equal(probabilities.astype(np.float32), single)
+
+
+def test_answers_are_read_in_the_order_of_classes_that_is_asked_for() -> None:
+    content = write_answers(ANSWERED, CLASSES, PROBABILITIES)
+    _, probabilities = read_answers(content, ("normal", "benign", "malignant"))
+    np.testing.assert_array_equal(probabilities, PROBABILITIES[:, [2, 0, 1]])
+
+
+def test_a_fold_without_images_has_a_table_of_no_answers() -> None:
+    rows, probabilities = read_answers(write_answers([], CLASSES, np.zeros((0, 3), np.float32)), CLASSES)
+    assert (rows, probabilities.shape) == ([], (0, 3))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"no parquet", "no Parquet file"),
+        (write_rows(SplitRow, ANSWERED), "the table of answers has the columns"),
+        (write_answers(ANSWERED, CLASSES[:2], PROBABILITIES), "the table of answers has the columns"),
+    ],
+    ids=["no table", "no answers", "other classes"],
+)
+def test_a_table_without_an_answer_for_each_class_is_refused(content: bytes, said: str) -> None:
+    with pytest.raises(ArtifactError, match=said):
+        read_answers(content, CLASSES)
+
+
+def older(row_type: type[SplitRow] | type[AssignmentRow], *partitions: str) -> bytes:
+    """A table as it was when images were in partitions and not in folds."""
+    columns = {"key": "k", "sha256": "s", "label": "benign", "group": "g", "pixels": "p"}
+    rows = {name: [columns.get(name, 7)] * len(partitions) for name in row_type._fields}
+    table = pa.table({"partition" if name == "fold" else name: rows[name] for name in row_type._fields})
+    table = table.set_column(row_type._fields.index("fold"), "partition", pa.array(partitions, pa.string()))
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("row_type", [SplitRow, AssignmentRow])
+def test_of_a_table_of_before_what_was_held_out_is_fold_1_and_the_rest_has_no_fold_yet(
+    row_type: type[SplitRow] | type[AssignmentRow],
+) -> None:
+    rows = read_rows(row_type, older(row_type, "train", "tuning", "validation"))
+    assert [row.fold for row in rows] == [OLDER_TRAINING, OLDER_TRAINING, 1]
+    assert [row.pixels for row in rows] == ["p", "p", "p"]
+
+
+def test_a_table_with_a_partition_that_never_was_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="partition"):
+        read_rows(SplitRow, older(SplitRow, "train", "elsewhere"))

@@ -11,11 +11,14 @@ from bcc_ops.config import RetrainingConfig
 from bcc_ops.exceptions import ArtifactError
 from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.runs.documents import (
+    OLDER_TRAINING,
     ChampionDocument,
     ChecksDocument,
     ConfigDocument,
+    EvaluationDocument,
     GateDocument,
     ModelDocument,
+    SplitDocument,
     TrainingDocument,
     parse_document,
 )
@@ -40,7 +43,8 @@ def test_every_document_of_an_older_run_is_read() -> None:
     assert record.checks is not None and record.split is not None and record.split.table is not None
     assert record.gate is not None and record.gate.holdout_reuse == json.loads(OLDER.joinpath("gate.json").read_text())["looks"]
     assert record.gate.rules[0].value is not None
-    assert record.evaluation is not None and record.evaluation.grouping
+    assert record.evaluation is not None and record.evaluation.grouping and record.evaluation.held_out_digest
+    assert [(row.fold, row.epoch) for row in record.epochs] == [(1, epoch) for epoch in range(1, len(record.epochs) + 1)]
 
 
 def test_the_parameters_of_a_run_of_before_are_read_by_their_present_names() -> None:
@@ -48,8 +52,15 @@ def test_the_parameters_of_a_run_of_before_are_read_by_their_present_names() -> 
     content["config"]["parameter_of_long_ago"] = 1
     document = parse_document(ConfigDocument, json.dumps(content).encode(), "config.json")
     assert document.config.min_similarity == content["config"]["copy_similarity"]
-    assert document.config.malignant_odds_factor == content["config"]["malignant_emphasis"]
+    assert document.config.epochs == content["config"]["epochs"]
     assert set(document.origins) <= set(RetrainingConfig.model_fields)
+
+
+def test_models_of_before_see_squeezed_images() -> None:
+    config = parse_document(ConfigDocument, OLDER.joinpath("config.json").read_bytes(), "config.json")
+    training = parse_document(TrainingDocument, OLDER.joinpath("training.json").read_bytes(), "training.json")
+    model = parse_document(ModelDocument, OLDER.joinpath("model.json").read_bytes(), "model.json")
+    assert (config.config.keep_aspect, training.keep_aspect, model.keep_aspect) == (False, False, False)
 
 
 def test_a_night_of_before_counts_as_one_with_the_deployments_parameters() -> None:
@@ -68,6 +79,30 @@ def test_references_of_before_name_keys_whatever_the_bucket_was_called() -> None
     assert json.loads(content)["model"]["uri"] == f"s3://bucket/{document.model.key}"
 
 
+def test_a_training_of_before_had_one_model_that_learned_from_its_train_and_tuning_images() -> None:
+    content = json.loads(OLDER.joinpath("training.json").read_text())
+    document = parse_document(TrainingDocument, json.dumps(content).encode(), "training.json")
+    assert (document.folds, document.answers, document.combined) == ((), None, "one model")
+    assert document.images == content["images"]["train"] + content["images"]["tuning"]
+    assert document.epochs == content["epochs_run"]
+
+
+def test_a_split_of_before_is_one_of_fold_1_and_of_what_is_yet_to_be_drawn() -> None:
+    content = json.loads(OLDER.joinpath("class_weights.json").read_text())
+    document = parse_document(SplitDocument, json.dumps(content).encode(), "class_weights.json")
+    train, tuning, validation = (content["counts"][part] for part in ("train", "tuning", "validation"))
+    assert document.counts == {OLDER_TRAINING: {name: train[name] + tuning[name] for name in train}, 1: validation}
+    assert document.held_out_digest == content["validation_digest"]
+
+
+def test_an_external_evaluation_of_before_is_the_challengers() -> None:
+    content = json.loads(OLDER.joinpath("evaluation.json").read_text())
+    content["external"] = content["challenger"]
+    document = parse_document(EvaluationDocument, json.dumps(content).encode(), "evaluation.json")
+    assert document.external is not None
+    assert (document.external.challenger, document.external.champion) == (document.challenger, None)
+
+
 def test_a_champion_of_before_stays_the_champion(store: ObjectStore) -> None:
     pointer = parse_document(ChampionDocument, OLDER.joinpath("champion.json").read_bytes(), "champion.json")
     store.put("models/champion.json", OLDER.joinpath("champion.json").read_bytes())
@@ -79,7 +114,7 @@ def test_a_champion_of_before_stays_the_champion(store: ObjectStore) -> None:
 def test_tables_of_before_are_read() -> None:
     (row,) = read_rows(ContentRow, OLDER.joinpath("contents.parquet").read_bytes())
     assert row.synthetic is True
-    assert len(read_rows(SplitRow, OLDER.joinpath("split.parquet").read_bytes())) == 1
+    assert [row.fold for row in read_rows(SplitRow, OLDER.joinpath("split.parquet").read_bytes())] == [OLDER_TRAINING]
 
 
 def test_the_split_of_a_run_of_before_is_carried_forward(store: ObjectStore) -> None:
@@ -90,11 +125,11 @@ def test_the_split_of_a_run_of_before_is_carried_forward(store: ObjectStore) -> 
     store.put(older.document("class_weights.json"), json.dumps(document).encode())
     store.put(older.document("gate.json"), OLDER.joinpath("gate.json").read_bytes())
     assigned = assigned_before(store, RunPaths("artifacts", "20261102T020000Z__next"))
-    assert [row.partition for row in assigned.rows] == ["train"]
+    assert [row.fold for row in assigned.rows] == [OLDER_TRAINING]
     assert (assigned.previous_run, assigned.ancestors) == (older.folder_name, (older.folder_name,))
 
 
-@pytest.mark.parametrize("version", [0, 4, "1", None])
+@pytest.mark.parametrize("version", [0, 5, "1", None])
 def test_a_document_of_another_version_is_one_clear_line(version: object) -> None:
     gate = {**json.loads(OLDER.joinpath("gate.json").read_text()), "schema_version": version}
     with pytest.raises(ArtifactError, match=r"^gate.json is not a GateDocument: .*") as caught:

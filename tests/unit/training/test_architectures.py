@@ -15,17 +15,14 @@ import pytest
 from PIL import Image
 
 from bcc_ops.exceptions import ConfigError, WeightsUnavailable
+from bcc_ops.models.combination import model_file_of
 from bcc_ops.training import architectures
 from bcc_ops.training.architectures import (
     build_classifier,
-    copy_matching_weights,
-    drop_class_biases,
     efficientnet_lite0,
-    scale_odds,
     with_mirror_image,
 )
 from bcc_ops.training.pretrained import efficientnet_lite0_weights
-from bcc_ops.training.run_training import save_model
 
 PHOTOS = {  # two names of ImageNet's classes by their index: 442 bell cote, 698 palace, 985 daisy, 652 military uniform
     "china.jpg": ("sklearn.datasets", "images/china.jpg", {442, 698}),
@@ -148,19 +145,6 @@ def _classifier(imagenet: dict[str, np.ndarray], seed: int = 3) -> keras.Model:
     return build_classifier("efficientnet_lite0", 64, 3, dropout=0.3, weights=imagenet, frozen_part=0.3)
 
 
-def test_odds_factor_multiplies_the_odds_of_a_class(imagenet: dict[str, np.ndarray]) -> None:
-    classifier = _classifier(imagenet)
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.float32)
-    before = classifier.predict_on_batch(pixels)
-    scale_odds(classifier, [1, 2, 1])
-    after = classifier.predict_on_batch(pixels)
-
-    np.testing.assert_allclose(after[:, 1] / after[:, 0], 2 * before[:, 1] / before[:, 0], rtol=1e-4)
-    np.testing.assert_allclose(after[:, 2] / after[:, 0], before[:, 2] / before[:, 0], rtol=1e-4)
-    drop_class_biases(classifier)
-    assert classifier.get_layer("probabilities").get_weights()[1].tolist() == [0, 0, 0]
-
-
 def test_the_mirror_image_is_averaged_in_exactly(imagenet: dict[str, np.ndarray]) -> None:
     classifier = _classifier(imagenet)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.float32)
@@ -181,12 +165,11 @@ def saved(imagenet: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFact
     paths, expected = {}, {}
     for flip in (False, True):
         classifier = _classifier(imagenet)
-        weights = classifier.get_weights()
-        scale_odds(classifier, [1, 2, 1])
         classifier.compile("adam", "categorical_crossentropy")
         model = with_mirror_image(classifier) if flip else classifier
         expected[flip] = model.predict_on_batch(pixels)
-        paths[flip] = save_model(classifier, weights, folder / f"{flip}.h5", test_time_flip=flip, odds_factor=[1, 2, 1])
+        paths[flip] = folder / f"{flip}.h5"
+        paths[flip].write_bytes(model_file_of(model))
     script = (
         "import sys, json, keras, numpy as np\n"
         "for path in sys.argv[2:]:\n"
@@ -229,22 +212,6 @@ def _class_names(layers: list[dict[str, object]]) -> list[str]:
         names.append(str(layer["class_name"]))
         names += _class_names(layer["config"].get("layers", []))  # type: ignore[attr-defined]
     return names
-
-
-def test_matching_layers_are_taken_over_and_others_left(imagenet: dict[str, np.ndarray]) -> None:
-    champion = with_mirror_image(_classifier(imagenet, seed=1))
-    keras.utils.set_random_seed(2)
-    target = build_classifier("efficientnet_lite0", 96, 4, dropout=0.3, weights=imagenet, frozen_part=0.3)
-    head = target.get_layer("probabilities").get_weights()
-    stem = champion.get_layer("classifier").get_layer("efficientnet_lite0").get_layer("conv_stem")
-    stem.set_weights([np.full((3, 3, 3, 32), 0.5), np.zeros(32)])
-
-    copied = copy_matching_weights(champion, target)
-
-    assert copied == 49, "every layer of the backbone fits at another image size; the head of four classes does not"
-    np.testing.assert_array_equal(target.get_layer("probabilities").get_weights()[0], head[0])
-    taken = target.get_layer("efficientnet_lite0").get_layer("conv_stem").get_weights()[0]
-    np.testing.assert_array_equal(taken, np.full((3, 3, 3, 32), 0.5))
 
 
 def test_images_that_are_too_small_for_the_notebooks_network_are_told() -> None:

@@ -19,12 +19,13 @@ FOLDER = "artifacts/checkpoints/abc-def"
 
 def _row(epoch: int) -> EpochRow:
     return EpochRow(
+        fold=2,
         epoch=epoch,
         loss=1.0 / epoch,
         accuracy=0.5,
-        tuning_loss=0.1 + 0.2,
-        tuning_accuracy=0.5,
-        tuning_balanced_accuracy=0.4,
+        held_out_loss=0.1 + 0.2,
+        held_out_accuracy=0.5,
+        held_out_balanced_accuracy=0.4,
         learning_rate=0.001,
         seconds=2.5,
         images_per_second=30.0,
@@ -33,9 +34,8 @@ def _row(epoch: int) -> EpochRow:
 
 def _checkpoint(epochs: int) -> Checkpoint:
     variables = (np.full((2, 3), epochs, np.float32), np.array(epochs, np.int64), np.array([1, 2], np.uint32))
-    best = (np.arange(3, dtype=np.float32),)
-    lowest = np.array([0.1, 0.7])
-    return Checkpoint(variables, best, lowest, tuple(_row(epoch + 1) for epoch in range(epochs)), 1, "v1", (1,), 12.5)
+    weights = (np.arange(3, dtype=np.float32),)
+    return Checkpoint(variables, weights, tuple(_row(epoch + 1) for epoch in range(epochs)), (1,), 12.5)
 
 
 def test_a_checkpoint_comes_back_bit_by_bit(tmp_path: Path, store: ObjectStore) -> None:
@@ -46,9 +46,10 @@ def test_a_checkpoint_comes_back_bit_by_bit(tmp_path: Path, store: ObjectStore) 
 
     assert found is not None
     saved = _checkpoint(2)
-    told = ("epochs", "rows", "best_epoch", "warm_started_from", "resumed_after", "seconds")
-    assert [getattr(found, name) for name in told] == [2, saved.rows, 1, "v1", (1,), 12.5]
-    for one, other in zip((*found.variables, *found.best, found.lowest), (*saved.variables, *saved.best, saved.lowest)):
+    told = ("epochs", "rows", "resumed_after", "seconds")
+    assert [getattr(found, name) for name in told] == [2, saved.rows, (1,), 12.5]
+    assert (len(found.variables), len(found.weights)) == (len(saved.variables), len(saved.weights))
+    for one, other in zip((*found.variables, *found.weights), (*saved.variables, *saved.weights)):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
 
@@ -119,7 +120,7 @@ def test_a_bucket_that_fails_costs_a_warning_and_no_training(
 
     folder.save(_checkpoint(2))
 
-    assert "does not be in the bucket" in caplog.text
+    assert "is not kept in the bucket" in caplog.text
     assert folder.path.exists()
 
 
@@ -134,7 +135,7 @@ def test_a_disk_that_fails_costs_a_warning_and_the_bucket_has_it(
 
     folder.save(_checkpoint(2))
 
-    assert "does not be on this worker: the disk of" in caplog.text
+    assert "is not kept on this worker: the disk of" in caplog.text
     assert list(folder.path.parent.iterdir()) == [], "what was written until then fills the disk"
     found = folder.load()
     assert found is not None
@@ -209,6 +210,17 @@ def test_a_checkpoint_of_another_training_under_this_name_is_ignored(store: Obje
     CheckpointFolder(tmp_path / "one", "artifacts/checkpoints/other", store).save(_checkpoint(3))
     store.put(f"{FOLDER}/checkpoint.npz", store.get("artifacts/checkpoints/other/checkpoint.npz"))
     assert CheckpointFolder(tmp_path / "two", FOLDER, store).load() is None
+
+
+def test_a_checkpoint_of_the_release_before_is_ignored(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It held the best epoch and not the last, of a network that was trained on other images."""
+    folder = CheckpointFolder(tmp_path, FOLDER, store)
+    with monkeypatch.context() as before:
+        before.setattr("bcc_ops.training.checkpoints._FORMAT", 4)
+        folder.save(_checkpoint(3))
+    assert folder.load() is None
 
 
 class Notes(dict[str, Any]):

@@ -21,7 +21,7 @@ from bcc_ops.dataset.input_pipeline import Pixels
 from bcc_ops.exceptions import DivergedError, OutOfMemory, TrainingInterrupted
 from bcc_ops.models.probabilities import cross_entropies
 from bcc_ops.runs.documents import EpochRow
-from bcc_ops.runs.epochs import history_csv
+from bcc_ops.runs.epochs import describe_epoch, history_csv
 from bcc_ops.training.architectures import build_classifier
 from bcc_ops.training.checkpoints import CheckpointFolder
 from bcc_ops.training.devices import Devices, prepare_devices
@@ -29,7 +29,6 @@ from bcc_ops.training.fit import (
     TrainingRecord,
     accuracies,
     describe_progress,
-    is_worse,
     train,
 )
 
@@ -76,10 +75,10 @@ def _deep(dropout: float) -> keras.Model:
 def _train(
     folder: Path,
     *,
-    tuning: Pixels | None = None,
+    held_out: Pixels | None = None,
+    fold: int = 1,
     stop: threading.Event | None = None,
     on_epoch: Callable[[Sequence[EpochRow]], None] = lambda rows: None,
-    warm_started_from: str | None = None,
     network: Callable[[float], keras.Model] = _classifier,
     **parameters: Any,
 ) -> TrainingRecord:
@@ -88,8 +87,8 @@ def _train(
     return train(
         network(config.dropout),
         _pixels(18, seed=0),
-        tuning or _pixels(9, seed=1),
-        warm_started_from=warm_started_from,
+        held_out or _pixels(9, seed=1),
+        fold=fold,
         class_weights={"benign": 1.0, "malignant": 2.0, "normal": 0.5},
         config=config,
         devices=devices,
@@ -100,7 +99,7 @@ def _train(
 
 
 def _metrics(record: TrainingRecord) -> list[tuple[float, ...]]:
-    return [(r.loss, r.accuracy, r.tuning_loss, r.tuning_balanced_accuracy, r.learning_rate) for r in record.rows]
+    return [(r.loss, r.accuracy, r.held_out_loss, r.held_out_balanced_accuracy, r.learning_rate) for r in record.rows]
 
 
 def _same_weights(one: TrainingRecord, other: TrainingRecord) -> bool:
@@ -112,7 +111,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainingRecord:
     return _train(tmp_path_factory.mktemp("undisturbed"))
 
 
-def test_the_same_seed_gives_the_same_figures_and_weights(undisturbed: TrainingRecord, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_metrics_and_weights(undisturbed: TrainingRecord, tmp_path: Path) -> None:
     again = _train(tmp_path)
 
     assert _metrics(again) == _metrics(undisturbed)
@@ -127,7 +126,7 @@ class _Dies(Exception):
     pass
 
 
-def test_a_training_that_died_ends_with_the_figures_of_an_undisturbed_one(undisturbed: TrainingRecord, tmp_path: Path) -> None:
+def test_a_training_that_died_ends_with_the_metrics_of_an_undisturbed_one(undisturbed: TrainingRecord, tmp_path: Path) -> None:
     def die(rows: Sequence[EpochRow]) -> None:
         if len(rows) in (1, 3):
             raise _Dies
@@ -139,7 +138,6 @@ def test_a_training_that_died_ends_with_the_figures_of_an_undisturbed_one(undist
 
     assert resumed.resumed_after == (1, 3)
     assert _metrics(resumed) == _metrics(undisturbed)
-    assert resumed.best_epoch == undisturbed.best_epoch
     assert _same_weights(resumed, undisturbed)
 
 
@@ -152,17 +150,6 @@ def test_training_stops_within_a_batch_and_keeps_its_checkpoint(undisturbed: Tra
     resumed = _train(tmp_path)
     assert resumed.resumed_after == (2,)
     assert _metrics(resumed) == _metrics(undisturbed)
-
-
-def test_a_resumed_training_names_the_champion_that_its_first_attempt_started_with(tmp_path: Path) -> None:
-    def die(rows: Sequence[EpochRow]) -> None:
-        if len(rows) == 1:
-            raise _Dies
-
-    with pytest.raises(_Dies):
-        _train(tmp_path, warm_started_from="v1", on_epoch=die)
-
-    assert _train(tmp_path, warm_started_from="v2").warm_started_from == "v1"
 
 
 def test_a_checkpoint_of_another_network_is_ignored_with_a_warning(
@@ -181,17 +168,17 @@ def test_a_checkpoint_of_another_network_is_ignored_with_a_warning(
     assert _metrics(record) == _metrics(undisturbed)
 
 
-LOSSES = [
-    [0.9, 0.9, 0.9, 0.9],
+HELD_OUT_LOSSES = [
     [0.4, 0.4, 0.4, 0.4],  # the lowest
-    [0.1, 0.1, 0.1, 1.7],  # higher by 0.1, on one image alone: chance
-    [0.5, 0.6, 0.5, 0.6],  # higher by 0.15 on all: the interval of the difference is 0.10 to 0.20
+    [0.9, 0.9, 0.9, 0.9],
+    [0.1, 0.1, 0.1, 1.7],
+    [2.5, 2.6, 2.5, 2.6],
 ]
-"""What each of four tuning images loses in each of four epochs."""
+"""What each of four held-out images loses in each of four epochs."""
 
 
 def _tell(monkeypatch: pytest.MonkeyPatch, losses: Sequence[Sequence[float]]) -> Pixels:
-    """A tuning part of benign images, about which each epoch's answers are such that they lose this much."""
+    """A held-out fold of benign images, about which each epoch's answers are such that they lose this much."""
 
     def predict(classifier: keras.Model, pixels: Pixels) -> np.ndarray:
         right = np.exp(-np.array(next(epochs)))
@@ -202,51 +189,42 @@ def _tell(monkeypatch: pytest.MonkeyPatch, losses: Sequence[Sequence[float]]) ->
     return Pixels(np.zeros((count, SIDE, SIDE, 3), np.uint8), np.zeros(count, np.int64), CLASSES)
 
 
-def test_the_best_epoch_is_the_latest_that_is_not_worse_than_the_lowest_loss_with_confidence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_held_out_fold_is_looked_at_and_decides_nothing(
+    undisturbed: TrainingRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = _train(tmp_path, tuning=_tell(monkeypatch, LOSSES))
+    """Its answers would not be out-of-fold if an epoch were chosen by them, or if training ended by them."""
+    record = _train(tmp_path, held_out=_tell(monkeypatch, HELD_OUT_LOSSES))
 
-    assert [row.tuning_loss for row in record.rows] == pytest.approx([0.9, 0.4, 0.5, 0.55])
-    assert record.best_epoch == 3
-    assert not record.stopped_early
-
-
-def test_a_resumed_training_knows_what_was_lost_in_the_lowest_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(rows: Sequence[EpochRow]) -> None:
-        if len(rows) == 3:
-            raise _Dies
-
-    tuning = _tell(monkeypatch, LOSSES)
-    with pytest.raises(_Dies):
-        _train(tmp_path, tuning=tuning, on_epoch=die)
-    assert _train(tmp_path, tuning=tuning).best_epoch == 3
+    assert [row.held_out_loss for row in record.rows] == pytest.approx([0.4, 0.9, 0.5, 2.55])
+    assert [row.loss for row in record.rows] == [row.loss for row in undisturbed.rows]
+    assert _same_weights(record, undisturbed)
 
 
-@pytest.mark.parametrize(
-    ("differences", "worse"),
-    [
-        # mean 1, standard error sqrt(0.5) / sqrt(4): 1 - 1.96 * 0.354 is above 0
-        ([0.0, 1.0, 1.0, 2.0], True),
-        # mean 1, standard error sqrt(3) / sqrt(4): 1 - 1.96 * 0.866 is below
-        ([0.0, 0.0, 0.0, 4.0], False),
-        ([0.0, 0.0, 0.0, 0.0], False),
-        ([-1.0, -1.0, -1.0, -1.0], False),
-    ],
-)
-def test_a_loss_is_worse_where_the_interval_of_the_difference_says_so(differences: list[float], worse: bool) -> None:
-    lowest = np.array([0.3, 0.1, 0.2, 0.4])
-    assert is_worse(lowest + differences, lowest) is worse
+def test_the_weights_are_those_of_the_last_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of the epoch with the lowest held-out loss, and without an average those that the optimizer left."""
+    kept: list[list[np.ndarray]] = []
+
+    def network(dropout: float) -> keras.Model:
+        built.append(_classifier(dropout))
+        return built[-1]
+
+    built: list[keras.Model] = []
+    record = _train(
+        tmp_path,
+        held_out=_tell(monkeypatch, HELD_OUT_LOSSES),
+        on_epoch=lambda rows: kept.append(built[-1].get_weights()),
+        network=network,
+        ema=False,
+    )
+
+    assert all(np.array_equal(weight, last) for weight, last in zip(record.weights, kept[-1]))
+    assert not all(np.array_equal(weight, lowest) for weight, lowest in zip(record.weights, kept[0]))
 
 
-def test_patience_ends_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chance, worse = LOSSES[2], LOSSES[3]
-    tuning = _tell(monkeypatch, [LOSSES[1], worse, chance, worse, worse, worse])
+def test_every_epoch_is_of_the_fold_that_is_held_out(tmp_path: Path) -> None:
+    record = _train(tmp_path, fold=4, epochs=2)
 
-    record = _train(tmp_path, tuning=tuning, epochs=6, early_stopping_patience=2)
-
-    assert record.stopped_early
-    assert (record.best_epoch, len(record.rows)) == (3, 5)
+    assert [(row.fold, row.epoch) for row in record.rows] == [(4, 1), (4, 2)]
 
 
 def test_the_learning_rate_rises_over_the_warm_up_and_falls_along_a_cosine(undisturbed: TrainingRecord) -> None:
@@ -268,10 +246,10 @@ def test_a_loss_that_is_no_number_ends_with_no_model(tmp_path: Path) -> None:
 def test_weights_that_the_last_batch_of_an_epoch_spoils_end_with_no_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tuning = _tell(monkeypatch, [LOSSES[0], [math.nan] * 4])
+    held_out = _tell(monkeypatch, [HELD_OUT_LOSSES[0], [math.nan] * 4])
 
     with pytest.raises(DivergedError, match="after epoch 2: try a lower learning_rate"):
-        _train(tmp_path, tuning=tuning)
+        _train(tmp_path, held_out=held_out)
 
 
 def test_history_grows_with_each_epoch(tmp_path: Path) -> None:
@@ -287,7 +265,8 @@ def test_each_epoch_is_one_line_of_the_log(tmp_path: Path, caplog: pytest.LogCap
         _train(tmp_path, epochs=2)
 
     lines = [record.message for record in caplog.records if record.name == "bcc_ops.training.fit"]
-    assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert len(lines) == 2
+    assert all("loss" in line and "held-out loss" in line and "\n" not in line for line in lines)
 
 
 def test_exhausted_memory_is_one_line_with_a_batch_size_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +279,7 @@ def test_exhausted_memory_is_one_line_with_a_batch_size_to_try(tmp_path: Path, m
         _train(tmp_path)
 
 
-def test_tuning_figures_are_unweighted() -> None:
+def test_held_out_metrics_are_unweighted() -> None:
     probabilities = np.array([[0.8, 0.1, 0.1], [0.5, 0.25, 0.25], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
     labels = np.array([0, 0, 1, 2])
 
@@ -315,20 +294,18 @@ def test_an_epochs_line_says_what_a_person_waits_for() -> None:
         epoch=3,
         loss=0.5,
         accuracy=0.75,
-        tuning_loss=0.625,
-        tuning_accuracy=0.7,
-        tuning_balanced_accuracy=0.65,
+        held_out_loss=0.625,
+        held_out_accuracy=0.7,
+        held_out_balanced_accuracy=0.65,
         learning_rate=0.001,
         seconds=30.0,
         images_per_second=40.0,
     )
 
-    line = describe_progress(row, epochs=16, best_epoch=2)
+    line = describe_progress(row, epochs=16)
 
-    assert line == (
-        "epoch 3/16: loss 0.500, accuracy 0.750; tuning loss 0.625, accuracy 0.700, balanced 0.650; "
-        "40 images/s, 30 s; best epoch 2, at most 6 min to go"
-    )
+    # 13 epochs of 30 s
+    assert line == f"{describe_epoch(row, 16)}; 6 min to go"
 
 
 def test_training_in_16_bits_resumes_as_it_would_have_gone_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ def attempt(stop_after: int) -> TrainingRecord:
         classifier,
         pixels,
         pixels,
+        fold=1,
         class_weights=dict.fromkeys(pixels.classes, 1.0),
         config=config,
         devices=devices,

@@ -1,0 +1,43 @@
+"""The mapped task that trains a fold's model, and which folds it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk import DAG
+
+from bcc_ops.config import Settings
+from bcc_ops.operators.train_model import TrainModelOperator
+from bcc_ops.runs.object_store import ObjectStore
+from tests.unit.report.samples import PATHS, RUN_ID, config_document, run_handle, snapshot_document, split_document
+
+Train = Callable[[Any], dict[str, str]]
+
+
+@pytest.fixture
+def train(store: ObjectStore, tmp_path: Path) -> Train:
+    """Do the task for a fold, as `split_dataset` handed it on."""
+    run = run_handle(store, config_document(), snapshot_document(bucket=store.bucket))
+    split = store.save(PATHS.document("split.json"), split_document()).to_xcom()
+
+    def do(fold: Any) -> dict[str, str]:
+        with DAG("bcc_retraining", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
+            task = TrainModelOperator(task_id="train_model", run=run, checks={}, split=split, fold=fold)
+        task.__dict__["store"] = store
+        task.__dict__["settings"] = Settings(bucket=store.bucket, cache_dir=tmp_path)
+        context: Any = {"run_id": RUN_ID}
+        done: dict[str, str] = task.execute(context)
+        return done
+
+    return do
+
+
+@pytest.mark.parametrize("fold", [0, 6, -1])
+def test_a_fold_that_a_split_does_not_have_is_refused_before_anything_is_trained(train: Train, fold: int) -> None:
+    with pytest.raises(AirflowFailException, match=f"split_dataset handed on the fold {fold}, and there are only 1 to 5"):
+        train(fold)
