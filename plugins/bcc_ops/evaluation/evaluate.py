@@ -1,51 +1,58 @@
-"""Evaluate challenger and champion on the same validation images: predictions in, the evaluation document out.
+"""Evaluate a run's challenger by its out-of-fold answers, and its model file on images from elsewhere.
 
-The champion is never evaluated on images that it was trained on, nor on near-duplicates of them; neither is a challenger that
-started from it. If a comparison is impossible (its file is gone, it knows other classes), the document says why.
+The challenger's answers are honest by construction: each is of the model that did not train on the image's fold. How good the
+file is that is made from those models can only be told on images from elsewhere, if there are any; `FileCheck` compares the two.
 """
 
 from __future__ import annotations
 
-import logging
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bcc_ops.evaluation.metrics import (
-    Evaluation,
-    ScoredModel,
-    Scores,
-    Threshold,
-    choose_threshold,
-    fit_temperature,
-    paired_difference,
+from bcc_ops.evaluation.comparison import (
+    OUT_OF_FOLD,
+    EvaluationPlan,
+    LabelledImages,
+    RunImages,
+    as_shipped,
+    compare,
+    describe_comparison,
+    paired_differences,
+    score,
+    scores_of,
 )
+from bcc_ops.evaluation.intervals import student
+from bcc_ops.evaluation.metrics import Evaluation, Floats, ScoredModel, Scores, Threshold, amount, cross_fit, variance_of
 from bcc_ops.exceptions import DataError, ModelError
-from bcc_ops.models.champion import TRAINED_OR_TUNED, ChampionModel, PredictsImages
+from bcc_ops.models.champion import ChampionModel, PredictsImages
+from bcc_ops.models.probabilities import cross_entropies
 from bcc_ops.runs.documents import (
-    Comparison,
     Estimate,
     EvaluationDocument,
-    ModelEvaluation,
+    ExternalEvaluation,
+    FileCheck,
     Reference,
     SliceEvaluation,
 )
-from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow, write_predictions
+from bcc_ops.runs.tables import ContentRow, SplitRow, write_predictions
 
-log = logging.getLogger(__name__)
-
-TUNING_PART = "tuning part"
-TRAINED_ON = "the champion was trained on it"
-NEAR_DUPLICATE = "near-duplicate of what the champion was trained on"
-MOST_UNRECOGNISED = 0.1
-"""Part of a run's images. If more of them are new to the champion while as many that it knew are gone, it is not compared."""
 SMALLEST_SLICE = 10
 """Images. A slice of fewer says nothing with an interval worth reading."""
+MOST_CHECKED = 200
+"""Images from elsewhere that the file and its folds' models are compared on."""
+FILE_SAMPLE = 100
+"""Images of the run that the file is asked about: the smoke test of an upload needs to know what it answers."""
+LEAST_AGREEMENT = 0.8
+"""How often a file must say of own images what the mean of its folds' answers says: the likeliest class, and whether it is the
+positive one at the shipped threshold. Most of the models have trained on these images, so that a loss says little."""
+TOLERANCE = 0.05
+"""Largest difference between a recorded probability and what the model answers here: a GPU's products are less exact."""
 
 
 @dataclass(frozen=True)
@@ -57,140 +64,20 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class EvaluationPlan:
-    """What an evaluation needs to know beside models and images."""
+class Models:
+    """What a run is evaluated with.
 
-    classes: tuple[str, ...]
-    positive_class: str
-    wanted_sensitivity: float
-    grouping: str
-    slice_pattern: str = ""
-    batch_size: int = 32
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """Images with their labels: one entry per image in each. Images of one of the `groups` are one piece of evidence."""
-
-    keys: tuple[str, ...]
-    labels: tuple[str, ...]
-    groups: tuple[str, ...]
-    paths: tuple[Path, ...]
-
-    @classmethod
-    def of_rows(cls, rows: Iterable[SplitRow | ContentRow], paths: Mapping[str, Path]) -> LabelledImages:
-        """Return the images of rows, with their files.
-
-        Args:
-            rows: of `split.parquet`, whose groups may be patients, or of what validation saw, whose groups are near-duplicates.
-            paths: key -> local file.
-
-        Raises:
-            DataError: an image has no file.
-        """
-        rows = list(rows)
-        missing = [row.key for row in rows if row.key not in paths]
-        if missing:
-            raise DataError(f"{len(missing)} images have no local file, {missing[0]} the first")
-        columns = ([r.key for r in rows], [r.label for r in rows], [r.group for r in rows], [paths[r.key] for r in rows])
-        return cls(*(tuple(column) for column in columns))  # type: ignore[arg-type]
-
-    def chosen(self, mask: np.ndarray) -> LabelledImages:
-        """Return the images where `mask` (n,) is true."""
-        columns = (self.keys, self.labels, self.groups, self.paths)
-        return LabelledImages(*(tuple(value for value, keep in zip(column, mask) if keep) for column in columns))  # type: ignore[arg-type]
-
-
-def score(model: PredictsImages, images: LabelledImages, plan: EvaluationPlan, order: Sequence[str] | None = None) -> Scores:
-    """Return a model's answers, columns in the order of `plan.classes`.
-
-    Args:
-        order: the order in which the model answers; `plan.classes` by default.
-
-    Raises:
-        ModelError: it answers for another number of classes, or with something that is not a probability.
+    Attributes:
+        file: the challenger's model file.
+        folds: fold -> loads the model that held it out.
+        champion: the model in use; None if there is none.
+        anchor: the version that challengers are measured against besides; None if it is the champion.
     """
-    order = tuple(order or plan.classes)
-    if model.classes_count != len(order):
-        raise ModelError(f"the model answers for {model.classes_count} classes, not for {', '.join(order)}")
-    labels = np.array([plan.classes.index(label) for label in images.labels], dtype=np.int64)
-    answers = np.zeros((0, len(order)))
-    if images.paths:
-        answers = np.asarray(model.predict(images.paths, batch_size=plan.batch_size), dtype=np.float64)
-    if answers.shape != (len(labels), len(order)) or not np.isfinite(answers).all() or (answers < 0).any():
-        raise ModelError("the model answers with something that is not a probability (NaN, negative or of another shape)")
-    total = answers.sum(axis=1, keepdims=True)
-    if len(total) and not np.allclose(total, 1, atol=0.01):
-        raise ModelError(f"the model's probabilities sum to {float(total.min()):.3f} … {float(total.max()):.3f}, not to 1")
-    columns = [order.index(name) for name in plan.classes]
-    return Scores(labels, (answers / total)[:, columns], np.asarray(images.groups, dtype=str))
 
-
-def score_and_fit(model: PredictsImages, tuning: LabelledImages, images: LabelledImages, plan: EvaluationPlan) -> ScoredModel:
-    """Return a model's answers on `images`, with its threshold and temperature fitted on `tuning`."""
-    fitted = score(model, tuning, plan)
-    positive = plan.classes.index(plan.positive_class)
-    threshold = choose_threshold(fitted, positive, plan.wanted_sensitivity, TUNING_PART)
-    return ScoredModel(score(model, images, plan), threshold, fit_temperature(fitted))
-
-
-def seen_by(
-    seen: frozenset[str], split: Iterable[SplitRow], contents: Iterable[ContentRow], assignments: Iterable[AssignmentRow] = ()
-) -> dict[str, str]:
-    """Tell which images a model has seen, or near-duplicates of them, or images of the same patient.
-
-    Args:
-        seen: digests (of bytes or of pixels) of the images that the model was trained or tuned on.
-        split: this run's split; its groups may be patients.
-        contents: what this run's checks saw; its groups are near-duplicates, refused images included.
-        assignments: this run's assignments, which know the groups of images that are absent by now.
-
-    Returns:
-        key -> why it may not be compared on.
-    """
-    split, contents = list(split), list(contents)
-    touched = {row.group for row in contents if _is_seen(row, seen)}
-    near = {row.key for row in contents if row.group in touched}
-    groups = {row.group for row in split if _is_seen(row, seen)} | {row.group for row in assignments if _is_seen(row, seen)}
-    reasons = {row.key: NEAR_DUPLICATE for row in split if row.key in near or row.group in groups}
-    return reasons | {row.key: TRAINED_ON for row in split if _is_seen(row, seen)}
-
-
-def _is_seen(row: SplitRow | ContentRow | AssignmentRow, seen: frozenset[str]) -> bool:
-    return row.sha256 in seen or row.pixels in seen
-
-
-def gone_from(record: Iterable[SplitRow], contents: Iterable[ContentRow]) -> list[SplitRow]:
-    """Return the images of a model's record that are not in this run, recognised by their bytes and by their pixels."""
-    here = {digest for row in contents for digest in (row.sha256, row.pixels) if digest}
-    return [row for row in record if row.sha256 not in here and row.pixels not in here]
-
-
-def caution_about(champion: ChampionModel, inputs: EvaluationInputs) -> str | None:
-    """Say what `seen_by` cannot tell: near-duplicates of images that are gone. None if none are."""
-    gone = sum(row.partition in TRAINED_OR_TUNED for row in gone_from(champion.record, inputs.contents))
-    if not gone:
-        return None
-    return (
-        f"Images that the champion was trained on and that are not in this snapshot: {gone}. Validation images that are "
-        "near-duplicates of them cannot be told, and are compared on."
-    )
-
-
-def record_problem(champion: ChampionModel, inputs: EvaluationInputs) -> str | None:
-    """Say why nobody can tell which images the champion was trained on; None if that can be told.
-
-    If many images are gone and as many are unknown, they may be the same ones, re-encoded with loss.
-    """
-    gone = len(gone_from(champion.record, inputs.contents))
-    recorded = {digest for row in champion.record for digest in (row.sha256, row.pixels) if digest}
-    unknown = sum(row.sha256 not in recorded and row.pixels not in recorded for row in inputs.split)
-    if min(gone, unknown) <= MOST_UNRECOGNISED * len(inputs.split):
-        return None
-    return (
-        f"{gone} images that the champion knew are gone and {unknown} are new to it: they may be the same ones, re-encoded, so "
-        "that nobody can tell which images it was trained on"
-    )
+    file: PredictsImages
+    folds: Mapping[int, Callable[[], PredictsImages]]
+    champion: ChampionModel | None = None
+    anchor: ChampionModel | None = None
 
 
 @dataclass(frozen=True)
@@ -198,132 +85,108 @@ class EvaluationInputs:
     """The images of a run, and what is known of them.
 
     Attributes:
-        split: the run's `split.parquet`.
-        contents: the run's `contents.parquet`.
-        paths: key -> local file, of the tuning and validation images at least.
-        assignments: the run's `assignments.parquet`.
-        first: whether this is the first run that gives images a side.
-        as_of, synthetic, validation_digest: of the run.
-        started_from: the version whose weights the challenger's training started with; None if there is none.
+        images: all of them.
+        rows: those with an out-of-fold answer of the challenger.
+        answers: (n, k) these answers, in the order of the plan's classes.
+        first: whether this is the first run that gives images a fold.
+        as_of, synthetic, held_out_digest: of the run.
         external: labelled images from elsewhere, reported only.
         external_note: a sentence about them, or why there are none.
     """
 
-    split: Sequence[SplitRow]
-    contents: Sequence[ContentRow]
-    paths: Mapping[str, Path]
-    assignments: Sequence[AssignmentRow]
+    images: RunImages
+    rows: Sequence[SplitRow]
+    answers: NDArray[np.float64]
     first: bool
     as_of: datetime | None
     synthetic: bool
-    validation_digest: str
-    started_from: str | None = None
+    held_out_digest: str
     external: LabelledImages | None = None
     external_note: str | None = None
 
 
-@dataclass(frozen=True)
-class _HeldOut:
-    """The validation images of an evaluation.
-
-    Attributes:
-        rows: those on which the challenger is evaluated.
-        images: the same, with their files.
-        unseen: (n,) which of them the champion has not seen.
-        left_out: why validation images are left out of the comparison -> how many.
-        warm_start_note: a sentence about images left out since the challenger's training started from a version.
-    """
-
-    rows: Sequence[SplitRow]
-    images: LabelledImages
-    unseen: np.ndarray
-    left_out: Mapping[str, int]
-    warm_start_note: str | None
-
-
 def evaluate(
-    plan: EvaluationPlan,
-    challenger: PredictsImages,
-    champion: ChampionModel | None,
-    inputs: EvaluationInputs,
-    say: Callable[[str], None] = lambda sentence: None,
+    plan: EvaluationPlan, models: Models, inputs: EvaluationInputs, say: Callable[[str], None] = lambda sentence: None
 ) -> Evaluated:
-    """Evaluate the challenger on the validation part, and both models on those images that the champion has not seen.
+    """Evaluate the challenger on every image with an out-of-fold answer, and beside champion and anchor where they have one too.
 
     Args:
         plan: classes and the like.
-        challenger: the model just trained.
-        champion: the model in use; None if there is none.
-        inputs: the run's images.
+        models: challenger, champion, anchor.
+        inputs: the run's images and the challenger's answers.
         say: takes a sentence for the log.
 
     Raises:
-        ModelError: the challenger does not answer as a classifier of these classes.
-        DataError: the validation part is empty or was all seen before, or an image has no file.
+        ModelError: the challenger does not answer as a classifier of these classes, or a recorded answer is not its model's.
+        DataError: there are no answers, or an image has no file.
     """
-    held_out = _held_out(champion, inputs)
-    if held_out.warm_start_note:
-        say(held_out.warm_start_note)
-    tuning = LabelledImages.of_rows((row for row in inputs.split if row.partition == "tuning"), inputs.paths)
-    scored = score_and_fit(challenger, tuning, held_out.images, plan)
-    comparison, champion_scores = None, None
-    if champion:
-        comparison, champion_scores = _compare(champion, scored, held_out, plan, record_problem(champion, inputs))
-        say(_comparison_sentence(comparison))
-        comparison = _with_caution(comparison, champion, inputs)
-        if champion.model is not None and champion.model.image_size != challenger.image_size:
-            say(
-                f"The champion sees {champion.model.image_size} pixels per side, the challenger {challenger.image_size}: "
-                "each its own"
-            )
-    slices, slices_unavailable = _slices(held_out.rows, scored, inputs, plan)
+    rows = inputs.rows
+    if not rows:
+        raise DataError("no image is held out: there is nothing to evaluate on")
+    scores = scores_of([row.label for row in rows], [row.group for row in rows], inputs.answers, plan)
+    parts = np.array([row.fold for row in rows], dtype=np.int64)
+    scored = cross_fit(scores, parts, plan.positive, plan.wanted_sensitivity, OUT_OF_FOLD)
+    answers: dict[str, Floats] = {"challenger": scores.probabilities}
+    comparisons = {}
+    for name, version in (("champion", models.champion), ("anchor", models.anchor)):
+        if version is not None:
+            comparisons[name], theirs = compare(version, scored, rows, inputs.images, plan)
+            say(describe_comparison(comparisons[name]))
+            if theirs is not None:
+                answers[name] = theirs
+    sample = LabelledImages.of_rows(rows, inputs.images.paths).first(FILE_SAMPLE)
+    external = inputs.external if inputs.external is not None and inputs.external.keys else None
+    elsewhere = score(models.file, external, plan) if external else None
+    file = _AskedFile(models.file, plan, sample, score(models.file, sample, plan), external, elsewhere)
+    answers["file"] = _of_sample(rows, sample, file.own)
+    folds = [_AskedFold.ask(fold, load(), file) for fold, load in models.folds.items()]
+    _require_own_answers(inputs, sample, folds)
+    slices, slices_unavailable = _slices(rows, scored, inputs, plan)
     document = EvaluationDocument(
         classes=plan.classes,
         positive_class=plan.positive_class,
         as_of=inputs.as_of,
         synthetic=inputs.synthetic,
-        validation_digest=inputs.validation_digest,
+        held_out_digest=inputs.held_out_digest,
         challenger=_of(scored, plan).evaluation(),
-        comparison=comparison,
+        comparison=comparisons.get("champion"),
+        anchor=comparisons.get("anchor"),
         slices=slices,
         slices_unavailable=slices_unavailable,
-        external=_external(challenger, scored, inputs.external, plan),
+        external=_external(file, scored, models.champion),
         external_note=inputs.external_note,
+        file_check=_check_file(file, folds, scored.threshold.value) if len(folds) > 1 else None,
         grouping=plan.grouping,
-        warm_start_note=held_out.warm_start_note,
         model=None,
         predictions=None,
     )
-    return Evaluated(document, _predictions(held_out, scored.scores, champion_scores, plan))
+    return Evaluated(document, _predictions(rows, answers, plan))
 
 
-def _held_out(champion: ChampionModel | None, inputs: EvaluationInputs) -> _HeldOut:
-    """Choose the validation images that neither model has seen, itself or in the version that it started from.
+@dataclass(frozen=True)
+class _AskedFile:
+    """The challenger's file, and what it answers about images of the run and from elsewhere."""
 
-    Raises:
-        DataError: none is left, or an image has no file.
-    """
-    validation = [row for row in inputs.split if row.partition == "validation"]
-    reasons = seen_by(champion.seen, inputs.split, inputs.contents, inputs.assignments) if champion else {}
-    inherits = champion is not None and champion.version == inputs.started_from and bool(champion.seen)
-    rows = [row for row in validation if not (inherits and row.key in reasons)]
-    if not rows:
-        raise DataError("the split has no validation image that the model has not seen: there is nothing to evaluate on")
-    return _HeldOut(
-        rows,
-        LabelledImages.of_rows(rows, inputs.paths),
-        np.array([row.key not in reasons for row in rows]),
-        dict(Counter(reasons[row.key] for row in validation if row.key in reasons)),
-        _warm_start_note(inputs.started_from, len(validation) - len(rows) if inherits else None),
-    )
+    model: PredictsImages
+    plan: EvaluationPlan
+    sample: LabelledImages
+    own: Scores
+    external: LabelledImages | None
+    elsewhere: Scores | None
 
 
-def _with_caution(comparison: Comparison, champion: ChampionModel, inputs: EvaluationInputs) -> Comparison:
-    caution = None if comparison.problem else caution_about(champion, inputs)
-    if caution is None:
-        return comparison
-    log.warning("%s", caution)
-    return comparison.model_copy(update={"caution": caution})
+@dataclass(frozen=True)
+class _AskedFold:
+    """What the model of a fold answers about the sample of own images, and about some from elsewhere if there are any."""
+
+    fold: int
+    own: Scores
+    elsewhere: Scores | None
+
+    @classmethod
+    def ask(cls, fold: int, model: PredictsImages, file: _AskedFile) -> _AskedFold:
+        elsewhere = score(model, file.external.first(MOST_CHECKED), file.plan) if file.external is not None else None
+        return cls(fold, score(model, file.sample, file.plan), elsewhere)
 
 
 def with_references(evaluated: Evaluated, model: Reference, predictions: Reference) -> EvaluationDocument:
@@ -336,7 +199,7 @@ def evaluate_folder(
 ) -> EvaluationDocument:
     """Evaluate any model on any labelled images: an external test, outside of a run.
 
-    There is no tuning part here, so `threshold` is the one that came with the model, and there is no temperature.
+    Nothing is fitted here: `threshold` is the one that came with the model, and there is no temperature.
     """
     scored = ScoredModel(score(model, images, plan), threshold, None)
     return EvaluationDocument(
@@ -344,7 +207,7 @@ def evaluate_folder(
         positive_class=plan.positive_class,
         as_of=None,
         synthetic=synthetic,
-        validation_digest=digest,
+        held_out_digest=digest,
         challenger=_of(scored, plan).evaluation(),
         comparison=None,
         slices=(),
@@ -361,112 +224,124 @@ def _of(scored: ScoredModel, plan: EvaluationPlan) -> Evaluation:
     return Evaluation(scored, plan.classes, plan.positive_class)
 
 
-def _warm_start_note(started_from: str | None, left_out: int | None) -> str | None:
-    """`left_out`: validation images; None if it is unknown which ones the version has seen."""
-    if started_from is None:
+def _external(file: _AskedFile, challenger: ScoredModel, champion: ChampionModel | None) -> ExternalEvaluation | None:
+    plan = file.plan
+    if file.elsewhere is None or file.external is None:
         return None
-    if left_out is None:
-        return (
-            f"Training started from version {started_from}, and what that was trained on is not known here: it is no longer the "
-            "champion, or its split is gone. Validation images that it has seen, if there are any, flatter the metrics."
-        )
-    return (
-        f"Training started from champion {started_from}. Validation images that it was trained on, or near-duplicates of them, "
-        f"are left out of every metric: {left_out}."
-    )
-
-
-def _compare(
-    champion: ChampionModel, challenger: ScoredModel, held_out: _HeldOut, plan: EvaluationPlan, record_problem: str | None
-) -> tuple[Comparison, Scores | None]:
-    scores, problem = None, champion.problem or record_problem
+    ours = _of(ScoredModel(file.elsewhere, challenger.threshold, challenger.temperature), plan)
+    groups = len(np.unique(file.elsewhere.groups[file.elsewhere.labels == plan.positive]))
+    if champion is None:
+        return ExternalEvaluation(challenger=ours.evaluation(), positive_groups=groups)
+    problem = champion.problem
     if problem is None and set(champion.classes) != set(plan.classes):
         problem = f"the champion knows the classes {', '.join(champion.classes)}, not {', '.join(plan.classes)}"
-    if problem is None and not held_out.unseen.any():
-        problem = "the champion was trained on every validation image, or on near-duplicates"
     if problem is None and champion.model is not None:
         try:
-            scores = score(champion.model, held_out.images.chosen(held_out.unseen), plan, champion.classes)
+            scores = score(champion.model, file.external, plan, champion.classes)
         except ModelError as error:
             problem = f"the champion cannot be asked: {error}"
-    if scores is None:
-        return _uncompared(champion, dict(held_out.left_out), problem or "the champion's model is not available"), None
-    point = champion.operating_point
-    threshold = Threshold(None, plan.wanted_sensitivity, TUNING_PART, "the champion has no operating point")
-    if point is not None and point.threshold is not None:
-        threshold = Threshold(point.threshold, point.wanted_sensitivity, point.chosen_on)
-    own = ScoredModel(challenger.scores.subset(held_out.unseen), challenger.threshold, challenger.temperature)
-    both = {"challenger": _of(own, plan), "champion": _of(ScoredModel(scores, threshold, champion.temperature), plan)}
-    metrics = {name: name for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "loss", "brier")}
-    for kind in ("sensitivity", "specificity"):
-        metrics[f"{plan.positive_class}_{kind}"] = f"{plan.positive_class}.{kind}"
-        metrics[f"{plan.positive_class}_{kind}_at_operating_point"] = f"operating.{kind}"
-    differences = {name: paired_difference(both["challenger"], both["champion"], metric) for name, metric in metrics.items()}
-    comparison = Comparison(
-        champion_version=champion.version,
-        champion_as_of=champion.as_of,
-        champion_synthetic=champion.synthetic,
-        left_out=dict(held_out.left_out),
-        challenger=both["challenger"].evaluation(),
-        champion=both["champion"].evaluation(),
-        differences=differences,
-        problem=None,
+        else:
+            theirs = _of(as_shipped(champion, scores, plan), plan)
+            return ExternalEvaluation(
+                challenger=ours.evaluation(),
+                champion=theirs.evaluation(),
+                differences=paired_differences(ours, theirs),
+                positive_groups=groups,
+            )
+    problem = problem or "the champion's file is not available"
+    return ExternalEvaluation(challenger=ours.evaluation(), positive_groups=groups, problem=problem)
+
+
+def _check_file(file: _AskedFile, folds: Sequence[_AskedFold], threshold: float | None) -> FileCheck:
+    """Compare the file with the models that it is made from: answers about own images, and the loss on those from elsewhere."""
+    plan, external = file.plan, file.external is not None
+    elsewhere = file.external.first(MOST_CHECKED) if file.external is not None else None
+    compared = file.own if elsewhere is None else score(file.model, elsewhere, plan)
+    answers = [fold.own.probabilities if fold.elsewhere is None else fold.elsewhere.probabilities for fold in folds]
+    losses = cross_entropies(compared.probabilities, compared.labels)
+    of_folds = np.mean([cross_entropies(each, compared.labels) for each in answers], axis=0)
+    difference = _paired_mean(losses - of_folds, compared)
+    worse = external and difference.low is not None and difference.low > 0
+    mean = np.mean([fold.own.probabilities for fold in folds], axis=0)
+    agreement = _agreement(file.own.predicted, mean.argmax(axis=1))
+    calls = 1.0
+    if threshold is not None:
+        calls = _agreement(file.own.probabilities[:, plan.positive] >= threshold, mean[:, plan.positive] >= threshold)
+    return FileCheck(
+        images=len(compared.labels),
+        external=external,
+        file_loss=float(losses.mean()),
+        folds_loss=float(of_folds.mean()),
+        difference=difference,
+        agreement=agreement,
+        calls_agreement=calls,
+        passed=not worse and min(agreement, calls) >= LEAST_AGREEMENT,
     )
-    return comparison, scores
 
 
-def _uncompared(champion: ChampionModel, left_out: dict[str, int], problem: str) -> Comparison:
-    return Comparison(
-        champion_version=champion.version,
-        champion_as_of=champion.as_of,
-        champion_synthetic=champion.synthetic,
-        left_out=left_out,
-        challenger=None,
-        champion=None,
-        differences={},
-        problem=problem,
-    )
+def _agreement(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
+    """Return the share of equal answers: the mean over what they say, so that what is said most does not decide alone."""
+    return float(np.mean([(ours[theirs == said] == said).mean() for said in np.unique(theirs)]))
 
 
-def _comparison_sentence(comparison: Comparison) -> str:
-    if comparison.problem or comparison.champion is None:
-        return f"Champion {comparison.champion_version} not compared: {comparison.problem}"
-    left_out = ", ".join(f"{count}: {reason}" for reason, count in comparison.left_out.items()) or "none"
-    return f"Compared with champion {comparison.champion_version} on {comparison.champion.images} images; left out {left_out}"
+def _require_own_answers(inputs: EvaluationInputs, sample: LabelledImages, folds: Sequence[_AskedFold]) -> None:
+    """Make sure that the recorded answers are those of the folds' models: all evidence rests on them.
+
+    Raises:
+        ModelError: a model answers otherwise about images of its fold.
+    """
+    recorded = {row.key: (row.fold, answer) for row, answer in zip(inputs.rows, inputs.answers)}
+    for fold in folds:
+        for key, answer in zip(sample.keys, fold.own.probabilities):
+            of_fold, expected = recorded[key]
+            if of_fold == fold.fold and np.abs(answer - expected).max() > TOLERANCE:
+                raise ModelError(
+                    f"the model of fold {fold.fold} answers otherwise about {key} than its out-of-fold answers say: clear "
+                    "train_model, so that it is trained and asked again"
+                )
 
 
-def _external(
-    challenger: PredictsImages, scored: ScoredModel, images: LabelledImages | None, plan: EvaluationPlan
-) -> ModelEvaluation | None:
-    if images is None or not images.keys:
-        return None
-    scores = score(challenger, images, plan)
-    return _of(ScoredModel(scores, scored.threshold, scored.temperature), plan).evaluation()
+def _paired_mean(differences: Floats, scores: Scores) -> Estimate:
+    groups = len(np.unique(scores.codes))
+    if groups < 2:
+        return Estimate(value=float(differences.mean()))
+    metric = amount(differences, scores.codes)
+    half = student(groups) * float(np.sqrt(variance_of(metric.influence, scores.codes, metric.counted)))
+    return Estimate(value=metric.value, low=metric.value - half, high=metric.value + half)
+
+
+def _of_sample(rows: Sequence[SplitRow], sample: LabelledImages, scores: Scores) -> Floats:
+    place = {key: number for number, key in enumerate(sample.keys)}
+    answers = np.full((len(rows), scores.classes_count), np.nan)
+    for number, row in enumerate(rows):
+        if row.key in place:
+            answers[number] = scores.probabilities[place[row.key]]
+    return answers
 
 
 def _slices(
     rows: Sequence[SplitRow], scored: ScoredModel, inputs: EvaluationInputs, plan: EvaluationPlan
 ) -> tuple[tuple[SliceEvaluation, ...], str | None]:
     found: list[SliceEvaluation] = []
-    for by, values in slice_values(rows, inputs.contents, _known_before(inputs), plan.slice_pattern).items():
+    for by, values in slice_values(rows, inputs.images.contents, _known_before(inputs), plan.slice_pattern).items():
         for value in sorted(set(values) - {""}):
             chosen = np.array([own == value for own in values])
             found.append(_slice(by, value, scored, chosen, plan))
-    return tuple(found), None if found else "not available: nothing tells one part of the validation images from another"
+    return tuple(found), None if found else "not available: nothing tells one part of the images from another"
 
 
 def _known_before(inputs: EvaluationInputs) -> frozenset[str] | None:
     """Return sha256 of the images that were held out before; None in the first run."""
-    return None if inputs.first else frozenset(row.sha256 for row in inputs.assignments if row.decisions > 1)
+    return None if inputs.first else frozenset(row.sha256 for row in inputs.images.assignments if row.decisions > 1)
 
 
 def slice_values(
     rows: Sequence[SplitRow], contents: Sequence[ContentRow], earlier: frozenset[str] | None, pattern: str
 ) -> dict[str, list[str]]:
-    """Return what the validation images can be told apart by.
+    """Return what the images can be told apart by.
 
     Args:
-        rows: validation rows.
+        rows: of the images.
         contents: widths and heights of this snapshot's images.
         earlier: sha256 of the images that were held out before; None in the first run.
         pattern: regular expression whose first group names the slice that a key belongs to; "" for none.
@@ -492,19 +367,18 @@ def _slice(by: str, value: str, scored: ScoredModel, chosen: np.ndarray, plan: E
     if count < SMALLEST_SLICE:
         missing = Estimate.missing(f"{count} images are too few")
         return SliceEvaluation(by=by, value=value, images=count, balanced_accuracy=missing, positive_sensitivity=missing)
-    part = _of(ScoredModel(scored.scores.subset(chosen), scored.threshold, None), plan)
+    part = _of(replace(scored.subset(chosen), temperature=None, temperatures=None), plan)
     sensitivity = part.estimate("operating.sensitivity")
     balanced = part.estimate("balanced_accuracy")
     return SliceEvaluation(by=by, value=value, images=count, balanced_accuracy=balanced, positive_sensitivity=sensitivity)
 
 
-def _predictions(held_out: _HeldOut, challenger: Scores, champion: Scores | None, plan: EvaluationPlan) -> bytes:
-    images, unseen = held_out.images, held_out.unseen
-    probabilities = {"challenger": {name: challenger.probabilities[:, c].tolist() for c, name in enumerate(plan.classes)}}
-    if champion is not None:
-        places = np.cumsum(unseen) - 1
-        probabilities["champion"] = {
-            name: [float(champion.probabilities[place, c]) if asked else None for place, asked in zip(places, unseen)]
-            for c, name in enumerate(plan.classes)
+def _predictions(rows: Sequence[SplitRow], answers: dict[str, Floats], plan: EvaluationPlan) -> bytes:
+    probabilities = {
+        model: {
+            name: [None if np.isnan(value) else float(value) for value in columns[:, c]] for c, name in enumerate(plan.classes)
         }
-    return write_predictions(list(images.keys), list(images.labels), list(images.groups), probabilities)
+        for model, columns in answers.items()
+    }
+    keys, labels, groups = ([getattr(row, name) for row in rows] for name in ("key", "label", "group"))
+    return write_predictions(keys, labels, groups, probabilities)

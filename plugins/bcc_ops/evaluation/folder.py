@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.folder_check import check_labelled_folder
-from bcc_ops.evaluation.evaluate import LabelledImages
+from bcc_ops.evaluation.comparison import LabelledImages
 from bcc_ops.runs.documents import ChecksDocument, digest_of
 
 

@@ -40,6 +40,9 @@ MOST_BINS = 10
 IMAGES_PER_BIN = 10
 """Equal-mass bins of the reliability diagram: at most ten, and none of fewer than about ten images."""
 
+CROSS_FITTED_PARTS = 5
+"""Parts into which the groups of a single fold are dealt."""
+
 TEMPERATURES = (0.05, 20.0)
 STEEPEST = 50.0
 """Of a calibration slope. Beyond it, any certainty would fit: the images do not settle it."""
@@ -230,9 +233,12 @@ def calibration_error(correct: Mask, confidence: Floats) -> float:
     return math.sqrt(max(0.0, float((sizes * (gap**2 - chance)).sum() / sizes.sum())))
 
 
-def scale_temperature(probabilities: Floats, temperature: float) -> Floats:
-    """(n, k) softmax(log p / temperature): above 1 less sure, below 1 surer (Guo et al., ICML 2017)."""
-    logits = np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1.0)) / temperature
+def scale_temperature(probabilities: Floats, temperature: float | Floats) -> Floats:
+    """(n, k) softmax(log p / temperature): above 1 less sure, below 1 surer (Guo et al., ICML 2017).
+
+    The temperature is one for all images, or (n,), one for each.
+    """
+    logits = np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1.0)) / np.reshape(temperature, (-1, 1))
     scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(scaled / scaled.sum(axis=1, keepdims=True))
 
@@ -243,7 +249,7 @@ def brier(scores: Scores) -> Floats:
     return np.asarray(((scores.probabilities - truth) ** 2).sum(axis=1))
 
 
-# What is fitted on the tuning part ------------------------------------------------------------------------------------
+# What is fitted on out-of-fold answers --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -265,7 +271,7 @@ def choose_threshold(scores: Scores, positive: int, wanted_sensitivity: float, c
     rounding does not lose the last image.
 
     Args:
-        scores: the tuning part; never the images on which the operating point is then reported.
+        scores: of images that the model did not train on; not those on which the operating point is then reported.
         positive: the positive class' number.
         wanted_sensitivity: in (0, 1).
         chosen_on: names the images, for the reader.
@@ -275,9 +281,9 @@ def choose_threshold(scores: Scores, positive: int, wanted_sensitivity: float, c
     chosen_on = f"{chosen_on}: {len(found)} positive and {len(score) - len(found)} other images"
     if not len(found) or len(found) == len(score):
         missing = "positive" if not len(found) else "other"
-        return Threshold(None, wanted_sensitivity, chosen_on, f"the tuning part has no {missing} image to choose a threshold on")
+        return Threshold(None, wanted_sensitivity, chosen_on, f"no {missing} image to choose a threshold on")
     if np.ptp(score) == 0:
-        return Threshold(None, wanted_sensitivity, chosen_on, "all scores on the tuning part are the same")
+        return Threshold(None, wanted_sensitivity, chosen_on, "all scores are the same")
     rank = max(1, math.floor((1 - wanted_sensitivity) * (len(found) + 1) + 1e-9))
     last = found[-rank]
     lower = score[score < last].max(initial=0.0)
@@ -308,11 +314,55 @@ def fit_temperature(scores: Scores) -> float | None:
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """A model's answers with what was fitted for it on its tuning part."""
+    """A model's answers with the threshold and the temperature that belong to it.
+
+    Attributes:
+        scores: its answers.
+        threshold, temperature: those that its file is used with.
+        cuts, temperatures: (n,) those that each image is judged by if they are cross-fitted; None if all are judged by the above.
+    """
 
     scores: Scores
     threshold: Threshold
     temperature: float | None
+    cuts: Floats | None = None
+    temperatures: Floats | None = None
+
+    def subset(self, chosen: Mask) -> ScoredModel:
+        """Return the images where `chosen` (n,) is true."""
+        cuts, temperatures = (None if own is None else own[chosen] for own in (self.cuts, self.temperatures))
+        return ScoredModel(self.scores.subset(chosen), self.threshold, self.temperature, cuts, temperatures)
+
+
+def cross_fit(scores: Scores, parts: Ints, positive: int, wanted_sensitivity: float, chosen_on: str) -> ScoredModel:
+    """Fit threshold and temperature on all images, and for each part on the other parts.
+
+    What is reported of them is held out too: each image is judged by what the images of other parts gave.
+
+    Args:
+        scores: out-of-fold answers.
+        parts: (n,) the fold of each image. If there is one fold alone, its groups are dealt into five parts.
+        positive: the positive class' number.
+        wanted_sensitivity: in (0, 1).
+        chosen_on: names the images, for the reader.
+    """
+    if len(np.unique(parts)) < 2:
+        parts = scores.codes % CROSS_FITTED_PARTS
+    threshold = choose_threshold(scores, positive, wanted_sensitivity, chosen_on)
+    temperature = fit_temperature(scores)
+    cuts, temperatures = np.full(len(parts), np.nan), np.full(len(parts), np.nan)
+    for part in np.unique(parts):
+        others = scores.subset(parts != part)
+        cut, own = choose_threshold(others, positive, wanted_sensitivity, chosen_on), fit_temperature(others)
+        cuts[parts == part] = np.nan if cut.value is None else cut.value
+        temperatures[parts == part] = np.nan if own is None else own
+    if threshold.value is not None and np.isnan(cuts).any():
+        threshold = Threshold(
+            None, wanted_sensitivity, threshold.chosen_on, "too few images to choose it from some and judge others"
+        )
+    if temperature is not None and np.isnan(temperatures).any():
+        temperature = None
+    return ScoredModel(scores, threshold, temperature, cuts, temperatures)
 
 
 @dataclass(frozen=True)
@@ -343,7 +393,7 @@ class Evaluation:
         found["loss"] = amount(cross_entropies(scores.probabilities, scores.labels), scores.codes)
         found["brier"] = amount(brier(scores), scores.codes)
         found |= self._at_the_operating_point()
-        scaled = None if self.scored.temperature is None else scale_temperature(scores.probabilities, self.scored.temperature)
+        scaled = self._scaled_probabilities
         for name, probabilities in (("calibration_slope", scores.probabilities), ("calibration_slope_scaled", scaled)):
             slope = None if probabilities is None else calibration_slope(probabilities, scores.labels, scores.codes)
             if slope is not None:
@@ -365,11 +415,12 @@ class Evaluation:
         return found
 
     def _at_the_operating_point(self) -> dict[str, Metric]:
-        scores, threshold = self.scored.scores, self.scored.threshold.value
-        if threshold is None:
+        scores = self.scored.scores
+        if self.scored.threshold.value is None:
             return {}
+        cuts = self.scored.threshold.value if self.scored.cuts is None else self.scored.cuts
         positive = self.classes.index(self.positive_class)
-        is_class, called = scores.labels == positive, scores.probabilities[:, positive] >= threshold
+        is_class, called = scores.labels == positive, scores.probabilities[:, positive] >= cuts
         found = {}
         if is_class.any():
             found["operating.sensitivity"] = share(is_class, called)
@@ -429,9 +480,18 @@ class Evaluation:
         return Estimate(value=calibration_error(correct, probabilities.max(axis=1)))
 
     def _scaled_calibration_error(self) -> Estimate:
-        if self.scored.temperature is None:
+        if self._scaled_probabilities is None:
             return Estimate.missing(NO_TEMPERATURE)
-        return self._calibration_error(scale_temperature(self.scored.scores.probabilities, self.scored.temperature))
+        return self._calibration_error(self._scaled_probabilities)
+
+    @cached_property
+    def _scaled_probabilities(self) -> Floats | None:
+        scored = self.scored
+        if scored.temperature is None:
+            return None
+        return scale_temperature(
+            scored.scores.probabilities, scored.temperature if scored.temperatures is None else scored.temperatures
+        )
 
     def _interval(self, name: str) -> Interval:
         metric, codes = self.metrics[name], self.scored.scores.codes
@@ -510,7 +570,7 @@ class Evaluation:
         return None if metric in self.metrics else "these images do not settle it"
 
 
-NO_TEMPERATURE = "the tuning part does not settle a temperature"
+NO_TEMPERATURE = "the images do not settle a temperature"
 
 
 def variance_of(influence: Floats, codes: Ints, counted: Mask) -> float:

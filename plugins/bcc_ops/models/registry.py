@@ -17,6 +17,7 @@ from typing import Any
 
 from bcc_ops.exceptions import ArtifactError, ModelError, ObjectNotFound, PreconditionFailed, PromotionLost, UnsafeStore
 from bcc_ops.runs.documents import (
+    Anchor,
     ChampionDocument,
     ChampionMove,
     HistoryDocument,
@@ -32,6 +33,7 @@ from bcc_ops.runs.paths import AS_OF_FORMAT, champion_pointer, model_file
 MODEL_FILES = {
     "model.h5": "application/x-hdf5",
     "split.parquet": "application/vnd.apache.parquet",
+    "out_of_fold.parquet": "application/vnd.apache.parquet",
     "evaluation.json": "application/json",
     "model_card.md": "text/markdown; charset=utf-8",
     "model.json": "application/json",
@@ -233,6 +235,7 @@ class ModelRegistry:
         at: datetime,
         by_person: bool = False,
         release: bool = False,
+        anchor: Anchor | None = None,
     ) -> ChampionDocument:
         """Let the pointer name `document`'s version, if it still is as `expected`.
 
@@ -246,6 +249,7 @@ class ModelRegistry:
             at: now, aware.
             by_person: a person chose this version.
             release: leave no hold behind.
+            anchor: what later challengers are measured against besides this version; None if this version becomes the anchor.
 
         Raises:
             PromotionLost: the pointer has moved since.
@@ -268,6 +272,7 @@ class ModelRegistry:
             reason=reason,
             history=history,
             older=older,
+            anchor=anchor or Anchor(version=document.version, sha256=document.model.sha256, since=at, by=by, reason=reason),
             hold=None if release else hold,
             withdrawn=withdrawn,
             replaced=self._archive(expected, at) if expected and before is None else None,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from PIL import Image
 
 from bcc_ops.evaluation.grad_cam import GradCam
 from bcc_ops.exceptions import ModelError
@@ -36,13 +39,22 @@ def corner() -> np.ndarray:
 
 
 def explain(model: keras.Model, pixels: np.ndarray, classes: list[int]) -> np.ndarray:
-    return GradCam(Classifier(model, int(model.input_shape[1]), int(model.output_shape[1]))).of_pixels(pixels, classes)
+    return GradCam(Classifier(model, int(model.input_shape[1]), int(model.output_shape[1]), keep_aspect=True)).of_pixels(
+        pixels, classes
+    )
 
 
 def test_heat_lies_where_the_score_comes_from() -> None:
     expected = np.zeros((1, SIDE, SIDE))
     expected[0, 0, :2] = (1.0, 0.5)
     np.testing.assert_allclose(explain(red_detector((0.01, -0.01)), corner(), [0]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("keep_aspect", "rows"), [(True, [0, 1, 1, 0]), (False, [1, 1, 1, 1])])
+def test_heat_lies_on_what_the_model_saw_of_the_file(tmp_path: Path, keep_aspect: bool, rows: list[int]) -> None:
+    Image.new("RGB", (40, 20), (100, 0, 0)).save(tmp_path / "wide.png")
+    heat = GradCam(Classifier(red_detector((0.01, -0.01)), SIDE, 2, keep_aspect))([tmp_path / "wide.png"], [0])
+    np.testing.assert_allclose(heat[0], np.array(rows)[:, None] * np.ones(SIDE), atol=1e-5)
 
 
 def test_nothing_speaks_for_the_class_that_is_spoken_against() -> None:

@@ -20,6 +20,7 @@ from bcc_ops.evaluation.metrics import (
     calibration_slope,
     choose_threshold,
     correlation_within,
+    cross_fit,
     equal_mass_bins,
     fit_temperature,
     paired_difference,
@@ -207,7 +208,7 @@ def test_no_temperature_is_fitted_where_the_images_do_not_settle_it() -> None:
     assert fit_temperature(Scores(labels, np.full((15, 3), 1 / 3), np.arange(15))) is None
     assert fit_temperature(Scores(np.empty(0, int), np.empty((0, 3)), np.empty(0))) is None
     model = evaluated(perfect).evaluation()
-    assert model.calibration.slope_scaled == Estimate.missing("the tuning part does not settle a temperature")
+    assert model.calibration.slope_scaled == Estimate.missing("the images do not settle a temperature")
 
 
 # Operating point ------------------------------------------------------------------------------------------------------
@@ -224,19 +225,19 @@ NINE = [0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.2]
 
 def test_the_threshold_is_the_highest_that_is_expected_to_find_what_is_wanted() -> None:
     # The second lowest of nine scores has 2 of 10 below it among scores to come: 0.8 is found.
-    tuning = malignant_scores(NINE, [0.5, 0.1])
-    chosen = choose_threshold(tuning, 1, 0.8, "tuning part")
+    fitted = malignant_scores(NINE, [0.5, 0.1])
+    chosen = choose_threshold(fitted, 1, 0.8, "out-of-fold answers")
     assert chosen.value == pytest.approx((0.6 + 0.5) / 2)  # halfway to the next lower score
-    assert chosen.chosen_on == "tuning part: 9 positive and 2 other images"
-    assert choose_threshold(tuning, 1, 0.81, "t").value == pytest.approx((0.2 + 0.1) / 2)
+    assert chosen.chosen_on == "out-of-fold answers: 9 positive and 2 other images"
+    assert choose_threshold(fitted, 1, 0.81, "t").value == pytest.approx((0.2 + 0.1) / 2)
 
 
 def test_a_wanted_sensitivity_is_not_missed_by_a_rounding_error() -> None:
     # (1 - 0.9) * 10 is 0.9999999999999998, and (1 - 0.7) * 10 is 3.0000000000000004: the lowest, and the third lowest.
-    tuning = malignant_scores(NINE, [0.05])
-    assert choose_threshold(tuning, 1, 0.9, "t").value == pytest.approx((0.2 + 0.05) / 2)
-    assert choose_threshold(tuning, 1, 0.3 * 3, "t").value == pytest.approx((0.2 + 0.05) / 2)
-    assert choose_threshold(tuning, 1, 0.7, "t").value == pytest.approx((0.65 + 0.6) / 2)
+    fitted = malignant_scores(NINE, [0.05])
+    assert choose_threshold(fitted, 1, 0.9, "t").value == pytest.approx((0.2 + 0.05) / 2)
+    assert choose_threshold(fitted, 1, 0.3 * 3, "t").value == pytest.approx((0.2 + 0.05) / 2)
+    assert choose_threshold(fitted, 1, 0.7, "t").value == pytest.approx((0.65 + 0.6) / 2)
 
 
 def test_where_positives_are_too_few_to_promise_it_the_threshold_finds_them_all() -> None:
@@ -255,15 +256,15 @@ def test_scores_to_come_are_found_as_often_as_wanted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tuning", "reason"),
+    ("fitted", "reason"),
     [
         (malignant_scores([], [0.3]), "no positive image"),
         (malignant_scores([0.3], []), "no other image"),
-        (malignant_scores([0.3, 0.3], [0.3]), "all scores on the tuning part are the same"),
+        (malignant_scores([0.3, 0.3], [0.3]), "all scores are the same"),
     ],
 )
-def test_no_threshold_is_synthetic(tuning: Scores, reason: str) -> None:
-    chosen = choose_threshold(tuning, 1, 0.9, "tuning part")
+def test_no_threshold_is_synthetic(fitted: Scores, reason: str) -> None:
+    chosen = choose_threshold(fitted, 1, 0.9, "out-of-fold answers")
     assert chosen.value is None
     assert reason in (chosen.reason or "")
     point = evaluated(HAND, chosen).evaluation().operating_point
@@ -489,3 +490,41 @@ def test_too_few_groups_for_an_interval_are_said(metric: str) -> None:
 def test_what_is_no_answer_is_refused(labels: np.ndarray, p: np.ndarray, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         Scores(labels, p, np.arange(len(labels)))
+
+
+# Cross-fitting --------------------------------------------------------------------------------------------------------
+
+
+def test_each_image_is_judged_by_what_the_other_folds_gave() -> None:
+    malignant = [0.9, 0.8, 0.3, 0.6, 0.5, 0.4]
+    scores = malignant_scores(malignant, [0.2, 0.1, 0.25, 0.15, 0.05, 0.35])
+    parts = np.array([1, 2, 3] * 4)
+    fitted = cross_fit(scores, parts, 1, 0.5, "answers")
+    assert fitted.threshold == choose_threshold(scores, 1, 0.5, "answers")
+    assert fitted.cuts is not None
+    for part in (1, 2, 3):
+        others = choose_threshold(scores.subset(parts != part), 1, 0.5, "answers").value
+        assert set(fitted.cuts[parts == part]) == {others}
+    assert len(set(fitted.cuts)) > 1
+
+
+def test_what_is_reported_of_an_operating_point_is_by_each_images_own_cut() -> None:
+    scores = malignant_scores([0.9, 0.8, 0.3, 0.6], [0.2, 0.1, 0.25, 0.15])
+    cuts = np.array([0.95, 0.5, 0.2, 0.5, 0.1, 0.5, 0.5, 0.5])
+    scored = ScoredModel(scores, Threshold(0.5, 0.9, "answers"), None, cuts)
+    point = Evaluation(scored, CLASSES, "malignant").evaluation().operating_point
+    assert (point.sensitivity.value, point.specificity.value, point.threshold) == (0.75, 0.75, 0.5)
+
+
+def test_a_single_fold_is_dealt_into_parts_by_groups() -> None:
+    scores = malignant_scores(list(np.linspace(0.3, 0.9, 20)), list(np.linspace(0.05, 0.5, 20)))
+    fitted = cross_fit(scores, np.ones(40, dtype=np.int64), 1, 0.9, "answers")
+    assert fitted.cuts is not None and fitted.threshold.value is not None
+    assert 1 < len(set(fitted.cuts)) <= 5
+
+
+def test_too_few_images_to_choose_from_some_and_judge_others_is_said() -> None:
+    scores = malignant_scores([0.9], [0.2, 0.1, 0.3])
+    fitted = cross_fit(scores, np.array([1, 2, 3, 4]), 1, 0.9, "answers")
+    assert (fitted.threshold.value, fitted.temperature) == (None, None)
+    assert fitted.threshold.reason == "too few images to choose it from some and judge others"

@@ -1,9 +1,10 @@
-"""What an evaluation takes from its run: what training started from, and the images of an external test."""
+"""What an evaluation takes from its run: the answers of the folds' models, and the images of an external test."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -16,11 +17,13 @@ from PIL import Image
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.image_cache import ImageCache
-from bcc_ops.dataset.sync import sync_images
+from bcc_ops.dataset.image_checks import check_images
+from bcc_ops.dataset.sync import LocalImage, sync_images
 from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run, external_images
-from bcc_ops.runs.documents import PARTITIONS
+from bcc_ops.exceptions import ArtifactError
+from bcc_ops.runs.documents import FOLDS, FoldSummary
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow, write_rows
+from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow, write_answers, write_rows
 from tests.unit.report.samples import (
     CLASSES,
     PATHS,
@@ -67,28 +70,51 @@ class Undecided:
         return np.tile([0.5, 0.3, 0.2], (len(paths), 1))
 
 
-def test_the_evaluation_tells_what_the_runs_training_started_from(
-    store: ObjectStore, inputs: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bcc_ops.models.classifier.load_classifier", lambda path: Undecided())
-    rows = [
-        SplitRow(f"{label}-{part}", f"{label}-{part}", label, f"{label}-{part}", part) for label in CLASSES for part in PARTITIONS
-    ]
+def a_whole_run(store: ObjectStore, inputs: RunInputs, answered: Sequence[SplitRow]) -> RunInputs:
+    """The run with its tables in the store, and with out-of-fold answers about these images."""
+    rows = [SplitRow(f"{label}-{fold}", f"{label}-{fold}", label, f"{label}-{fold}", fold) for fold in FOLDS for label in CLASSES]
     contents = [ContentRow(row.key, row.label, row.sha256, 99, 99, "L", 90.0, 40.0, False, row.group, "") for row in rows]
-    split = store.put_referenced(PATHS.document("split.parquet"), write_rows(SplitRow, rows))
-    assignments = store.put_referenced(PATHS.document("assignments.parquet"), write_rows(AssignmentRow, []))
-    table = store.put_referenced(PATHS.document("contents.parquet"), write_rows(ContentRow, contents))
+    answers = write_answers(answered or rows, CLASSES, np.tile([0.5, 0.3, 0.2], (len(answered or rows), 1)))
     model = store.put_referenced(PATHS.document("model.h5"), b"weights")
-    warm = replace(
+    folds = tuple(
+        FoldSummary(fold=fold, images=12, held_out=3, epochs=1, seconds=1, resumed_after_epochs=(), host="h", model=model)
+        for fold in FOLDS
+    )
+    return replace(
         inputs,
         config=RetrainingConfig.resolve({}),
-        checks=checks_document(contents=table),
-        split=split_document(table=split, assignments=assignments, previous_run=None),
-        training=training_document(model=model, warm_started_from="v1"),
+        checks=checks_document(
+            contents=store.put_referenced(PATHS.document("contents.parquet"), write_rows(ContentRow, contents))
+        ),
+        split=split_document(
+            table=store.put_referenced(PATHS.document("split.parquet"), write_rows(SplitRow, rows)),
+            assignments=store.put_referenced(PATHS.document("assignments.parquet"), write_rows(AssignmentRow, [])),
+            previous_run=None,
+        ),
+        training=training_document(
+            model=model, folds=folds, answers=store.put_referenced(PATHS.document("out_of_fold.parquet"), answers)
+        ),
         images={row.key: Path(row.key) for row in rows},
     )
-    document = evaluate_run(store, warm, None, folder=tmp_path, say=lambda sentence: None).document
-    assert (document.warm_start_note or "").startswith("Training started from version v1")
+
+
+def test_a_run_is_evaluated_by_the_answers_that_its_folds_models_gave(
+    store: ObjectStore, inputs: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bcc_ops.models.classifier.load_classifier", lambda path, keep_aspect: Undecided())
+    run = a_whole_run(store, inputs, [])
+    document = evaluate_run(store, run, None, None, folder=tmp_path, say=lambda sentence: None).document
+    assert (document.challenger.images, document.challenger.accuracy.value) == (15, pytest.approx(1 / 3))
+    assert document.file_check is not None and document.file_check.agreement == 1
+
+
+def test_answers_about_other_images_than_the_splits_are_refused(
+    store: ObjectStore, inputs: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bcc_ops.models.classifier.load_classifier", lambda path, keep_aspect: Undecided())
+    run = a_whole_run(store, inputs, [SplitRow("benign-1", "benign-1", "benign", "benign-1", 1)])
+    with pytest.raises(ArtifactError, match="not about the images of this run's split: clear train_model"):
+        evaluate_run(store, run, None, None, folder=tmp_path, say=lambda sentence: None)
 
 
 def test_near_duplicates_from_elsewhere_are_one_group_and_what_a_run_refuses_is_left_out(
@@ -124,6 +150,37 @@ def test_near_duplicates_from_elsewhere_are_one_group_and_what_a_run_refuses_is_
     assert images.groups[0] == images.groups[1]
     assert len(set(images.groups)) == 3
     assert [path.read_bytes() for path in images.paths] == [objects[key.removeprefix("elsewhere/")] for key in images.keys]
+
+
+def test_images_of_a_patient_elsewhere_are_one_group(store: ObjectStore, inputs: RunInputs, tmp_path: Path) -> None:
+    for number, key in enumerate(("benign/ANNA_1.png", "benign/ANNA_2.png", "malignant/BERT_1.png", "normal/unknown.png")):
+        store.put(f"elsewhere/{key}", encoded(picture(number)))
+    patients = replace(
+        inputs,
+        config=RetrainingConfig.resolve({"external_prefix": "elsewhere/", "patient_pattern": r"/([A-Z]{4})_"}),
+        split=split_document(grouping="patient"),
+    )
+    images, note = external_images(store, patients, frozenset(), tmp_path)
+    assert images is not None
+    assert note == "4 images in 3 patients under elsewhere/ (2 benign, 1 malignant, 1 normal)."
+    assert images.groups[0] == images.groups[1] and len(set(images.groups)) == 3
+
+
+def test_an_own_image_is_recognised_elsewhere_by_its_pixels(store: ObjectStore, inputs: RunInputs, tmp_path: Path) -> None:
+    for number, label in enumerate(CLASSES):
+        store.put(f"elsewhere/{label}/{number}.png", encoded(picture(number)))
+    (tmp_path / "own.png").write_bytes(encoded(picture(1)))
+    seen = check_images(
+        [LocalImage("images/own.png", "malignant", "0" * 64, tmp_path / "own.png")],
+        inputs.config,
+        memory_path=tmp_path / "contents.sqlite3",
+        snapshot_digest="",
+        classes=CLASSES,
+        previous=None,
+    )
+    images, note = external_images(store, inputs, frozenset({seen.contents[0].pixels}), tmp_path)
+    assert images is not None and images.keys == ("elsewhere/benign/0.png", "elsewhere/normal/2.png")
+    assert note is not None and note.endswith("left out: 1 also in this run.")
 
 
 def test_images_from_elsewhere_that_are_all_refused_fail_no_run(store: ObjectStore, inputs: RunInputs, tmp_path: Path) -> None:
