@@ -2,10 +2,16 @@
 
 Pure policy: the evaluation, the champion's pointer and the thresholds in, a verdict with reasons out. With no champion,
 only the absolute thresholds apply. A missing metric fails its rule: silence is never approval.
+
+A challenger may be a little worse than the champion by chance, and the gate cannot see that. So that such losses cannot add up,
+it is compared with the anchor too, the best version so far by its evidence. One model that is no worse may follow the anchor; a
+model that is to replace that one in turn must be better than it with confidence. `benchmarks/gate_simulation.py` measures what
+that is worth.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,9 +19,12 @@ from datetime import datetime
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.models.registry import Pointer
 from bcc_ops.runs.documents import (
+    Anchor,
     Comparison,
     Estimate,
     EvaluationDocument,
+    ExternalEvaluation,
+    FileCheck,
     GateDocument,
     Hold,
     Reference,
@@ -24,12 +33,21 @@ from bcc_ops.runs.documents import (
     Verdict,
 )
 
+FULL_MARGIN_GROUPS = 104
+"""Malignant groups up to which the margins are as configured: 0.08 is then about as wide as what chance does to two equal models.
+With more groups chance does less, and the margins shrink with it, by the square root."""
+
+ONE_SIDED_80 = 0.841621 / 1.959964
+"""Half the width of a paired 95 % interval -> the distance of the one-sided 80 % bound from the difference. The intervals of AUC
+differences are symmetric, and their estimate is close to normal."""
+
 
 @dataclass(frozen=True)
 class ChampionState:
     """The champion when the gate decides, as its pointer has it.
 
-    `hold` is set if a person holds it, and `withdrawn` has the sha256 of the model files that persons replaced.
+    `hold` is set if a person holds it, and `withdrawn` has the sha256 of the model files that persons replaced. `anchor` is None
+    if the champion is the anchor.
     """
 
     version: str
@@ -38,6 +56,15 @@ class ChampionState:
     synthetic: bool
     hold: Hold | None = None
     withdrawn: tuple[str, ...] = ()
+    anchor: Anchor | None = None
+
+
+@dataclass(frozen=True)
+class _Other:
+    """A version that the challenger is compared with: `name` is how sentences call it."""
+
+    name: str
+    comparison: Comparison | None
 
 
 def champion_state(pointer: Pointer | None) -> ChampionState | None:
@@ -45,7 +72,8 @@ def champion_state(pointer: Pointer | None) -> ChampionState | None:
     if pointer is None or pointer.champion is None:
         return None
     named = pointer.champion
-    return ChampionState(named.version, pointer.etag, named.as_of, named.synthetic, named.hold, named.withdrawn)
+    anchor = named.anchor if named.anchor and named.anchor.version != named.version else None
+    return ChampionState(named.version, pointer.etag, named.as_of, named.synthetic, named.hold, named.withdrawn, anchor)
 
 
 def decide(
@@ -71,11 +99,19 @@ def decide(
         reference: to `evaluation.json`.
         split: to the run's `split.json`, whose split the next run carries forward.
     """
-    comparison = evaluation.comparison
+    positive = evaluation.positive_class
+    against = _Other("the champion", evaluation.comparison) if champion else None
+    anchor, anchor_rule = _anchor(evaluation, champion, config)
     rules = (
         *_floors(evaluation, config),
-        _compared(comparison, champion, config),
-        *_against_champion(evaluation, comparison, champion, config),
+        _compared(evaluation.comparison, champion, config),
+        *_not_inferior(positive, against, config),
+        anchor_rule,
+        *(_not_inferior(positive, anchor, config, prefix="anchor_") if anchor else ()),
+        _auc_not_worse(positive, anchor or against),
+        _better_than_champion(positive, against, anchor),
+        _external(evaluation.external, positive, champion, config),
+        *_file_check(evaluation.file_check),
         _newer(as_of, champion),
         _backfill(run_kind, config),
         _not_synthetic(evaluation.synthetic, champion),
@@ -97,11 +133,23 @@ def decide(
         synthetic=evaluation.synthetic,
         champion_version=champion.version if champion else None,
         champion_etag=champion.etag if champion else None,
-        validation_digest=evaluation.validation_digest,
+        held_out_digest=evaluation.held_out_digest,
         holdout_reuse=holdout_reuse,
+        becomes_anchor=champion is None or better_with_confidence(_auc_difference(positive, anchor or against)),
+        anchor_version=champion.anchor.version if champion and champion.anchor and anchor else None,
         evaluation=reference,
         split=split,
     )
+
+
+def margin_for(margin: float, groups: int) -> float:
+    """Return the margin that so many malignant groups allow: as configured up to `FULL_MARGIN_GROUPS`, and less for more."""
+    return margin * min(1.0, math.sqrt(FULL_MARGIN_GROUPS / groups)) if groups else margin
+
+
+def better_with_confidence(difference: Estimate) -> bool:
+    """Tell whether the paired 95 % interval of a difference is above 0."""
+    return difference.low is not None and difference.low > 0
 
 
 def _reasons(rules: Sequence[RuleResult], failed: Sequence[RuleResult], champion: ChampionState | None) -> tuple[str, ...]:
@@ -150,7 +198,7 @@ def _floor(rule: str, name: str, estimate: Estimate, floor: float) -> RuleResult
 
 
 def _compared(comparison: Comparison | None, champion: ChampionState | None, config: RetrainingConfig) -> RuleResult:
-    rule, needed = "comparable", config.min_compared_images
+    rule, needed = "comparable", config.min_malignant_groups
     if champion is None:
         return _not_applicable(rule, "There is no champion to compare with.", threshold=needed)
     if comparison is None:
@@ -165,21 +213,19 @@ def _compared(comparison: Comparison | None, champion: ChampionState | None, con
             'begin without one: see "A champion that cannot be compared" in docs/operations.md.'
         )
         return _rule(rule, False, sentence, threshold=needed)
-    images, left_out = comparison.champion.images, sum(comparison.left_out.values())
-    passed = images >= needed
+    groups, left_out = comparison.positive_groups, sum(comparison.left_out.values())
+    passed = groups >= needed
     sentence = (
-        f"{images} validation images are compared on, {'at least' if passed else 'fewer than'} the {needed} that are needed; "
-        f"{left_out} are left out because the champion was trained on them or on near-duplicates."
+        f"{comparison.champion.images} images with {groups} malignant groups are compared on, "
+        f"{'at least' if passed else 'fewer than'} the {needed} groups that are needed; "
+        f"{left_out} images are left out because one of the models has no honest answer about them."
     )
-    return _rule(rule, passed, sentence, value=float(images), threshold=needed)
+    return _rule(rule, passed, sentence, value=float(groups), threshold=needed)
 
 
-def _against_champion(
-    evaluation: EvaluationDocument, comparison: Comparison | None, champion: ChampionState | None, config: RetrainingConfig
-) -> tuple[RuleResult, ...]:
-    positive = evaluation.positive_class
-    # Sensitivities of the likeliest class, not at the operating points: a threshold that is chosen on 20 malignant tuning
-    # images moves two equal models apart by more than what the comparison is to notice (benchmarks/gate_simulation.py).
+def _not_inferior(positive: str, other: _Other | None, config: RetrainingConfig, *, prefix: str = "") -> tuple[RuleResult, ...]:
+    # Sensitivities of the likeliest class, not at the operating points: thresholds are chosen on few malignant images, which
+    # moves two equal models apart by more than what the comparison is to notice (benchmarks/gate_simulation.py).
     margins = (
         ("balanced_accuracy_not_worse", "Balanced accuracy", "balanced_accuracy", config.balanced_accuracy_margin),
         (
@@ -189,23 +235,141 @@ def _against_champion(
             config.sensitivity_margin,
         ),
     )
-    if champion is None:
+    if other is None:
         return tuple(_not_applicable(rule, f"{name}: no champion to compare with.", threshold=-m) for rule, name, _, m in margins)
-    differences = comparison.differences if comparison else {}
-    missing = Estimate.missing("there is no comparison")
-    return tuple(_margin(rule, name, differences.get(metric, missing), margin) for rule, name, metric, margin in margins)
+    groups = other.comparison.positive_groups if other.comparison else 0
+    return tuple(
+        _margin(f"{prefix}{rule}", name, other.name, _difference(other, metric), margin_for(margin, groups))
+        for rule, name, metric, margin in margins
+    )
 
 
-def _margin(rule: str, name: str, difference: Estimate, margin: float) -> RuleResult:
+def _difference(other: _Other, metric: str) -> Estimate:
+    if other.comparison is None:
+        return Estimate.missing("there is no comparison")
+    return other.comparison.differences.get(metric, Estimate.missing(other.comparison.problem or "it was not measured"))
+
+
+def _auc_difference(positive: str, other: _Other | None) -> Estimate:
+    return _difference(other, f"{positive}_auc") if other else Estimate.missing("there is no champion")
+
+
+def _margin(rule: str, name: str, other: str, difference: Estimate, margin: float) -> RuleResult:
     if difference.value is None or difference.low is None:
-        reason = difference.reason or "it has no interval"
-        return _rule(rule, False, f"{name} cannot be compared with the champion's: {reason}.", threshold=-margin)
+        return _rule(rule, False, _incomparable(name, other, difference), threshold=-margin)
     passed = difference.low > -margin
     sentence = (
-        f"{name} differs from the champion's by {difference}: the lower bound is "
+        f"{name} differs from {other}'s by {difference}: the lower bound is "
         f"{'above' if passed else 'not above'} minus the margin of {margin:.3f}."
     )
     return _rule(rule, passed, sentence, value=difference.low, threshold=-margin)
+
+
+def _incomparable(name: str, other: str, difference: Estimate) -> str:
+    return f"{name} cannot be compared with {other}'s: {difference.reason or 'it has no interval'}."
+
+
+def _anchor(
+    evaluation: EvaluationDocument, champion: ChampionState | None, config: RetrainingConfig
+) -> tuple[_Other | None, RuleResult]:
+    """Return the anchor, or None if the champion stands in for it; and the rule that says which.
+
+    The champion stands in for an anchor that nobody can be compared with any more, with a warning: a rule that no model can pass
+    would protect nobody.
+    """
+    rule = "anchor_comparable"
+    if champion is None:
+        return None, _not_applicable(rule, "There is no champion, and so no anchor.")
+    if champion.anchor is None:
+        return None, _not_applicable(rule, f"Champion {champion.version} is the anchor.")
+    anchor, compared = champion.anchor, evaluation.anchor
+    other = _Other(f"anchor {anchor.version}", compared)
+    problem = None
+    if anchor.sha256 in champion.withdrawn:
+        problem = "a person withdrew it"
+    elif compared is None or compared.champion_version != anchor.version:
+        sentence = f"This model was not compared with anchor {anchor.version}. Clear evaluate_model to compare it."
+        return other, _rule(rule, False, sentence)
+    elif compared.problem:
+        problem = compared.problem
+    elif compared.positive_groups < config.min_malignant_groups:
+        problem = f"only {compared.positive_groups} malignant groups are left to compare on"
+    if problem is None:
+        sentence = f"Anchor {anchor.version} is compared on {compared.positive_groups if compared else 0} malignant groups."
+        return other, _rule(rule, True, sentence)
+    sentence = f"Anchor {anchor.version} cannot be compared: {problem}. Champion {champion.version} stands in for it."
+    return None, RuleResult(rule=rule, passed=False, applies=False, value=None, threshold=None, sentence=sentence)
+
+
+def _auc_not_worse(positive: str, other: _Other | None) -> RuleResult:
+    """Reject a model whose malignant AUC is below the anchor's with one-sided confidence of 80 %."""
+    rule, name = "malignant_auc_not_worse", f"{positive.capitalize()} AUC"
+    if other is None:
+        return _not_applicable(rule, f"{name}: no champion to compare with.", threshold=0)
+    difference = _auc_difference(positive, other)
+    if difference.value is None or difference.high is None:
+        return _rule(rule, False, _incomparable(name, other.name, difference), threshold=0)
+    bound = difference.value + ONE_SIDED_80 * (difference.high - difference.value)
+    passed = bound >= 0
+    sentence = (
+        f"{name} differs from {other.name}'s by {difference}: it is {'not ' if passed else ''}lower with one-sided confidence of "
+        f"80 % (upper bound {bound:.3f})."
+    )
+    return _rule(rule, passed, sentence, value=bound, threshold=0)
+
+
+def _better_than_champion(positive: str, champion: _Other | None, anchor: _Other | None) -> RuleResult:
+    """Ask for a better model if the champion is not the anchor: a second loss must not follow the first."""
+    rule, name = "better_than_champion", f"{positive.capitalize()} AUC"
+    if champion is None or anchor is None:
+        sentence = "The champion is the anchor: a model that is as good may replace it." if champion else "There is no champion."
+        return _not_applicable(rule, sentence, threshold=0)
+    difference = _auc_difference(positive, champion)
+    if difference.value is None or difference.low is None:
+        return _rule(rule, False, _incomparable(name, champion.name, difference), threshold=0)
+    passed = better_with_confidence(difference)
+    sentence = (
+        f"{name} differs from the champion's by {difference}: the lower bound is {'above' if passed else 'not above'} 0. That is "
+        f"asked because the champion is not the anchor."
+    )
+    return _rule(rule, passed, sentence, value=difference.low, threshold=0)
+
+
+def _external(
+    external: ExternalEvaluation | None, positive: str, champion: ChampionState | None, config: RetrainingConfig
+) -> RuleResult:
+    rule, name, margin = (
+        "external_not_inferior",
+        f"{positive.capitalize()} AUC on the external test images",
+        config.external_margin,
+    )
+    if external is None:
+        return _not_applicable(rule, "There are no external test images.", threshold=-margin)
+    if champion is None:
+        return _not_applicable(rule, f"{name}: no champion to compare with.", threshold=-margin)
+    if external.problem:
+        sentence = f"The champion could not be asked about the external test images: {external.problem}."
+        return RuleResult(rule=rule, passed=False, applies=False, value=None, threshold=-margin, sentence=sentence)
+    groups = external.positive_groups
+    if groups < config.min_malignant_groups:
+        sentence = f"{name}: {groups} {positive} groups are too few for a rule; {config.min_malignant_groups} are needed."
+        return _not_applicable(rule, sentence, threshold=-margin)
+    difference = external.differences.get(f"{positive}_auc", Estimate.missing("it was not measured"))
+    return _margin(rule, name, "the champion", difference, margin)
+
+
+def _file_check(check: FileCheck | None) -> tuple[RuleResult, ...]:
+    if check is None:
+        return ()
+    images = "external test images" if check.external else "images, most of which the folds' models have trained on"
+    sentence = (
+        f"The model file is {'as good as' if check.passed else 'worse than'} the models that it was made from: log loss "
+        f"{check.file_loss:.3f} and {check.folds_loss:.3f} on {check.images} {images}; both name the same class for "
+        f"{check.agreement:.0%}."
+    )
+    if not check.passed:
+        sentence += " Train fewer folds, or look at the folds' histories."
+    return (_rule("file_as_good_as_folds", check.passed, sentence, value=check.difference.value),)
 
 
 def _newer(as_of: datetime, champion: ChampionState | None) -> RuleResult:

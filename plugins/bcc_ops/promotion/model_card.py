@@ -15,16 +15,17 @@ from pathlib import Path
 
 from bcc_ops.exceptions import ConfigError
 from bcc_ops.runs.documents import (
-    PARTITIONS,
     ChecksDocument,
     Comparison,
     EvaluationDocument,
+    ExternalEvaluation,
     GateDocument,
     ModelDocument,
     ModelEvaluation,
     SnapshotDocument,
     SplitDocument,
     TrainingDocument,
+    name_fold,
 )
 
 LONGEST_TEMPLATE = 100_000
@@ -89,9 +90,10 @@ def render_model_card(model: ModelDocument, run: RunDocuments, template: str) ->
         f"## Images\n\n{_flow(run)}",
         f"## Split\n\n{_split(run.split)}",
         f"## Training\n\n{_training(run.training)}",
-        f"## Metrics on the validation images\n\n{_metrics(run.evaluation)}",
+        f"## Metrics on held-out images\n\n{_metrics(run.evaluation)}",
         f"## Calibration and operating point\n\n{_calibration(run.evaluation)}",
         f"## Against the champion before it\n\n{_comparison(run.evaluation.comparison, run.evaluation.positive_class)}",
+        f"## Against the anchor\n\n{_against_anchor(run)}",
         f"## Images from elsewhere\n\n{_external(run.evaluation)}",
         f"## The gate's decision\n\n{_gate(run.gate)}",
         f"## Known limits\n\n{_limits(run)}",
@@ -141,13 +143,13 @@ def _flow(run: RunDocuments) -> str:
         ("– one lesion under two labels", conflicts),
         ("= usable", sum(checks.usable.values())),
         *((f"– left out: {reason}", count) for reason, count in sorted(left_out.items())),
-        *((f"= {part}", sum(weights.counts[part].values())) for part in PARTITIONS),
+        *((f"= {name_fold(fold)}", sum(counts.values())) for fold, counts in weights.counts.items()),
     ]
     flow = _table(("images", "count"), rows)
     per_class = _table(
-        ("class", *PARTITIONS, "weight"),
+        ("class", *map(name_fold, weights.counts), "weight"),
         [
-            (name, *(weights.counts[part].get(name, 0) for part in PARTITIONS), f"{weights.weights[name]:.3f}")
+            (name, *(counts.get(name, 0) for counts in weights.counts.values()), f"{weights.weights[name]:.3f}")
             for name in weights.classes
         ],
     )
@@ -155,29 +157,31 @@ def _flow(run: RunDocuments) -> str:
 
 
 def _split(weights: SplitDocument) -> str:
-    kept = f"{weights.carried_forward} images keep the side that they had in `{weights.previous_run}`."
+    kept = f"{weights.carried_forward} images keep the fold that they had in `{weights.previous_run}`."
     salt = f"salt `{weights.salt}`" if weights.salt else "no salt"
     return (
-        f"By {weights.grouping}: images of one are never on two sides. ImageChecks {weights.validation_fraction:.0%} of the "
-        f"images, tuning {weights.tuning_fraction:.0%} of the train part, {salt}. "
-        f"{kept if weights.previous_run else 'No earlier run drew a split: each image got its side in this one.'} "
-        f"Validation set `{weights.validation_digest[:16]}`."
+        f"By {weights.grouping}: images of one are never in two folds; {salt}. "
+        f"{kept if weights.previous_run else 'No earlier run drew a split: each image got its fold in this one.'} "
+        f"Held-out images `{weights.held_out_digest[:16]}`."
     )
 
 
 def _training(training: TrainingDocument) -> str:
     determinism = "on" if training.deterministic else "off"
+    held_out = ", ".join(str(fold.fold) for fold in training.folds)
     return _table(
         ("", ""),
         [
             ("architecture", f"{training.architecture}, {training.parameters:,} parameters, preset {training.preset}"),
             ("initial weights", training.warm_started_from or training.weights),
-            ("epochs", f"{training.epochs_run} of {training.epochs_planned}, the best: {training.best_epoch}"),
+            ("model file", f"{training.combined}; it has learned from {training.images} images"),
+            *([("held out in turn", f"fold {held_out}")] if held_out else []),
+            ("epochs", training.epochs),
             ("seed", f"{training.seed}; determinism {determinism}; {training.determinism_note or 'no reservation'}"),
             ("precision", "mixed, 16 bit" if training.mixed_precision else "32 bit"),
             ("versions", ", ".join(f"{name} {version}" for name, version in sorted(training.versions.items()))),
             ("devices", ", ".join(training.devices)),
-            ("time", f"{training.seconds:.0f} s, {training.images_per_second:.1f} images/s"),
+            ("time", f"{training.seconds:.0f} s"),
         ],
     )
 
@@ -201,7 +205,8 @@ def _metrics(evaluation: EvaluationDocument) -> str:
     ]
     confusion = [(name, *row) for name, row in zip(evaluation.classes, model.confusion_matrix)]
     blocks = [
-        f"{model.images} images in {model.groups} groups. In brackets 95 % intervals, by {evaluation.grouping}.",
+        f"{model.images} images in {model.groups} groups, each answered by a model that was not trained on it. In brackets 95 % "
+        f"intervals, by {evaluation.grouping}.",
         *([evaluation.warm_start_note] if evaluation.warm_start_note else []),
         _table(("metric", "value"), _summary(model)),
         _table(("class", "images", *metrics), per_class),
@@ -240,11 +245,11 @@ def _calibration(evaluation: EvaluationDocument) -> str:
     )
 
 
-def _comparison(comparison: Comparison | None, positive_class: str) -> str:
+def _comparison(comparison: Comparison | None, positive_class: str, name: str = "Champion") -> str:
     if comparison is None:
         return "There was no champion."
     if comparison.problem or comparison.challenger is None or comparison.champion is None:
-        return f"Champion {comparison.champion_version} could not be compared: {comparison.problem}."
+        return f"{name} {comparison.champion_version} could not be compared: {comparison.problem}."
     left_out = "; ".join(f"{count} left out: {reason}" for reason, count in comparison.left_out.items()) or "none left out"
     pairs = zip(_summary(comparison.challenger), _summary(comparison.champion))
     rows = [(name, own, other) for (name, own), (_, other) in pairs]
@@ -256,16 +261,45 @@ def _comparison(comparison: Comparison | None, positive_class: str) -> str:
             f"Both on the same {comparison.champion.images} images ({left_out}).",
             *([comparison.caution] if comparison.caution else []),
             _table(("metric", "this version", comparison.champion_version), rows),
-            _table(("difference, paired", "this version minus the champion"), differences),
+            _table(("difference, paired", f"this version minus {comparison.champion_version}"), differences),
         ]
     )
 
 
+def _against_anchor(run: RunDocuments) -> str:
+    becomes = "This version becomes the anchor: later ones are measured against it."
+    if run.evaluation.anchor is None:
+        anchor = "The champion was the anchor." if run.gate.champion_version else "There was none."
+        return f"{anchor} {becomes}" if run.gate.becomes_anchor else anchor
+    compared = _comparison(run.evaluation.anchor, run.evaluation.positive_class, "Anchor")
+    return f"{compared}\n\n{becomes}" if run.gate.becomes_anchor else compared
+
+
 def _external(evaluation: EvaluationDocument) -> str:
+    blocks = [evaluation.external_note] if evaluation.external_note else []
     if evaluation.external is None:
-        return evaluation.external_note or "None were configured."
-    note = f"{evaluation.external_note}\n\n" if evaluation.external_note else ""
-    return f"{note}{_table(('metric', 'value'), _summary(evaluation.external))}"
+        blocks = blocks or ["None were configured."]
+    else:
+        blocks += _beside_the_champion(evaluation.external)
+    if evaluation.file_check is not None:
+        check, images = evaluation.file_check, "images from elsewhere" if evaluation.file_check.external else "images"
+        blocks.append(
+            f"The model file's log loss is {check.file_loss:.3f} on {check.images} {images}, "
+            f"its folds' models' {check.folds_loss:.3f}; both name the same class for {check.agreement:.0%}."
+        )
+    return "\n\n".join(blocks)
+
+
+def _beside_the_champion(external: ExternalEvaluation) -> list[str]:
+    if external.champion is None:
+        problem = [f"The champion could not be asked: {external.problem}."] if external.problem else []
+        return [*problem, _table(("metric", "value"), _summary(external.challenger))]
+    pairs = zip(_summary(external.challenger), _summary(external.champion))
+    differences = [(name.replace("_", " "), format(difference)) for name, difference in external.differences.items()]
+    return [
+        _table(("metric", "this version", "champion"), [(name, own, other) for (name, own), (_, other) in pairs]),
+        _table(("difference, paired", "this version minus the champion"), differences),
+    ]
 
 
 def _gate(gate: GateDocument) -> str:
@@ -279,7 +313,7 @@ def _limits(run: RunDocuments) -> str:
     limits = []
     if weights.grouping != "patient":
         limits.append(
-            "Patients are not known: images of one patient that are not near-duplicates may be on both sides, "
+            "Patients are not known: images of one patient that are not near-duplicates may be in several folds, "
             "which flatters the metrics."
         )
     if evaluation.external is None:
@@ -288,7 +322,7 @@ def _limits(run: RunDocuments) -> str:
         limits.append("The bucket keeps no versions: the snapshot is what could still be seen of that moment.")
     if run.gate.holdout_reuse > 1:
         limits.append(
-            f"Each validation image had served {run.gate.holdout_reuse - 1:.1f} gate decisions on average before this one."
+            f"Each held-out image had served {run.gate.holdout_reuse - 1:.1f} gate decisions on average before this one."
         )
     wide = evaluation.challenger.operating_point.sensitivity
     if wide.low is not None and wide.high is not None and wide.high - wide.low > 0.1:

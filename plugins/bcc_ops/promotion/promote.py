@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from bcc_ops.exceptions import ArtifactError, NothingNew, PromotionLost
 from bcc_ops.models.registry import ModelRegistry, Pointer
-from bcc_ops.runs.documents import ChampionDocument, EvaluationDocument, GateDocument, ModelDocument, PromotionDocument
+from bcc_ops.runs.documents import Anchor, ChampionDocument, EvaluationDocument, GateDocument, ModelDocument, PromotionDocument
 
 SmokeTest = Callable[[Path], None]
 """Takes the downloaded file and raises ModelError where it must not come into use."""
@@ -28,6 +28,7 @@ class Upload:
     document: ModelDocument
     model: bytes
     split: bytes
+    answers: bytes
     evaluation: EvaluationDocument
     model_card: str
 
@@ -69,10 +70,24 @@ def upload_challenger(
     registry.write_once(document.version, "model.h5", upload.model, metadata=_metadata(document), tags=_tags(document))
     _test_uploaded(registry, document, smoke_test)
     registry.write_once(document.version, "split.parquet", upload.split)
+    registry.write_once(document.version, "out_of_fold.parquet", upload.answers)
     registry.write_once(document.version, "evaluation.json", upload.evaluation.to_json())
     registry.write_once(document.version, "model_card.md", upload.model_card.encode())
     registry.write_once(document.version, "model.json", document.to_json())
-    return _promotion(registry.move(document, before, by=by, reason=reason, at=now), document, by)
+    anchor = _anchor_after(gate, before.champion if before else None)
+    return _promotion(registry.move(document, before, by=by, reason=reason, at=now, anchor=anchor), document, by)
+
+
+def _anchor_after(gate: GateDocument, champion: ChampionDocument | None) -> Anchor | None:
+    """Return the anchor that stays while the challenger replaces `champion`; None if the challenger becomes the anchor.
+
+    A champion that was the anchor without being named, or that stood in for one that cannot be compared, is named from now on.
+    """
+    if gate.becomes_anchor or champion is None:
+        return None
+    if champion.anchor is not None and champion.anchor.version == gate.anchor_version:
+        return champion.anchor
+    return Anchor(version=champion.version, sha256=champion.sha256, since=champion.at, by=champion.by, reason=champion.reason)
 
 
 def set_champion(
@@ -87,8 +102,8 @@ def set_champion(
 ) -> ChampionDocument:
     """Let the pointer name a version that a person chose: a rollback, or a promotion by hand.
 
-    From then on the champion is held: no run replaces it without a person. A damaged pointer is replaced: this is the way out
-    of it.
+    From then on the champion is held: no run replaces it without a person. It becomes the anchor too, also if it was the champion
+    already. A damaged pointer is replaced: this is the way out of it.
 
     Args:
         registry: where versions and pointer are stored.
@@ -101,13 +116,13 @@ def set_champion(
 
     Raises:
         ModelError: there is no such version, it is not whole, or it fails the smoke test.
-        NothingNew: it is the champion already.
+        NothingNew: it is the champion and the anchor already.
         PromotionLost: the champion was moved in the meantime.
         UnsafeStore: as in `upload_challenger`.
     """
     before = registry.read_pointer()
     document = registry.model(version)
-    if _names(before, document):
+    if _names(before, document) and not _anchored_elsewhere(before):
         if release_hold and before is not None and before.champion is not None and before.champion.hold is not None:
             return registry.release(before, by=by, reason=reason, at=now)
         raise NothingNew(f"version {version} is the champion already")
@@ -135,6 +150,11 @@ def release_hold(registry: ModelRegistry, *, by: str, reason: str, now: datetime
 def _names(pointer: Pointer | None, document: ModelDocument) -> bool:
     champion = pointer.champion if pointer else None
     return champion is not None and (champion.version, champion.sha256) == (document.version, document.model.sha256)
+
+
+def _anchored_elsewhere(pointer: Pointer | None) -> bool:
+    champion = pointer.champion if pointer else None
+    return champion is not None and champion.anchor is not None and champion.anchor.version != champion.version
 
 
 def _test_uploaded(registry: ModelRegistry, document: ModelDocument, smoke_test: SmokeTest) -> None:
@@ -174,6 +194,7 @@ def _metadata(document: ModelDocument) -> dict[str, str]:
         "as-of": document.as_of.isoformat(),
         "classes": quote(",".join(document.classes), safe=","),
         "image-size": str(document.image_size),
+        "keep-aspect": str(document.keep_aspect).lower(),
     }
 
 

@@ -57,10 +57,11 @@ def upload_run(
     evaluation, gate = documents.evaluation, documents.gate
     model = registry.store.get_referenced(documents.training.model)
     split = registry.store.get_referenced(split_table(documents))
-    upload = Upload(document, model, split, evaluation, render_model_card(document, documents, text))
+    answers = registry.store.get_referenced(answers_table(documents))
+    upload = Upload(document, model, split, answers, evaluation, render_model_card(document, documents, text))
 
     def smoke_test(path: Path) -> None:
-        run_smoke_test(path, samples_of(document, fetch), len(document.classes))
+        run_smoke_test(path, samples_of(document, fetch), len(document.classes), keep_aspect=document.keep_aspect)
 
     try:
         return upload_challenger(registry, upload, gate, smoke_test, by=by, reason=" ".join(gate.reasons), now=now)
@@ -85,14 +86,14 @@ def require_same_model(paths: RunPaths, documents: RunDocuments, evaluation: Ref
     training, evaluated, gate = documents.training, documents.evaluation, documents.gate
     if training.split not in (None, split):
         raise ArtifactError("the model was trained with another split of this run: clear train_model too, and all after it")
-    if evaluated.model != training.model or evaluated.validation_digest != documents.split.validation_digest:
+    if evaluated.model != training.model or evaluated.held_out_digest != documents.split.held_out_digest:
         raise ArtifactError(
             "evaluation.json is about another model or other images: clear evaluate_model and gate_model too, so that they judge "
             "this model"
         )
     if (gate.evaluation, gate.split) != (evaluation, split):
         raise ArtifactError("gate.json is about another evaluation: clear gate_model too, so that it judges this model")
-    named = (documents.snapshot.images, documents.split.table, training.model, evaluated.predictions)
+    named = (documents.snapshot.images, documents.split.table, training.model, training.answers, evaluated.predictions)
     if other := next((file.key for file in named if file is not None and not file.key.startswith(f"{paths.folder}/")), None):
         raise ArtifactError(f"a document of this run names {other}, which is not in the run's folder: start a new run")
 
@@ -103,7 +104,7 @@ def model_document(
     """Return the version's `model.json`.
 
     Raises:
-        ArtifactError: the run has no split.
+        ArtifactError: the run has no split or no answers.
     """
     training, evaluation, snapshot = documents.training, documents.evaluation, documents.snapshot
     table = split_table(documents)
@@ -116,6 +117,7 @@ def model_document(
         classes=training.classes,
         positive_class=snapshot.positive_class,
         image_size=training.image_size,
+        keep_aspect=training.keep_aspect,
         preprocessing=training.preprocessing,
         architecture=training.architecture,
         operating_point=evaluation.challenger.operating_point,
@@ -123,8 +125,9 @@ def model_document(
         synthetic=evaluation.synthetic,
         as_of=snapshot.as_of,
         run=paths.folder_name,
-        warm_started_from=training.warm_started_from,
         snapshot_digest=snapshot.digest,
+        folds=tuple(fold.fold for fold in training.folds),
+        answers=Reference(key=registry.key(version, "out_of_fold.parquet"), sha256=answers_table(documents).sha256),
         split=Reference(key=registry.key(version, "split.parquet"), sha256=table.sha256),
         smoke_test=tuple(smoke_test),
         model=Reference(key=registry.key(version, "model.h5"), sha256=training.model.sha256),
@@ -143,8 +146,19 @@ def split_table(documents: RunDocuments) -> Reference:
     return documents.split.table
 
 
+def answers_table(documents: RunDocuments) -> Reference:
+    """Return the reference to the run's out_of_fold.parquet.
+
+    Raises:
+        ArtifactError: the run has none.
+    """
+    if documents.training.answers is None:
+        raise ArtifactError("training.json names no out_of_fold.parquet: later challengers are compared with these answers")
+    return documents.training.answers
+
+
 def smoke_test_images(store: ObjectStore, documents: RunDocuments) -> tuple[SmokeTestImage, ...]:
-    """Choose a few validation images of the run, spread over its classes, with the challenger's answers about them.
+    """Choose a few images of the run that the model file was asked about, with its answers.
 
     Raises:
         ArtifactError: the evaluation names no predictions, or the snapshot does not list the images.
@@ -153,8 +167,9 @@ def smoke_test_images(store: ObjectStore, documents: RunDocuments) -> tuple[Smok
     if evaluation.predictions is None:
         raise ArtifactError("evaluation.json names no predictions.parquet: the smoke test has nothing to compare with")
     table = read_predictions(store.get_referenced(evaluation.predictions))
-    chosen = spread(len(table["key"]), SMOKE_TEST_IMAGES)
-    answers = {table["key"][i]: tuple(table[f"challenger_{name}"][i] for name in evaluation.classes) for i in chosen}
+    asked = [i for i, answer in enumerate(table[f"file_{evaluation.classes[0]}"]) if answer is not None]
+    chosen = [asked[place] for place in spread(len(asked), SMOKE_TEST_IMAGES)]
+    answers = {table["key"][i]: tuple(table[f"file_{name}"][i] for name in evaluation.classes) for i in chosen}
     rows = read_rows(ImageRow, store.get_referenced(documents.snapshot.images))
     return tuple(SmokeTestImage(**row._asdict(), probabilities=answers[row.key]) for row in rows if row.key in answers)
 
@@ -198,7 +213,7 @@ def smoke_test_version(document: ModelDocument, path: Path, fetch: Fetch, say: C
     if not samples:
         say(f"The images that this version was tested with are not available ({problem}); it only has to load and to answer.")
         samples = [_gray_image(path.with_name("gray.png"))]
-    run_smoke_test(path, samples, len(document.classes))
+    run_smoke_test(path, samples, len(document.classes), keep_aspect=document.keep_aspect)
 
 
 def _gray_image(path: Path) -> Sample:

@@ -40,7 +40,13 @@ class Sample:
 
 
 def run_smoke_test(
-    model: Path, samples: Sequence[Sample], classes_count: int, *, tolerance: float = TOLERANCE, timeout: float = TIMEOUT
+    model: Path,
+    samples: Sequence[Sample],
+    classes_count: int,
+    *,
+    keep_aspect: bool,
+    tolerance: float = TOLERANCE,
+    timeout: float = TIMEOUT,
 ) -> None:
     """Load `model` in a process of its own and ask it about `samples`.
 
@@ -48,6 +54,7 @@ def run_smoke_test(
         model: the uploaded file, downloaded again.
         samples: at least one.
         classes_count: how many probabilities an answer must have.
+        keep_aspect: what the model's document says.
         tolerance: largest difference of a probability to the expected one.
         timeout: seconds.
 
@@ -62,6 +69,7 @@ def run_smoke_test(
         "images": [str(sample.path) for sample in samples],
         "expected": [sample.expected for sample in samples],
         "classes_count": classes_count,
+        "keep_aspect": keep_aspect,
         "tolerance": tolerance,
     }
     try:
@@ -97,7 +105,8 @@ def answer(request: Mapping[str, Any]) -> None:
 
     from bcc_ops.models.classifier import load_classifier
 
-    answers = np.asarray(load_classifier(Path(request["model"])).predict([Path(path) for path in request["images"]]))
+    classifier = load_classifier(Path(request["model"]), keep_aspect=request["keep_aspect"])
+    answers = classifier.predict([Path(path) for path in request["images"]])
     if answers.shape != (len(request["images"]), request["classes_count"]):
         raise ModelError(f"the model answers {answers.shape[1:]} for an image, not {request['classes_count']} probabilities")
     if not np.isfinite(answers).all() or not np.allclose(answers.sum(axis=1), 1, atol=0.01) or (answers < 0).any():

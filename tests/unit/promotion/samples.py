@@ -52,7 +52,9 @@ def model_document(registry: ModelRegistry, content: bytes, days: int = 0, **cha
 
 
 def upload(registry: ModelRegistry, content: bytes = b"weights", days: int = 0, **changes: Any) -> Upload:
-    return Upload(model_document(registry, content, days, **changes), content, b"split", evaluation_document(), "# Card\n")
+    return Upload(
+        model_document(registry, content, days, **changes), content, b"split", b"answers", evaluation_document(), "# Card\n"
+    )
 
 
 def approved(pointer: Pointer | None) -> GateDocument:

@@ -8,11 +8,33 @@ from typing import Any
 import pytest
 
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.promotion.gate import ChampionState, decide
-from bcc_ops.runs.documents import Comparison, Estimate, EvaluationDocument, GateDocument, Hold, ModelEvaluation, RunKind
-from tests.unit.report.samples import AS_OF, evaluation_document, reference
+from bcc_ops.models.registry import Pointer
+from bcc_ops.promotion.gate import ChampionState, champion_state, decide, margin_for
+from bcc_ops.runs.documents import (
+    Anchor,
+    Comparison,
+    Estimate,
+    EvaluationDocument,
+    GateDocument,
+    Hold,
+    ModelEvaluation,
+    RuleResult,
+    RunKind,
+)
+from tests.unit.report.samples import (
+    AS_OF,
+    champion_document,
+    evaluation_document,
+    external_evaluation,
+    file_check,
+    reference,
+)
 
 CHAMPION = ChampionState("20261115T020000Z-3f9c2a1b", "e" * 32, AS_OF - timedelta(days=7), synthetic=False)
+ANCHOR = Anchor(
+    version="20261101T020000Z-11112222", sha256="b" * 64, since=AS_OF - timedelta(days=21), by="the gate", reason="better"
+)
+AFTER_THE_ANCHOR = replace(CHAMPION, anchor=ANCHOR)
 FINE = evaluation_document()
 
 
@@ -32,9 +54,24 @@ def challenger(**changes: Any) -> ModelEvaluation:
 
 def comparison(**changes: Any) -> Comparison:
     assert FINE.comparison is not None
-    differences = {"balanced_accuracy": estimate(0.03, -0.01), "malignant_sensitivity": estimate(0.02, -0.02)}
+    differences = {
+        "balanced_accuracy": estimate(0.03, -0.01),
+        "malignant_sensitivity": estimate(0.02, -0.02),
+        "malignant_auc": Estimate(value=0.001, low=-0.015, high=0.017),
+    }
     differences.update(changes.pop("differences", {}))
-    return FINE.comparison.model_copy(update={"differences": differences, **changes})
+    return FINE.comparison.model_copy(update={"differences": differences, "positive_groups": 104, **changes})
+
+
+def with_anchor(**changes: Any) -> Comparison:
+    return comparison(**{"champion_version": ANCHOR.version, **changes})
+
+
+BETTER = {"malignant_auc": Estimate(value=0.02, low=0.004, high=0.036)}
+
+
+def shown(document: GateDocument, rule: str) -> RuleResult:
+    return next(result for result in document.rules if result.rule == rule)
 
 
 def evaluation(model: ModelEvaluation | None = None, against: Comparison | None = None, **changes: Any) -> EvaluationDocument:
@@ -135,7 +172,13 @@ def test_a_champion_that_cannot_be_compared_is_never_replaced_in_silence() -> No
     broken = comparison(problem="its file is gone", challenger=None, champion=None)
     broken = broken.model_copy(update={"differences": {}})
     rejected = gate(evaluation(against=broken))
-    assert rejecting(rejected) == ["comparable", "balanced_accuracy_not_worse", "malignant_sensitivity_not_inferior"]
+    assert rejecting(rejected) == [
+        "comparable",
+        "balanced_accuracy_not_worse",
+        "malignant_sensitivity_not_inferior",
+        "malignant_auc_not_worse",
+    ]
+    assert not rejected.becomes_anchor
     assert rejected.reasons[0] == (
         f"Champion {CHAMPION.version} could not be compared: its file is gone. Where that lasts, set another champion or begin "
         'without one: see "A champion that cannot be compared" in docs/operations.md.'
@@ -154,11 +197,27 @@ def test_once_the_champion_is_taken_away_a_comparison_that_failed_rejects_no_lon
     assert (begun.verdict, begun.champion_version, begun.champion_etag) == ("approved_without_champion", None, None)
 
 
-def test_too_few_images_that_the_champion_has_not_seen_reject() -> None:
-    rejected = gate(min_compared_images=125)
+def test_too_few_malignant_groups_to_compare_on_reject() -> None:
+    rejected = gate(evaluation(against=comparison(positive_groups=22)))
     assert rejecting(rejected) == ["comparable"]
-    assert rejected.reasons[0].startswith("124 validation images are compared on, fewer than the 125")
-    assert gate(min_compared_images=124).verdict == "approved"
+    assert "with 22 malignant groups are compared on, fewer than the 23 groups that are needed" in rejected.reasons[0]
+    assert gate(evaluation(against=comparison(positive_groups=23))).verdict == "approved"
+
+
+def test_margins_are_as_configured_up_to_104_malignant_groups_and_shrink_from_there() -> None:
+    assert [round(margin_for(0.08, groups), 4) for groups in (0, 33, 104, 139, 162, 416)] == [
+        0.08,
+        0.08,
+        0.08,
+        0.0692,
+        0.0641,
+        0.04,
+    ]
+    seven_points = {"malignant_sensitivity": estimate(0.0, -0.07), "balanced_accuracy": estimate(0.0, -0.07)}
+    assert gate(evaluation(against=comparison(differences=seven_points))).verdict == "approved"
+    with_more = gate(evaluation(against=comparison(differences=seven_points, positive_groups=162)))
+    assert rejecting(with_more) == ["balanced_accuracy_not_worse", "malignant_sensitivity_not_inferior"]
+    assert "minus the margin of 0.064" in with_more.reasons[0]
 
 
 def test_a_champion_that_came_in_the_meantime_rejects() -> None:
@@ -228,3 +287,125 @@ def test_a_model_that_a_person_withdrew_is_rejected_by_its_file() -> None:
     assert rejecting(gate(evaluation().model_copy(update={"model": model}), champion=withdrawn)) == ["not_withdrawn"]
     other = evaluation().model_copy(update={"model": reference("another.h5")})
     assert gate(other, champion=withdrawn).verdict == "approved"
+
+
+# Small losses must not add up ----------------------------------------------------------------------------------------
+
+
+def test_a_lower_malignant_auc_rejects_if_it_is_lower_with_one_sided_confidence_of_80_percent() -> None:
+    # the bound is 0.4294 half widths of the 95 % interval above the difference
+    close = {"malignant_auc": Estimate(value=-0.004, low=-0.014, high=0.006)}
+    lower = {"malignant_auc": Estimate(value=-0.0045, low=-0.0145, high=0.0055)}
+    assert gate(evaluation(against=comparison(differences=close))).verdict == "approved"
+    rejected = gate(evaluation(against=comparison(differences=lower)))
+    assert rejecting(rejected) == ["malignant_auc_not_worse"]
+    assert rejected.reasons[0].endswith("it is lower with one-sided confidence of 80 % (upper bound -0.000).")
+
+
+def test_a_first_model_becomes_the_anchor_and_a_later_one_only_if_it_is_better_with_confidence() -> None:
+    assert gate(evaluation().model_copy(update={"comparison": None}), None).becomes_anchor
+    assert not gate().becomes_anchor
+    assert gate(evaluation(against=comparison(differences=BETTER))).becomes_anchor
+
+
+def test_one_model_that_is_no_worse_may_follow_the_anchor_and_the_next_one_must_be_better_than_it() -> None:
+    assert gate().verdict == "approved"
+    again = gate(evaluation(anchor=with_anchor()), AFTER_THE_ANCHOR)
+    assert rejecting(again) == ["better_than_champion"]
+    assert again.reasons[0].endswith("That is asked because the champion is not the anchor.")
+    better = gate(evaluation(against=comparison(differences=BETTER), anchor=with_anchor()), AFTER_THE_ANCHOR)
+    assert (better.verdict, better.becomes_anchor, better.anchor_version) == ("approved", False, ANCHOR.version)
+    best = gate(evaluation(against=comparison(differences=BETTER), anchor=with_anchor(differences=BETTER)), AFTER_THE_ANCHOR)
+    assert (best.verdict, best.becomes_anchor) == ("approved", True)
+
+
+@pytest.mark.parametrize(
+    ("differences", "rule"),
+    [
+        ({"malignant_sensitivity": estimate(-0.03, -0.09)}, "anchor_malignant_sensitivity_not_inferior"),
+        ({"balanced_accuracy": estimate(-0.03, -0.09)}, "anchor_balanced_accuracy_not_worse"),
+        ({"malignant_auc": Estimate(value=-0.02, low=-0.03, high=-0.01)}, "malignant_auc_not_worse"),
+    ],
+)
+def test_better_than_the_champion_is_not_enough_if_it_is_worse_than_the_anchor(differences: Any, rule: str) -> None:
+    document = evaluation(against=comparison(differences=BETTER), anchor=with_anchor(differences=differences))
+    rejected = gate(document, AFTER_THE_ANCHOR)
+    assert rejecting(rejected) == [rule]
+    assert f"anchor {ANCHOR.version}'s" in rejected.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("anchor", "withdrawn", "why"),
+    [
+        (with_anchor(problem="its file is gone", challenger=None, champion=None), (), "its file is gone"),
+        (with_anchor(), (ANCHOR.sha256,), "a person withdrew it"),
+        (with_anchor(positive_groups=22), (), "only 22 malignant groups are left to compare on"),
+    ],
+    ids=["gone", "withdrawn", "other images"],
+)
+def test_the_champion_stands_in_for_an_anchor_that_cannot_be_compared_and_a_warning_says_so(
+    anchor: Comparison, withdrawn: tuple[str, ...], why: str
+) -> None:
+    champion = replace(AFTER_THE_ANCHOR, withdrawn=withdrawn)
+    approved = gate(evaluation(anchor=anchor), champion)
+    assert (approved.verdict, approved.anchor_version) == ("approved", None)
+    assert approved.reasons[1] == (
+        f"Anchor {ANCHOR.version} cannot be compared: {why}. Champion {CHAMPION.version} stands in for it."
+    )
+    assert gate(evaluation(against=comparison(differences=BETTER), anchor=anchor), champion).becomes_anchor
+
+
+def test_an_anchor_that_the_evaluation_does_not_know_is_never_passed_over_in_silence() -> None:
+    better = comparison(differences=BETTER)
+    rejected = gate(evaluation(against=better), AFTER_THE_ANCHOR)
+    assert "anchor_comparable" in rejecting(rejected)
+    assert f"This model was not compared with anchor {ANCHOR.version}. Clear evaluate_model to compare it." in rejected.reasons
+
+
+def test_an_older_pointer_names_no_anchor_and_the_champion_is_it() -> None:
+    for anchor in (None, ANCHOR.model_copy(update={"version": CHAMPION.version})):
+        state = champion_state(Pointer(champion_document(anchor=anchor), "e" * 32))
+        assert state is not None and state.anchor is None
+    named = champion_state(Pointer(champion_document(anchor=ANCHOR), "e" * 32))
+    assert named is not None and named.anchor == ANCHOR
+
+
+# Beside the comparison -------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_may_be_worse_elsewhere_is_rejected() -> None:
+    worse = external_evaluation(differences={"malignant_auc": estimate(-0.03, -0.081)})
+    rejected = gate(evaluation(external=worse))
+    assert rejecting(rejected) == ["external_not_inferior"]
+    assert "Malignant AUC on the external test images differs from the champion's" in rejected.reasons[0]
+    assert gate(evaluation(external=worse), external_margin=0.09).verdict == "approved"
+    assert gate(evaluation(external=external_evaluation())).verdict == "approved"
+    unmeasured = external_evaluation(differences={"malignant_auc": Estimate.missing("all scores are the same")})
+    assert rejecting(gate(evaluation(external=unmeasured))) == ["external_not_inferior"]
+
+
+def test_a_few_patients_from_elsewhere_decide_nothing() -> None:
+    """With few, not even the champion itself would pass, however many images they have."""
+    worse = external_evaluation(differences={"malignant_auc": estimate(-0.03, -0.081)}, positive_groups=22)
+    rule = shown(gate(evaluation(external=worse)), "external_not_inferior")
+    assert not rule.applies and "22 malignant groups are too few for a rule; 23 are needed" in rule.sentence
+    enough = worse.model_copy(update={"positive_groups": 23})
+    assert rejecting(gate(evaluation(external=enough))) == ["external_not_inferior"]
+
+
+def test_a_champion_that_cannot_be_asked_about_images_from_elsewhere_is_a_warning() -> None:
+    unasked = external_evaluation(champion=None, differences={}, problem="its file is gone")
+    approved = gate(evaluation(external=unasked))
+    assert approved.verdict == "approved"
+    assert approved.reasons[1] == "The champion could not be asked about the external test images: its file is gone."
+    alone = external_evaluation(champion=None, differences={})
+    first = gate(evaluation(external=alone).model_copy(update={"comparison": None}), None)
+    assert first.verdict == "approved_without_champion" and not shown(first, "external_not_inferior").applies
+
+
+def test_a_file_that_does_not_keep_what_its_folds_promised_is_rejected() -> None:
+    assert gate(evaluation(file_check=file_check())).verdict == "approved"
+    rejected = gate(evaluation(file_check=file_check(passed=False, file_loss=0.7)))
+    assert rejecting(rejected) == ["file_as_good_as_folds"]
+    assert "log loss 0.700 and 0.419 on 60 external test images" in rejected.reasons[0]
+    assert not [rule for rule in gate().rules if rule.rule == "file_as_good_as_folds"]

@@ -69,15 +69,15 @@ def test_the_images_are_shown_as_a_flow_that_adds_up() -> None:
     assert "| – refused: too small | 1 |" in flow
     assert "| – one lesion under two labels | 2 |" in flow
     assert "| = usable | 617 |" in flow
-    assert "| = train | 419 |" in flow and "| = tuning | 74 |" in flow and "| = validation | 124 |" in flow
-    assert "| malignant | 113 | 20 | 33 | 1.236 |" in flow
+    assert "| = fold 1 | 124 |" in flow and "| = fold 5 | 122 |" in flow
+    assert "| malignant | 33 | 33 | 34 | 33 | 33 | 1.236 |" in flow
 
 
 def test_figures_come_with_their_intervals_and_missing_ones_with_their_reason() -> None:
     evaluation = samples.evaluation_document()
     challenger = evaluation.challenger.model_copy(update={"macro_auc": Estimate.missing("there is not an image of normal")})
     card = card_of(evaluation=evaluation.model_copy(update={"challenger": challenger}))
-    metrics = section(card, "Metrics on the validation images")
+    metrics = section(card, "Metrics on held-out images")
     assert "not available: there is not an image of normal" in metrics
     assert "| malignant sensitivity there | 0.880 (0.830 to 0.930) |" in card
     assert "95 % intervals, by near-duplicate group" in metrics
@@ -96,8 +96,42 @@ def test_the_card_tells_what_the_comparison_may_have_missed_and_what_a_warm_star
     comparison = evaluation.comparison.model_copy(update={"caution": "3 images are gone."})
     card = card_of(evaluation=evaluation.model_copy(update={"comparison": comparison}))
     assert "3 images are gone." in section(card, "Against the champion before it")
-    assert "Training started from champion v1." in section(card, "Metrics on the validation images")
+    assert "Training started from champion v1." in section(card, "Metrics on held-out images")
     assert "None" not in section(card_of(), "Against the champion before it")
+
+
+def test_the_card_names_the_anchor_and_says_who_is_it_from_now_on() -> None:
+    evaluation = samples.whole_evaluation()
+    text = section(card_of(evaluation=evaluation), "Against the anchor")
+    assert "20261001T020000Z-77aa88bb" in text and "becomes the anchor" not in text
+    best = samples.gate_document("approved", becomes_anchor=True)
+    assert "This version becomes the anchor" in section(card_of(evaluation=evaluation, gate=best), "Against the anchor")
+    assert section(card_of(), "Against the anchor") == "The champion was the anchor."
+    first = samples.gate_document("approved_without_champion", champion_version=None, becomes_anchor=True)
+    alone = section(card_of(evaluation=samples.evaluation_document(champion=False), gate=first), "Against the anchor")
+    assert alone == "There was none. This version becomes the anchor: later ones are measured against it."
+    assert evaluation.anchor is not None
+    gone = evaluation.model_copy(update={"anchor": evaluation.anchor.model_copy(update={"problem": "its file is gone"})})
+    told = section(card_of(evaluation=gone), "Against the anchor")
+    assert told == "Anchor 20261001T020000Z-77aa88bb could not be compared: its file is gone."
+
+
+def test_the_card_shows_how_the_file_does_elsewhere_beside_the_champion_and_its_folds() -> None:
+    text = section(card_of(evaluation=samples.whole_evaluation()), "Images from elsewhere")
+    assert "| metric | this version | champion |" in text
+    assert "| malignant auc | 0.012 (-0.021 to 0.044) |" in text
+    assert "The model file's log loss is 0.431 on 60 images from elsewhere, its folds' models' 0.419" in text
+    unasked = samples.external_evaluation(champion=None, differences={}, problem="its file is gone")
+    alone = section(card_of(evaluation=samples.evaluation_document(external=unasked)), "Images from elsewhere")
+    assert alone.startswith("The champion could not be asked: its file is gone.\n\n| metric | value |")
+
+
+def test_the_card_says_what_the_file_is_made_of() -> None:
+    training = section(card_of(), "Training")
+    assert "| model file | average of the weights of 5 models; it has learned from 617 images |" in training
+    assert "| held out in turn | fold 1, 2, 3, 4, 5 |" in training
+    older = section(card_of(training=samples.training_document(folds=(), combined="one model")), "Training")
+    assert "held out in turn" not in older
 
 
 def test_a_card_of_synthetic_images_says_so_before_anything_else() -> None:
@@ -115,7 +149,7 @@ def test_limits_follow_from_what_the_run_could_and_could_not_do() -> None:
 def test_a_pipe_or_a_line_break_in_a_name_does_not_break_a_table() -> None:
     broken = samples.split_document(
         classes=("benign", "mal|ign\nant", "normal"),
-        counts={part: {"benign": 1, "mal|ign\nant": 2, "normal": 3} for part in ("train", "tuning", "validation")},
+        counts={fold: {"benign": 1, "mal|ign\nant": 2, "normal": 3} for fold in (1, 2, 3)},
         weights={"benign": 1.0, "mal|ign\nant": 1.0, "normal": 1.0},
     )
     assert "| mal\\|ign ant | 2 | 2 | 2 | 1.000 |" in card_of(split=broken)

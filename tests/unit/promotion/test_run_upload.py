@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bcc_ops.exceptions import StorageUnavailable
+from bcc_ops.exceptions import ArtifactError, StorageUnavailable
 from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.promotion.model_card import RunDocuments
 from bcc_ops.promotion.run_upload import model_document, upload_run
@@ -54,19 +54,34 @@ def test_whatever_the_model_card_tells_changes_the_name() -> None:
     assert len({name_of(base), *others}) == 8
 
 
-def test_a_version_says_what_its_training_started_from() -> None:
-    run = documents(training=samples.training_document(warm_started_from="v1"))
-    assert model_document(OFFLINE, samples.PATHS, run, "").warm_started_from == "v1"
+@pytest.mark.parametrize("keep_aspect", [True, False])
+def test_a_version_says_how_its_images_become_squares(keep_aspect: bool) -> None:
+    run = documents(training=samples.training_document(keep_aspect=keep_aspect))
+    assert model_document(OFFLINE, samples.PATHS, run, "").keep_aspect == keep_aspect
+
+
+def test_a_version_says_which_folds_its_models_held_out() -> None:
+    """From this it follows what its file was trained on: one model on all folds but its own, several on all."""
+    quick_look = documents(training=samples.training_document(folds=(samples.fold_summary(1),)))
+    assert model_document(OFFLINE, samples.PATHS, documents(), "").folds == (1, 2, 3, 4, 5)
+    assert model_document(OFFLINE, samples.PATHS, quick_look, "").folds == (1,)
+
+
+def test_a_run_without_answers_of_its_folds_becomes_no_version() -> None:
+    run = documents(training=samples.training_document(answers=None))
+    with pytest.raises(ArtifactError, match=r"names no out_of_fold\.parquet"):
+        model_document(OFFLINE, samples.PATHS, run, "")
 
 
 def test_an_upload_that_was_cut_short_goes_on_after_the_gate_has_decided_again(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bcc_ops.promotion.run_upload.smoke_test_images", lambda *given: ())
-    monkeypatch.setattr("bcc_ops.promotion.run_upload.run_smoke_test", lambda *given: None)
+    monkeypatch.setattr("bcc_ops.promotion.run_upload.run_smoke_test", lambda *given, **named: None)
     model = store.put_referenced(samples.PATHS.document("model.h5"), b"weights")
     split = samples.split_document(table=store.put_referenced(samples.PATHS.document("split.parquet"), b"split"))
-    trained = samples.training_document(model=model)
+    answers = store.put_referenced(samples.PATHS.document("out_of_fold.parquet"), b"answers")
+    trained = samples.training_document(model=model, answers=answers)
     first = documents(training=trained, split=split)
 
     def upload(registry: ModelRegistry, run: RunDocuments) -> PromotionDocument:
@@ -81,5 +96,7 @@ def test_an_upload_that_was_cut_short_goes_on_after_the_gate_has_decided_again(
     registry = ModelRegistry(store, "models")
     done = upload(registry, documents(training=trained, split=split, gate=first.gate.model_copy(update={"holdout_reuse": 5})))
     assert done.promoted
-    assert registry.model(done.version).model.sha256 == model.sha256
+    version = registry.model(done.version)
+    assert version.model.sha256 == model.sha256
+    assert version.answers is not None and store.get_referenced(version.answers) == b"answers"
     assert "had served 4.0 gate decisions" in store.get(registry.key(done.version, "model_card.md")).decode()
