@@ -208,24 +208,31 @@ class AirflowApi:
         return found
 
     def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
-        """Return the task instances of a run, by task id: state, start_date, end_date, duration, try_number, hostname, pid, …"""
-        found = self.call("GET", f"{_run_path(dag_id, run_id)}/taskInstances", params={"limit": 100})["task_instances"]
-        return {task["task_id"]: task for task in found}
+        """Return the task instances of a run: state, start_date, end_date, duration, try_number, hostname, pid, map_index, …
 
-    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
-        """Return what a task returned; None where it returned nothing."""
+        They are named by their task's id; those of a mapped task by `train_model[0]`, `train_model[1]` and so on.
+        """
+        found = self.call("GET", f"{_run_path(dag_id, run_id)}/taskInstances", params={"limit": 100})["task_instances"]
+        return {_instance_name(task): task for task in found}
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
+        """Return what a task returned, or an instance of a mapped one; None where it returned nothing."""
         path = f"{_run_path(dag_id, run_id)}/taskInstances/{quote(task_id)}/xcomEntries/{quote(key)}"
         try:
-            return self.call("GET", path, params={"deserialize": True})["value"]
+            return self.call("GET", path, params={"deserialize": True, "map_index": map_index})["value"]
         except AirflowError as error:
             if ": 404 " in str(error):
                 return None
             raise
 
-    def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int) -> list[dict[str, Any]]:
-        """Return the events in a task's log: `event`, `level`, `timestamp`, `error_detail`, …"""
+    def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> list[dict[str, Any]]:
+        """Return the events in a task's log: `event`, `level`, `timestamp`, `error_detail`, …
+
+        Args:
+            map_index: of an instance of a mapped task.
+        """
         path = f"{_run_path(dag_id, run_id)}/taskInstances/{quote(task_id)}/logs/{try_number}"
-        content = self.call("GET", path, params={"full_content": True})["content"]
+        content = self.call("GET", path, params={"full_content": True, "map_index": map_index})["content"]
         return [entry if isinstance(entry, dict) else {"event": str(entry)} for entry in content]
 
     def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
@@ -267,6 +274,10 @@ def parse_moment(text: str) -> datetime:
 
 def _run_path(dag_id: str, run_id: str) -> str:
     return f"/dags/{quote(dag_id)}/dagRuns/{quote(run_id, safe='')}"
+
+
+def _instance_name(task: dict[str, Any]) -> str:
+    return str(task["task_id"]) if task["map_index"] < 0 else f"{task['task_id']}[{task['map_index']}]"
 
 
 def _detail(answer: httpx.Response) -> str:

@@ -43,10 +43,13 @@ from local.s3_server import S3Server, free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROFILES = ("s3", "gpu")
+TWO_GPUS = "two-gpus"
+"""The profile of a second GPU worker beside the first, with one slot each."""
 SERVERS = {"postgres": 5432, "redis": 6379, "s3": 8333, "api-server": 8080}
 """Service -> the port that it listens on in the compose file's network."""
 AIRFLOW_SERVICES = ("api-server", "scheduler", "dag-processor", "triggerer", "worker", "worker-gpu")
 
+_SECOND_WORKER = "worker-gpu-1"
 _IMAGE_HOME = "/opt/airflow"
 _READY_WITHIN = 300.0
 _IMAGE_UMASK = 0o002
@@ -72,6 +75,7 @@ class ComposeStack:
         folder: holds everything but PostgreSQL's data; must be empty or not there.
         variables: what `.env` gets beside what `make env` writes.
         extra_dags: DAG files that the image gets beside its own.
+        gpus: 1, or 2 for a second GPU worker.
         say: takes a line for people.
 
     Raises:
@@ -84,12 +88,17 @@ class ComposeStack:
         *,
         variables: Mapping[str, str] | None = None,
         extra_dags: Sequence[Path] = (),
+        gpus: int = 1,
         say: Callable[[str], None] = print,
     ) -> None:
         self.folder = folder.resolve()
         self.say = say
         self._variables = dict(variables or {})
         self._extra_dags = tuple(extra_dags)
+        self._profiles = (*PROFILES, TWO_GPUS) if gpus > 1 else PROFILES
+        if gpus > 1:
+            self._variables["GPU_SLOTS"] = str(gpus)
+        self.airflow_services = (*AIRFLOW_SERVICES, _SECOND_WORKER) if gpus > 1 else AIRFLOW_SERVICES
         self._postgres_bin = _postgres_bin()
         for program in ("docker-compose", "redis-server"):
             if shutil.which(program) is None:
@@ -118,7 +127,7 @@ class ComposeStack:
         env_file = self.folder / ".env"
         env_file.touch(mode=0o600)
         env_file.write_text("".join(f"{name}='{value}'\n" for name, value in self.env.items()))
-        profiles = [argument for profile in PROFILES for argument in ("--profile", profile)]
+        profiles = [argument for profile in self._profiles for argument in ("--profile", profile)]
         answer = subprocess.run(
             ["docker-compose", "--env-file", str(env_file), *profiles, "config"],
             cwd=REPOSITORY,
@@ -143,6 +152,8 @@ class ComposeStack:
     def translate(self, service: str, text: str) -> str:
         """Return a command or a value of the compose file, with its paths, hosts and ports as they are here."""
         text = text.replace("$$", "$").replace(_IMAGE_HOME, str(self.home(service)))
+        if service == _SECOND_WORKER:  # two containers differ in their host's name, by which Celery tells them apart
+            text = text.replace("@%h", f"@{service}")
         for name, port in SERVERS.items():
             text = re.sub(rf"(?<=[@/]){re.escape(name)}:{port}\b", f"127.0.0.1:{self.ports[name]}", text)
         return text
@@ -153,7 +164,7 @@ class ComposeStack:
         return {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "HOME": str(self.folder / "services" / service),
-            "HOSTNAME": socket.gethostname(),
+            "HOSTNAME": service if service == _SECOND_WORKER else socket.gethostname(),
             "COMPOSE_SERVICE": service,
             "TMPDIR": str(self._tmpfs(service, "/tmp")),
             "PYTHONPATH": f"{self.home(service) / 'plugins'}{os.pathsep}{REPOSITORY}",
@@ -202,7 +213,7 @@ class ComposeStack:
             self.start_s3()
             self.await_("PostgreSQL, Redis and S3", self._servers_are_ready)
             self.init()
-            for service in AIRFLOW_SERVICES:
+            for service in self.airflow_services:
                 self._start(service, self.command(service))
             self.await_("Airflow", lambda: set(self.api.health().values()) == {"healthy"})
             self.await_("the DAGs", self._dags_are_parsed)
@@ -240,7 +251,7 @@ class ComposeStack:
     def _build(self) -> None:
         """Lay each Airflow service's `/opt/airflow` as the Dockerfile and the volumes do."""
         copies = re.findall(rf"^COPY (\S+) {_IMAGE_HOME}/(\S+)$", (REPOSITORY / "Dockerfile").read_text(), re.M)
-        for service in ("init", *AIRFLOW_SERVICES):
+        for service in ("init", *self.airflow_services):
             home = self.home(service)
             for source, target in copies:
                 origin, copy = REPOSITORY / source, home / target

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from bcc_ops.exceptions import ObjectNotFound, StorageError
-from bcc_ops.runs.documents import ChecksDocument, EpochRow, EvaluationDocument, GateDocument, PromotionDocument
+from bcc_ops.runs.documents import (
+    ChecksDocument,
+    ConfigDocument,
+    EpochRow,
+    EvaluationDocument,
+    GateDocument,
+    PromotionDocument,
+)
 from bcc_ops.runs.epochs import describe_epoch, parse_history
 from bcc_ops.runs.index import find_run
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.record import HISTORIES
 from local.airflow_api import AirflowApi
 
 SENSOR, TRAINING = "wait_for_new_images", "train_model"
@@ -34,15 +42,17 @@ class RunWatcher:
         self._api, self._dag_id, self._run_id = api, dag_id, run_id
         self._store, self._prefix, self._say = store, artifacts_prefix, say
         self._told: dict[str, tuple[str | None, int]] = {}
-        self._epochs_told = 0
+        self._epochs_told: dict[int, int] = {}
+        self._config: ConfigDocument | None = None
         self._paths: RunPaths | None = None
         self._next_look = 0.0
 
     def __call__(self) -> None:
         """Tell what is new since the last call."""
         tasks = self._api.tasks(self._dag_id, self._run_id)
-        if self._told.get(TRAINING, ("", 0))[0] == "running":
-            self._tell_epochs(last=tasks[TRAINING]["state"] != "running")
+        training = [name for name, task in tasks.items() if task["task_id"] == TRAINING and self._state_told(name) == "running"]
+        if training:
+            self._tell_epochs(last=any(tasks[name]["state"] != "running" for name in training))
         for name, task in sorted(tasks.items(), key=lambda item: item[1]["end_date"] or item[1]["start_date"] or "~"):
             news = (task["state"], task["try_number"])
             if self._told.get(name) != news:
@@ -51,6 +61,9 @@ class RunWatcher:
                     self._say(f"  {line}")
         if not any(state == "running" for state, _ in self._told.values()):
             self._give_way()
+
+    def _state_told(self, name: str) -> str | None:
+        return self._told.get(name, (None, 0))[0]
 
     @property
     def paths(self) -> RunPaths | None:
@@ -63,9 +76,13 @@ class RunWatcher:
         if (time.monotonic() < self._next_look and not last) or self.paths is None:
             return
         self._next_look = time.monotonic() + 3
-        for row in epochs_so_far(self._store, self.paths)[self._epochs_told :]:
-            self._epochs_told = row.epoch
-            self._say(f"    {describe_epoch(row)}")
+        self._config = self._config or self._store.find(ConfigDocument, self.paths.document("config.json"))
+        planned = self._config.config if self._config else None
+        for row in epochs_so_far(self._store, self.paths):
+            if row.epoch > self._epochs_told.get(row.fold, 0):
+                self._epochs_told[row.fold] = row.epoch
+                line = describe_epoch(row, epochs=planned.epochs if planned else None, folds=planned.folds if planned else None)
+                self._say(f"    {line}")
 
     def _give_way(self) -> None:
         """Let a nightly run that only waits for images make room: one run at a time is active, and a person waits for this one.
@@ -83,18 +100,19 @@ class RunWatcher:
                 self._say(f"  {other['dag_run_id']} was only waiting for new images, and gives way to this run")
 
 
-def epochs_so_far(store: ObjectStore, paths: RunPaths) -> list[EpochRow]:
-    """Return the rows of a run's history.csv; none before its first epoch."""
-    try:
-        content = store.get(paths.document("history.csv"))
-    except (ObjectNotFound, StorageError):
-        return []
-    return list(parse_history(content))
+def epochs_so_far(store: ObjectStore, paths: RunPaths) -> Iterator[EpochRow]:
+    """Yield the rows of a run's histories, fold by fold; none before its first epoch."""
+    for name in HISTORIES:
+        try:
+            content = store.get(paths.document(name))
+        except (ObjectNotFound, StorageError):
+            continue
+        yield from parse_history(content, name)
 
 
 def describe_task(task: dict[str, Any]) -> str:
     """Return a line about a task instance whose state is new; "" for states that tell nothing."""
-    name, state, tries = task["task_id"], task["state"], task["try_number"]
+    name, state, tries = _spoken_name(task), task["state"], task["try_number"]
     again = f", try {tries}" if tries > 1 else ""
     if state == "running":
         return f"{name} …{again}"
@@ -104,6 +122,11 @@ def describe_task(task: dict[str, Any]) -> str:
     if state in ("failed", "up_for_retry"):
         return f"{name} failed" + (" and is tried again" if state == "up_for_retry" else "") + again
     return {"deferred": f"{name} waits", "awaiting_input": f"{name} waits for an answer in the UI"}.get(state, "")
+
+
+def _spoken_name(task: dict[str, Any]) -> str:
+    """Return a task's id; of an instance of the mapped task, with the fold that it holds out."""
+    return str(task["task_id"]) if task["map_index"] < 0 else f"{task['task_id']} (fold {task['map_index'] + 1})"
 
 
 def describe_verdict(store: ObjectStore, paths: RunPaths, models_prefix: str) -> list[str]:
@@ -116,7 +139,7 @@ def describe_verdict(store: ObjectStore, paths: RunPaths, models_prefix: str) ->
     lines = ["The images are synthetic: no metric here says anything about real ones."] if gate.synthetic else []
     lines += [f"Verdict: {gate.verdict.replace('_', ' ')}", *(f"  - {reason}" for reason in gate.reasons)]
     lines.append(
-        f"On {metrics.images} validation images: balanced accuracy {metrics.balanced_accuracy}, "
+        f"On {metrics.images} held-out images: balanced accuracy {metrics.balanced_accuracy}, "
         f"macro AUC {metrics.macro_auc}, {evaluation.positive_class} sensitivity {point.sensitivity} "
         f"at specificity {point.specificity}"
     )
@@ -130,11 +153,13 @@ def describe_verdict(store: ObjectStore, paths: RunPaths, models_prefix: str) ->
 def describe_failure(api: AirflowApi, dag_id: str, run_id: str, logs: Path) -> list[str]:
     """Return a line for each task that failed: its last line, and the path of its log."""
     lines = []
-    for name, task in api.tasks(dag_id, run_id).items():
+    for task in api.tasks(dag_id, run_id).values():
         if task["state"] != "failed":
             continue
-        lines.append(f"{name} failed: {last_error(api.task_log(dag_id, run_id, name, task['try_number']))}")
-        lines.append(f"  its log: {logs / f'dag_id={dag_id}' / f'run_id={run_id}' / f'task_id={name}'}")
+        name, index = task["task_id"], task["map_index"]
+        log = logs / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={name}"
+        lines.append(f"{_spoken_name(task)} failed: {last_error(api.task_log(dag_id, run_id, name, task['try_number'], index))}")
+        lines.append(f"  its log: {log if index < 0 else log / f'map_index={index}'}")
     return lines or [f"the run {run_id} failed without a failed task"]
 
 

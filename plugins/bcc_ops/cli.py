@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.exceptions import BccError, ConfigError, DataError, ModelError
-from bcc_ops.runs.documents import Document, Estimate, EvaluationDocument, ModelDocument, parse_document
+from bcc_ops.runs.documents import Document, Estimate, EvaluationDocument, ModelDocument, name_fold, parse_document
 
 if TYPE_CHECKING:
     from bcc_ops.models.classifier import Classifier
     from bcc_ops.models.registry import ModelRegistry
-    from bcc_ops.report.trace import Trace
+    from bcc_ops.report.trace import OutOfFoldAnswer, Trace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", type=Path, metavar="MODEL.h5", help="the model; a model.json beside it says what it answers")
     evaluate.add_argument("folder", type=Path, metavar="DIR", help="a folder with a folder of images a class")
     _json_file(evaluate, "write the evaluation as a document")
-    _classes(evaluate)
+    _answers_and_input(evaluate)
     _parameters(evaluate)
     evaluate.set_defaults(command=evaluate_command)
 
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("model", type=Path, metavar="MODEL.h5", help="the model; a model.json beside it says what it answers")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
     predict.add_argument("--json", action="store_true", help="print a JSON object a line, one per image")
-    _classes(predict)
+    _answers_and_input(predict)
     predict.set_defaults(command=predict_command)
 
     models = commands.add_parser("models", help="list the versions and the champion of the configured bucket (BCC_BUCKET, …)")
@@ -89,9 +89,14 @@ def _json_file(command: argparse.ArgumentParser, purpose: str) -> None:
     command.add_argument("--json", type=Path, metavar="OUT", help=f"{purpose} (JSON)")
 
 
-def _classes(command: argparse.ArgumentParser) -> None:
+def _answers_and_input(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--classes", metavar="A,B,C", help="the classes in the order of the model's answers, where no model.json says it"
+    )
+    command.add_argument(
+        "--keep-aspect",
+        action=argparse.BooleanOptionalAction,
+        help="pad images to the square with black, or squeeze them: how the model was trained, where no model.json says it",
     )
 
 
@@ -147,6 +152,7 @@ class KnownModel:
 
     path: Path
     classes: tuple[str, ...]
+    keep_aspect: bool
     document: ModelDocument | None
 
     @property
@@ -155,11 +161,11 @@ class KnownModel:
         return self.document.operating_point.threshold if self.document else None
 
 
-def known_model(path: Path, classes: str | None) -> KnownModel:
-    """Find out what a model file answers, from the model.json beside it or from `--classes`.
+def known_model(path: Path, classes: str | None, keep_aspect: bool | None) -> KnownModel:
+    """Find out what a model file sees and answers, from the model.json beside it or from `--keep-aspect` and `--classes`.
 
     Raises:
-        ModelError: there is no such file, or model.json is about another one.
+        ModelError: there is no such file, model.json is about another one, or nothing says how its images become squares.
         ArtifactError: model.json is damaged.
     """
     if not path.is_file():
@@ -167,20 +173,28 @@ def known_model(path: Path, classes: str | None) -> KnownModel:
     beside = path.with_name("model.json")
     named = tuple(name.strip() for name in classes.split(",") if name.strip()) if classes else None
     if not beside.is_file():
-        return KnownModel(path, named or Settings.from_environment().classes, None)
+        if keep_aspect is None:
+            raise ModelError(
+                f"no model.json beside {path} says what it sees of an image: give --keep-aspect if it was trained on images that "
+                "were padded to the square, or --no-keep-aspect if they were squeezed, as in the notebook"
+            )
+        return KnownModel(path, named or Settings.from_environment().classes, keep_aspect, None)
     document = parse_document(ModelDocument, beside.read_bytes(), str(beside))
     if hashlib.sha256(path.read_bytes()).hexdigest() != document.model.sha256:
         raise ModelError(f"{path} is not the file that {beside} is about (sha256 differs); keep both of one version together")
     if named and named != document.classes:
         raise ModelError(f"--classes says {', '.join(named)}, but {beside} says {', '.join(document.classes)}")
-    return KnownModel(path, document.classes, document)
+    if keep_aspect not in (None, document.keep_aspect):
+        options = {True: "--keep-aspect", False: "--no-keep-aspect"}
+        raise ModelError(f"{beside} says {options[document.keep_aspect]}, not {options[not document.keep_aspect]}: leave it out")
+    return KnownModel(path, document.classes, document.keep_aspect, document)
 
 
 def _load(model: KnownModel) -> Classifier:
     from bcc_ops.models.classifier import load_classifier
 
     with _native_stderr_closed():
-        classifier = load_classifier(model.path)
+        classifier = load_classifier(model.path, keep_aspect=model.keep_aspect)
     if classifier.classes_count != len(model.classes):
         raise ModelError(
             f"{model.path} answers for {classifier.classes_count} classes, not for {', '.join(model.classes)}; "
@@ -206,12 +220,13 @@ def _native_stderr_closed() -> Iterator[None]:
 
 def evaluate_command(given: argparse.Namespace) -> int:
     """Evaluate a model on a labelled folder; images that a run would refuse are refused here too, and counted."""
-    from bcc_ops.evaluation.evaluate import EvaluationPlan, evaluate_folder
+    from bcc_ops.evaluation.comparison import EvaluationPlan
+    from bcc_ops.evaluation.evaluate import evaluate_folder
     from bcc_ops.evaluation.folder import usable_images
     from bcc_ops.evaluation.metrics import Threshold
 
     config = _config(given)
-    model = known_model(given.model, given.classes)
+    model = known_model(given.model, given.classes, given.keep_aspect)
     positive = model.document.positive_class if model.document else Settings.from_environment().positive_class
     if positive not in model.classes:
         raise ConfigError(f"BCC_POSITIVE_CLASS: {positive} is none of {', '.join(model.classes)}")
@@ -275,7 +290,7 @@ def predict_command(given: argparse.Namespace) -> int:
     """Ask a model about images. What is not an image is said, the others are answered; 1 where any was none."""
     from bcc_ops.dataset.decoding import decode_rgb
 
-    model = known_model(given.model, given.classes)
+    model = known_model(given.model, given.classes, given.keep_aspect)
     readable: list[Path] = []
     for path in given.images:
         try:
@@ -428,10 +443,11 @@ def _print_trace(trace: Trace) -> None:
             ],
         ),
         "Runs": (
-            ("run", "partition", "predicted", "pictured in (and in report.html)", "checkpoints", ""),
+            ("run", "fold", "out-of-fold answer", "predicted", "pictured in (and in report.html)", "checkpoints", ""),
             [
                 (
-                    *(run.folder, ", ".join(run.partitions) or "-", "yes" if run.predicted else "-"),
+                    *(run.folder, "\n".join(name_fold(fold) for fold in run.folds) or "-"),
+                    *("\n".join(map(_spoken_answer, run.answers)) or "-", "yes" if run.predicted else "-"),
                     *(", ".join(run.pictures) or "-", str(len(run.checkpoints)), run.problem or ""),
                 )
                 for run in trace.runs
@@ -447,3 +463,7 @@ def _print_trace(trace: Trace) -> None:
                 table.add_row(*(Text(cell) for cell in row))
             console.print(table)
     console.print("docs/security.md says how each of these is erased.")
+
+
+def _spoken_answer(answer: OutOfFoldAnswer) -> str:
+    return ", ".join(f"{name} {probability:.3f}" for name, probability in answer.probabilities.items())

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -29,13 +30,14 @@ from bcc_ops.report.curves import GRID, Curve, precision_recall_curve, resample_
 from bcc_ops.report.metric_names import spelled, tone
 from bcc_ops.report.misclassified import MisclassifiedImage
 from bcc_ops.runs.documents import (
-    PARTITIONS,
+    OLDER_TRAINING,
     Calibration,
     DriftFinding,
     EpochRow,
     Estimate,
     EvaluationDocument,
     SplitDocument,
+    name_fold,
 )
 from bcc_ops.runs.history import RunSummary
 
@@ -48,8 +50,8 @@ ORANGE, SKY, YELLOW = "#e69f00", "#56b4e9", "#b8a800"
 CLASS_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, YELLOW)
 CLASS_LINES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1.5, 1.5)), "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (8, 3)), ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-PARTITION_COLOURS = (BLUE, SKY, "#8a94a3")
-HATCHES = ("", "////", "....")
+_OLDER_COLOUR = "#8a94a3"
+HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx")
 WASH = LinearSegmentedColormap.from_list("wash", ["#f6f9fc", "#9cc4e0", "#0072b2", "#004a78"])
 
 SYNTHETIC_NOTICE = "SYNTHETIC IMAGES · no figure here says anything about patients"
@@ -137,40 +139,47 @@ def _synthetic_strip(width: float) -> Figure:
 
 
 @_styled
-def history_figure(epochs: Sequence[EpochRow], best_epoch: int | None, resumed_after: Sequence[int] = ()) -> Figure:
-    """Accuracy and loss by epoch, of the train and the tuning part.
+def history_figure(epochs: Sequence[EpochRow], resumed_after: Mapping[int, Sequence[int]] | None = None) -> Figure:
+    """Accuracy and loss by epoch, one colour per fold: solid on the images held out, dashed on those trained on.
 
     Args:
-        epochs: the rows of history.csv; at least one.
-        best_epoch: counted from 1: the epoch whose weights were kept. None while training goes on.
-        resumed_after: how many epochs were done each time that training was taken up again.
+        epochs: the rows of all folds' histories; at least one.
+        resumed_after: fold -> how many epochs were done each time that its training was taken up again.
     """
-    figure = _figure(9.6, 4.0)
-    left, right = figure.subplots(1, 2)
-    x = [row.epoch for row in epochs]
-    panels: list[tuple[Axes, str, list[float], list[float]]] = [
-        (left, "Accuracy", [row.accuracy for row in epochs], [row.tuning_accuracy for row in epochs]),
-        (right, "Loss", [row.loss for row in epochs], [row.tuning_loss for row in epochs]),
-    ]
-    for axes, title, train, tuning in panels:
-        axes.plot(x, train, color=BLUE, marker="o", markevery=_every(len(x)), label="train")
-        axes.plot(x, tuning, color=VERMILION, ls=(0, (5, 2)), marker="s", markevery=_every(len(x)), label="tuning")
+    figure = _figure(9.6, 4.3)
+    panels: tuple[tuple[Axes, str, str], ...] = tuple(
+        zip(figure.subplots(1, 2), ("Accuracy", "Loss"), ("accuracy", "loss"), strict=True)
+    )
+    longest = max(row.epoch for row in epochs)
+    folds = sorted({row.fold for row in epochs})
+    for axes, title, metric in panels:
+        for fold in folds:
+            rows = [row for row in epochs if row.fold == fold]
+            x, colour, marker = [row.epoch for row in rows], _fold_colour(fold), MARKERS[(fold - 1) % len(MARKERS)]
+            axes.plot(x, [getattr(row, metric) for row in rows], color=colour, ls=(0, (4, 2)), lw=1, alpha=0.75)
+            held_out = [getattr(row, f"held_out_{metric}") for row in rows]
+            axes.plot(x, held_out, color=colour, marker=marker, markevery=_every(longest), label=name_fold(fold))
+            for done in (resumed_after or {}).get(fold, ()):
+                axes.axvline(done + 0.5, color=colour, lw=1, ls=":")
+                axes.annotate(f"{name_fold(fold)} resumed", (done + 0.5, 0.02), **_UPRIGHT)
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlim(min(x) - 0.5, max(x) + 0.5)
-        if title == "Accuracy":
-            axes.set_ylim(min(0.4, min(train + tuning) - 0.03), 1.0)
+        axes.set_xlim(0.5, longest + 0.5)
+        if metric == "accuracy":
+            lowest = min(min(row.accuracy, row.held_out_accuracy) for row in epochs)
+            axes.set_ylim(min(0.4, lowest - 0.03), 1.0)
         else:
             axes.set_ylim(bottom=0)
-        for done in resumed_after:
-            axes.axvline(done + 0.5, color=QUIET, lw=1, ls=":")
-            axes.annotate("resumed", (done + 0.5, 0.02), **_beside("vertical"))
-        if best_epoch is not None:
-            axes.axvline(best_epoch, color=INK, lw=1)
-            axes.annotate(f"best: {best_epoch}", (best_epoch, 0.98), **_beside("top"))
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=2.8)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    keys = [Line2D([], [], color=INK), Line2D([], [], color=INK, ls=(0, (4, 2)), lw=1)]
+    texts = ["held out", "trained on"]
+    figure.legend([*handles, *keys], [*labels, *texts], loc="outside lower center", ncols=len(handles) + 2, handlelength=2.6)
     return figure
+
+
+def _fold_colour(fold: int) -> str:
+    return _OLDER_COLOUR if fold == OLDER_TRAINING else CLASS_COLOURS[(fold - 1) % len(CLASS_COLOURS)]
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
@@ -182,27 +191,25 @@ def _every(count: int) -> int:
     return max(1, count // 20)
 
 
-def _beside(where: str) -> dict[str, Any]:
-    text: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "fontsize": 8, "color": QUIET}
-    if where == "vertical":
-        return {**text, "xytext": (2, 0), "rotation": 90, "va": "bottom", "ha": "left"}
-    return {**text, "xytext": (4, 0), "va": "top", "ha": "left", "color": INK}
+_UPRIGHT: dict[str, Any] = {
+    **{"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "xytext": (2, 0)},
+    **{"fontsize": 8, "color": QUIET, "rotation": 90, "va": "bottom", "ha": "left"},
+}
 
 
 @_styled
 def class_counts_figure(document: SplitDocument) -> Figure:
-    """Return the images a class in each partition, with the weight that training gives the class."""
-    classes = document.classes
-    figure = _figure(5.0, 1.6 + 0.75 * len(classes))
+    """Return the images of each class in each fold, with the weight that training gives the class."""
+    classes, folds = document.classes, sorted(document.counts)
+    figure = _figure(5.0, 1.6 + 0.19 * len(classes) * max(4, len(folds)))
     axes = figure.subplots()
-    height, top = 0.26, max(max(counts.values(), default=0) for counts in document.counts.values()) or 1
-    for row, partition in enumerate(PARTITIONS):
-        counts = [document.counts.get(partition, {}).get(name, 0) for name in classes]
-        y = np.arange(len(classes)) + (row - 1) * height
-        bars = axes.barh(
-            y, counts, height * 0.92, color=PARTITION_COLOURS[row], hatch=HATCHES[row], edgecolor=PAPER, label=partition
-        )
-        axes.bar_label(bars, padding=3, fontsize=8, color=QUIET)
+    height, top = 0.8 / max(1, len(folds)), max(max(counts.values(), default=0) for counts in document.counts.values()) or 1
+    for row, fold in enumerate(folds):
+        counts = [document.counts[fold].get(name, 0) for name in classes]
+        y = np.arange(len(classes)) + (row - (len(folds) - 1) / 2) * height
+        look: dict[str, Any] = {"color": _fold_colour(fold), "hatch": HATCHES[row % len(HATCHES)], "edgecolor": PAPER}
+        bars = axes.barh(y, counts, height * 0.9, label=name_fold(fold), **look)
+        axes.bar_label(bars, padding=3, fontsize=7.5, color=QUIET)
     axes.set_yticks(range(len(classes)), [f"{name}\nweight {document.weights[name]:.2f}" for name in classes])
     for tick in axes.get_yticklabels():
         tick.set_color(INK)
@@ -210,7 +217,7 @@ def class_counts_figure(document: SplitDocument) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, top * 1.14)
     axes.set_xlabel("images")
-    axes.set_title("Images by class and partition")
+    axes.set_title("Images by class and fold")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -220,7 +227,7 @@ def confusion_figure(document: EvaluationDocument) -> Figure:
     """Confusion matrices, rows true and columns predicted: counts, and shares of each row.
 
     With a champion that could be compared, both models on the images of the comparison; else the challenger on all
-    validation images.
+    held-out images.
     """
     comparison = document.comparison
     if comparison and comparison.challenger and comparison.champion:

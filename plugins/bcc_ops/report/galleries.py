@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bcc_ops.dataset.decoding import decode_rgb, resize_square
+from bcc_ops.dataset.decoding import Box, box_in_square, decode_rgb, fit_square
 from bcc_ops.report.misclassified import Misclassified, MisclassifiedImage
 
 MOST_CASES = 12
@@ -34,6 +34,7 @@ def draw_galleries(
     positive_class: str,
     explain: Explain | None,
     why_not: str,
+    keep_aspect: bool,
     synthetic: bool,
 ) -> dict[str, bytes]:
     """Draw the wrong cases of each kind that there are.
@@ -45,6 +46,7 @@ def draw_galleries(
         positive_class: whose probability is written under each image.
         explain: gives the heat maps; None if they are not to be had.
         why_not: the reason then, a sentence.
+        keep_aspect: the model's own: images are drawn as it saw them, so that the heat maps fit.
         synthetic: whether the images are.
 
     Returns:
@@ -62,7 +64,8 @@ def draw_galleries(
         chosen = [case for case in every[:MOST_CASES] if case.key in paths]
         if not chosen:
             continue
-        thumbnails = np.stack([resize_square(decode_rgb(paths[case.key]), THUMBNAIL_SIDE) for case in chosen])
+        originals = [decode_rgb(paths[case.key]) for case in chosen]
+        thumbnails = np.stack([fit_square(rgb, THUMBNAIL_SIDE, keep_aspect=keep_aspect) for rgb in originals])
         answers = [classes.index(case.answer) for case in chosen]
         heats = explain([paths[case.key] for case in chosen], answers) if explain else [None] * len(chosen)
         entries = [figures.GalleryEntry(*entry) for entry in zip(chosen, thumbnails, heats)]
@@ -72,20 +75,30 @@ def draw_galleries(
 
 
 def draw_augmentations(
-    images: Sequence[tuple[str, Path]], augment: Callable[[Pixels, np.random.Generator], Pixels], *, seed: int, synthetic: bool
+    images: Sequence[tuple[str, Path]],
+    augment: Callable[[Pixels, np.random.Generator, Box], Pixels],
+    *,
+    keep_aspect: bool,
+    seed: int,
+    synthetic: bool,
 ) -> bytes:
     """Draw a few training images as they are and as augmentation alters them.
 
     Args:
         images: class and file of each.
-        augment: one random version of an image, uint8 (side, side, 3).
+        augment: one random version of an image, uint8 (side, side, 3), that is in this part of its square.
+        keep_aspect: the run's parameter.
         seed: of the versions.
         synthetic: whether the images are.
     """
     from bcc_ops.report import figures
 
     random = np.random.default_rng(seed)
-    originals = [resize_square(decode_rgb(path), THUMBNAIL_SIDE) for _, path in images]
-    variants = [[augment(original, random) for _ in range(AUGMENTED_VERSIONS)] for original in originals]
+    originals, variants = [], []
+    for _, path in images:
+        rgb = decode_rgb(path)
+        box = box_in_square(rgb.shape, THUMBNAIL_SIDE, keep_aspect=keep_aspect)
+        originals.append(fit_square(rgb, THUMBNAIL_SIDE, keep_aspect=keep_aspect))
+        variants.append([augment(originals[-1], random, box) for _ in range(AUGMENTED_VERSIONS)])
     labels = [label for label, _ in images]
     return figures.to_png(figures.augmentations_figure(originals, variants, labels), synthetic=synthetic)

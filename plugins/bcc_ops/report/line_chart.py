@@ -12,9 +12,14 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 12, 14, 34
 
 @dataclass(frozen=True)
 class Line:
-    """One series: its name, the `points` of its polylines (several where values are missing) and its marks."""
+    """One series: its name, the `points` of its polylines (several where values are missing) and its marks.
+
+    `look` numbers its colour and marks. A `faint` one is thin and dashed, has no marks, and is not in the legend.
+    """
 
     name: str
+    look: int
+    faint: bool
     segments: tuple[str, ...]
     marks: tuple[tuple[float, float], ...]
     whiskers: tuple[tuple[float, float, float], ...]
@@ -39,15 +44,21 @@ class LineChart:
 Value = float | tuple[float, float | None, float | None] | None
 
 
-def line_chart(title: str, x_labels: Sequence[str], series: Sequence[tuple[str, Sequence[Value]]]) -> LineChart:
+def line_chart(
+    title: str,
+    x_labels: Sequence[str],
+    series: Sequence[tuple[str, Sequence[Value]]],
+    faint: Sequence[tuple[str, Sequence[Value]]] = (),
+) -> LineChart:
     """Lay a chart out. Series with intervals stand a little beside one another, so that these do not cover each other.
 
     Args:
         title: for people and for assistive technology.
         x_labels: a label an abscissa, in order.
         series: name and values, as many as there are labels: a number, a number with its interval, or None.
+        faint: the same, of a thin line for each series, in its colour.
     """
-    numbers = [bound for _, values in series for value in values for bound in _bounds(value)]
+    numbers = [bound for _, values in (*series, *faint) for value in values for bound in _bounds(value)]
     low, high, step = _nice(min(numbers, default=0.0), max(numbers, default=1.0))
     span = max(len(x_labels) - 1, 1)
 
@@ -62,7 +73,11 @@ def line_chart(title: str, x_labels: Sequence[str], series: Sequence[tuple[str, 
     every = -(-len(x_labels) // 8)
     return LineChart(
         title=title,
-        lines=tuple(_line(name, values, x_at, y_at, 4.0 * place) for place, (name, values) in enumerate(series)),
+        lines=tuple(
+            _line(name, values, x_at, y_at, look=look, faint=is_faint)
+            for is_faint, lines in ((True, faint), (False, series))
+            for look, (name, values) in enumerate(lines)
+        ),
         y_ticks=tuple(
             (y_at(low + i * step), f"{low + i * step:.{_decimals(step)}f}") for i in range(round((high - low) / step) + 1)
         ),
@@ -70,7 +85,9 @@ def line_chart(title: str, x_labels: Sequence[str], series: Sequence[tuple[str, 
     )
 
 
-def _line(name: str, values: Sequence[Value], x_at: Callable[[int], float], y_at: Callable[[float], float], aside: float) -> Line:
+def _line(
+    name: str, values: Sequence[Value], x_at: Callable[[int], float], y_at: Callable[[float], float], *, look: int, faint: bool
+) -> Line:
     segments: list[list[str]] = [[]]
     marks, whiskers = [], []
     for index, value in enumerate(values):
@@ -78,12 +95,12 @@ def _line(name: str, values: Sequence[Value], x_at: Callable[[int], float], y_at
             segments.append([])
             continue
         middle, low, high = value if isinstance(value, tuple) else (value, None, None)
-        x, y = round(x_at(index) + (aside if low is not None else 0.0), 1), y_at(middle)
+        x, y = round(x_at(index) + (4.0 * look if low is not None else 0.0), 1), y_at(middle)
         segments[-1].append(f"{x},{y}")
         marks.append((x, y))
         if low is not None and high is not None:
             whiskers.append((x, y_at(high), y_at(low)))
-    return Line(name, tuple(" ".join(points) for points in segments if points), tuple(marks), tuple(whiskers))
+    return Line(name, look, faint, tuple(" ".join(points) for points in segments if points), tuple(marks), tuple(whiskers))
 
 
 def _bounds(value: Value) -> list[float]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class MisclassifiedImage:
-    """One validation image on the wrong side of the decision for the positive class."""
+    """One held-out image on the wrong side of the decision for the positive class."""
 
     key: str
     label: str

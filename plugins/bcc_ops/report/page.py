@@ -22,17 +22,23 @@ from markupsafe import Markup
 
 from bcc_ops.report.line_chart import LineChart, line_chart
 from bcc_ops.report.metric_names import spelled, tone
-from bcc_ops.report.progress import RunProgress
+from bcc_ops.report.progress import RunProgress, TaskProgress
 from bcc_ops.runs.documents import (
     ApprovalDocument,
     ChampionDocument,
+    Comparison,
+    EpochRow,
     Estimate,
     EvaluationDocument,
+    FollowedShortcut,
     ModelDocument,
     ModelEvaluation,
+    ShortcutFinding,
+    name_fold,
 )
+from bcc_ops.runs.epochs import describe_place
 from bcc_ops.runs.history import RunSummary
-from bcc_ops.runs.record import FILES, RunRecord
+from bcc_ops.runs.record import FILES, FOLD_FILES, RunRecord
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPT = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
@@ -117,6 +123,7 @@ _FILTERS = {
     "moment": moment,
     "kind": kind_of_run,
     "place": place,
+    "fold": name_fold,
 }
 
 
@@ -252,17 +259,21 @@ def render_report(
         folder=folder,
         when=when,
         progress=progress,
-        culprit_href=f"{ui}{_task_path(progress, progress.culprit)}" if progress and progress.culprit else None,
-        approval_href=f"{ui}{_task_path(progress, 'approve_model')}" if progress else None,
-        live=live_charts(run) if going_on and run.epochs and not run.training else None,
-        epochs_planned=run.config.config.epochs if run.config else None,
+        culprits=[_Link(task.name, f"{ui}{_task_path(progress, task)}") for task in progress.to_look_at] if progress else (),
+        approval_href=f"{ui}{_task_path(progress, TaskProgress('approve_model', None))}" if progress else None,
+        live=live_charts(run.epochs) if going_on and run.epochs and not run.training else None,
+        places=_places(run),
+        last_epochs=last_epochs(run.epochs),
         verdict=verdict_of(run, progress),
         tiles=_tiles(run.evaluation) if run.evaluation else (),
         compared=_compared(run.evaluation) if run.evaluation else (),
-        reach=_reach(run.evaluation),
+        external=_external(run.evaluation) if run.evaluation else None,
+        tells_of_file=_tells_of_file(run.evaluation),
+        shortcuts=_shortcuts(run),
         plots_there=plots_there,
         plots_of=plots_of,
-        files=[_File(name, *files[name], FILES[name][0]) for name in FILES if name in files],
+        files=[_File(name, *files[name], FILES[name][0]) for name in FILES if name in files and name not in FOLD_FILES],
+        fold_files=[_File(name, *files[name], FILES[name][0]) for name in FOLD_FILES if name in files],
         model_card=_markdown(model_card) if model_card else None,
         most=MOST_ROWS,
         contents=_contents(run, plots_there, files, model_card),
@@ -336,6 +347,12 @@ def render_models(
 
 
 @dataclass(frozen=True)
+class _Link:
+    name: str
+    href: str
+
+
+@dataclass(frozen=True)
 class _File:
     name: str
     href: str
@@ -360,18 +377,21 @@ class _Plot:
         return kind + (" wide middle" if middle else wide)
 
 
-def _task_path(progress: RunProgress, task_id: str) -> str:
+def _task_path(progress: RunProgress, task: TaskProgress) -> str:
     dag_id, run_id = quote(progress.dag_id, safe=""), quote(progress.run_id, safe="")
-    return f"/dags/{dag_id}/runs/{run_id}/tasks/{quote(task_id, safe='')}"
+    instance = "" if task.map_index is None else f"/mapped/{task.map_index}"
+    return f"/dags/{dag_id}/runs/{run_id}/tasks/{quote(task.task_id, safe='')}{instance}"
 
 
 def _contents(run: RunRecord, plots_there: Any, files: Mapping[str, Any], model_card: str | None) -> list[tuple[str, str]]:
     wanted = [
         (run.gate is not None, "verdict", "Verdict"),
         (run.evaluation is not None, "comparison", "Champion"),
+        (run.evaluation is not None and run.evaluation.anchor is not None, "anchor", "Anchor"),
         (run.gate is not None, "gate", "Rules"),
         (run.evaluation is not None, "classes", "Classes"),
         (run.evaluation is not None and plots_there("missed_cancers", "false_alarms"), "mistakes", "Mistakes"),
+        (_tells_of_file(run.evaluation), "file", "Model file"),
         (run.training is not None or plots_there("history", "trend", "augmentations"), "training", "Training"),
         (not run.is_empty, "data", "Images"),
         (bool(model_card), "card", "Model card"),
@@ -379,6 +399,10 @@ def _contents(run: RunRecord, plots_there: Any, files: Mapping[str, Any], model_
         (bool(set(files) & set(FILES)), "files", "Downloads"),
     ]
     return [(anchor, name) for there, anchor, name in wanted if there]
+
+
+def _tells_of_file(document: EvaluationDocument | None) -> bool:
+    return document is not None and bool(document.external or document.file_check or document.external_note)
 
 
 def _tiles(document: EvaluationDocument) -> list[tuple[str, Estimate, Estimate | None]]:
@@ -403,21 +427,83 @@ def _at_operating_point(model: ModelEvaluation, positive_class: str) -> dict[str
 class _ComparedRow:
     name: str
     challenger: Estimate
-    champion: Estimate
+    other: Estimate | None
     difference: Estimate | None
     tone: str
 
 
-def _compared(document: EvaluationDocument) -> list[_ComparedRow]:
-    comparison = document.comparison
-    if comparison is None or comparison.challenger is None or comparison.champion is None:
+@dataclass(frozen=True)
+class _Compared:
+    """A table of the challenger's metrics beside another version's, on the same images."""
+
+    anchor: str
+    title: str
+    other: str
+    comparison: Comparison
+    rows: Sequence[_ComparedRow]
+    reach: float
+
+
+def _compared(document: EvaluationDocument) -> list[_Compared]:
+    """Return the comparisons that there are: with the champion, and with the anchor if that is another version."""
+    found = (("comparison", "champion", document.comparison), ("anchor", "anchor", document.anchor))
+    return [
+        _Compared(
+            anchor=anchor,
+            title=f"Against the {other}",
+            other=other.capitalize(),
+            comparison=comparison,
+            rows=_rows(comparison.challenger, comparison.champion, comparison.differences, document.positive_class),
+            reach=_reach(comparison.differences),
+        )
+        for anchor, other, comparison in found
+        if comparison
+    ]
+
+
+@dataclass(frozen=True)
+class _External:
+    """A table of what the model file, and the champion's, answer about the external test images."""
+
+    images: int
+    groups: int
+    rows: Sequence[_ComparedRow]
+    reach: float
+    with_champion: bool
+    problem: str | None
+
+
+def _external(document: EvaluationDocument) -> _External | None:
+    external, positive = document.external, document.positive_class
+    if external is None:
+        return None
+    return _External(
+        images=external.challenger.images,
+        groups=external.challenger.groups,
+        rows=_rows(external.challenger, external.champion, external.differences, positive, alone=True),
+        reach=_reach(external.differences),
+        with_champion=external.champion is not None,
+        problem=external.problem,
+    )
+
+
+def _rows(
+    ours: ModelEvaluation | None,
+    theirs: ModelEvaluation | None,
+    differences: Mapping[str, Estimate],
+    positive: str,
+    *,
+    alone: bool = False,
+) -> list[_ComparedRow]:
+    """Return one row per metric; none if one of the models is missing, unless the challenger may stand `alone`."""
+    if ours is None or (theirs is None and not alone):
         return []
-    positive = document.positive_class
 
     def metrics(model: ModelEvaluation) -> dict[str, Estimate]:
         return {
             "balanced_accuracy": model.balanced_accuracy,
             "macro_auc": model.macro_auc,
+            f"{positive}_auc": model.per_class[positive].auc,
             f"{positive}_sensitivity": model.per_class[positive].sensitivity,
             f"{positive}_specificity": model.per_class[positive].specificity,
             **_at_operating_point(model, positive),
@@ -426,32 +512,65 @@ def _compared(document: EvaluationDocument) -> list[_ComparedRow]:
             "loss": model.loss,
         }
 
-    ours, theirs = metrics(comparison.challenger), metrics(comparison.champion)
+    other = metrics(theirs) if theirs else {}
     return [
-        _ComparedRow(
-            spelled(name),
-            ours[name],
-            theirs[name],
-            difference := comparison.differences.get(name),
-            tone(name, difference),
-        )
-        for name in ours
+        _ComparedRow(spelled(name), estimate, other.get(name), difference := differences.get(name), tone(name, difference))
+        for name, estimate in metrics(ours).items()
     ]
 
 
-def _reach(document: EvaluationDocument | None) -> float:
+@dataclass(frozen=True)
+class _ShortcutRow:
+    properties: str
+    by_class: dict[str, ShortcutFinding]
+    followed: FollowedShortcut | None
+
+
+def _shortcuts(run: RunRecord) -> list[_ShortcutRow]:
+    """Return one row per set of properties that differ between the images."""
+    rows: dict[str, _ShortcutRow] = {}
+    followed = {one.properties: one for one in run.evaluation.shortcuts} if run.evaluation else {}
+    for finding in run.checks.shortcuts if run.checks else ():
+        name = finding.properties
+        rows.setdefault(name, _ShortcutRow(name, {}, followed.get(name))).by_class[finding.label] = finding
+    return [row for row in rows.values() if any(finding.auc.value is not None for finding in row.by_class.values())]
+
+
+def _reach(differences: Mapping[str, Estimate]) -> float:
     """Half the width of the axis that the differences are drawn on."""
-    found = document.comparison.differences.values() if document and document.comparison else ()
-    ends = [abs(end) for estimate in found for end in (estimate.low, estimate.high) if end is not None]
+    ends = [abs(end) for estimate in differences.values() for end in (estimate.low, estimate.high) if end is not None]
     return max(ends, default=0.05) * 1.1 or 0.05
 
 
-def live_charts(run: RunRecord) -> tuple[LineChart, LineChart]:
-    """Accuracy and loss of the epochs so far."""
-    labels = [str(row.epoch) for row in run.epochs]
-    accuracy = [("train", [row.accuracy for row in run.epochs]), ("tuning", [row.tuning_accuracy for row in run.epochs])]
-    loss = [("train", [row.loss for row in run.epochs]), ("tuning", [row.tuning_loss for row in run.epochs])]
-    return line_chart("Accuracy by epoch", labels, accuracy), line_chart("Loss by epoch", labels, loss)
+def last_epochs(epochs: Iterable[EpochRow]) -> dict[int, EpochRow]:
+    """Return the last epoch so far of each fold's model."""
+    return {row.fold: row for row in epochs}
+
+
+def _places(run: RunRecord) -> list[str]:
+    """Return how far each fold's model is, one line per fold that has begun."""
+    planned = run.config.config if run.config else None
+    return [
+        describe_place(fold, row.epoch, folds=planned.folds if planned else None, epochs=planned.epochs if planned else None)
+        for fold, row in last_epochs(run.epochs).items()
+    ]
+
+
+def live_charts(epochs: Sequence[EpochRow]) -> tuple[LineChart, LineChart]:
+    """Return accuracy and loss by epoch so far: a line per fold for the images held out, a faint one for those trained on."""
+    folds = sorted({row.fold for row in epochs})
+    by_place = {(row.fold, row.epoch): row for row in epochs}
+    last = max(row.epoch for row in epochs)
+
+    def lines(metric: str) -> list[tuple[str, list[float | None]]]:
+        rows = [(fold, [by_place.get((fold, epoch)) for epoch in range(1, last + 1)]) for fold in folds]
+        return [(name_fold(fold), [getattr(row, metric) if row else None for row in of_fold]) for fold, of_fold in rows]
+
+    labels = [str(epoch) for epoch in range(1, last + 1)]
+    return (
+        line_chart("Accuracy by epoch", labels, lines("held_out_accuracy"), lines("accuracy")),
+        line_chart("Loss by epoch", labels, lines("held_out_loss"), lines("loss")),
+    )
 
 
 def _trend(runs: Sequence[RunSummary], positive_class: str) -> LineChart:
@@ -488,18 +607,17 @@ def _markdown(text: str) -> Markup:
 
 def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
     """For each plot, what it shows in this run (for who cannot see it) and its caption."""
-    evaluation, training, weights, checks = run.evaluation, run.training, run.split, run.checks
+    evaluation, split, checks = run.evaluation, run.split, run.checks
     positive = evaluation.positive_class if evaluation else "positive class"
-    best = f" The best epoch was {training.best_epoch} of {training.epochs_run}." if training else ""
-    last = run.epochs[-1] if run.epochs else None
-    ended = (
-        f" It ended at a tuning accuracy of {last.tuning_accuracy:.3f} and a tuning loss of {last.tuning_loss:.3f}."
-        if last
-        else ""
+    last = last_epochs(run.epochs).values()
+    ended = "".join(
+        f" {name_fold(row.fold).capitalize()} ended at a held-out accuracy of {row.held_out_accuracy:.3f} "
+        f"and a held-out loss of {row.held_out_loss:.3f}."
+        for row in last
     )
     counts = (
-        "; ".join(f"{part}: {', '.join(f'{name} {n}' for name, n in by.items())}" for part, by in weights.counts.items())
-        if weights
+        "; ".join(f"{name_fold(fold)}: {', '.join(f'{name} {n}' for name, n in by.items())}" for fold, by in split.counts.items())
+        if split
         else ""
     )
     findings = checks.drift if checks else ()
@@ -508,12 +626,12 @@ def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
     areas = ", ".join(f"{name} {_spoken(one.auc)}" for name, one in evaluation.challenger.per_class.items()) if evaluation else ""
     return {
         "history": (
-            f"Accuracy and loss by epoch, of the train and the tuning part.{best}{ended}",
-            "Train and tuning part by epoch. The upright line marks the epoch whose weights were kept.",
+            f"Accuracy and loss by epoch, a line per fold: of the images held out, and of those trained on.{ended}",
+            "One colour per fold: solid on the images that its model holds out, dashed on those that it is trained on.",
         ),
         "class_counts": (
-            f"Bars of the images by class and partition. {counts}.",
-            "Images by class and partition, and each class' weight in training.",
+            f"Bars of the images by class and fold. {counts}.",
+            "Images by class and fold, and each class' weight in training.",
         ),
         "confusion_matrix": (
             f"Confusion matrices, rows true and columns predicted. {_confusions(evaluation)}",
@@ -521,7 +639,8 @@ def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
         ),
         "roc": (
             f"ROC curves. AUC by class: {areas}.",
-            f"Each class against the rest, with 95 % bands. The star is the operating point of {positive}.",
+            f"Each class against the rest, with 95 % bands. The star is the operating point of {positive}; "
+            "what it achieves is cross-fitted, so that it may stand beside the curve.",
         ),
         "precision_recall": (
             "Precision-recall curves, each class against the rest.",
@@ -537,7 +656,7 @@ def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
         ),
         "trend": (
             "Balanced accuracy, macro AUC and sensitivity over the assessed runs, with their verdicts.",
-            "The key metrics of this and earlier runs, each on its own validation images.",
+            "The key metrics of this and earlier runs, each on its own held-out images.",
         ),
         "augmentations": (
             "A few training images and randomly altered versions of each.",

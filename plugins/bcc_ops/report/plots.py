@@ -27,12 +27,12 @@ def draw_plots(
         Name in `run_paths.PLOTS` -> PNG.
     """
     drawn: dict[str, Callable[[], Figure]] = {}
-    evaluation, weights, checks = run.evaluation, run.split, run.checks
+    evaluation, split, checks = run.evaluation, run.split, run.checks
     if run.epochs:
-        best, resumed = (run.training.best_epoch, run.training.resumed_after_epochs) if run.training else (None, ())
-        drawn["history"] = lambda: figures.history_figure(run.epochs, best, resumed)
-    if weights:
-        drawn["class_counts"] = lambda: figures.class_counts_figure(weights)
+        resumed = {one.fold: one.resumed_after_epochs for one in run.training.folds} if run.training else {}
+        drawn["history"] = lambda: figures.history_figure(run.epochs, resumed)
+    if split:
+        drawn["class_counts"] = lambda: figures.class_counts_figure(split)
     if checks and checks.drift:
         drawn["drift"] = lambda: figures.drift_figure(checks.drift)
     if evaluation:
@@ -49,11 +49,11 @@ def draw_plots(
 
 
 def _margins(run: RunRecord) -> dict[str, float]:
-    """Return the gate's margins, by the name of the difference that each is about."""
-    if run.config is None or run.evaluation is None:
+    """Return the margins that the gate allowed, by the name of the difference that each is about."""
+    if run.gate is None or run.evaluation is None:
         return {}
-    parameters = run.config.config
-    return {
-        "balanced_accuracy": parameters.balanced_accuracy_margin,
-        f"{run.evaluation.positive_class}_sensitivity": parameters.sensitivity_margin,
+    about = {
+        "balanced_accuracy_not_worse": "balanced_accuracy",
+        "malignant_sensitivity_not_inferior": f"{run.evaluation.positive_class}_sensitivity",
     }
+    return {about[rule.rule]: -rule.threshold for rule in run.gate.rules if rule.rule in about and rule.threshold is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 PIPELINE = (
@@ -13,6 +13,7 @@ PIPELINE = (
     "check_images",
     "split_dataset",
     "train_model",
+    "combine_folds",
     "evaluate_model",
     "gate_model",
     "approve_model",
@@ -22,6 +23,11 @@ PIPELINE = (
 """The tasks in the order that a page shows them; any other comes after these."""
 
 _OVER = {"success", "failed"}
+_TELLING = (
+    *("failed", "awaiting_input", "running", "restarting", "up_for_retry", "deferred", "up_for_reschedule"),
+    *("queued", "scheduled", "upstream_failed", "", "removed", "skipped", "success"),
+)
+"""States of the instances of a mapped task: the first of these that one of them has is the task's."""
 _FAILED = {"failed", "upstream_failed"}
 _LOOKS = {
     "success": ("done", "✓", ""),
@@ -42,12 +48,52 @@ _LOOKS = {
 
 @dataclass(frozen=True)
 class TaskProgress:
-    """One task of a run; `state` in Airflow's words, None if it has none yet."""
+    """One task of a run; `state` in Airflow's words, None if it has none yet.
+
+    Attributes:
+        map_index: of an instance of a mapped task, counted from 0; None of any other task, and of all instances together.
+        instances: those of a mapped task, merged into this line.
+    """
 
     task_id: str
     state: str | None
     started: datetime | None = None
     ended: datetime | None = None
+    map_index: int | None = None
+    instances: tuple[TaskProgress, ...] = ()
+
+    @classmethod
+    def merged(cls, instances: Iterable[TaskProgress]) -> TaskProgress:
+        """Return the instances of one task as one line."""
+        ordered = tuple(sorted(instances, key=lambda one: one.map_index or 0))
+        first = ordered[0]
+        if first.map_index is None:
+            return first
+        telling = min(ordered, key=lambda one: _TELLING.index(one.state or "") if (one.state or "") in _TELLING else 0)
+        return replace(
+            first,
+            state=telling.state,
+            started=min((one.started for one in ordered if one.started), default=None),
+            ended=max((one.ended for one in ordered if one.ended), default=None) if telling.state in _OVER else None,
+            map_index=None,
+            instances=ordered,
+        )
+
+    @property
+    def count(self) -> str:
+        """How many instances of a mapped task are done: `2 of 5 done`; "" of any other task."""
+        done = sum(one.state == "success" for one in self.instances)
+        return f"{done} of {len(self.instances)} done" if self.instances else ""
+
+    @property
+    def failed(self) -> tuple[TaskProgress, ...]:
+        """The instances that failed; the task itself if it is not mapped and failed."""
+        return tuple(one for one in self.instances or (self,) if one.state == "failed")
+
+    @property
+    def name(self) -> str:
+        """Its id; of an instance of the mapped task with the fold that its model holds out."""
+        return self.task_id if self.map_index is None else f"{self.task_id} (fold {self.map_index + 1})"
 
     @property
     def tone(self) -> str:
@@ -61,8 +107,11 @@ class TaskProgress:
 
     @property
     def word(self) -> str:
-        """Its state in a word, "" where the sign says it all."""
-        return _LOOKS.get(self.state or "", ("", "", ""))[2]
+        """Its state in a word, "" where the sign says it all; and how many of its instances are done."""
+        word = _LOOKS.get(self.state or "", ("", "", ""))[2]
+        if not self.instances or self.state == "success":
+            return word
+        return self.count if self.state == "running" else ", ".join(part for part in (word, self.count) if part)
 
 
 @dataclass(frozen=True)
@@ -76,9 +125,12 @@ class RunProgress:
 
     @classmethod
     def of(cls, dag_id: str, run_id: str, state: str, tasks: Iterable[TaskProgress]) -> RunProgress:
-        """Put the tasks into the pipeline's order."""
+        """Put the tasks into the pipeline's order, the instances of a mapped task in one line."""
         order = {name: place for place, name in enumerate(PIPELINE)}
-        return cls(dag_id, run_id, state, tuple(sorted(tasks, key=lambda task: (order.get(task.task_id, 99), task.task_id))))
+        by_name: dict[str, list[TaskProgress]] = {}
+        for task in sorted(tasks, key=lambda task: (order.get(task.task_id, 99), task.task_id)):
+            by_name.setdefault(task.task_id, []).append(task)
+        return cls(dag_id, run_id, state, tuple(TaskProgress.merged(instances) for instances in by_name.values()))
 
     @property
     def is_over(self) -> bool:
@@ -89,6 +141,11 @@ class RunProgress:
     def culprit(self) -> str | None:
         """The task to look at where the run failed: the first that failed itself."""
         return next((task.task_id for task in self.tasks if task.state == "failed"), None)
+
+    @property
+    def to_look_at(self) -> tuple[TaskProgress, ...]:
+        """The culprit, or those of its instances that failed."""
+        return next((task.failed for task in self.tasks if task.state == "failed"), ())
 
     @property
     def awaits_answer(self) -> bool:
@@ -118,7 +175,8 @@ class RunProgress:
         if self.awaits_answer:
             return "Waiting for a person's approval"
         busy = [task for task in now if task.state == "running"] or now
-        return f"Running: {', '.join(task.task_id for task in busy)}" if busy else f"The run is {self.state}"
+        named = (f"{task.task_id} ({task.count})" if task.instances else task.task_id for task in busy)
+        return f"Running: {', '.join(named)}" if busy else f"The run is {self.state}"
 
     @property
     def detail(self) -> str:

@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from bcc_ops.exceptions import ArtifactError, ModelError, ObjectChanged, ObjectNotFound
 from bcc_ops.report.galleries import Explain, draw_augmentations, draw_galleries, shown_cases
 from bcc_ops.report.misclassified import find_misclassified
 from bcc_ops.report.page import render_report
 from bcc_ops.report.plots import draw_plots
-from bcc_ops.runs.documents import Reference
+from bcc_ops.runs.documents import FOLDS, Reference
 from bcc_ops.runs.history import RunSummary, summarise_run
 from bcc_ops.runs.index import list_runs
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
-from bcc_ops.runs.record import FILES, RunRecord, read_record
+from bcc_ops.runs.record import FILES, HISTORIES, RunRecord, read_record
 from bcc_ops.runs.tables import SplitRow, read_predictions, read_rows
 
 FetchFiles = Callable[[Iterable[str]], Mapping[str, Path]]
@@ -85,7 +88,7 @@ def read_referenced(store: ObjectStore, paths: RunPaths, references: Mapping[str
         reference = references.get(name)
         if reference is not None:
             return store.get_referenced(Reference.model_validate(dict(reference)))
-        head = store.head(paths.document(name)) if name in ("config.json", "history.csv") else None
+        head = store.head(paths.document(name)) if name in ("config.json", *HISTORIES) else None
         return store.get(head.key) if head else None
 
     return read_record(read)
@@ -129,13 +132,16 @@ def _pictures(
     shown = shown_cases(cases)
     if not shown:
         return {}
-    samples = _samples(store, run)
+    rows = _split(store, run)
+    samples = _samples(rows, evaluation.classes)
     try:
         files = fetch({*(case.key for case in shown), *samples.values()})
     except ObjectChanged as error:
         say("no pictures: %s", error)
         return {}
-    explain, why_not = _explainer(store, evaluation.model)
+    folds = {row.key: row.fold for row in rows}
+    held_out_by = {files[case.key]: folds.get(case.key) for case in shown if case.key in files}
+    explain, why_not = _explainer(store, run, held_out_by)
     if why_not:
         say("%s", why_not)
     plots = draw_galleries(
@@ -145,6 +151,7 @@ def _pictures(
         positive_class=evaluation.positive_class,
         explain=explain,
         why_not=why_not,
+        keep_aspect=run.training is not None and run.training.keep_aspect,
         synthetic=run.synthetic,
     )
     if run.config is not None and samples:
@@ -152,36 +159,62 @@ def _pictures(
 
         config = run.config.config
         images = [(label, files[key]) for label, key in samples.items()]
-        plots["augmentations"] = draw_augmentations(images, Augmentation.of(config), seed=config.seed, synthetic=run.synthetic)
+        plots["augmentations"] = draw_augmentations(
+            images, Augmentation.of(config), keep_aspect=config.keep_aspect, seed=config.seed, synthetic=run.synthetic
+        )
     return plots
 
 
-def _explainer(store: ObjectStore, model: Reference | None) -> tuple[Explain | None, str]:
-    """Grad-CAM on the challenger, or None and why it is not available."""
-    if model is None:
+def _explainer(store: ObjectStore, run: RunRecord, folds: Mapping[Path, int | None]) -> tuple[Explain | None, str]:
+    """Return Grad-CAM on the models that gave the answers, or None and why it is not available.
+
+    Args:
+        folds: image file -> the fold that it is in; None if that is unknown.
+    """
+    if run.evaluation is None or run.evaluation.model is None:
         return None, "No Grad-CAM: the evaluation names no model."
+    if run.training is None:
+        return None, "No Grad-CAM: without training.json, nobody knows what the model saw of an image."
     from bcc_ops.evaluation.grad_cam import GradCam
     from bcc_ops.models.classifier import load_classifier
 
+    # The file of several models has trained on the image: what it looks at does not explain the answer that is shown.
+    of_folds = {one.fold: one.model for one in run.training.folds}
+    models = {fold: of_folds.get(fold, run.evaluation.model) if fold else run.evaluation.model for fold in set(folds.values())}
+    explainers = {}
     try:
         with tempfile.TemporaryDirectory(prefix="bcc-report-") as folder:
-            path = Path(folder) / "model.h5"
-            path.write_bytes(store.get_referenced(model))
-            return GradCam(load_classifier(path)), ""
+            for model in set(models.values()):
+                path = Path(folder) / "model.h5"
+                path.write_bytes(store.get_referenced(model))
+                explainers[model] = GradCam(load_classifier(path, keep_aspect=run.training.keep_aspect))
     except (ModelError, ArtifactError, ObjectNotFound) as error:
         return None, f"No Grad-CAM: {error}"
 
+    def explain(paths: Sequence[Path], classes: Sequence[int]) -> npt.NDArray[np.float32]:
+        heats: dict[int, npt.NDArray[np.float32]] = {}
+        for model, explainer in explainers.items():
+            places = [place for place, path in enumerate(paths) if models[folds[path]] == model]
+            if places:
+                heats.update(zip(places, explainer([paths[place] for place in places], [classes[place] for place in places])))
+        return np.stack([heats[place] for place in range(len(paths))])
 
-def _samples(store: ObjectStore, run: RunRecord) -> dict[str, str]:
-    """Return a train image a class: class -> key."""
+    return explain, ""
+
+
+def _split(store: ObjectStore, run: RunRecord) -> list[SplitRow]:
     if run.split is None or run.split.table is None:
-        return {}
-    rows = read_rows(SplitRow, store.get_referenced(run.split.table))
+        return []
+    return read_rows(SplitRow, store.get_referenced(run.split.table))
+
+
+def _samples(rows: Iterable[SplitRow], classes: Sequence[str]) -> dict[str, str]:
+    """Return one image of each class that a model was trained on: class -> key."""
     first: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: row.sha256):
-        if row.partition == "train":
+        if row.fold != FOLDS[0]:  # The model of the first fold was trained on the others, whatever became of theirs.
             first.setdefault(row.label, row.key)
-    return {label: first[label] for label in run.split.classes if label in first}
+    return {label: first[label] for label in classes if label in first}
 
 
 def _siblings(store: ObjectStore, paths: RunPaths) -> dict[str, tuple[str, int | None]]:

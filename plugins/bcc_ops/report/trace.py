@@ -5,8 +5,8 @@ The bucket's documents tell it. One run is read at a time, so that memory does n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from bcc_ops.exceptions import BccError, ConfigError
 from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.report.galleries import shown_cases
 from bcc_ops.report.misclassified import find_misclassified
-from bcc_ops.runs.documents import EvaluationDocument, SnapshotDocument
+from bcc_ops.runs.documents import FOLDS, EvaluationDocument, SnapshotDocument
 from bcc_ops.runs.index import list_runs
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.paths import RunPaths
-from bcc_ops.runs.tables import ContentRow, ImageRow, SplitRow, read_predictions, read_rows
+from bcc_ops.runs.paths import RunPaths, fold_file
+from bcc_ops.runs.tables import ContentRow, ImageRow, SplitRow, read_answers, read_predictions, read_rows
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,23 @@ class ObjectVersion:
 
 
 @dataclass(frozen=True)
+class OutOfFoldAnswer:
+    """What the model that held the image out answers about it: class -> probability."""
+
+    key: str
+    fold: int
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
 class RunUse:
     """What a run did with the image.
 
     Attributes:
         folder: of the run.
         keys: under which the image was listed.
-        partitions: train, tuning or validation; empty if it was left out or refused.
+        folds: which it is in; empty if it was left out or refused.
+        answers: what the model that held it out answers about it.
         predicted: whether predictions.parquet holds answers about it.
         pictures: plots that show it, and with them report.html. "augmentations" only if the table of splits names it.
         checkpoints: folders of unfinished trainings on the run's images.
@@ -50,7 +60,8 @@ class RunUse:
 
     folder: str
     keys: tuple[str, ...]
-    partitions: tuple[str, ...] = ()
+    folds: tuple[int, ...] = ()
+    answers: tuple[OutOfFoldAnswer, ...] = ()
     predicted: bool = False
     pictures: tuple[str, ...] = ()
     checkpoints: tuple[str, ...] = ()
@@ -61,7 +72,7 @@ class RunUse:
 class ModelUse:
     """A version that the image is in.
 
-    `how`: "trained on" (or tuned), "evaluated on", or "started from VERSION" for one whose weights began there.
+    `how`: "trained on", "evaluated on", or "started from VERSION" for one whose weights began there.
     """
 
     version: str
@@ -91,7 +102,7 @@ class Trace:
             "wanted": self.wanted,
             "sha256": sorted(self.digests),
             "objects": [{**vars(one), "written": one.written.isoformat()} for one in self.objects],
-            "runs": [vars(one) for one in self.runs],
+            "runs": [asdict(one) for one in self.runs],
             "models": [vars(one) for one in self.models],
             "cached_on_this_worker": self.cached,
         }
@@ -140,14 +151,19 @@ def _use_in_run(store: ObjectStore, paths: RunPaths, trace: Trace, keys: set[str
         named |= {row.key for row in _rows(store, paths, "images.parquet", ImageRow) if row.key in keys}
         if not named:
             return None
-        partitions = {row.partition for row in _rows(store, paths, "split.parquet", SplitRow) if row.key in named}
+        folds = tuple(sorted({row.fold for row in _rows(store, paths, "split.parquet", SplitRow) if row.key in named}))
         predicted, pictures = _seen_in(store, paths, named)
-        if "train" in partitions:
+        if set(folds) - {FOLDS[0]}:
             pictures.append("augmentations (if it is the sample of its class)")
         snapshot = store.find(SnapshotDocument, paths.document("snapshot.json"))
-        unfinished = [folder for folder in checkpoints if snapshot and f"/{snapshot.digest[:16]}-" in folder]
         return RunUse(
-            paths.folder_name, tuple(sorted(named)), tuple(sorted(partitions)), predicted, tuple(pictures), tuple(unfinished)
+            folder=paths.folder_name,
+            keys=tuple(sorted(named)),
+            folds=folds,
+            answers=_answers(store, paths, named, folds, snapshot.classes) if snapshot else (),
+            predicted=predicted,
+            pictures=tuple(pictures),
+            checkpoints=tuple(folder for folder in checkpoints if snapshot and f"/{snapshot.digest[:16]}-" in folder),
         )
     except BccError as error:
         return RunUse(paths.folder_name, (), problem=str(error))
@@ -156,6 +172,22 @@ def _use_in_run(store: ObjectStore, paths: RunPaths, trace: Trace, keys: set[str
 def _rows(store: ObjectStore, paths: RunPaths, name: str, kind: type[Any]) -> list[Any]:
     key = paths.document(name)
     return read_rows(kind, store.get(key)) if store.head(key) else []
+
+
+def _answers(
+    store: ObjectStore, paths: RunPaths, keys: set[str], folds: Sequence[int], classes: Sequence[str]
+) -> tuple[OutOfFoldAnswer, ...]:
+    """Return the out-of-fold answers about these images; from the folds' own files while they are not combined."""
+    whole = paths.document("out_of_fold.parquet")
+    tables = [whole] if store.head(whole) else [paths.document(fold_file(fold, "parquet")) for fold in folds]
+    found = []
+    for table in tables:
+        rows, probabilities = read_answers(store.get(table), classes) if store.head(table) else ([], ())
+        for row, answer in zip(rows, probabilities):
+            if row.key in keys:
+                by_class = {name: round(float(value), 6) for name, value in zip(classes, answer)}
+                found.append(OutOfFoldAnswer(row.key, row.fold, by_class))
+    return tuple(found)
 
 
 def _seen_in(store: ObjectStore, paths: RunPaths, keys: set[str]) -> tuple[bool, list[str]]:
@@ -185,21 +217,22 @@ def _models(store: ObjectStore, settings: Settings, runs: list[RunUse]) -> Itera
     registry = ModelRegistry(store, settings.models_prefix)
     pointer = registry.read_pointer()
     champion = pointer.champion.version if pointer and pointer.champion else None
-    partitions = {use.folder: set(use.partitions) for use in runs}
+    folds = {use.folder: set(use.folds) for use in runs}
     trained: set[str] = set()
     for version in registry.versions():  # oldest first: what a version started from comes before it
         try:
             document = registry.model(version)
         except BccError:
             continue
-        used = partitions.get(document.run.rsplit("/", 1)[-1], set())
-        if used & {"train", "tuning"}:
+        used = folds.get(document.run.rsplit("/", 1)[-1], set())
+        # A model is trained on every fold but the one that it holds out, and the file of several models on all.
+        if used and (len(document.folds) > 1 or used != set(document.folds)):
             trained.add(version)
             yield ModelUse(version, "trained on", version == champion)
         elif document.warm_started_from in trained:
             trained.add(version)
             yield ModelUse(version, f"started from {document.warm_started_from}", version == champion)
-        elif "validation" in used:
+        elif used:
             yield ModelUse(version, "evaluated on", version == champion)
 
 

@@ -29,10 +29,14 @@ def find_progress(dag_id: str, run_id: str) -> RunProgress | None:
         state = session.scalar(select(DagRun.state).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
         if state is None:
             return None
-        columns = (TaskInstance.task_id, TaskInstance.state, TaskInstance.start_date, TaskInstance.end_date)
+        columns = (
+            *(TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state),
+            *(TaskInstance.start_date, TaskInstance.end_date),
+        )
         rows = session.execute(select(*columns).where(TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id)).all()
     tasks = [
-        TaskProgress(task_id, str(task_state) if task_state else None, start, end) for task_id, task_state, start, end in rows
+        TaskProgress(task_id, str(task_state) if task_state else None, start, end, map_index if map_index >= 0 else None)
+        for task_id, map_index, task_state, start, end in rows
     ]
     return RunProgress.of(dag_id, run_id, str(state), tasks)
 

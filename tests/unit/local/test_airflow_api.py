@@ -151,7 +151,18 @@ def test_a_dag_that_is_not_parsed_yet_is_none() -> None:
 
 def test_a_run_that_does_not_end_is_told_with_its_tasks() -> None:
     running = httpx.Response(200, json={"state": "running"})
-    tasks = [{"task_id": "train_model", "state": "running"}, {"task_id": "gate_model", "state": None}]
+    tasks = [
+        {"task_id": name, "map_index": -1, "state": state} for name, state in (("train_model", "running"), ("gate_model", None))
+    ]
     api, _ = _client(running, httpx.Response(200, json={"task_instances": tasks}))
     with pytest.raises(AirflowError, match=r"mine has not ended within -1 s: \{'train_model': 'running'\}"):
         api.wait_for_run("dag", "mine", within=-1)
+
+
+def test_instances_of_a_mapped_task_are_told_apart_and_their_logs_asked_for_by_index() -> None:
+    found = [{"task_id": "train_model", "map_index": index} for index in (0, 1)] + [{"task_id": "gate_model", "map_index": -1}]
+    api, seen = _client(httpx.Response(200, json={"task_instances": found}), httpx.Response(200, json={"content": []}))
+    assert list(api.tasks("dag", "mine")) == ["train_model[0]", "train_model[1]", "gate_model"]
+    api.task_log("dag", "mine", "train_model", 2, 1)
+    assert seen[1].url.path.endswith("/taskInstances/train_model/logs/2")
+    assert seen[1].url.params["map_index"] == "1"

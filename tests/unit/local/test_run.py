@@ -125,11 +125,11 @@ def test_a_disk_that_gets_full_on_the_way_is_one_line(capsys: pytest.CaptureFixt
 
 
 def test_parameters_get_their_own_types_and_no_others_are_given() -> None:
-    assert read_parameters("notebook", "epochs=3 learning_rate=1e-2 warm_start=true patient_pattern='(p \\d+)'") == {
+    assert read_parameters("notebook", "epochs=3 learning_rate=1e-2 mixed_precision=false patient_pattern='(p \\d+)'") == {
         "preset": "notebook",
         "epochs": 3,
         "learning_rate": 0.01,
-        "warm_start": True,
+        "mixed_precision": False,
         "patient_pattern": "(p \\d+)",
     }
 

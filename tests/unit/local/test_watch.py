@@ -11,10 +11,9 @@ import pytest
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 from local.airflow_api import AirflowApi
-from local.watch import RunWatcher, describe_task, epochs_so_far, fetch_run, last_error
+from local.watch import RunWatcher, describe_failure, describe_task, epochs_so_far, fetch_run, last_error
+from tests.unit.report import samples
 
-HEADER = "epoch,loss,accuracy,tuning_loss,tuning_accuracy,tuning_balanced_accuracy,learning_rate,seconds,images_per_second\n"
-ROWS = [f"{epoch},1.0,0.5,0.9,0.5,0.{epoch},0.001,2.0,30.0\n" for epoch in (1, 2, 3)]
 PATHS = RunPaths.of("artifacts", datetime(2026, 11, 22, 2, tzinfo=timezone.utc), "mine")
 
 
@@ -30,6 +29,9 @@ class FakeAirflow:
     def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
         return {name: _task(name, state) for name, state in self.states[run_id].items()}
 
+    def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> list[dict[str, Any]]:
+        return [{"event": f"{task_id}, {map_index}, try {try_number}: no memory", "level": "error"}]
+
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         return {"dag_run_id": run_id, "state": self.run_states[run_id], "run_type": self.run_types[run_id]}
 
@@ -42,7 +44,11 @@ class FakeAirflow:
 
 
 def _task(name: str, state: str | None, tries: int = 1) -> dict[str, Any]:
-    return {"task_id": name, "state": state, "try_number": tries, "duration": 4.2, "start_date": "2026", "end_date": None}
+    task_id, _, index = name.rstrip("]").partition("[")
+    return {
+        **{"task_id": task_id, "map_index": int(index or -1), "state": state, "try_number": tries},
+        **{"duration": 4.2, "start_date": "2026", "end_date": None},
+    }
 
 
 @pytest.fixture
@@ -65,23 +71,44 @@ def test_each_change_is_told_once(airflow: FakeAirflow, watch: tuple[RunWatcher,
     assert lines == ["  check_images …", "  check_images done in 4 s"]
 
 
-def test_epochs_are_told_as_they_end_and_the_last_before_the_task_is_done(
+def test_epochs_are_told_fold_by_fold_as_they_end_and_the_last_before_its_task_is_done(
     airflow: FakeAirflow, watch: tuple[RunWatcher, list[str]], store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watcher, lines = watch
-    store.put(PATHS.document("snapshot.json"), b"{}")
-    airflow.states["mine"]["train_model"] = "running"
+    paths = RunPaths.of("artifacts", samples.AS_OF, "mine")
+    store.put(paths.document("snapshot.json"), b"{}")
+    store.save(paths.document("config.json"), samples.config_document("mine", epochs=3))
+    airflow.states["mine"] = {"train_model[0]": "running", "train_model[1]": "queued"}
     watcher()
     watcher()  # no history yet
-    store.put(PATHS.document("history.csv"), (HEADER + "".join(ROWS[:2])).encode())
+    store.put(paths.document("fold-1.csv"), samples.histories(2)["fold-1.csv"])
     monkeypatch.setattr("local.watch.time.monotonic", lambda: 1e9)
     watcher()
-    store.put(PATHS.document("history.csv"), (HEADER + "".join(ROWS)).encode())
-    airflow.states["mine"]["train_model"] = "success"
+    store.put(paths.document("fold-1.csv"), samples.histories(3)["fold-1.csv"])
+    airflow.states["mine"] = {"train_model[0]": "success", "train_model[1]": "running"}
+    watcher()
+    store.put(paths.document("fold-2.csv"), samples.histories(3)["fold-2.csv"])
+    airflow.states["mine"] = {"train_model[0]": "success", "train_model[1]": "success", "combine_folds": "running"}
     watcher()
     watcher()
-    told = [line.split(":")[0].strip() for line in lines]
-    assert told == ["train_model …", "epoch 1", "epoch 2", "epoch 3", "train_model done in 4 s"]
+    told = [line.partition(": loss")[0].strip() for line in lines]
+    assert told == [
+        "train_model (fold 1) …",
+        *(f"fold 1 of 5: epoch {epoch} of 3" for epoch in (1, 2, 3)),
+        "train_model (fold 1) done in 4 s",
+        "train_model (fold 2) …",
+        *(f"fold 2 of 5: epoch {epoch} of 3" for epoch in (1, 2, 3)),
+        "train_model (fold 2) done in 4 s",
+        "combine_folds …",
+    ]
+
+
+def test_a_fold_that_fails_is_named_with_its_own_log(airflow: FakeAirflow, tmp_path: Any) -> None:
+    airflow.states["mine"] = {"train_model[0]": "success", "train_model[2]": "failed", "combine_folds": "upstream_failed"}
+    assert describe_failure(cast(AirflowApi, airflow), "dag", "mine", tmp_path) == [
+        "train_model (fold 3) failed: train_model, 2, try 1: no memory",
+        f"  its log: {tmp_path}/dag_id=dag/run_id=mine/task_id=train_model/map_index=2",
+    ]
 
 
 def test_a_nightly_run_that_only_waits_gives_way(airflow: FakeAirflow, watch: tuple[RunWatcher, list[str]]) -> None:
@@ -192,4 +219,4 @@ def test_a_key_that_leads_out_of_the_folder_is_not_followed(
 
 
 def test_a_history_that_is_not_there_is_no_epoch(store: ObjectStore) -> None:
-    assert epochs_so_far(store, PATHS) == []
+    assert list(epochs_so_far(store, PATHS)) == []

@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
@@ -75,14 +76,14 @@ def test_without_champion_no_difference_is_drawn() -> None:
 
 def test_the_same_documents_give_the_same_bytes() -> None:
     def once() -> bytes:
-        return figures.to_png(figures.history_figure(samples.epochs(), 8, (5,)), synthetic=True)
+        return figures.to_png(figures.history_figure(samples.epochs(), {2: (5,)}), synthetic=True)
 
     assert once() == once()
 
 
 def test_synthetic_plots_carry_a_strip() -> None:
     plain, marked = (
-        Image.open(io.BytesIO(figures.to_png(figures.history_figure(samples.epochs(), 8), synthetic=synthetic)))
+        Image.open(io.BytesIO(figures.to_png(figures.history_figure(samples.epochs()), synthetic=synthetic)))
         for synthetic in (False, True)
     )
     assert marked.height == plain.height + 48
@@ -90,11 +91,20 @@ def test_synthetic_plots_carry_a_strip() -> None:
     assert "SYNTHETIC" in words(figures._synthetic_strip(9))
 
 
-def test_history_marks_the_best_epoch_and_where_it_resumed() -> None:
-    text = words(figures.history_figure(samples.epochs(), 8, (5,)))
-    assert "best: 8" in text
-    assert "resumed" in text
-    assert "best" not in words(figures.history_figure(samples.epochs(), None))
+def test_history_draws_each_fold_twice_and_marks_where_it_resumed() -> None:
+    figure = figures.history_figure(samples.epochs(), {2: (5,)})
+    assert {"fold 1", "fold 5", "held out", "trained on", "fold 2 resumed"} <= set(words(figure).split(" | "))
+    accuracy = [values for line in figure.axes[0].lines if len(values := np.asarray(line.get_ydata()).tolist()) == 12]
+    of_fold_3 = [row for row in samples.epochs() if row.fold == 3]
+    assert len(accuracy) == 10
+    assert [row.accuracy for row in of_fold_3] in accuracy and [row.held_out_accuracy for row in of_fold_3] in accuracy
+    assert "resumed" not in words(figures.history_figure(samples.epochs(folds=1)))
+
+
+def test_class_counts_have_a_bar_per_fold_also_of_an_older_run() -> None:
+    assert {"fold 1", "fold 5", "34"} <= set(words(figures.class_counts_figure(samples.split_document())).split(" | "))
+    older = samples.split_document(counts={0: {"benign": 4, "malignant": 3, "normal": 2}, 1: {"benign": 1}})
+    assert {"trained on (older release)", "fold 1"} <= set(words(figures.class_counts_figure(older)).split(" | "))
 
 
 def test_confusion_matrix_gives_counts_and_shares_of_each_row() -> None:
@@ -129,6 +139,14 @@ def test_difference_names_the_side_that_the_whole_interval_lies_on() -> None:
     assert "−0.061  worse" in text
     assert "+0.031  no clear difference" in text
     assert "macro F1" not in text
+
+
+def test_difference_shows_the_margins_that_the_gate_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They shrink as evidence grows: those of the parameters are not what decided."""
+    given: list[object] = []
+    monkeypatch.setattr(figures, "difference_figure", lambda document, margins: given.append(margins) or Figure())
+    draw_plots(read_record(samples.whole_run().get), None, [])
+    assert given == [{"malignant_sensitivity": 0.05}]
 
 
 def test_trend_draws_runs_without_figures_too() -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from functools import partial
+from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -15,17 +18,19 @@ from bcc_ops.report.page import (
     decimals,
     describe_plots,
     duration,
+    live_charts,
     plain_number,
     render_models,
     render_report,
     size_of,
     verdict_of,
 )
+from bcc_ops.report.plots import draw_plots
 from bcc_ops.report.progress import PIPELINE, RunProgress, TaskProgress
 from bcc_ops.runs.documents import ApprovalDocument, Estimate
 from bcc_ops.runs.history import summarise_run
 from bcc_ops.runs.paths import PLOTS
-from bcc_ops.runs.record import RUN_DOCUMENTS, RunRecord, read_record
+from bcc_ops.runs.record import RunRecord, read_record
 from tests.unit.report import samples
 
 
@@ -46,7 +51,7 @@ def render(run: RunRecord, **more: object) -> str:
     return render_report(run, **arguments)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("missing", [name for name in RUN_DOCUMENTS if name != "promotion.json"])
+@pytest.mark.parametrize("missing", samples.whole_run())
 def test_a_missing_document_takes_only_its_own_part_away(missing: str) -> None:
     page = render(record("rejected", **{missing.replace(".", "__"): None}))
     parts = {"evaluation.json": "Against the champion", "gate.json": "Rejected", "training.json": "efficientnet_lite0,"}
@@ -199,6 +204,133 @@ def test_failed_run_names_the_first_task_that_failed() -> None:
     assert run.headline == "train_model failed"
 
 
+def folds(*states: str | None) -> list[TaskProgress]:
+    return [TaskProgress("train_model", state, map_index=index) for index, state in enumerate(states)]
+
+
+@pytest.mark.parametrize(
+    ("states", "state", "word"),
+    [
+        (("success", "success", "running", "queued", None), "running", "2 of 5 done"),
+        (("success", "queued", None), "queued", "queued, 1 of 3 done"),
+        (("success", "up_for_retry", "running"), "running", "1 of 3 done"),
+        (("success", "failed", "running"), "failed", "failed, 1 of 3 done"),
+        (("upstream_failed", "upstream_failed"), "upstream_failed", "not reached, 0 of 2 done"),
+        (("success", "success"), "success", ""),
+    ],
+)
+def test_instances_of_a_mapped_task_are_one_line(states: tuple[str | None, ...], state: str, word: str) -> None:
+    others = [TaskProgress("evaluate_model", None), TaskProgress("combine_folds", None), TaskProgress("split_dataset", "success")]
+    run = RunProgress.of("bcc_retraining", samples.RUN_ID, "running", [*others, *reversed(folds(*states))])
+    assert [task.task_id for task in run.tasks] == ["split_dataset", "train_model", "combine_folds", "evaluate_model"]
+    assert (run.tasks[1].state, run.tasks[1].word) == (state, word)
+    assert (run.headline == "Running: train_model (2 of 5 done)") == (word == "2 of 5 done")
+
+
+def test_each_instance_that_failed_is_linked() -> None:
+    run = RunProgress.of("bcc_retraining", samples.RUN_ID, "failed", folds("success", "failed", "failed"))
+    page = render(RunRecord(), progress=run)
+    path = f"/dags/bcc_retraining/runs/{quote(samples.RUN_ID, safe='')}/tasks/train_model"
+    assert f'href="{path}/mapped/1">Open train_model (fold 2)</a>' in page
+    assert f'href="{path}/mapped/2">Open train_model (fold 3)</a>' in page
+    assert f"{path}/mapped/0" not in page
+
+
+def test_epochs_of_a_running_training_are_shown_fold_by_fold() -> None:
+    documents = {**samples.histories(12, folds=1), "fold-2.csv": samples.histories(7)["fold-2.csv"]}
+    run = read_record({**documents, "config.json": samples.config_document(epochs=12).to_json()}.get)
+    page = render(run, progress=RunProgress.of("bcc_retraining", samples.RUN_ID, "running", folds("success", "running")))
+    assert "<li>fold 1 of 5: epoch 12 of 12</li><li>fold 2 of 5: epoch 7 of 12</li>" in page
+    accuracy, _ = live_charts(run.epochs)
+    assert [(line.name, line.look, line.faint, len(line.marks)) for line in accuracy.lines] == [
+        *(("fold 1", 0, True, 12), ("fold 2", 1, True, 7)),
+        *(("fold 1", 0, False, 12), ("fold 2", 1, False, 7)),
+    ]
+    held_out = next(line for line in accuracy.lines if line.name == "fold 2" and not line.faint)
+    trained_on = next(line for line in accuracy.lines if line.name == "fold 2" and line.faint)
+    assert held_out.marks[-1][1] > trained_on.marks[-1][1], "the accuracy on what is held out is the lower one"
+
+
+def rows_of(page: str, section: str) -> list[list[str]]:
+    """The cells' texts of a section's tables."""
+    part = page.partition(f'id="{section}"')[2].partition("</section>")[0]
+    return [
+        [" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)]
+        for row in re.findall(r"<tr>(.*?)</tr>", part, re.DOTALL)
+    ]
+
+
+def test_the_folds_are_counted_and_their_models_told() -> None:
+    page = render(record())
+    assert ["fold 3", "68", "34", "22", "124"] in rows_of(page, "data")
+    assert ["weight in the loss", "0.600", "1.236", "1.913", ""] in rows_of(page, "data")
+    told = ["fold 2", "123", "494", "12", "0.612", "0.807", "0.790", "8 min 18 s resumed after 5 epochs", "worker-1"]
+    assert told in rows_of(page, "training")
+    assert "average of the weights of 5 models" in page
+    assert "one of 5 models that did not train on its fold" in page
+
+
+def test_the_anchor_is_compared_with_only_if_it_is_another_version_than_the_champion() -> None:
+    assert 'id="anchor"' not in render(record())
+    page = render(record(evaluation__json=samples.whole_evaluation()))
+    assert page.index("Against the champion") < page.index("Against the anchor") < page.index("The gate's rules")
+    assert "20261001T020000Z-77aa88bb" in page.split('id="anchor"')[1]
+    assert rows_of(page, "anchor")[0][:4] == ["Metric", "Challenger", "Anchor", "Difference"]
+    assert '<a href="#anchor">Anchor</a>' in page
+
+
+def test_it_is_told_whose_answers_a_comparison_uses_and_what_it_leaves_out() -> None:
+    page = " ".join(render(record()).split())
+    assert "Of the champion's answers, 112 were recorded" in page and "asked about 8 images" in page
+    assert "4 images are left out of the comparison: near-duplicate of what the version was trained on." in page
+
+
+def test_the_file_is_checked_against_its_folds_and_shown_on_external_images() -> None:
+    assert 'id="file"' not in render(record())
+    page = render(record(evaluation__json=samples.whole_evaluation()))
+    part = page.split('id="file"')[1].split("</section>")[0]
+    assert "✓ yes" in part and "about 60 external test images. Its log loss is 0.431" in part and "96.7 %" in part
+    rows = rows_of(page, "file")
+    assert rows[0][:4] == ["Metric", "Challenger", "Champion", "Difference"]
+    assert ["Malignant AUC", "0.930 (0.900 to 0.960)", "0.910 (0.880 to 0.940)", "+0.012 (−0.021 to +0.044)", ""] in rows
+    worse = samples.file_check(passed=False, external=False)
+    page = render(record(evaluation__json=samples.whole_evaluation(file_check=worse)))
+    assert "✗ no" in page and "about 60 of the run's own images" in unescape(page) and "only the agreement counts" in page
+
+
+def test_external_images_without_a_champion_show_the_challenger_alone() -> None:
+    alone = samples.external_evaluation(champion=None, differences={}, problem="its file is damaged")
+    page = render(record(evaluation__json=samples.whole_evaluation(external=alone)))
+    assert rows_of(page, "file")[0] == ["Metric", "Challenger"]
+    assert "The champion could not be asked: its file is damaged" in page
+
+
+def test_the_files_of_the_folds_models_are_listed_apart() -> None:
+    files = {name: (f"files/{name}", 10) for name in ("gate.json", "fold-1.h5", "fold-5.parquet")}
+    downloads = render(record(), files=files).split('id="files"')[1]
+    assert (
+        downloads.index("gate.json") < downloads.index("<details>") < downloads.index("fold-1.h5") < downloads.index("fold-5.pa")
+    )
+
+
+OLDER = Path(__file__).resolve().parents[2] / "data" / "schema_1"
+
+
+def test_a_run_of_an_older_release_still_has_its_page_and_its_plots() -> None:
+    def read(name: str) -> bytes | None:
+        return (OLDER / name).read_bytes() if (OLDER / name).exists() else None
+
+    run = read_record(read)
+    assert run.unreadable == {} and run.epochs
+    page = render(run)
+    assert "trained on (older release)" in page
+    assert "did not train on its fold" not in page
+    plots = draw_plots(run, None, [])
+    assert {"history", "class_counts", "confusion_matrix"} <= set(plots)
+    live = render(RunRecord(epochs=run.epochs), progress=progress("running", train_model="running"))
+    assert f"<li>fold 1: epoch {run.epochs[-1].epoch}</li>" in live
+
+
 def test_page_below_a_base_path_links_there() -> None:
     page = render(RunRecord(), progress=progress("failed", train_model="failed"), ui="/airflow")
     assert 'data-ui href="/airflow/dags/bcc_retraining/runs/' in page
@@ -266,7 +398,8 @@ def test_every_plot_has_a_description_with_its_figures() -> None:
     described = describe_plots(record())
     assert set(described) == set(PLOTS)
     assert "malignant 0.930" in described["roc"][0]
-    assert "best epoch was 8 of 12" in described["history"][0]
+    assert "Fold 3 ended at a held-out accuracy of 0.827 and a held-out loss of 0.592." in described["history"][0]
+    assert "fold 3: benign 68, malignant 34, normal 22" in described["class_counts"][0]
     assert "1 of 4 comparisons warn" in described["drift"][0]
     assert set(describe_plots(RunRecord())) == set(PLOTS)
 
@@ -291,3 +424,32 @@ def test_a_loss_that_fell_is_better() -> None:
     page = render(record(evaluation__json=samples.evaluation_document(comparison=fell)))
     assert page.count(">better<") == 1
     assert ">worse<" not in page
+
+
+def cells_of(page: str, row: str) -> list[str]:
+    (found,) = re.findall(rf'<tr><th scope="row">{row}</th>(.*?)</tr>', page)
+    return [re.sub(r"<[^>]*>", "", cell).strip() for cell in re.findall(r"<td>(.*?)</td>", found)]
+
+
+def test_shortcuts_are_a_table_with_what_the_answers_follow() -> None:
+    page = render(record())
+    assert cells_of(page, "size and aspect") == [
+        "0.580 (0.530 to 0.630)",
+        "0.720 (0.670 to 0.770) warning",
+        "not available",
+        "0.310 (0.160 to 0.460) warning",
+    ]
+    assert '<th scope="row">file type</th>' not in page  # it differs nowhere, and so tells nothing
+
+
+def test_before_the_evaluation_only_the_properties_are_shown() -> None:
+    page = render(record(evaluation__json=None))
+    assert len(cells_of(page, "size and aspect")) == 3
+    assert "Followed" not in page
+
+
+def test_why_shortcuts_cannot_be_told_is_said() -> None:
+    checks = samples.checks_document(shortcuts=(), shortcuts_unavailable="too few independent images").to_json()
+    page = render(read_record({**samples.whole_run(), "checks.json": checks}.get))
+    assert "Shortcuts cannot be told: too few independent images" in page
+    assert "<h3>Shortcuts</h3>" not in page

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import pytest
 from PIL import Image
 
 from bcc_ops.exceptions import ObjectChanged
-from bcc_ops.report.publish import earlier_runs, publish_report
+from bcc_ops.report.figures import GalleryEntry, gallery_figure
+from bcc_ops.report.publish import _explainer, _samples, earlier_runs, publish_report
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.record import RunRecord
 from bcc_ops.runs.tables import SplitRow, write_rows
 from tests.unit.report import samples
 
@@ -118,9 +121,85 @@ def test_synthetic_images_mark_every_plot_and_the_page(store: ObjectStore, fetch
         assert Image.open(io.BytesIO(content)).getpixel((3, 3)) == (255, 227, 163), name
 
 
+def test_the_sample_of_a_class_is_an_image_that_a_model_was_trained_on() -> None:
+    """Of one model, the images of the first fold are none."""
+    rows = [SplitRow(f"{label}-{fold}", f"{fold}", label, "g", fold) for label in samples.CLASSES for fold in (1, 2)]
+    assert _samples(rows, samples.CLASSES) == {label: f"{label}-2" for label in samples.CLASSES}
+
+
+class Explained:
+    """Stands in for Grad-CAM: the heat is the number in the model's file."""
+
+    def __init__(self, model: bytes) -> None:
+        self.heat = float(model)
+
+    def __call__(self, paths: Sequence[Path], classes: Sequence[int]) -> np.ndarray:
+        return np.full((len(paths), 2, 2), self.heat, np.float32)
+
+
+@pytest.fixture
+def explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bcc_ops.evaluation.grad_cam.GradCam", Explained)
+    monkeypatch.setattr("bcc_ops.models.classifier.load_classifier", lambda path, keep_aspect: path.read_bytes())
+
+
+@pytest.mark.usefixtures("explained")
+def test_an_answer_is_explained_by_the_model_that_gave_it(store: ObjectStore) -> None:
+    models = {fold: store.put_referenced(samples.PATHS.document(f"fold-{fold}.h5"), b"%d" % fold) for fold in (1, 3)}
+    whole = store.put_referenced(samples.PATHS.document("model.h5"), b"9")
+    run = RunRecord(
+        training=samples.training_document(folds=tuple(samples.fold_summary(fold, model=one) for fold, one in models.items())),
+        evaluation=samples.evaluation_document(COLUMNS, model=whole),
+    )
+    folds: dict[Path, int | None] = {Path("a"): 3, Path("b"): 1, Path("c"): None}
+    explain, why_not = _explainer(store, run, folds)
+    assert explain is not None and why_not == ""
+    assert explain(list(folds), [0, 1, 2])[:, 0, 0].tolist() == [3, 1, 9]
+    older = replace(run, training=samples.training_document(folds=()))
+    explain, _ = _explainer(store, older, folds)
+    assert explain is not None and explain(list(folds), [0, 1, 2])[:, 0, 0].tolist() == [9, 9, 9]
+
+
+@pytest.mark.parametrize("keep_aspect", [True, False])
+def test_the_explained_model_sees_images_as_it_was_trained(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, keep_aspect: bool
+) -> None:
+    monkeypatch.setattr("bcc_ops.evaluation.grad_cam.GradCam", Explained)
+    monkeypatch.setattr("bcc_ops.models.classifier.load_classifier", lambda path, keep_aspect: b"%d" % keep_aspect)
+    whole = store.put_referenced(samples.PATHS.document("model.h5"), b"weights")
+    evaluation = samples.evaluation_document(COLUMNS, model=whole)
+    run = RunRecord(training=samples.training_document(folds=(), keep_aspect=keep_aspect), evaluation=evaluation)
+    explain, _ = _explainer(store, run, {Path("a"): None})
+    assert explain is not None and explain([Path("a")], [0]).max() == keep_aspect
+    assert _explainer(store, RunRecord(evaluation=evaluation), {Path("a"): None})[0] is None
+
+
+@pytest.mark.parametrize("keep_aspect", [True, False])
+def test_pictures_are_drawn_as_the_model_saw_them(
+    store: ObjectStore, fetch: Any, monkeypatch: pytest.MonkeyPatch, keep_aspect: bool
+) -> None:
+    drawn: list[GalleryEntry] = []
+
+    def draw(entries: Sequence[GalleryEntry], *told: str) -> Any:
+        drawn.extend(entries)
+        return gallery_figure(entries, *told)
+
+    monkeypatch.setattr("bcc_ops.report.figures.gallery_figure", draw)
+    publish(store, put_run(store, training__json=samples.training_document(keep_aspect=keep_aspect)), fetch)
+    black = {(entry.thumbnail[:22].max() == 0, entry.thumbnail[202:].max() == 0) for entry in drawn if entry.thumbnail.any()}
+    assert black == {(keep_aspect, keep_aspect)}  # 50 x 40 pixels: 179 of 224 rows
+
+
+@pytest.mark.usefixtures("explained")
+def test_a_fold_whose_model_is_gone_costs_the_explanation_and_says_so(store: ObjectStore) -> None:
+    run = RunRecord(training=samples.training_document(), evaluation=samples.evaluation_document(COLUMNS))
+    explain, why_not = _explainer(store, run, {Path("a"): 3})
+    assert explain is None and "fold-3.h5" in why_not
+
+
 @pytest.mark.slow
 def test_augmentations_are_drawn_of_a_train_image_a_class(store: ObjectStore, fetch: Any) -> None:
-    rows = [SplitRow(f"images/{label}/t.png", "0", label, "g", "train") for label in samples.CLASSES]
+    rows = [SplitRow(f"images/{label}/t.png", "0", label, "g", 2) for label in samples.CLASSES]
     split = store.put_referenced(samples.PATHS.document("split.parquet"), write_rows(SplitRow, rows))
     references = put_run(store, split__json=samples.split_document(table=split))
     publish(store, references, fetch)

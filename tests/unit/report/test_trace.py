@@ -6,29 +6,31 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bcc_ops import cli
 from bcc_ops.config import Settings
 from bcc_ops.models.registry import ModelRegistry
-from bcc_ops.report.trace import trace_image
+from bcc_ops.report.trace import OutOfFoldAnswer, trace_image
+from bcc_ops.runs.documents import FOLDS, OLDER_TRAINING
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
-from bcc_ops.runs.tables import ContentRow, ImageRow, SplitRow, write_rows
+from bcc_ops.runs.tables import ContentRow, ImageRow, SplitRow, write_answers, write_rows
 from tests.unit.promotion.samples import NOW, upload
 from tests.unit.report import samples
 
 KEY, SHA = "images/malignant/a.png", "a" * 64
 
 
-def put_run(store: ObjectStore, run_id: str, partition: str, key: str = KEY) -> RunPaths:
-    """A run with one image in one partition."""
+def put_run(store: ObjectStore, run_id: str, fold: int | None, key: str = KEY) -> RunPaths:
+    """A run with one image, in a fold if one is given."""
     paths = RunPaths.of("artifacts", samples.AS_OF, run_id)
     content = ContentRow(key, "malignant", SHA, 9, 9, "L", 90.0, 9.0, False, SHA, "")
     tables = {
         "images.parquet": write_rows(ImageRow, [ImageRow(key, "malignant", 9, "e", "", samples.AS_OF)]),
         "contents.parquet": write_rows(ContentRow, [content]),
-        "split.parquet": write_rows(SplitRow, [SplitRow(key, SHA, "malignant", SHA, partition)] if partition else []),
+        "split.parquet": write_rows(SplitRow, [SplitRow(key, SHA, "malignant", SHA, fold)] if fold is not None else []),
     }
     for name, table in tables.items():
         store.put(paths.document(name), table)
@@ -36,10 +38,10 @@ def put_run(store: ObjectStore, run_id: str, partition: str, key: str = KEY) -> 
     return paths
 
 
-def put_version(store: ObjectStore, paths: RunPaths, days: int, started_from: str | None = None) -> str:
+def put_version(store: ObjectStore, paths: RunPaths, days: int, **changes: object) -> str:
     registry = ModelRegistry(store, "models")
     made = upload(registry, f"model {days}".encode(), days)
-    made = replace(made, document=made.document.model_copy(update={"run": paths.folder_name, "warm_started_from": started_from}))
+    made = replace(made, document=made.document.model_copy(update={"run": paths.folder_name, **changes}))
     registry.write_once(made.document.version, "model.json", made.document.to_json())
     registry.move(made.document, registry.read_pointer(), by="the gate", reason="better", at=NOW)
     return made.document.version
@@ -57,11 +59,12 @@ def test_every_place_is_named(make_store: object, tmp_path: Path) -> None:
     store.put(KEY, b"second")
     store.client.delete_object(Bucket=store.bucket, Key=KEY)
     store.put(f"{KEY}.other.png", b"another image")
-    trained, judged = put_run(store, "one", "train"), put_run(store, "two", "validation", "images/malignant/renamed.png")
+    trained, judged = put_run(store, "one", 3), put_run(store, "two", 1, "images/malignant/renamed.png")
     store.put(f"artifacts/checkpoints/{samples.snapshot_document().digest[:16]}-b-c/checkpoint.npz", b"c")
     first = put_version(store, trained, 0)
     second = put_version(store, judged, 1)
-    third = put_version(store, judged, 2, started_from=first)
+    third = put_version(store, judged, 2, warm_started_from=first)
+    fourth = put_version(store, judged, 3, folds=FOLDS)
     cached = tmp_path / "files" / "a" / SHA
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"pixels")
@@ -69,15 +72,16 @@ def test_every_place_is_named(make_store: object, tmp_path: Path) -> None:
     trace = trace_image(store, settings, store.uri(KEY))
 
     assert [(one.size, one.delete_marker) for one in trace.objects if one.key == KEY] == [(6, False), (5, False), (0, True)]
-    assert {run.folder: (run.keys, run.partitions) for run in trace.runs} == {
-        trained.folder_name: ((KEY,), ("train",)),
-        judged.folder_name: (("images/malignant/renamed.png",), ("validation",)),
+    assert {run.folder: (run.keys, run.folds) for run in trace.runs} == {
+        trained.folder_name: ((KEY,), (3,)),
+        judged.folder_name: (("images/malignant/renamed.png",), (1,)),
     }
     assert all(len(run.checkpoints) == 1 for run in trace.runs)
     assert {(one.version, one.how, one.champion) for one in trace.models} == {
         (first, "trained on", False),
         (second, "evaluated on", False),
-        (third, f"started from {first}", True),
+        (third, f"started from {first}", False),
+        (fourth, "trained on", True),
     }
     assert trace.cached == [str(cached)]
     assert {run.folder for run in trace_image(store, settings, SHA).runs} == {trained.folder_name, judged.folder_name}
@@ -105,11 +109,32 @@ def test_galleries_that_show_it_are_named(store: ObjectStore, settings: Settings
     assert run.predicted and run.pictures == ("missed_cancers",)
 
 
+def test_the_answer_of_the_model_that_held_it_out_is_told(store: ObjectStore, settings: Settings) -> None:
+    """From the run's own table, and from the fold's while the folds are not combined."""
+    combined, going_on = put_run(store, "combined", 4), put_run(store, "going on", 2)
+    for paths, name, fold in ((combined, "out_of_fold.parquet", 4), (going_on, "fold-2.parquet", 2)):
+        rows = [SplitRow(key, SHA, "malignant", SHA, fold) for key in (KEY, "images/malignant/b.png")]
+        answers = np.array([[0.25, 0.625, 0.125], [0.0, 1.0, 0.0]])
+        store.put(paths.document(name), write_answers(rows, samples.CLASSES, answers))
+    told = {run.folder: run.answers for run in trace_image(store, settings, KEY).runs}
+    probabilities = {"benign": 0.25, "malignant": 0.625, "normal": 0.125}
+    assert told == {
+        combined.folder_name: (OutOfFoldAnswer(KEY, 4, probabilities),),
+        going_on.folder_name: (OutOfFoldAnswer(KEY, 2, probabilities),),
+    }
+
+
+def test_an_image_that_an_older_release_trained_on_is_told_so(store: ObjectStore, settings: Settings) -> None:
+    version = put_version(store, put_run(store, "older", OLDER_TRAINING), 0)
+    trace = trace_image(store, settings, KEY)
+    assert [(one.version, one.how) for one in trace.models] == [(version, "trained on")]
+
+
 def test_a_run_that_cannot_be_read_is_named_and_hides_no_other(store: ObjectStore, settings: Settings) -> None:
-    put_run(store, "good", "tuning")
+    put_run(store, "good", 5)
     store.put(RunPaths.of("artifacts", samples.AS_OF, "bad").document("contents.parquet"), b"no table")
     runs = trace_image(store, settings, KEY).runs
-    assert sorted((run.partitions, bool(run.problem)) for run in runs) == [((), True), (("tuning",), False)]
+    assert sorted((run.folds, bool(run.problem)) for run in runs) == [((), True), ((5,), False)]
 
 
 def test_the_command_prints_json_and_fails_for_an_image_that_nothing_knows(
@@ -118,10 +143,11 @@ def test_the_command_prints_json_and_fails_for_an_image_that_nothing_knows(
     monkeypatch.setenv("BCC_BUCKET", store.bucket)
     monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(cli, "_store", lambda settings: store)
-    put_run(store, "one", "train")
+    put_run(store, "one", 3)
     assert cli.main(["trace", KEY, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["runs"][0]["partitions"] == ["train"]
+    assert json.loads(capsys.readouterr().out)["runs"][0]["folds"] == [3]
     assert cli.main(["trace", KEY]) == 0
-    assert "docs/security.md" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "fold 3" in printed and "docs/security.md" in printed
     assert cli.main(["trace", "images/normal/unknown.png"]) == 1
     assert "knows images/normal/unknown.png" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
 from tests.unit.report import samples
 
-RUNNING, FAILED, SKIPPED = "manual__running", "manual__failed", "scheduled__skipped"
+RUNNING, FAILED, FOLD_FAILED, SKIPPED = "manual__running", "manual__failed", "manual__fold_failed", "scheduled__skipped"
 
 
 @pytest.fixture(scope="session")
@@ -35,10 +35,12 @@ def _fill_database() -> None:
     from airflow.utils.types import DagRunTriggeredByType, DagRunType
 
     done = dict.fromkeys(("wait_for_new_images", "snapshot_dataset", "download_images", "check_images"), "success")
+    trained = {"train_model[0]": "success", "train_model[1]": "success", "train_model[2]": "running", "train_model[3]": "queued"}
     runs: dict[str, tuple[str, dict[str, str | None]]] = {
         samples.RUN_ID: ("success", {**done, "gate_model": "success", "upload_model": "skipped"}),
-        RUNNING: ("running", {**done, "split_dataset": "success", "train_model": "running", "evaluate_model": None}),
+        RUNNING: ("running", {**done, "split_dataset": "success", **trained, "combine_folds": None, "evaluate_model": None}),
         FAILED: ("failed", {**done, "split_dataset": "failed", "train_model": "upstream_failed"}),
+        FOLD_FAILED: ("failed", {**done, "split_dataset": "success", "train_model[0]": "success", "train_model[1]": "failed"}),
         SKIPPED: ("success", {"wait_for_new_images": "skipped", "snapshot_dataset": "skipped"}),
     }
     with create_session() as session:
@@ -63,14 +65,20 @@ def _fill_database() -> None:
                 session.add(run)
         session.flush()
         rows = [
-            {"id": uuid.UUID(int=100 * number + place), "task_id": task_id, "run_id": run_id, "state": task_state}
+            {"id": uuid.UUID(int=100 * number + place), **_instance(task), "run_id": run_id, "state": task_state}
             for number, (run_id, (_, tasks)) in enumerate(runs.items())
-            for place, (task_id, task_state) in enumerate(tasks.items())
+            for place, (task, task_state) in enumerate(tasks.items())
         ]
         session.execute(
             insert(TaskInstance.__table__),
-            [{**row, "dag_id": "bcc_retraining", "pool": "default_pool", "pool_slots": 1, "map_index": -1} for row in rows],
+            [{**row, "dag_id": "bcc_retraining", "pool": "default_pool", "pool_slots": 1} for row in rows],
         )
+
+
+def _instance(task: str) -> dict[str, object]:
+    """The columns that name a task instance: `train_model[1]` is one of a mapped task."""
+    task_id, _, index = task.rstrip("]").partition("[")
+    return {"task_id": task_id, "map_index": int(index or -1)}
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 from local.s3_server import S3Server
 from tests.unit.report import samples
-from tests.unit.web.conftest import FAILED, RUNNING, SKIPPED
+from tests.unit.web.conftest import FAILED, FOLD_FAILED, RUNNING, SKIPPED
 
 Client = Callable[..., TestClient]
 RUN = f"/bcc/runs/bcc_retraining/{samples.RUN_ID}"
@@ -140,7 +140,7 @@ def test_script_in_keys_reasons_and_parameters_is_shown_as_text(make_client: Cli
     )
     for name, content in run.items():
         store.put(samples.PATHS.document(name), content)
-    store.put(samples.PATHS.document("history.csv"), f"epoch,loss\n{ATTACK},1\n".encode())
+    store.put(samples.PATHS.document("fold-1.csv"), f"epoch,loss\n{ATTACK},1\n".encode())
     page = make_client(store).get(f"{RUN}/report")
     assert page.status_code == 200
     assert ATTACK not in page.text
@@ -191,11 +191,12 @@ def test_running_report_shows_the_task_and_refreshes(make_client: Client, store:
     paths = RunPaths.of("artifacts", samples.AS_OF, RUNNING)
     for name in ("config.json", "snapshot.json"):
         store.put(paths.document(name), samples.whole_run()[name].replace(samples.RUN_ID.encode(), RUNNING.encode()))
-    store.put(paths.document("history.csv"), samples.history_csv(samples.epochs(4)))
+    for name, content in (samples.histories(12, folds=2) | {"fold-3.csv": samples.histories(4)["fold-3.csv"]}).items():
+        store.put(paths.document(name), content)
     page = make_client(store).get(f"/bcc/runs/bcc_retraining/{RUNNING}/report").text
-    assert "Running: train_model" in page
+    assert "Running: train_model (2 of 4 done)" in page
     assert '<meta http-equiv="refresh" content="10">' in page
-    assert "Epochs so far: 4 of at most 20" in page
+    assert [f"fold {fold} of 5: epoch {epoch} of 12" in page for fold, epoch in ((1, 12), (2, 12), (3, 4))] == [True] * 3
     assert "<polyline" in page
 
 
@@ -212,6 +213,13 @@ def test_failed_report_names_the_task_to_look_at(make_client: Client, store: Obj
     assert "split_dataset failed" in page
     assert f'href="/dags/bcc_retraining/runs/{FAILED}/tasks/split_dataset"' in page
     assert "http-equiv" not in page
+
+
+def test_a_report_links_the_log_of_the_fold_that_failed(make_client: Client, store: ObjectStore) -> None:
+    page = make_client(store).get(f"/bcc/runs/bcc_retraining/{FOLD_FAILED}/report").text
+    assert "train_model failed" in page and "failed, 1 of 2 done" in page
+    assert f'href="/dags/bcc_retraining/runs/{FOLD_FAILED}/tasks/train_model/mapped/1"' in page
+    assert "mapped/0" not in page
 
 
 def test_skipped_report_says_that_nothing_is_new(make_client: Client, store: ObjectStore) -> None:

@@ -26,6 +26,8 @@ REPORT, PLOT = f"{RUN}/report", f"{RUN}/plots/roc.png"
 RUNNING_REPORT = f"/bcc/runs/bcc_retraining/{RUNNING}/report"
 
 MOST_CALLS, MOST_CALLS_AGAIN = 10, 3
+MOST_CALLS_IN_TRAINING = MOST_CALLS + 4
+"""Each fold has a history of its own, and they are fetched at once, until evaluate_model writes the bundle."""
 OTHER_RUNS = 40
 
 
@@ -63,7 +65,7 @@ def look(client: TestClient, store: ObjectStore, *addresses: str) -> Calls:
 
 def put_documents(store: ObjectStore, paths: RunPaths, run_id: str, *names: str, **changes: Any) -> None:
     """Write documents of a run into its folder; all without `names`."""
-    config = samples.config_document(run_id, epochs=20)
+    config = samples.config_document(run_id, epochs=12)
     for name, content in samples.whole_run("approved", **{"config__json": config, **changes}).items():
         if not names or name in names:
             store.put(paths.document(name), content)
@@ -103,13 +105,15 @@ def test_a_finished_report_costs_at_most_ten_calls_and_three_when_it_is_opened_a
 STAGES = [
     ("config.json", "snapshot.json"),
     ("checks.json", "split.json"),
-    ("history.csv",),
+    tuple(samples.histories()),
     ("training.json", "evaluation.json"),
     ("gate.json",),
 ]
 
 
-def test_a_running_report_costs_at_most_ten_calls_after_every_task(make_client: Client, store: ObjectStore) -> None:
+def test_a_running_report_costs_at_most_ten_calls_after_every_task_and_a_few_more_in_training(
+    make_client: Client, store: ObjectStore
+) -> None:
     paths = RunPaths.of("artifacts", samples.AS_OF, RUNNING)
     for stage in STAGES:
         put_documents(store, paths, RUNNING, *stage)
@@ -117,7 +121,7 @@ def test_a_running_report_costs_at_most_ten_calls_after_every_task(make_client: 
             write_bundle(store, paths)
         client = make_client(store)
         cold, again = look(client, store, RUNNING_REPORT), look(client, store, RUNNING_REPORT)
-        assert len(cold) <= MOST_CALLS, (stage, cold)
+        assert len(cold) <= (MOST_CALLS_IN_TRAINING if "fold-5.csv" in stage else MOST_CALLS), (stage, cold)
         assert len(again) <= MOST_CALLS_AGAIN, (stage, again)
 
 
@@ -144,9 +148,9 @@ def test_each_epoch_costs_a_running_report_one_call_more(make_client: Client, st
     put_documents(store, paths, RUNNING, *(name for stage in STAGES[:2] for name in stage))
     client = make_client(store)
     for epoch in (1, 2, 3):
-        store.put(paths.document("history.csv"), samples.history_csv(samples.epochs(epoch)))
+        store.put(paths.document("fold-1.csv"), samples.histories(epoch)["fold-1.csv"])
         calls = look(client, store, RUNNING_REPORT)
-        assert f"Epochs so far: {epoch} of" in client.get(RUNNING_REPORT).text
+        assert f"fold 1 of 5: epoch {epoch} of" in client.get(RUNNING_REPORT).text
     assert len(calls) == 2, calls
 
 
