@@ -25,6 +25,7 @@ def main() -> int:
         name
         for name, arguments in (
             ("near_duplicates", ["--images", images]),
+            ("shortcuts", ["--images", images, "--write"]),
             ("speed", []),
             ("download", ["--images", images]),
             ("split_histories", []),

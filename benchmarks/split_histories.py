@@ -1,8 +1,8 @@
-"""Random histories of a bucket: does any image change sides, or count as held-out for a model that was trained on it?
+"""Random histories of a bucket: does any image change folds, or a model count as honest about what it was trained on?
 
 Hypothesis draws sequences of nights in which images come, vanish, return, are renamed, relabelled, re-encoded, uploaded twice
-and refused, groups merge, patients become known, and backfills run in between. After each run every earlier run's model may
-be the one in use, and the promises of the split are checked against all of them.
+and refused, groups merge, patients become known, and backfills run in between; the first nights may be of an older release. After
+each run every earlier run's version may be the one in use, and the promises of the split are checked against all of them.
 
     python -m benchmarks.split_histories        500 histories; one line, exit status 1 if a promise is broken
 """
@@ -14,6 +14,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from typing import Any, Literal
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -21,19 +22,23 @@ from hypothesis import strategies as st
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.splits import Split, split_images
-from bcc_ops.evaluation.evaluate import seen_by
+from bcc_ops.evaluation.comparison import RunImages, honest_answers
 from bcc_ops.exceptions import SplitError
-from bcc_ops.models.champion import TRAINED_OR_TUNED
+from bcc_ops.models.champion import ChampionModel
+from bcc_ops.runs.documents import OLDER_TRAINING
 from bcc_ops.runs.previous import merge_assignments
 from bcc_ops.runs.tables import AssignmentRow, ContentRow
 
 CLASSES = ("benign", "malignant", "normal")
 HISTORIES = 500
 LONGEST = 16
+FOLD_COUNTS = (5, 5, 5, 2, 1)
 EVENTS = (
     *("grow", "grow", "absent", "return", "refuse", "rename", "relabel", "re-encode", "upload again"),
     *("bridge", "merge groups", "know patients", "backfill"),
 )
+
+PATIENT = r"/([^/_]+)_"
 
 Event = tuple[str, int]
 """What happens before a night, and the seed of what it happens to."""
@@ -54,7 +59,7 @@ class Image:
     @property
     def patient(self) -> str:
         """The patient in its key."""
-        return self.key.split("/")[-1].split("_")[0]
+        return _patient(self.key)
 
     def row(self) -> ContentRow:
         """Return what the image checks say of it."""
@@ -65,18 +70,18 @@ class Image:
 
 @dataclass(frozen=True)
 class Run:
-    """An assessed run; a model of it may be in use at any later time."""
+    """An assessed run; the version made of it may be in use at any later time."""
 
     as_of: int
     split: Split
     ancestors: frozenset[int]
     number: int
+    version: ChampionModel
 
-    @property
-    def seen(self) -> frozenset[str]:
-        """Digests of what its model was trained on."""
-        used = [row for row in self.split.rows if row.partition in TRAINED_OR_TUNED]
-        return frozenset(digest for row in used for digest in (row.sha256, row.pixels))
+    def pixels_behind(self, fold: int | None) -> set[str]:
+        """Return what the model of a fold was trained on, or the version's file if `fold` is None."""
+        kept = (1 if self.split.folds == 1 else None) if fold is None else fold
+        return {row.pixels for row in self.split.rows if row.fold != kept}
 
 
 @dataclass
@@ -85,8 +90,13 @@ class History:
 
     images: list[Image] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
-    sides: dict[str, str] = field(default_factory=dict)
+    folds: dict[str, int] = field(default_factory=dict)
+    """Pixels -> the fold that a run gave them."""
+    trained_on_before: set[str] = field(default_factory=set)
+    """Pixels that an older release trained on."""
     patients_known: bool = False
+    older_nights: int = 0
+    """So many nights are of an older release, which had one model and held out a part that is fold 1 now."""
     night: int = 0
     counted: Counter[str] = field(default_factory=Counter)
     past: dict[int, list[Image]] = field(default_factory=dict)
@@ -99,15 +109,16 @@ class History:
             AssertionError: a promise is broken.
         """
         self._grow(random.Random(0), per_class=8)
-        self._end_night(assessed=True)
+        self._end_night(5, assessed=True)
         for name, seed in events:
             self.night += 1
             draw = random.Random(seed)
+            fold_count = draw.choice(FOLD_COUNTS)
             self.counted[name] += 1
             if name == "backfill":
                 # Mostly a night without a run of its own: only there are images that no later night may have seen.
                 without = set(self.past) - {run.as_of for run in self.runs}
-                self._run(draw.choice(sorted(without or self.past)))
+                self._run(draw.choice(sorted(without or self.past)), fold_count)
                 continue
             if name == "grow":
                 self._grow(draw, per_class=draw.randint(1, 3))
@@ -117,13 +128,13 @@ class History:
                 self._merge(draw, by_a_new_image=name == "bridge")
             else:
                 self._change(draw, name)
-            self._end_night(assessed=draw.random() < 0.7)
+            self._end_night(fold_count, assessed=draw.random() < 0.7)
 
-    def _end_night(self, *, assessed: bool) -> None:
+    def _end_night(self, fold_count: int, *, assessed: bool) -> None:
         """End a night. Some have no run, or one that fails, so that only a backfill sees their images."""
         self.past[self.night] = list(self.images)
         if assessed:
-            self._run(self.night)
+            self._run(self.night, fold_count)
 
     def _grow(self, draw: random.Random, per_class: int) -> None:
         for label in CLASSES:
@@ -166,8 +177,9 @@ class History:
         assert what == "upload again"
         return [image, replace(image, key=f"{folder}/{name}.again{self.night}")]
 
-    def _run(self, as_of: int) -> None:
-        config = RetrainingConfig(patient_pattern=r"/([^/_]+)_" if self.patients_known else "")
+    def _run(self, as_of: int, fold_count: int) -> None:
+        is_older = self.night < self.older_nights
+        config = RetrainingConfig(patient_pattern=PATIENT if self.patients_known else "", folds=1 if is_older else fold_count)
         contents = [image.row() for image in self.past[as_of] if image.present]
         assigned, ancestors = self._assigned()
         try:
@@ -175,11 +187,27 @@ class History:
         except SplitError:
             self.counted["too few images"] += 1
             return
-        run = Run(as_of, split, ancestors, len(self.runs))
+        if is_older:
+            self.counted["older release"] += 1
+            split = _of_older_release(split)
+        run = Run(as_of, split, ancestors, len(self.runs), self._version(split, is_older=is_older))
         self.runs.append(run)
-        self._check_sides(run)
-        for version in self.runs:
-            self._check_held_out(version, run, contents)
+        self._check_folds(run)
+        for earlier in self.runs:
+            self._check_honest(earlier, run, contents)
+
+    def _version(self, split: Split, *, is_older: bool) -> ChampionModel:
+        """Return the version as `models.champion` loads it; an older release stored no answers."""
+        trained_on = [row for row in split.rows if split.folds > 1 or row.fold != 1]
+        answered = [row for row in split.rows if row.fold <= split.folds and not is_older]
+        return ChampionModel(
+            version=str(len(self.runs)),
+            as_of=datetime(2026, 11, 22, tzinfo=timezone.utc),
+            synthetic=False,
+            seen=frozenset(digest for row in trained_on for digest in (row.sha256, row.pixels)),
+            record=split.rows,
+            answered=tuple(answered),
+        )
 
     def _assigned(self) -> tuple[Sequence[AssignmentRow], frozenset[int]]:
         """Return the assignments as `runs.previous.assigned_before` finds them."""
@@ -190,22 +218,61 @@ class History:
         merged = merge_assignments(newest.split.assignments, [run.split.assignments for run in others])
         return merged, frozenset(run.number for run in self.runs)
 
-    def _check_sides(self, run: Run) -> None:
-        on: defaultdict[str, set[str]] = defaultdict(set)
+    def _check_folds(self, run: Run) -> None:
+        of_patient: defaultdict[str, set[int]] = defaultdict(set)
         for row in run.split.rows:
-            assert self.sides.setdefault(row.pixels, row.partition) == row.partition, f"{row.key} changed sides"
-            on[row.key.split("/")[-1].split("_")[0]].add(row.partition)
-        crossing = {patient: sides for patient, sides in on.items() if len(sides) > 1}
-        assert not self.patients_known or not crossing, f"patients are on two sides: {crossing}"
+            of_patient[_patient(row.key)].add(row.fold)
+            if row.fold == OLDER_TRAINING:
+                self.trained_on_before.add(row.pixels)
+                continue
+            assert self.folds.setdefault(row.pixels, row.fold) == row.fold, f"{row.key} changed folds"
+            assert row.fold != 1 or row.pixels not in self.trained_on_before, f"{row.key} was trained on and is now held out"
+        crossing = {patient: folds for patient, folds in of_patient.items() if len(folds) > 1}
+        assert not self.patients_known or not crossing, f"patients are in two folds: {crossing}"
         self.counted["runs"] += 1
 
-    def _check_held_out(self, version: Run, run: Run, contents: Sequence[ContentRow]) -> None:
-        left_out = seen_by(version.seen, run.split.rows, contents, run.split.assignments)
-        trained_on = {row.pixels for row in version.split.rows if row.partition in TRAINED_OR_TUNED}
-        for row in run.split.rows:
-            if row.partition == "validation" and row.key not in left_out:
-                assert row.pixels not in trained_on, f"{row.key} was trained on and counts as held-out"
-                self.counted["held out"] += 1
+    def _check_honest(self, earlier: Run, run: Run, contents: Sequence[ContentRow]) -> None:
+        """Each answer that counts must be of a model trained on nothing that belongs with the image by now."""
+        rows = run.split.rows
+        honest = honest_answers(earlier.version, rows, RunImages(rows, contents, run.split.assignments, {}))
+        together = self._together(run, contents)
+        of_file = earlier.pixels_behind(None)
+        for place in honest.asked:
+            assert not together[rows[place].key] & of_file, f"the file is asked about {rows[place].key} and was trained on it"
+        of_fold = {fold: earlier.pixels_behind(fold) for fold in {row.fold for row in earlier.version.answered}}
+        for place, answer in honest.recorded.items():
+            own = earlier.version.answered[answer]
+            assert own.pixels == rows[place].pixels, f"{rows[place].key} is taken for {own.key}"
+            assert not together[rows[place].key] & of_fold[own.fold], f"the model behind {own.key} was trained on it"
+        self.counted["asked"] += len(honest.asked)
+        self.counted["recorded"] += len(honest.recorded)
+
+    def _together(self, run: Run, contents: Sequence[ContentRow]) -> dict[str, set[str]]:
+        """Key -> pixels of all usable images that belong with it: near-duplicates, its group, its patient if that is known."""
+        usable = [row for row in contents if not row.refused]
+        group_of = {row.key: row.group for row in run.split.rows}
+
+        def ties(row: ContentRow) -> list[tuple[str, str]]:
+            patient = [("patient", _patient(row.key))] if self.patients_known else []
+            group = [("group", group_of[row.key])] if row.key in group_of else []
+            return [("near", row.group), *patient, *group]
+
+        members: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        for row in usable:
+            for tie in ties(row):
+                members[tie].add(row.pixels)
+        return {row.key: {row.pixels}.union(*(members[tie] for tie in ties(row))) for row in usable}
+
+
+def _patient(key: str) -> str:
+    return key.rpartition("/")[2].partition("_")[0]
+
+
+def _of_older_release(split: Split) -> Split:
+    """Return a split as it is read from what an older release wrote: what was not held out has no fold yet."""
+    rows = tuple(row if row.fold == 1 else row._replace(fold=OLDER_TRAINING) for row in split.rows)
+    assignments = tuple(row if row.fold == 1 else row._replace(fold=OLDER_TRAINING) for row in split.assignments)
+    return replace(split, rows=rows, assignments=assignments)
 
 
 def histories() -> st.SearchStrategy[list[Event]]:
@@ -218,9 +285,9 @@ def check(examples: int, **more: Any) -> Counter[str]:
     total: Counter[str] = Counter()
 
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck), **more)
-    @given(histories())
-    def hold(events: list[Event]) -> None:
-        history = History()
+    @given(histories(), st.integers(0, 6))
+    def hold(events: list[Event], older_nights: int) -> None:
+        history = History(older_nights=older_nights)
         history.play(events)
         total.update(history.counted)
         total["histories"] += 1
@@ -236,8 +303,9 @@ def main() -> Literal[0, 1]:
     except AssertionError as error:
         print(f"a promise is broken: {error}", file=sys.stderr)
         return 1
-    checked = f"{total['histories']} histories, {total['runs']} runs, {total['held out']} held-out images"
-    print(f"{checked}: no image changed sides, and none that a model was trained on counted as held-out for it")
+    answers = f"{total['recorded']} stored answers and {total['asked']} new questions"
+    checked = f"{total['histories']} histories, {total['runs']} runs, {answers}"
+    print(f"{checked}: no image changed folds, and no answer that counted was of a model that was trained on the image")
     return 0
 
 

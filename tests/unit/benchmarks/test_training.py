@@ -1,44 +1,69 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from bcc_ops.dataset.sync import LocalImage
-from bcc_ops.runs.tables import SplitRow, write_rows
-from benchmarks.training import divide, other_splits
+import numpy as np
+import pytest
 
-BENIGN, MALIGNANT, NORMAL = [0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]
+from bcc_ops.runs.documents import FOLDS
+from bcc_ops.runs.tables import SplitRow, write_answers, write_rows
+from benchmarks.training import CLASSES, list_images, markdown
 
 
-def _run(answers_about_malignant: list[list[float]]) -> dict[str, Any]:
-    """A run about four malignant images, and a benign and a normal one that it is right about."""
-    labels = [0, 2, 1, 1, 1, 1]
-    return {
-        "labels": labels,
-        "final": [BENIGN, NORMAL, *answers_about_malignant],
-        "tuning_labels": labels,
-        "tuning": [BENIGN, NORMAL, *[MALIGNANT] * 4],
-        "wanted_sensitivity": 0.5,
+def _measured(folder: Path, wrong_outside_of_fold_1: int = 0) -> None:
+    """What a benchmark of one seed leaves: 30 images per fold, a third of each class, answered rightly but for some."""
+    rows = [SplitRow(f"{i}", f"{i}", CLASSES[i % 3], f"{i}", i // 30 + 1) for i in range(150)]
+    answers = np.array([[0.8 if name == row.label else 0.1 for name in CLASSES] for row in rows])
+    answers[30 : 30 + wrong_outside_of_fold_1] = answers[30 : 30 + wrong_outside_of_fold_1, ::-1]
+    (folder / "split.parquet").write_bytes(write_rows(SplitRow, rows))
+    (folder / "seed-1-out_of_fold.parquet").write_bytes(write_answers(rows, CLASSES, answers))
+    for fold in FOLDS:
+        part = {"wall_seconds": 100.0 + fold, "cpu_seconds": 150.0, "epoch_seconds": 90.0, "peak_memory_mb": 2000.0 + fold}
+        (folder / f"1-fold-{fold}.json").write_text(json.dumps(part))
+    there: dict[str, Any] = {
+        "labels": [1, 1, 0, 0, 2, 2],
+        "groups": ["a", "b", "c", "d", "e", "f"],
+        "file": [[0.1, 0.8, 0.1], [0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.2, 0.2, 0.6]],
+        "folds": [[[0.1, 0.8, 0.1]] * 2 + [[0.8, 0.1, 0.1]] * 4],
     }
+    file = {"seconds": 2.0, "file_mb": 14.0, "combined": "average of the weights of 5 models", "elsewhere": {"there": there}}
+    (folder / "1-file.json").write_text(json.dumps(file))
 
 
-def test_figures_on_several_splits_stand_beside_their_mean_and_spread() -> None:
-    all_found, half_found = _run([MALIGNANT] * 4), _run([MALIGNANT, MALIGNANT, BENIGN, BENIGN])
-    lines = other_splits(all_found, {"7": half_found})
-    table = {line.split(" | ")[0].strip("| "): [cell.strip() for cell in line.strip("|").split("|")[1:]] for line in lines[2:]}
-    assert table[""] == ["goal", "the split above", "`split_salt` 7", "mean", "standard deviation"]
-    # 1 and 2/4: mean 0.75, sample deviation sqrt(2 * 0.25^2)
-    assert table["malignant sensitivity"] == ["0.88", "1.000", "0.500", "**0.750**", "0.354"]
-    # (1 + 1/2 + 1) / 3 is 0.833
-    assert table["balanced accuracy"] == ["0.82", "1.000", "0.833", "**0.917**", "0.118"]
-    assert table["sensitivity at the operating point"] == ["", "1.000", "0.500", "**0.750**", "0.354"]
-    assert table["specificity at the operating point"] == ["", "1.000", "1.000", "**1.000**", "0.000"]
+@pytest.fixture
+def rows_of(tmp_path: Path) -> dict[str, list[str]]:
+    """First cell of a row -> the others."""
+    _measured(tmp_path, wrong_outside_of_fold_1=12)
+    table = (line.strip("|").split("|") for line in markdown(tmp_path, [1]).splitlines() if line.startswith("|"))
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in table}
 
 
-def test_each_salt_has_a_split_of_its_own(tmp_path: Path) -> None:
-    images = [LocalImage(f"images/benign/{name}.png", "benign", name, Path(name)) for name in "abc"]
-    for file, partitions in {"split": ("train", "tuning", "validation"), "split-7": ("validation", "train", "train")}.items():
-        rows = [SplitRow(image.key, image.sha256, "benign", image.key, side) for image, side in zip(images, partitions)]
-        (tmp_path / f"{file}.parquet").write_bytes(write_rows(SplitRow, rows))
-    assert divide(images, tmp_path) == {"train": [images[0]], "tuning": [images[1]], "validation": [images[2]]}
-    assert divide(images, tmp_path, "7") == {"train": images[1:], "tuning": [], "validation": [images[0]]}
+def test_the_pooled_folds_stand_beside_the_first_one_with_how_much_narrower_their_interval_is(
+    rows_of: dict[str, list[str]],
+) -> None:
+    # of 12 images a third is benign and a third normal; mirrored, these 8 are wrong and the malignant ones stay right
+    pooled, mean, alone, narrower, notebook = rows_of["accuracy"]
+    assert (pooled[:5], mean, alone[:5], notebook) == ("0.947", "0.947", "1.000", "")
+    assert float(narrower.removesuffix("x")) > 1
+
+
+def test_what_it_costs_is_said_beside_one_fold(rows_of: dict[str, list[str]]) -> None:
+    assert rows_of["five, one after the other"] == ["515 s (5.1 times one)"]
+    assert rows_of["peak memory"] == ["2,005 MB"]
+    assert rows_of["the file"] == ["14.0 MB, average of the weights of 5 models"]
+
+
+def test_the_file_is_judged_elsewhere_with_and_without_normal_images(rows_of: dict[str, list[str]]) -> None:
+    file, against_benign, _, _ = rows_of["there"]
+    assert file.startswith("0.875 (")  # 7 of 8 pairs of a malignant and another image are in order
+    assert against_benign.startswith("0.750 (")  # 3 of 4
+
+
+def test_masks_are_no_images(tmp_path: Path) -> None:
+    for name in ("benign (1).png", "benign (1)_mask.png"):
+        (tmp_path / "benign").mkdir(exist_ok=True)
+        (tmp_path / "benign" / name).write_bytes(name.encode())
+    (image,) = list_images(tmp_path)
+    assert (image.label, image.path.name) == ("benign", "benign (1).png")
