@@ -57,7 +57,7 @@ e2e-celery: setup ## the compose file's services as processes: needs PostgreSQL 
 	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_celery.py $(PYTEST)
 
 e2e-faults: setup ## kill parts of the compose file's services in mid-training; some 20 minutes
-	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_faults.py $(PYTEST)
+	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_faults.py tests/e2e/test_two_gpus.py $(PYTEST)
 
 bench: setup ## what is measured, into docs/benchmarks.md
 	@$(BIN)/python -m benchmarks

@@ -46,7 +46,8 @@ TENSORFLOW = (
     "unit/training/test_fit.py",
     "unit/dataset/test_input_pipeline.py",
     "unit/evaluation/test_grad_cam.py",
-    "unit/evaluation/test_predict.py",
+    "unit/models/test_classifier.py",
+    "unit/models/test_combination.py",
 )
 """Files that import TensorFlow at their beginning; `make test-fast` does not even collect them."""
 

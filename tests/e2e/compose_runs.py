@@ -13,6 +13,7 @@ from bcc_ops.runs.documents import (
     ConfigDocument,
     Document,
     EvaluationDocument,
+    FoldDocument,
     GateDocument,
     PromotionDocument,
     Reference,
@@ -22,7 +23,7 @@ from bcc_ops.runs.documents import (
 )
 from bcc_ops.runs.index import find_run
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.paths import RunPaths, fold_file
 from local.compose_stack import ComposeStack
 
 DAG_ID = "bcc_retraining"
@@ -34,9 +35,10 @@ TINY: dict[str, Any] = {
     "image_size": 64,
     "batch_size": 8,
     "epochs": 2,
+    "folds": 1,
     "settle_seconds": 0,
     "test_time_flip": False,
-    "min_compared_images": 1,
+    "min_malignant_groups": 1,
     "min_balanced_accuracy": 0.0,
     "min_macro_auc": 0.0,
     "min_malignant_sensitivity": 0.0,
@@ -91,6 +93,9 @@ def whole_documents(stack: ComposeStack, run_id: str, *, promoted: bool = True) 
     paths = find_run(stack.store, ARTIFACTS, run_id)
     assert isinstance(paths, RunPaths), f"{run_id} left no folder"
     documents = {name: stack.store.find(kind, paths.document(name)) for name, kind in DOCUMENTS.items()}
+    if isinstance(training := documents["training.json"], TrainingDocument):
+        names = [fold_file(summary.fold, "json") for summary in training.folds]
+        documents |= {name: stack.store.find(FoldDocument, paths.document(name)) for name in names}
     if not promoted:
         documents.pop("promotion.json")
     assert not [name for name, document in documents.items() if document is None]

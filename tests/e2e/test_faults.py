@@ -25,7 +25,7 @@ import pytest
 from bcc_ops.exceptions import StorageError
 from bcc_ops.runs.documents import ConfigDocument, SnapshotDocument, SplitDocument
 from bcc_ops.runs.index import find_run
-from bcc_ops.runs.paths import RunPaths, checkpoint_folder
+from bcc_ops.runs.paths import RunPaths, checkpoint_folder, fold_file
 from bcc_ops.training.checkpoints import CheckpointFolder
 from local.airflow_api import AirflowError
 from local.compose_stack import ComposeStack
@@ -33,11 +33,13 @@ from tests.e2e.compose_runs import ARTIFACTS, DAG_ID, TINY, unpause, upload_synt
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-LONG: dict[str, Any] = {**TINY, "epochs": 80, "early_stopping_patience": 0, "ema": False}
-"""A training of some fifteen seconds where nothing else runs, so that there is a middle in which to be hit.
+LONG: dict[str, Any] = {**TINY, "folds": 1, "epochs": 80, "ema": False}
+"""One training of some fifteen seconds where nothing else runs, so that there is a middle in which to be hit.
 
 All have one seed, so that each one's metrics must be those of the undisturbed run.
 """
+TRAINING, TRAINED = "train_model[0]", fold_file(1, "json")
+"""The instance of the task, and the document that it ends with."""
 OUTAGE = 60.0
 JOBS = {"scheduler": "SchedulerJob", "dag-processor": "DagProcessorJob", "triggerer": "TriggererJob"}
 """Service -> what Airflow's table of jobs calls it. Each start is a new job."""
@@ -93,7 +95,7 @@ class Training:
         weights = self.stack.store.load_key(SplitDocument, self.paths.document("split.json"))
         assert weights.table is not None
         folder = checkpoint_folder(
-            ARTIFACTS, snapshot_digest=snapshot.digest, config_digest=config.digest, split_digest=weights.table.sha256
+            ARTIFACTS, snapshot_digest=snapshot.digest, config_digest=config.digest, split_digest=weights.table.sha256, fold=1
         )
         found = CheckpointFolder(self.stack.volume("cache-gpu"), folder, self.stack.store).load()
         assert found is not None
@@ -106,7 +108,7 @@ class Training:
 
         def moved() -> bool:
             now = self.checkpointed()
-            return now not in (None, last) or self.stack.store.head(self.paths.document("training.json")) is not None
+            return now not in (None, last) or self.stack.store.head(self.paths.document(TRAINED)) is not None
 
         self.stack.await_("training to go on", moved, within=900)
 
@@ -117,7 +119,7 @@ class Training:
         assert run["state"] == "success", {name: task["state"] for name, task in tasks.items()}
         self.documents = whole_documents(self.stack, self.run_id)
         written = self.stack.store.client.list_object_versions(
-            Bucket=self.stack.store.bucket, Prefix=self.paths.document("training.json")
+            Bucket=self.stack.store.bucket, Prefix=self.paths.document(TRAINED)
         )["Versions"]
         assert len(written) == 1, "a training that was done was done again"
         if undisturbed is not None:
@@ -127,12 +129,12 @@ class Training:
     @property
     def resumed(self) -> tuple[int, ...]:
         """The epochs after which it was taken up again."""
-        epochs: tuple[int, ...] = self.documents["training.json"].resumed_after_epochs
+        epochs: tuple[int, ...] = self.documents[TRAINED].resumed_after_epochs
         return epochs
 
     def metrics(self) -> dict[str, Any]:
         """All that the seed decides: each epoch's metrics, the model's bytes, and what the evaluation makes of it."""
-        text = self.stack.store.get_referenced(self.documents["training.json"].history).decode()
+        text = self.stack.store.get_referenced(self.documents[TRAINED].history).decode()
         rows = [{name: value for name, value in row.items() if "second" not in name} for row in csv.DictReader(text.splitlines())]
         assert len(rows) == LONG["epochs"]
         return {
@@ -146,7 +148,7 @@ class Training:
 def undisturbed(stack: ComposeStack) -> Training:
     """A run that nothing happened to."""
     training = Training(stack, "undisturbed")
-    assert training.ends_well(None)["train_model"]["try_number"] == 1
+    assert training.ends_well(None)[TRAINING]["try_number"] == 1
     assert training.resumed == ()
     return training
 
@@ -170,7 +172,7 @@ def healthy(stack: ComposeStack) -> bool:
 
 
 def tries(tasks: dict[str, Any]) -> str:
-    number = tasks["train_model"]["try_number"]
+    number = tasks[TRAINING]["try_number"]
     return f"{number} {'try' if number == 1 else 'tries'}"
 
 
@@ -191,7 +193,7 @@ def test_server_that_is_away_for_a_minute_costs_that_minute_at_most(
         time.sleep(OUTAGE)
     begin = time.monotonic()
     stack.await_(f"{service} to answer", lambda: answers(stack.store.is_versioned) if service == "s3" else healthy(stack))
-    done = stack.store.head(training.paths.document("training.json")) is not None
+    done = stack.store.head(training.paths.document(TRAINED)) is not None
     training.goes_on()
     seconds = time.monotonic() - begin
     tasks = training.ends_well(undisturbed)
@@ -218,7 +220,7 @@ def test_restarted_redis_and_postgres_interrupt_no_training(
         stack.await_("all to be healthy", lambda: healthy(stack))
         measured.say(f"restart of {service}", "training did not notice", time.monotonic() - begin)
     tasks = training.ends_well(undisturbed)
-    assert tasks["train_model"]["try_number"] == 1 and training.resumed == ()
+    assert tasks[TRAINING]["try_number"] == 1 and training.resumed == ()
 
 
 def test_killed_training_process_is_taken_up_again_at_the_epoch_that_it_had_reached(
@@ -231,7 +233,7 @@ def test_killed_training_process_is_taken_up_again_at_the_epoch_that_it_had_reac
     seconds = time.monotonic() - begin
     tasks = training.ends_well(undisturbed)
     assert training.resumed == (epochs,)
-    assert tasks["train_model"]["try_number"] == 2
+    assert tasks[TRAINING]["try_number"] == 2
     what = f"tried again, went on after epoch {epochs} of {LONG['epochs']}"
     measured.say("kill -9 of the training process", what, seconds)
 
@@ -292,7 +294,7 @@ def test_killed_gpu_worker_and_another_goes_on_at_the_checkpoint_in_the_bucket(
     seconds = time.monotonic() - begin
     tasks = training.ends_well(undisturbed)
     assert training.resumed == (epochs,)
-    assert tasks["train_model"]["try_number"] == 2
+    assert tasks[TRAINING]["try_number"] == 2
     what = f"tried again, went on after epoch {epochs} of {LONG['epochs']}, from the bucket"
     measured.say("kill -9 of the GPU worker in mid-training", what, seconds)
 

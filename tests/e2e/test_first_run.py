@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bcc_ops.models.registry import MODEL_FILES
 from bcc_ops.runs.documents import (
-    PARTITIONS,
+    FOLDS,
     ChampionDocument,
     ChecksDocument,
     ConfigDocument,
@@ -30,7 +31,7 @@ from bcc_ops.runs.documents import (
     SplitDocument,
     TrainingDocument,
 )
-from bcc_ops.runs.paths import PLOTS, champion_pointer, model_file
+from bcc_ops.runs.paths import PLOTS, champion_pointer, fold_file, model_file
 from bcc_ops.runs.tables import ImageRow, SplitRow, read_predictions, read_rows
 from local.airflow_api import parse_moment
 from local.stack import DAG_ID, LocalStack
@@ -52,8 +53,7 @@ DOCUMENTS: dict[str, type[Document]] = {
 }
 RETURNS = {
     "check_images": "checks.json",
-    "split_dataset": "split.json",
-    "train_model": "training.json",
+    "combine_folds": "training.json",
     "evaluate_model": "evaluation.json",
     "gate_model": "gate.json",
     "upload_model": "promotion.json",
@@ -66,10 +66,10 @@ import json, sys
 import keras, numpy as np
 sys.path.insert(0, sys.argv[3])
 from pathlib import Path
-from bcc_ops.dataset.decoding import decode_rgb, resize_square
+from bcc_ops.dataset.decoding import decode_rgb, fit_square
 model = keras.models.load_model(sys.argv[1], compile=False, safe_mode=True)
 side = model.input_shape[1]
-images = np.stack([resize_square(decode_rgb(Path(path)), side) for path in json.loads(sys.argv[2])])
+images = np.stack([fit_square(decode_rgb(Path(path)), side, keep_aspect=True) for path in json.loads(sys.argv[2])])
 print(json.dumps(np.asarray(model.predict(images.astype("float32"), verbose=0), dtype=float).tolist()))
 """
 
@@ -114,8 +114,9 @@ def test_each_task_returns_the_reference_to_its_document(stack: LocalStack, firs
 def test_the_runs_folder_holds_what_the_design_lists(stack: LocalStack, first_run: FinishedRun) -> None:
     folder = first_run.paths.folder
     names = {entry["Key"][len(folder) + 1 :] for entry in stack.store.list_objects(f"{folder}/")}
-    tables = {"images.parquet", "split.parquet", "history.csv", "predictions.parquet", "model.h5", "report.html"}
-    assert {*DOCUMENTS, *tables} <= names
+    tables = {"images.parquet", "split.parquet", "out_of_fold.parquet", "predictions.parquet", "model.h5", "report.html"}
+    of_folds = {fold_file(fold, ending) for fold in (1, 2) for ending in ("json", "csv", "h5", "parquet")}
+    assert {*DOCUMENTS, *tables, *of_folds} <= names
     plots = {name for name in names if name.startswith("plots/")}
     assert {f"plots/{name}.png" for name in ("history", "class_counts", "confusion_matrix")} <= plots
     assert plots <= {f"plots/{name}.png" for name in PLOTS}
@@ -134,17 +135,29 @@ def test_no_mask_is_among_the_trained_images(stack: LocalStack, first_run: Finis
     assert snapshot.counts == {**dict.fromkeys(CLASSES, PER_CLASS), "normal": PER_CLASS + hostile}
     assert len(keys) == len(CLASSES) * PER_CLASS + hostile and not [key for key in keys if "_mask" in key]
     assert {row.key for row in split} <= keys
-    assert {row.partition for row in split} == set(PARTITIONS)
+    assert {row.fold for row in split} == set(FOLDS)
     ignored_masks = [ignored.count for ignored in snapshot.ignored if "mask" in "".join(ignored.examples)]
     assert sum(ignored_masks) == len(masks)
     assert masks or not REAL_IMAGES.is_dir()
 
 
-def test_history_has_a_row_an_epoch(stack: LocalStack, first_run: FinishedRun) -> None:
-    rows = csv.DictReader(io.StringIO(stack.store.get(first_run.paths.document("history.csv")).decode()))
-    epochs = [EpochRow.model_validate(row).epoch for row in rows]
+def test_training_was_mapped_over_the_folds(stack: LocalStack, first_run: FinishedRun) -> None:
+    assert stack.api.xcom(DAG_ID, first_run.run_id, "split_dataset") == [1, 2]
+    split = stack.api.xcom(DAG_ID, first_run.run_id, "split_dataset", key="split")
+    assert split["key"] == first_run.paths.document("split.json")
+    for index, fold in enumerate((1, 2)):
+        assert first_run.tasks[f"train_model[{index}]"]["state"] == "success"
+        returned = stack.api.xcom(DAG_ID, first_run.run_id, "train_model", map_index=index)
+        assert returned["key"] == first_run.paths.document(fold_file(fold, "json"))
     training = stack.store.load_key(TrainingDocument, first_run.paths.document("training.json"))
-    assert epochs == list(range(1, training.epochs_run + 1)) == [1, 2]
+    assert [fold.fold for fold in training.folds] == [1, 2]
+
+
+@pytest.mark.parametrize("fold", [1, 2])
+def test_history_of_a_fold_has_a_row_per_epoch(stack: LocalStack, first_run: FinishedRun, fold: int) -> None:
+    rows = csv.DictReader(io.StringIO(stack.store.get(first_run.paths.document(fold_file(fold, "csv"))).decode()))
+    epochs = [EpochRow.model_validate(row) for row in rows]
+    assert [(epoch.fold, epoch.epoch) for epoch in epochs] == [(fold, 1), (fold, 2)]
 
 
 def test_the_model_loads_elsewhere_and_answers_as_it_was_evaluated(
@@ -153,7 +166,8 @@ def test_the_model_loads_elsewhere_and_answers_as_it_was_evaluated(
     file = tmp_path / "model.h5"
     file.write_bytes(stack.store.get(first_run.paths.document("model.h5")))
     predictions = read_predictions(stack.store.get(first_run.paths.document("predictions.parquet")))
-    keys = predictions["key"][:5]
+    asked = [row for row, answer in enumerate(predictions["file_benign"]) if answer is not None][:5]
+    keys = [predictions["key"][row] for row in asked]
     paths = [str(images / Path(key).relative_to(stack.settings.images_prefix)) for key in keys]
     plugins = str(Path(__file__).resolve().parents[2] / "plugins")
     done = subprocess.run(
@@ -161,9 +175,9 @@ def test_the_model_loads_elsewhere_and_answers_as_it_was_evaluated(
     )
     assert done.returncode == 0, done.stderr
     answered = json.loads(done.stdout.splitlines()[-1])
-    for row, probabilities in enumerate(answered):
+    for row, probabilities in zip(asked, answered):
         assert sum(probabilities) == pytest.approx(1, abs=1e-5)
-        evaluated = [predictions[f"challenger_{label}"][row] for label in CLASSES]
+        evaluated = [predictions[f"file_{label}"][row] for label in CLASSES]
         assert probabilities == pytest.approx(evaluated, abs=1e-4)
 
 
@@ -175,7 +189,7 @@ def test_the_verdict_is_reached_and_acted_upon(stack: LocalStack, first_run: Fin
     champion = stack.store.load_key(ChampionDocument, champion_pointer(stack.settings.models_prefix))
     assert promotion.promoted and champion.version == promotion.version
     assert champion.sha256 == promotion.model.sha256
-    for name in ("model.h5", "model.json", "model_card.md", "evaluation.json"):
+    for name in MODEL_FILES:
         assert stack.store.head(model_file(stack.settings.models_prefix, champion.version, name)), name
     model = stack.store.load_key(ModelDocument, model_file(stack.settings.models_prefix, champion.version, "model.json"))
     assert model.classes == CLASSES
@@ -188,8 +202,9 @@ def test_synthetic_images_are_said_to_be_synthetic(stack: LocalStack, first_run:
 
 def test_parameters_reach_the_run(stack: LocalStack, first_run: FinishedRun) -> None:
     config = stack.store.load_key(ConfigDocument, first_run.paths.document("config.json"))
-    assert {name: getattr(config.config, name) for name in TINY} == TINY
-    assert {config.origins[name] for name in TINY} == {"given"}
+    given = {**TINY, "folds": 2}
+    assert {name: getattr(config.config, name) for name in given} == given
+    assert {config.origins[name] for name in given} == {"given"}
 
 
 def test_only_tasks_load_tensorflow(first_run: FinishedRun) -> None:
@@ -221,12 +236,11 @@ def test_orchestration_takes_less_than_a_minute(stack: LocalStack, first_run: Fi
     assert overhead < 60
 
 
-def _work_of(stack: LocalStack, finished: FinishedRun, task_id: str) -> tuple[float, float]:
+def _work_of(stack: LocalStack, finished: FinishedRun, name: str) -> tuple[float, float]:
     """When a task did its own work: between the end of Airflow's preparation and the start of its wrapping up."""
-    task = finished.tasks[task_id]
-    events = [
-        event for event in stack.api.task_log(DAG_ID, finished.run_id, task_id, task["try_number"]) if event.get("timestamp")
-    ]
+    task = finished.tasks[name]
+    log = stack.api.task_log(DAG_ID, finished.run_id, task["task_id"], task["try_number"], task["map_index"])
+    events = [event for event in log if event.get("timestamp")]
     times = [parse_moment(event["timestamp"]).timestamp() for event in events]
     texts = [event["event"] for event in events]
     start = times[texts.index("::endgroup::")]

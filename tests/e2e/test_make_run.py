@@ -22,7 +22,7 @@ from local.s3_server import free_ports
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PARAMS = "architecture=cnn weights=none image_size=64 epochs=6"
+PARAMS = "architecture=cnn weights=none image_size=64 epochs=6 folds=2"
 
 
 class MakeRun:
@@ -124,4 +124,4 @@ def test_an_interrupted_run_is_taken_up_and_ends_in_a_verdict(home: Path) -> Non
     gate = parse_document(GateDocument, (copy / "gate.json").read_bytes(), "gate.json")
     training = parse_document(TrainingDocument, (copy / "training.json").read_bytes(), "training.json")
     assert gate.synthetic and training.synthetic
-    assert training.epochs_run == 6
+    assert training.epochs == 6 and len(training.folds) == 2

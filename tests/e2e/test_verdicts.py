@@ -35,13 +35,21 @@ from tests.e2e.conftest import CLASSES, TINY, FinishedRun, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-# eighteen validation images: the gate compares on them, and its margins decide nothing about the luck of two epochs
-COMPARED = {**TINY, "min_compared_images": 1, "balanced_accuracy_margin": 1, "sensitivity_margin": 1}
+# eighteen held-out images (one fold): the gate compares on them, and its margins decide nothing about the luck of two epochs
+# of training. At these rates, all models rank the images alike, and none is the same file as another.
+FIRST = {**TINY, "learning_rate": 1e-6}
+COMPARED = {
+    **TINY,
+    "learning_rate": 2e-6,
+    "min_malignant_groups": 1,
+    "balanced_accuracy_margin": 1,
+    "sensitivity_margin": 1,
+}
 HARDLY_TRAINED = {
     **TINY,
     "epochs": 1,
     "learning_rate": 1e-6,
-    "min_compared_images": 1,
+    "min_malignant_groups": 1,
     "min_balanced_accuracy": 0.7,
     "min_macro_auc": 0.85,
 }
@@ -124,7 +132,7 @@ def first(stack: LocalStack, tick: datetime, station: Any, run_pipeline: Any) ->
     uploaded = max(entry["LastModified"] for entry in stack.store.list_objects(stack.settings.images_prefix))
     assert uploaded < tick, "this machine is too busy: the images came after the moment that is to be backfilled"
     wait_until(tick + timedelta(minutes=1, seconds=1))
-    return station(lambda: run_pipeline(TINY))
+    return station(lambda: run_pipeline(FIRST))
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +163,7 @@ def backfill(unanswered: Station, stack: LocalStack, tick: datetime, station: An
 
 @pytest.fixture(scope="module")
 def second(backfill: Station, station: Any, run_pipeline: Any) -> Station:
-    # Another seed: with the same, on the same images, the file would be the first one's, byte for byte.
-    return station(lambda: run_pipeline({**COMPARED, "seed": 7}))
+    return station(lambda: run_pipeline({**COMPARED, "learning_rate": 3e-6}))
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def give_verdict(store: ObjectStore, handle: Mapping[str, str]) -> SnapshotDocum
         synthetic=True,
         champion_version=None,
         champion_etag=None,
-        validation_digest="",
+        held_out_digest="",
         holdout_reuse=1,
         evaluation=run.references["snapshot"],
     )
@@ -40,19 +40,19 @@ def give_verdict(store: ObjectStore, handle: Mapping[str, str]) -> SnapshotDocum
 
 
 def put_large_run(store: ObjectStore) -> None:
-    """Put a run with 10,000 validation images, of 50,000, with thousands of refused, alike and left-out ones."""
+    """Put a run with 10,000 out-of-fold answers, of 50,000, with thousands of refused, alike and left-out ones."""
     keys = [f"images/benign/site-0042/patient-{number // 3:06d}/image ({number}).png" for number in range(50_000)]
     refused = tuple({"key": key, "reason": "damaged", "detail": "image file is truncated"} for key in keys[:2500])
     groups = tuple(
         {"group": f"g{n}", "keys": tuple(keys[n : n + 2]), "labels": ("benign",), "how": ("pixels",)} for n in range(0, 10_000, 2)
     )
-    left_out = tuple({"key": key, "reason": "near-duplicate of images on both sides"} for key in keys[:1000])
+    left_out = tuple({"key": key, "reason": "near-duplicate of images in folds 1 and 3"} for key in keys[:1000])
     run = samples.whole_run(
         images=10_000,
         checks__json=samples.checks_document(checked=50_000, refused=refused, groups=groups),
         split__json=samples.split_document(left_out=left_out),
-        history__csv=samples.history_csv(samples.epochs(200)),
     )
+    run |= samples.histories(200)
     for name, content in run.items():
         store.put(samples.PATHS.document(name), content)
     for plot in PLOTS:

@@ -148,6 +148,76 @@ def test_a_versions_files_are_never_written_over(registry: ModelRegistry) -> Non
     assert registry.store.get(registry.key("v1", "model_card.md")) == b"first"
 
 
+# The anchor -----------------------------------------------------------------------------------------------------------
+
+
+def anchored(registry: ModelRegistry, content: bytes, days: int, *, better: bool = False, compared: bool = True) -> None:
+    """Promote a model that was compared with the anchor, if there was another than the champion."""
+    before = registry.read_pointer()
+    named = before.champion.anchor if before and before.champion else None
+    gate = approved(before).model_copy(
+        update={"becomes_anchor": better or before is None, "anchor_version": named.version if named and compared else None}
+    )
+    promote(registry, content, days, gate=gate)
+
+
+def anchor(registry: ModelRegistry) -> str:
+    named = champion(registry).anchor
+    assert named is not None
+    return named.version
+
+
+def test_the_first_model_is_the_anchor_until_one_is_better_with_confidence(registry: ModelRegistry) -> None:
+    anchored(registry, b"one", 0)
+    first = champion(registry)
+    assert first.anchor is not None
+    assert (first.anchor.version, first.anchor.sha256, first.anchor.by) == (first.version, first.sha256, "the gate")
+    anchored(registry, b"two", 1)
+    anchored(registry, b"three", 2)
+    assert champion(registry).anchor == first.anchor
+    anchored(registry, b"four", 3, better=True)
+    assert anchor(registry) == champion(registry).version
+
+
+def test_a_champion_of_before_is_named_as_the_anchor_once_another_model_follows_it(registry: ModelRegistry) -> None:
+    first = promote(registry, b"one")
+    older = champion(registry).model_copy(update={"anchor": None})
+    registry.store.put(registry.pointer_key, older.to_json(), content_type="application/json")
+    anchored(registry, b"two", 1)
+    assert anchor(registry) == first.version != champion(registry).version
+
+
+def test_a_champion_that_stood_in_for_an_anchor_that_cannot_be_compared_is_the_anchor_from_then_on(
+    registry: ModelRegistry,
+) -> None:
+    anchored(registry, b"one", 0)
+    anchored(registry, b"two", 1)
+    second = champion(registry)
+    anchored(registry, b"three", 2, compared=False)
+    assert anchor(registry) == second.version != champion(registry).version
+
+
+def test_the_version_that_a_person_chooses_is_the_anchor_and_a_release_leaves_it(registry: ModelRegistry) -> None:
+    anchored(registry, b"one", 0)
+    first = champion(registry).version
+    anchored(registry, b"two", 1, better=True)
+    set_champion(registry, first, lambda *given: None, by="ana", reason="misses lesions", now=NOW)
+    named = champion(registry).anchor
+    assert named is not None and (named.version, named.by, named.reason) == (first, "ana", "misses lesions")
+    assert release_hold(registry, by="ben", reason="labels are corrected", now=NOW).anchor == named
+
+
+def test_a_person_can_make_the_champion_the_anchor(registry: ModelRegistry) -> None:
+    anchored(registry, b"one", 0)
+    anchored(registry, b"two", 1)
+    second = champion(registry).version
+    assert anchor(registry) != second
+    set_champion(registry, second, lambda *given: None, by="ana", reason="good enough", now=NOW, release_hold=True)
+    assert (champion(registry).version, anchor(registry), champion(registry).withdrawn) == (second, second, ())
+    with pytest.raises(NothingNew, match="is the champion already"):
+        set_champion(registry, second, lambda *given: None, by="ana", reason="again", now=NOW)
+
+
 # Races ----------------------------------------------------------------------------------------------------------------
 
 
@@ -479,7 +549,8 @@ def test_a_version_that_fails_the_smoke_test_is_not_chosen(registry: ModelRegist
 
 
 def test_choosing_the_champion_again_is_nothing_new(registry: ModelRegistry) -> None:
-    first = promote(registry, b"one")
+    anchored(registry, b"one", 0)
+    first = champion(registry)
     smoke_test: Callable[..., None] = lambda document, path: pytest.fail("was tested")  # noqa: E731
     with pytest.raises(NothingNew, match="is the champion already"):
         set_champion(registry, first.version, smoke_test, by="ana", reason="x", now=NOW)

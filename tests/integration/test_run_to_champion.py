@@ -25,8 +25,9 @@ from PIL import Image
 from bcc_ops.config import Settings
 from bcc_ops.dataset.snapshot import ImageRules, Listing, list_images, write_images
 from bcc_ops.dataset.sync import ImageCache, sync_images
-from bcc_ops.evaluation.evaluate import NEAR_DUPLICATE, TRAINED_ON
+from bcc_ops.evaluation.comparison import ACROSS_FOLDS, NEAR_DUPLICATE
 from bcc_ops.exceptions import ModelError, StorageUnavailable
+from bcc_ops.models.classifier import load_classifier
 from bcc_ops.models.keras_import import import_keras
 from bcc_ops.models.registry import MODEL_FILES, ModelRegistry
 from bcc_ops.operators.evaluate_model import EvaluateModelOperator
@@ -35,10 +36,19 @@ from bcc_ops.operators.upload_model import UploadModelOperator
 from bcc_ops.promotion.promote import release_hold, set_champion
 from bcc_ops.promotion.run_upload import smoke_test_version
 from bcc_ops.promotion.smoke_test import TOLERANCE, Sample, answer, run_smoke_test
-from bcc_ops.runs.documents import ConfigDocument, Document, EvaluationDocument, GateDocument, PromotionDocument, Reference
+from bcc_ops.runs.documents import (
+    FOLDS,
+    ConfigDocument,
+    Document,
+    EvaluationDocument,
+    FoldSummary,
+    GateDocument,
+    PromotionDocument,
+    Reference,
+)
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths, run_slug
-from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow, write_rows
+from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow, write_answers, write_rows
 from local.s3_server import S3Server
 from tests.services.faulty_proxy import FAULTS, faulty
 from tests.unit.report.samples import (
@@ -54,7 +64,7 @@ SIDE = 32
 FIRST = datetime(2026, 11, 1, 2, tzinfo=timezone.utc)
 OPENING = {"min_balanced_accuracy": 0, "min_macro_auc": 0, "min_malignant_sensitivity": 0, "min_malignant_specificity": 0}
 PARAMETERS = {
-    "min_compared_images": 5,
+    "min_malignant_groups": 5,
     "balanced_accuracy_margin": 1,
     "sensitivity_margin": 1,
     **OPENING,
@@ -63,11 +73,11 @@ PARAMETERS = {
 pytestmark = pytest.mark.slow
 
 
-def picture(label: str, number: int) -> bytes:
-    """A noisy square, darker or lighter by its class."""
+def picture(label: str, number: int, width: int = 48) -> bytes:
+    """Noise 48 pixels high, darker or lighter by its class."""
     generator = np.random.default_rng([number, *label.encode()])
     level = {"benign": 60, "malignant": 130, "normal": 200}[label]
-    pixels = np.clip(generator.normal(level, 25, (48, 48)) + generator.normal(0, 12), 0, 255).astype(np.uint8)
+    pixels = np.clip(generator.normal(level, 25, (48, width)) + generator.normal(0, 12), 0, 255).astype(np.uint8)
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG")
     return content.getvalue()
@@ -106,13 +116,16 @@ class Place:
     registry: ModelRegistry
     settings: Settings
     cache: ImageCache
+    scratch: Path
 
     @property
     def fetch(self) -> Callable[..., Any]:
         return partial(sync_images, self.store, cache=self.cache)
 
-    def run(self, model: bytes, days: int = 0, changes: dict[str, str] | None = None, **parameters: Any) -> Run:
-        """A run whose training has just ended with this model; `changes` moves keys to other parts of the split."""
+    def run(
+        self, model: bytes, days: int = 0, changes: dict[str, str] | None = None, keep_aspect: bool = False, **parameters: Any
+    ) -> Run:
+        """A run whose training has just ended with this model from every fold; `changes` moves keys to other groups."""
         config = config_document(**{**PARAMETERS, **parameters})
         as_of = FIRST + timedelta(days=days)
         paths = RunPaths.of("artifacts", as_of, f"manual-{days}")
@@ -129,32 +142,58 @@ class Place:
         snapshot = snapshot_document(bucket=self.store.bucket, as_of=as_of, images=images)
         table = put("contents.parquet", write_rows(ContentRow, contents))
         validation = checks_document(contents=table, refused=(), conflicts=(), groups=())
-        assigned = [AssignmentRow(row.key, row.sha256, "", row.label, row.group, row.partition, 1) for row in split]
-        weights = split_document(
+        assigned = [AssignmentRow(row.key, row.sha256, "", row.label, row.group, row.fold, 1) for row in split]
+        folds_of_run = FOLDS[: config.config.folds]
+        answered = [row for row in split if row.fold in folds_of_run]
+        answers = put("out_of_fold.parquet", write_answers(answered, CLASSES, self._answers(model, answered, keep_aspect)))
+        split_json = split_document(
             table=put("split.parquet", write_rows(SplitRow, split)),
             assignments=put("assignments.parquet", write_rows(AssignmentRow, assigned)),
             previous_run=None,
             holdout_reuse=1,
         )
-        training = training_document(model=put("model.h5", model), image_size=SIDE)
+        folds = tuple(
+            FoldSummary(
+                fold=fold,
+                images=len(split) - sum(row.fold == fold for row in split),
+                held_out=sum(row.fold == fold for row in split),
+                epochs=1,
+                seconds=1,
+                resumed_after_epochs=(),
+                host="worker-1",
+                model=put(f"fold-{fold}.h5", model),
+            )
+            for fold in folds_of_run
+        )
+        training = training_document(
+            model=put("model.h5", model), image_size=SIDE, keep_aspect=keep_aspect, folds=folds, answers=answers
+        )
         pinned = {"config": save("config.json", config)["sha256"], "snapshot": save("snapshot.json", snapshot)["sha256"]}
         references = {
             "run": {"folder": paths.folder_name, **pinned},
             "checks": save("checks.json", validation),
-            "split": save("split.json", weights),
+            "split": save("split.json", split_json),
             "training": save("training.json", training),
         }
         return Run(self.store, paths, references, [row.key for row in split])
 
     def _tables(self, listing: Listing, changes: dict[str, str]) -> tuple[list[SplitRow], list[ContentRow]]:
-        """The split and what validation saw: each image is good and like no other, and half of them are validated on."""
-        parts = ("train", "tuning", "validation", "validation")
+        """The split and what the checks saw: each image is good and like no other, and a fifth of them is in each fold."""
         split, contents = [], []
         for number, image in enumerate(self.fetch(listing.images)):
-            part = changes.get(image.key, parts[number % 4])
-            split.append(SplitRow(image.key, image.sha256, image.label, f"g{number}", part))
-            contents.append(ContentRow(image.key, image.label, image.sha256, 48, 48, "L", 90.0, 20.0, False, f"g{number}", ""))
+            group = changes.get(image.key, f"g{number}")
+            fold = number % 5 + 1 if image.key not in changes else 1
+            split.append(SplitRow(image.key, image.sha256, image.label, group, fold))
+            contents.append(ContentRow(image.key, image.label, image.sha256, 48, 48, "L", 90.0, 20.0, False, group, ""))
         return split, contents
+
+    def _answers(self, model: bytes, rows: list[SplitRow], keep_aspect: bool) -> np.ndarray:
+        """What the model answers about these images."""
+        file = self.scratch / f"{hashlib.sha256(model).hexdigest()}.h5"
+        file.write_bytes(model)
+        images = self.fetch(list_images(self.store, ImageRules.of(self.settings, config_document().config)).images)
+        path_of = {image.key: image.path for image in images}
+        return load_classifier(file, keep_aspect=keep_aspect).predict([path_of[row.key] for row in rows])
 
 
 @dataclass
@@ -229,21 +268,26 @@ def place(store: ObjectStore, s3_server: S3Server, tmp_path: Path, monkeypatch: 
     for label in CLASSES:
         for number in range(16):
             store.put(f"images/{label}/{number:02d}.png", picture(label, number))
-    return Place(store, ModelRegistry(store, "models"), Settings.from_environment(), ImageCache(tmp_path / "cache", 10**9))
+    return Place(
+        store, ModelRegistry(store, "models"), Settings.from_environment(), ImageCache(tmp_path / "cache", 10**9), tmp_path
+    )
 
 
 @pytest.fixture
 def smoke_tests(monkeypatch: pytest.MonkeyPatch) -> list[list[Sample]]:
     """Stands for the smoke test's process where that is not what is tested: it costs an import of TensorFlow."""
     asked: list[list[Sample]] = []
-    monkeypatch.setattr("bcc_ops.promotion.run_upload.run_smoke_test", lambda path, samples, classes: asked.append(samples))
+    monkeypatch.setattr(
+        "bcc_ops.promotion.run_upload.run_smoke_test", lambda path, samples, classes, keep_aspect: asked.append(samples)
+    )
     return asked
 
 
 def test_a_first_model_is_evaluated_approved_tested_and_promoted(place: Place, models: dict[str, bytes]) -> None:
     run = place.run(models["good"])
     evaluation = run.evaluate()
-    assert evaluation.challenger.images == 24
+    assert evaluation.challenger.images == 48
+    assert evaluation.file_check is not None and evaluation.file_check.passed
     assert (evaluation.challenger.balanced_accuracy.value or 0) > 0.9
     gate = run.gate()
     assert (gate.verdict, gate.holdout_reuse) == ("approved_without_champion", 1)
@@ -260,23 +304,65 @@ def test_a_first_model_is_evaluated_approved_tested_and_promoted(place: Place, m
 
 
 @pytest.mark.usefixtures("smoke_tests")
-def test_a_second_model_is_compared_on_what_the_champion_has_not_seen(place: Place, models: dict[str, bytes]) -> None:
+def test_a_second_model_is_compared_on_the_answers_that_the_champion_stored(place: Place, models: dict[str, bytes]) -> None:
     first = place.run(models["good"])
     first.promoted()
-    key = first.keys[0]  # in the champion's train partition
-    second = place.run(models["good"], days=1, changes={key: "validation"})
-    comparison = second.evaluate().comparison
+    for label in CLASSES:
+        place.store.put(f"images/{label}/new.png", picture(label, 50))
+    together = dict.fromkeys(first.keys[:2], "one lesion")  # by now; the champion had them in two folds
+    comparison = place.run(models["good"], days=1, changes=together).evaluate().comparison
     assert comparison is not None and comparison.champion is not None and comparison.challenger is not None
-    assert comparison.left_out == {TRAINED_ON: 1}
-    assert comparison.champion.images == 24
+    assert (comparison.recorded, comparison.asked) == (46, 3)
+    assert comparison.left_out == {ACROSS_FOLDS: 2}
+    assert comparison.champion.images == 49
     assert comparison.differences["balanced_accuracy"].value == 0
     assert NEAR_DUPLICATE not in comparison.left_out
+
+
+@pytest.mark.parametrize("champion_keeps", [False, True])
+@pytest.mark.usefixtures("smoke_tests")
+def test_champion_and_challenger_see_images_each_as_it_was_trained(
+    place: Place, models: dict[str, bytes], champion_keeps: bool
+) -> None:
+    """The network reads the mean brightness. Of an image twice as wide as high, padding leaves half of it: a wrong answer."""
+    place.run(models["good"], keep_aspect=champion_keeps).promoted()
+    for number in range(50, 66):
+        for label in CLASSES:
+            place.store.put(f"images/{label}/{number}.png", picture(label, number, width=96))
+            place.store.put(f"elsewhere/{label}/{number}.png", picture(label, number + 50, width=96))
+    later = (datetime.now(timezone.utc) - FIRST).days + 2
+    run = place.run(
+        models["good"], days=later, keep_aspect=not champion_keeps, external_prefix="elsewhere", min_side=SIDE, folds=5
+    )
+    evaluation = run.evaluate()
+    external, comparison = evaluation.external, evaluation.comparison
+    assert external is not None and external.champion is not None
+    assert comparison is not None and comparison.champion is not None and comparison.challenger is not None
+    assert comparison.asked == 48  # the wide ones
+    padded, squeezed = ("champion", "challenger") if champion_keeps else ("challenger", "champion")
+    assert getattr(external, squeezed).balanced_accuracy.value > 0.9
+    assert getattr(external, padded).balanced_accuracy.value < 0.6
+    assert getattr(comparison, squeezed).balanced_accuracy.value > 0.9
+    assert getattr(comparison, padded).balanced_accuracy.value < 0.8
+    assert evaluation.file_check is not None and evaluation.file_check.agreement == 1  # the folds' models and the file alike
+
+
+@pytest.mark.parametrize(("before", "now"), [(1, 5), (5, 1), (1, 1)])
+@pytest.mark.usefixtures("smoke_tests")
+def test_another_number_of_folds_is_compared_on_what_both_answer_honestly(
+    place: Place, models: dict[str, bytes], before: int, now: int
+) -> None:
+    place.run(models["good"], folds=before).promoted()
+    comparison = place.run(models["good"], days=1, folds=now).evaluate().comparison
+    assert comparison is not None and comparison.champion is not None
+    assert (comparison.recorded, comparison.asked) == (10, 0)  # of the first fold
+    assert sum(comparison.left_out.values()) == (38 if now == 5 else 0)
 
 
 @pytest.mark.usefixtures("smoke_tests")
 def test_a_worse_model_is_rejected_with_reasons_and_nothing_is_uploaded(place: Place, models: dict[str, bytes]) -> None:
     place.run(models["good"]).promoted()
-    strict = place.run(models["good"], days=1, min_balanced_accuracy=1.0, min_macro_auc=1.0, min_compared_images=500)
+    strict = place.run(models["good"], days=1, min_balanced_accuracy=1.0, min_macro_auc=1.0, min_malignant_groups=500)
     strict.evaluate()
     gate = strict.gate()
     assert gate.verdict == "rejected" and len(gate.reasons) >= 1
@@ -298,7 +384,7 @@ def test_a_lost_race_is_kept_in_promotion_json(place: Place, models: dict[str, b
     assert not kept.promoted and "was not uploaded, since" in kept.reason
 
 
-@pytest.mark.parametrize("damage", ["gone", "truncated", "lambda", "two classes", "no split", "no model.json"])
+@pytest.mark.parametrize("damage", ["gone", "truncated", "lambda", "two classes", "no split", "no answers", "no model.json"])
 @pytest.mark.usefixtures("smoke_tests")
 def test_a_champion_that_cannot_be_had_is_said_and_never_loaded(place: Place, models: dict[str, bytes], damage: str) -> None:
     done = place.run(models["good"]).promoted()
@@ -308,14 +394,15 @@ def test_a_champion_that_cannot_be_had_is_said_and_never_loaded(place: Place, mo
         "gone": "is gone",
         "truncated": "is not the promised file",
         "no split": "no such object",
+        "no answers": "no such object",
         "no model.json": "not whole",
     }
-    if damage in ("gone", "no split", "no model.json"):
-        split = place.registry.model(done.version).split.key
-        remove(Key={"gone": key, "no split": split, "no model.json": place.registry.key(done.version, "model.json")}[damage])
+    files = {"gone": "model.h5", "no split": "split.parquet", "no answers": "out_of_fold.parquet", "no model.json": "model.json"}
+    if damage in files:
+        remove(Key=place.registry.key(done.version, files[damage]))
     elif damage == "truncated":
         place.store.put(key, models["good"][:1000])
-    else:  # whoever may write the pointer may name another file: it is the file itself that is looked through
+    else:  # whoever may write the pointer may name another file, which the recorded answers are not of
         content = models[damage]
         place.store.put(key, content)
         pointer = place.registry.champion()
@@ -325,7 +412,7 @@ def test_a_champion_that_cannot_be_had_is_said_and_never_loaded(place: Place, mo
     run = place.run(models["good"], days=1)
     comparison = run.evaluate().comparison
     assert comparison is not None and comparison.champion is None
-    said = {"lambda": "the class 'Lambda' is not on the list", "two classes": "answers for 2 classes", **expected}[damage]
+    said = expected.get(damage, "names another file than the model.json")
     assert said in (comparison.problem or "")
     gate = run.gate()
     assert gate.verdict == "rejected" and said in gate.reasons[0]
@@ -347,12 +434,13 @@ def test_external_images_are_reported_as_of_the_run_and_never_the_runs_own(place
     later = (datetime.now(timezone.utc) - FIRST).days + 2
     run = place.run(models["good"], days=later, external_prefix="elsewhere/", min_side=SIDE)
     evaluation = run.evaluate()
-    assert evaluation.external is not None and evaluation.external.images == 18
+    assert evaluation.external is not None and evaluation.external.challenger.images == 18
     assert evaluation.external_note == (
         "18 images in 18 near-duplicate groups under elsewhere/ (6 benign, 6 malignant, 6 normal); "
         "left out: 1 also in this run, 1 not an image."
     )
-    assert not {row.rule for row in run.gate().rules if "external" in row.rule}
+    (rule,) = (row for row in run.gate().rules if "external" in row.rule)
+    assert not rule.applies  # there is no champion
     before = place.run(models["good"], external_prefix="elsewhere").evaluate()
     assert before.external is None and (before.external_note or "").startswith(
         "0 images in 0 near-duplicate groups under elsewhere/"
@@ -417,7 +505,7 @@ def test_a_bucket_that_is_restored_under_another_name_works(
     for entry in place.store.list_objects(""):
         restored.put(entry["Key"], place.store.get(entry["Key"]))
     monkeypatch.setenv("BCC_BUCKET", restored.bucket)
-    there = Place(restored, ModelRegistry(restored, "models"), Settings.from_environment(), place.cache)
+    there = Place(restored, ModelRegistry(restored, "models"), Settings.from_environment(), place.cache, place.scratch)
     second = there.run(models["good"], days=1)
     comparison = second.evaluate().comparison
     assert comparison is not None and comparison.problem is None
@@ -485,11 +573,14 @@ def test_a_rollback_sticks_until_a_person_says_otherwise(place: Place, models: d
 
 READS = {
     "the split": f"__{run_slug('manual-1')}/split.parquet",
-    "what validation saw": f"__{run_slug('manual-1')}/contents.parquet",
+    "what the checks saw": f"__{run_slug('manual-1')}/contents.parquet",
+    "its answers": f"__{run_slug('manual-1')}/out_of_fold.parquet",
+    "a fold's model": f"__{run_slug('manual-1')}/fold-2.h5",
     "the challenger": f"__{run_slug('manual-1')}/model.h5",
     "the pointer": "/models/champion.json",
     "the champion's document": "/models/*/model.json",
     "the champion's split": "/models/*/split.parquet",
+    "the champion's answers": "/models/*/out_of_fold.parquet",
     "the champion": "/models/*/model.h5",
 }
 """What an evaluation reads -> the end of its path."""
@@ -532,16 +623,26 @@ def test_the_smoke_test_passes_the_model_and_tells_what_is_wrong_with_another(
 ) -> None:
     good = tmp_path / "model.h5"
     good.write_bytes(models["good"])
-    run_smoke_test(good, [Sample("sample.png", sample, None)], 3)
+    run_smoke_test(good, [Sample("sample.png", sample, None)], 3, keep_aspect=False)
     with pytest.raises(ModelError, match=r"answer about sample\.png differs by 0\.\d+ from the trained model's"):
-        run_smoke_test(good, [Sample("sample.png", sample, (0.98, 0.01, 0.01))], 3)
+        run_smoke_test(good, [Sample("sample.png", sample, (0.98, 0.01, 0.01))], 3, keep_aspect=False)
+
+
+def test_the_smoke_test_shows_the_model_what_it_was_trained_on(models: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "model.h5").write_bytes(models["good"])
+    (tmp_path / "wide.png").write_bytes(picture("malignant", 1, width=96))
+    (expected,) = load_classifier(tmp_path / "model.h5", keep_aspect=True).predict([tmp_path / "wide.png"]).tolist()
+    samples = [Sample("wide.png", tmp_path / "wide.png", tuple(expected))]
+    run_smoke_test(tmp_path / "model.h5", samples, 3, keep_aspect=True)
+    with pytest.raises(ModelError, match=r"answer about wide\.png differs"):
+        run_smoke_test(tmp_path / "model.h5", samples, 3, keep_aspect=False)
 
 
 def test_the_smoke_test_counts_the_probabilities(models: dict[str, bytes], sample: Path, tmp_path: Path) -> None:
     (tmp_path / "model.h5").write_bytes(models["good"])
     request = {"model": str(tmp_path / "model.h5"), "images": [str(sample)], "names": ["sample.png"], "expected": [None]}
     with pytest.raises(ModelError, match="2 probabilities"):  # what the process itself does, without another import of TensorFlow
-        answer({**request, "classes_count": 2, "tolerance": TOLERANCE})
+        answer({**request, "classes_count": 2, "keep_aspect": False, "tolerance": TOLERANCE})
 
 
 @pytest.mark.parametrize(
@@ -553,15 +654,15 @@ def test_the_smoke_test_refuses_what_must_not_be_loaded(
     path = tmp_path / "model.h5"
     path.write_bytes(models["good"][:500] if kind == "truncated" else models[kind])
     with pytest.raises(ModelError, match=f"smoke test: .*{said}"):
-        run_smoke_test(path, [Sample("sample.png", sample, None)], 3)
+        run_smoke_test(path, [Sample("sample.png", sample, None)], 3, keep_aspect=False)
 
 
 def test_a_smoke_test_that_never_answers_is_ended(models: dict[str, bytes], sample: Path, tmp_path: Path) -> None:
     (tmp_path / "model.h5").write_bytes(models["good"])
     with pytest.raises(ModelError, match="did not answer within 0 s"):
-        run_smoke_test(tmp_path / "model.h5", [Sample("sample.png", sample, None)], 3, timeout=0.2)
+        run_smoke_test(tmp_path / "model.h5", [Sample("sample.png", sample, None)], 3, keep_aspect=False, timeout=0.2)
 
 
 def test_a_smoke_test_needs_an_image() -> None:
     with pytest.raises(ModelError, match="at least one image"):
-        run_smoke_test(Path("model.h5"), [], 3)
+        run_smoke_test(Path("model.h5"), [], 3, keep_aspect=False)

@@ -16,17 +16,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
+from PIL import Image
 
 from bcc_ops.exceptions import StorageUnavailable, TrainingInterrupted
+from bcc_ops.models.classifier import load_classifier
 from bcc_ops.operators.check_images import CheckImagesOperator
+from bcc_ops.operators.combine_folds import CombineFoldsOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
 from bcc_ops.operators.split_dataset import SplitDatasetOperator
 from bcc_ops.operators.train_model import TrainModelOperator
-from bcc_ops.runs.documents import ConfigDocument, EpochRow, SnapshotDocument, SplitDocument, TrainingDocument
+from bcc_ops.runs.documents import ConfigDocument, EpochRow, FoldDocument, SnapshotDocument, SplitDocument, TrainingDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths, checkpoint_folder
+from bcc_ops.runs.tables import SplitRow, read_answers, read_rows
 from bcc_ops.sensors.new_images import NewImagesSensor
 from local.s3_server import S3Server
 
@@ -58,7 +63,7 @@ def place(
 
 @pytest.fixture
 def start(place: ObjectStore) -> Callable[..., dict[str, Any]]:
-    """Play the tasks before training for a run with some parameters; what the training task is given."""
+    """Play the tasks before training for a run with some parameters; what the training of the second fold is given."""
 
     def play(run_id: str = "manual__1", **parameters: Any) -> dict[str, Any]:
         now = datetime.now(timezone.utc)
@@ -70,8 +75,11 @@ def start(place: ObjectStore) -> Callable[..., dict[str, Any]]:
         arrivals = NewImagesSensor(task_id="wait").execute(context)
         run = SnapshotDatasetOperator(task_id="snapshot", arrivals=arrivals).execute(context)
         checks = CheckImagesOperator(task_id="validate", run=run).execute(context)
-        weights = SplitDatasetOperator(task_id="weigh", run=run, checks=checks).execute(context)
-        return {"run": run, "checks": checks, "split": weights}
+        pushed: dict[str, Any] = {}
+        context["ti"] = SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))
+        folds = SplitDatasetOperator(task_id="split", run=run, checks=checks).execute(context)
+        assert folds == [1, 2, 3, 4, 5][: parameters.get("folds", 5)]
+        return {"run": run, "checks": checks, **pushed, "fold": 2}
 
     return play
 
@@ -81,7 +89,7 @@ def _paths(store: ObjectStore, references: dict[str, Any]) -> RunPaths:
 
 
 def _rows(store: ObjectStore, paths: RunPaths) -> list[dict[str, float]]:
-    lines = store.get(paths.document("history.csv")).decode().splitlines()
+    lines = store.get(paths.document("fold-2.csv")).decode().splitlines()
     columns = lines[0].split(",")
     return [dict(zip(columns, map(float, line.split(",")))) for line in lines[1:]]
 
@@ -93,30 +101,115 @@ def _metrics(store: ObjectStore, paths: RunPaths) -> list[list[float]]:
 def _checkpoints(store: ObjectStore, references: dict[str, Any]) -> str:
     snapshot = store.load_key(SnapshotDocument, _paths(store, references).document("snapshot.json"))
     config = store.load_key(ConfigDocument, _paths(store, references).document("config.json"))
-    weights = store.load(SplitDocument, references["split"])
-    assert weights.table is not None
+    split = store.load(SplitDocument, references["split"])
+    assert split.table is not None
     return checkpoint_folder(
-        "artifacts", snapshot_digest=snapshot.digest, config_digest=config.digest, split_digest=weights.table.sha256
+        "artifacts", snapshot_digest=snapshot.digest, config_digest=config.digest, split_digest=split.table.sha256, fold=2
     )
 
 
-def test_training_leaves_its_documents_and_no_checkpoint(place: ObjectStore, start: Callable[..., dict[str, Any]]) -> None:
-    references = start(epochs=2, malignant_odds_factor=2)
+def test_training_leaves_the_folds_documents_and_no_checkpoint(place: ObjectStore, start: Callable[..., dict[str, Any]]) -> None:
+    references = start(epochs=2)
 
     reference = TrainModelOperator(task_id="train_model", **references).execute(CONTEXT)
 
-    document = place.load(TrainingDocument, reference)
-    assert document.preprocessing.endswith("its odds of malignant are multiplied by 2")
-    paths = _paths(place, references)
+    document, paths = place.load(FoldDocument, reference), _paths(place, references)
+    assert reference["key"] == paths.document("fold-2.json")
     assert [row["epoch"] for row in _rows(place, paths)] == [1, 2]
+    assert {row["fold"] for row in _rows(place, paths)} == {2}
     assert set(_rows(place, paths)[0]) == set(EpochRow.model_fields)
     assert place.get_referenced(document.model).startswith(b"\x89HDF")
-    assert (document.epochs_run, document.resumed_after_epochs, document.stopped_early) == (2, (), False)
+    assert (document.fold, document.epochs, document.resumed_after_epochs) == (2, 2, ())
+    split = read_rows(SplitRow, place.get(paths.document("split.parquet")))
+    asked, answers = read_answers(place.get_referenced(document.answers), document.classes)
+    assert asked == [row for row in split if row.fold == 2]
+    assert answers.sum(axis=1) == pytest.approx(1)
+    assert (document.images, len(split)) == (36 - len(asked), 36)
     assert document.synthetic
-    assert document.images["train"] + document.images["tuning"] + document.images["validation"] == 36
     assert document.devices
     assert document.peak_memory_mb > 100
     assert list(place.list_objects(_checkpoints(place, references))) == []
+
+
+@pytest.mark.parametrize("keep_aspect", [True, False])
+def test_a_folds_model_is_trained_and_asked_on_squares_of_the_kind_that_its_document_names(
+    place: ObjectStore,
+    start: Callable[..., dict[str, Any]],
+    synthetic_images: list[Path],
+    tmp_path: Path,
+    keep_aspect: bool,
+) -> None:
+    for path in synthetic_images:  # made twice as wide as high
+        with Image.open(path) as image:
+            image.crop((0, 0, image.width, image.width // 2)).save(tmp_path / path.name)
+        place.put(f"images/{path.parent.name}/{path.name}", (tmp_path / path.name).read_bytes())
+    references = start(epochs=1, keep_aspect=keep_aspect, test_time_flip=False)
+
+    document = place.load(FoldDocument, TrainModelOperator(task_id="train_model", **references).execute(CONTEXT))
+
+    assert document.keep_aspect == keep_aspect
+    assert ("padded" in document.preprocessing) == keep_aspect
+    asked, answers = read_answers(place.get_referenced(document.answers), document.classes)
+    (tmp_path / "model.h5").write_bytes(place.get_referenced(document.model))
+    pictures = [tmp_path / row.key.rsplit("/", 1)[-1] for row in asked]
+    kinds = (keep_aspect, not keep_aspect)
+    kept, other = (load_classifier(tmp_path / "model.h5", keep_aspect=kind).predict(pictures) for kind in kinds)
+    np.testing.assert_allclose(answers, kept, atol=1e-5)
+    assert np.abs(answers - other).max() > 1e-3
+    truth = [document.classes.index(row.label) for row in asked]
+    (epoch,) = _rows(place, _paths(place, references))
+    assert epoch["held_out_loss"] == pytest.approx(-np.log(answers[np.arange(len(truth)), truth]).mean(), abs=1e-3)
+
+
+def test_folds_models_become_one_file_and_a_table_of_answers_about_every_image(
+    place: ObjectStore, start: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    references = start(epochs=1, folds=3)
+    trained = [TrainModelOperator(task_id="train_model", **references | {"fold": fold}).execute(CONTEXT) for fold in (1, 2, 3)]
+    given = {"run": references["run"], "split": references["split"]}
+
+    reference = CombineFoldsOperator(task_id="combine_folds", folds=trained, **given).execute(CONTEXT)
+
+    training, paths = place.load(TrainingDocument, reference), _paths(place, references)
+    assert [fold.fold for fold in training.folds] == [1, 2, 3]
+    assert training.combined == "mean of the answers of 3 models"  # they began with random weights
+    assert training.answers is not None
+    rows, answers = read_answers(place.get_referenced(training.answers), training.classes)
+    split = read_rows(SplitRow, place.get(paths.document("split.parquet")))
+    assert sorted(rows) == sorted(row for row in split if row.fold in (1, 2, 3))
+    assert training.images == 36
+    files = [place.get_referenced(fold.model) for fold in training.folds]
+    (tmp_path / "pictures").mkdir()
+    picture = tmp_path / "pictures" / "one.png"
+    picture.write_bytes(place.get(rows[0].key))
+    asked = []
+    for number, content in enumerate([place.get_referenced(training.model), *files]):
+        (tmp_path / f"{number}.h5").write_bytes(content)
+        asked.append(load_classifier(tmp_path / f"{number}.h5", keep_aspect=True).predict([picture])[0])
+    assert asked[0] == pytest.approx(np.mean(asked[1:], axis=0), abs=1e-5)
+    assert asked[rows[0].fold] == pytest.approx(answers[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("problem", ["missing", "twice", "of another split"])
+def test_models_that_do_not_belong_together_become_no_file(
+    place: ObjectStore, start: Callable[..., dict[str, Any]], problem: str
+) -> None:
+    references = start(epochs=1, folds=2)
+    one = TrainModelOperator(task_id="train_model", **references | {"fold": 1}).execute(CONTEXT)
+    two = TrainModelOperator(task_id="train_model", **references).execute(CONTEXT)
+    if problem == "of another split":
+        document = place.load(FoldDocument, two)
+        assert document.split is not None
+        other = document.model_copy(update={"split": document.split.model_copy(update={"sha256": "0" * 64})})
+        two = place.save(two["key"], other).to_xcom()
+    folds = {"missing": [one], "twice": [one, one], "of another split": [one, two]}[problem]
+    said = {"missing": "1 models of 2 folds", "twice": "each must be there once", "of another split": "with another split"}[
+        problem
+    ]
+    combine = CombineFoldsOperator(task_id="combine_folds", run=references["run"], split=references["split"], folds=folds)
+    with pytest.raises(AirflowFailException, match=said):
+        combine.execute(CONTEXT)
+    assert place.head(_paths(place, references).document("training.json")) is None
 
 
 def test_a_training_killed_in_mid_epoch_resumes_on_another_worker_with_the_same_figures(
@@ -127,7 +220,7 @@ def test_a_training_killed_in_mid_epoch_resumes_on_another_worker_with_the_same_
     expected = _metrics(place, _paths(place, undisturbed))
 
     killed = start(KILLED["run_id"])
-    history = _paths(place, killed).document("history.csv")
+    history = _paths(place, killed).document("fold-2.csv")
     process = subprocess.Popen([sys.executable, "-c", TRAIN, json.dumps(killed)], stderr=subprocess.DEVNULL)
     try:
         while place.head(history) is None or len(_rows(place, _paths(place, killed))) < 2:
@@ -142,10 +235,10 @@ def test_a_training_killed_in_mid_epoch_resumes_on_another_worker_with_the_same_
     monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "another-worker"))
     reference = TrainModelOperator(task_id="train_model", **killed).execute(KILLED)
 
-    document = place.load(TrainingDocument, reference)
+    document = place.load(FoldDocument, reference)
     assert len(document.resumed_after_epochs) == 1
     assert document.resumed_after_epochs[0] >= 2
-    assert document.epochs_run == 6
+    assert document.epochs == 6
     assert _metrics(place, _paths(place, killed)) == expected
 
 
@@ -171,7 +264,7 @@ class _AwayForProgress(ObjectStore):
     refused = 0
 
     def put(self, key: str, content: bytes, **named: Any) -> str:
-        if key.endswith("history.csv") and self.refused < 2:
+        if key.endswith("fold-2.csv") and self.refused < 2:
             self.refused += 1
             raise StorageUnavailable(f"writing {self.uri(key)}: no answer")
         return super().put(key, content, **named)
@@ -186,13 +279,13 @@ def test_a_store_that_is_away_for_the_progress_costs_a_warning_and_no_attempt(
 
     reference = operator.execute(CONTEXT)
 
-    assert caplog.text.count("history.csv is behind by now") == 2
+    assert caplog.text.count("the history is behind by now") == 2
     assert [row["epoch"] for row in _rows(place, _paths(place, references))] == [1, 2]
-    place.get_referenced(place.load(TrainingDocument, reference).history)
+    place.get_referenced(place.load(FoldDocument, reference).history)
 
 
 def test_on_kill_stops_training_and_keeps_the_checkpoint(place: ObjectStore, start: Callable[..., dict[str, Any]]) -> None:
-    references = start(epochs=200, early_stopping_patience=0)
+    references = start(epochs=200)
     operator = TrainModelOperator(task_id="train_model", **references)
     ended: list[BaseException] = []
 
@@ -204,7 +297,7 @@ def test_on_kill_stops_training_and_keeps_the_checkpoint(place: ObjectStore, sta
 
     thread = threading.Thread(target=run)
     thread.start()
-    while place.head(_paths(place, references).document("history.csv")) is None:
+    while place.head(_paths(place, references).document("fold-2.csv")) is None:
         assert thread.is_alive()
         time.sleep(0.05)
     operator.on_kill()
@@ -224,7 +317,7 @@ def test_a_damaged_checkpoint_costs_a_warning_and_nothing_else(
         reference = TrainModelOperator(task_id="train_model", **references).execute(CONTEXT)
 
     assert "is ignored" in caplog.text
-    assert place.load(TrainingDocument, reference).resumed_after_epochs == ()
+    assert place.load(FoldDocument, reference).resumed_after_epochs == ()
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_fails_before_any_download(
@@ -250,15 +343,3 @@ def test_weights_that_cannot_be_had_fail_before_any_download(
     with pytest.raises(AirflowFailException, match=r"WeightsUnavailable.*/nowhere/weights\.h5"):
         TrainModelOperator(task_id="train_model", **references).execute(CONTEXT)
     assert not (tmp_path / "bare").exists()
-
-
-def test_without_a_champion_a_warm_start_says_so_and_trains(
-    place: ObjectStore, start: Callable[..., dict[str, Any]], caplog: pytest.LogCaptureFixture
-) -> None:
-    references = start(epochs=1, warm_start=True)
-
-    with caplog.at_level(logging.WARNING):
-        reference = TrainModelOperator(task_id="train_model", **references).execute(CONTEXT)
-
-    assert "no champion to start from" in caplog.text
-    assert place.load(TrainingDocument, reference).warm_started_from is None

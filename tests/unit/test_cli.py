@@ -32,6 +32,7 @@ class ByName:
 
     image_size: int = 64
     classes_count: int = 3
+    keep_aspect: bool = False
 
     def predict(self, paths: Sequence[Path], batch_size: int = 32) -> np.ndarray:
         known = [CLASSES.index(path.parent.name) for path in paths]
@@ -58,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that stands for a model; what it answers is `ByName`'s."""
-    monkeypatch.setattr("bcc_ops.models.classifier.load_classifier", lambda path: ByName())
+    monkeypatch.setattr("bcc_ops.models.classifier.load_classifier", lambda path, keep_aspect: ByName(keep_aspect=keep_aspect))
     (tmp_path / "version").mkdir()
     path = tmp_path / "version" / "model.h5"
     path.write_bytes(b"weights")
@@ -162,7 +163,7 @@ def test_evaluate_leaves_out_what_a_run_would_and_writes_the_document(folder: Pa
 
 def test_evaluate_without_a_model_json_has_no_operating_point_and_says_why(folder: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "evaluation.json"
-    assert run("evaluate", model, folder, "--json", out, "--classes", ",".join(CLASSES)) == 0
+    assert run("evaluate", model, folder, "--json", out, "--classes", ",".join(CLASSES), "--no-keep-aspect") == 0
     point = parse_document(EvaluationDocument, out.read_bytes(), "out").challenger.operating_point
     assert point.threshold is None
     assert point.sensitivity.reason == "no model.json beside the model names a threshold"
@@ -175,7 +176,7 @@ def test_evaluate_on_one_class_alone_gives_its_sensitivity_and_no_synthetic_rest
         for image in (folder / label).iterdir():
             image.unlink()
     out = tmp_path / "evaluation.json"
-    assert run("evaluate", model, folder, "--json", out) == 0
+    assert run("evaluate", model, folder, "--json", out, "--keep-aspect") == 0
     challenger = parse_document(EvaluationDocument, out.read_bytes(), "out").challenger
     assert challenger.per_class["malignant"].sensitivity.value == 1.0
     assert challenger.balanced_accuracy.reason == "none of the images is benign, normal"
@@ -195,11 +196,22 @@ def test_predict_answers_a_json_object_a_line(folder: Path, model: Path, capsys:
     assert answers[0]["threshold"] == 0.31 and answers[0]["version"].startswith("20261122T020000Z-")
 
 
+@pytest.mark.parametrize("keep_aspect", [True, False])
+@pytest.mark.parametrize("told_by", ["model.json", "an option", "both"])
+def test_a_model_sees_images_as_its_document_or_the_option_says(model: Path, keep_aspect: bool, told_by: str) -> None:
+    if told_by != "an option":
+        beside(model, keep_aspect=keep_aspect)
+    option = None if told_by == "model.json" else keep_aspect
+    known = cli.known_model(model, None, option)
+    assert known.keep_aspect == keep_aspect
+    assert cli._load(known).keep_aspect == keep_aspect
+
+
 def test_predict_says_which_file_is_no_image_and_answers_the_others(
     folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "notes.txt").write_text("no image")
-    assert run("predict", model, tmp_path / "notes.txt", folder / "benign" / "0.png") == 1
+    assert run("predict", model, tmp_path / "notes.txt", folder / "benign" / "0.png", "--keep-aspect") == 1
     said = capsys.readouterr()
     assert said.err.startswith(f"error: {tmp_path / 'notes.txt'}: ") and said.err.count("\n") == 1
     assert said.out == f"{folder / 'benign' / '0.png'}: benign (benign 0.800, malignant 0.100, normal 0.100)\n"
@@ -208,8 +220,8 @@ def test_predict_says_which_file_is_no_image_and_answers_the_others(
 def test_predict_of_a_file_that_is_not_there_is_one_line_and_loads_no_model(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bcc_ops.models.classifier.load_classifier", lambda path: pytest.fail("was loaded"))
-    assert run("predict", model, tmp_path / "gone.png") == 1
+    monkeypatch.setattr("bcc_ops.models.classifier.load_classifier", lambda path, keep_aspect: pytest.fail("was loaded"))
+    assert run("predict", model, tmp_path / "gone.png", "--keep-aspect") == 1
     assert "gone.png" in error_of(capsys)
 
 
@@ -221,6 +233,8 @@ def test_predict_of_a_file_that_is_not_there_is_one_line_and_loads_no_model(
         ("damaged json", "is not a ModelDocument"),
         ("other classes", "--classes says a, b, but"),
         ("too few classes", "answers for 3 classes, not for benign, malignant"),
+        ("another aspect", "model.json says --no-keep-aspect, not --keep-aspect: leave it out"),
+        ("unknown aspect", "give --keep-aspect if it was trained on images that were padded"),
     ],
 )
 def test_a_model_that_is_not_what_it_should_be_is_one_line(
@@ -236,8 +250,11 @@ def test_a_model_that_is_not_what_it_should_be_is_one_line(
     elif case == "other classes":
         beside(model)
         options = ["--classes", "a,b"]
-    else:
-        options = ["--classes", "benign,malignant"]
+    elif case == "another aspect":
+        beside(model)
+        options = ["--keep-aspect"]
+    elif case == "too few classes":
+        options = ["--classes", "benign,malignant", "--keep-aspect"]
     assert run("predict", model, folder / "benign" / "0.png", *options) == 1
     assert said in error_of(capsys)
 
@@ -248,7 +265,7 @@ def test_predict_is_a_command_of_its_own_and_refuses_a_damaged_model_in_one_line
     damaged = tmp_path / "model.h5"
     damaged.write_bytes(b"\x89HDF\r\n\x1a\n" + b"0" * 500)
     done = subprocess.run(
-        [sys.executable, "-m", "bcc_ops", "predict", damaged, folder / "benign" / "0.png"],
+        [sys.executable, "-m", "bcc_ops", "predict", damaged, folder / "benign" / "0.png", "--no-keep-aspect"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY / "plugins")},
         capture_output=True,
         text=True,

@@ -49,7 +49,7 @@ def gate(verdict: str, metric: float | None) -> GateDocument:
         synthetic=False,
         champion_version=None,
         champion_etag=None,
-        validation_digest="",
+        held_out_digest="",
         holdout_reuse=1,
         evaluation=Reference.of("k", b""),
     )

@@ -72,7 +72,7 @@ def gated(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
         synthetic=True,
         champion_version=None,
         champion_etag=None,
-        validation_digest="",
+        held_out_digest="",
         holdout_reuse=1,
         evaluation=Reference.of("k", b""),
     )
