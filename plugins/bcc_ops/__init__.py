@@ -10,7 +10,7 @@ runs/           documents          the JSON documents of a run, and the referenc
                 tables             the Parquet tables of a run
                 index              which runs there are, and which were assessed
                 previous           what the last assessed run left behind: its split, its contents
-                epochs             history.csv, written as epochs end
+                epochs             the history of a fold's training, one row per epoch
                 record             a run as its documents tell it
                 bundle             a copy of the documents in one object, for the pages
                 history            the runs before this one, one line each
@@ -25,10 +25,12 @@ dataset/        snapshot           a listing as of a moment -> the images of a r
                 image_checks       which images may be used, and why the others may not
                 inspection_cache   what the checks learned of each content, kept between nights
                 near_duplicates    near-duplicates -> groups; one lesion under two labels -> conflict
+                properties         what an image file tells without its content: size, border, colour, compression
+                shortcuts          how well these alone predict the class
                 fingerprints       what is kept of an image to find its near-duplicates
                 similarity         how alike two images are that show the same view
                 drift              do the new images look like the old ones
-                splits             the sticky, group-safe split; class counts and weights
+                splits             the sticky, group-safe split into folds; class counts and weights
                 folder_check       all of this on a labelled folder, without Airflow or S3
                 contact_sheets     the images behind a finding, side by side
                 input_pipeline     images -> tf.data
@@ -37,18 +39,22 @@ models/         model_file         what a model file may contain
                 keras_import       import Keras without what it takes along for nothing
                 classifier         model file + images -> probabilities
                 probabilities      what training and evaluation both compute from probabilities
-                registry           versions and the champion pointer
-                champion           the model in use, loaded if it may be
+                combination        several model files -> one
+                registry           versions, the champion pointer and the anchor
+                champion           the champion and the anchor, loaded if they may be
 training/       architectures      the networks
                 pretrained         the backbone's weights, without PyTorch
                 devices            accelerators, precision, determinism: as they are
                 checkpoints        where an unfinished training survives
                 fit                epochs -> TrainingRecord; resume
                 completed          a training that an earlier attempt finished and could not report
-                run_training       documents of a run in, the contents of history.csv, model.h5 and training.json out
+                run_training       documents of a run in, the contents of a fold's files out
+                combine            the folds' documents in, the contents of model.h5, out_of_fold.parquet and training.json out
 evaluation/     metrics            probabilities -> metrics, with confidence intervals
                 intervals          95 % intervals that keep their word for few images
-                evaluate           challenger and champion on the same images -> EvaluationDocument
+                comparison         the challenger beside another version, by honest answers of both
+                evaluate           out-of-fold answers, comparisons, the file's check -> EvaluationDocument
+                shortcuts          do the answers follow simple properties of the files
                 grad_cam           where a network looked
                 folder             the images of a labelled folder that a model can fairly be evaluated on
                 run_evaluation     documents of a run in, evaluation.json and its predictions out
