@@ -364,8 +364,8 @@ def _file_check(check: FileCheck | None) -> tuple[RuleResult, ...]:
     images = "external test images" if check.external else "images, most of which the folds' models have trained on"
     sentence = (
         f"The model file is {'as good as' if check.passed else 'worse than'} the models that it was made from: log loss "
-        f"{check.file_loss:.3f} and {check.folds_loss:.3f} on {check.images} {images}; both name the same class for "
-        f"{check.agreement:.0%}."
+        f"{check.file_loss:.3f} and {check.folds_loss:.3f} on {check.images} {images}; about own images, both "
+        f"agree in {check.agreement:.0%} (the likeliest class) and {check.calls_agreement:.0%} (at the operating point)."
     )
     if not check.passed:
         sentence += " Train fewer folds, or look at the folds' histories."

@@ -285,7 +285,8 @@ def _external(evaluation: EvaluationDocument) -> str:
         check, images = evaluation.file_check, "images from elsewhere" if evaluation.file_check.external else "images"
         blocks.append(
             f"The model file's log loss is {check.file_loss:.3f} on {check.images} {images}, "
-            f"its folds' models' {check.folds_loss:.3f}; both name the same class for {check.agreement:.0%}."
+            f"its folds' models' {check.folds_loss:.3f}. About own images, both agree in "
+            f"{check.agreement:.0%} (the likeliest class) and {check.calls_agreement:.0%} (at the operating point)."
         )
     return "\n\n".join(blocks)
 
