@@ -99,7 +99,7 @@ def test_an_interrupted_run_is_taken_up_and_ends_in_a_verdict(home: Path) -> Non
     assert not [process for process in started if process.is_running()]
 
     killed = MakeRun(home, PORT=port)
-    killed.wait_for("train_model …", within=600)
+    killed.wait_for("train_model (fold 1) …", within=600)
     assert killed.said("Uploaded nothing") and killed.said("360 were there already")
     left = killed.family()
     killed.process.kill()
