@@ -7,6 +7,7 @@ S3 is the only way in.
 
 from __future__ import annotations
 
+import atexit
 import base64
 import ipaddress
 import json
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -36,7 +37,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 START_SCRIPT = Path(__file__).resolve().parents[1] / "deploy" / "seaweedfs" / "start.sh"
 READY_WITHIN = 30.0
-_reservations: list[socket.socket] = []
+_reservations = ExitStack()
+atexit.register(_reservations.close)
 
 
 class ServerError(RuntimeError):
@@ -68,7 +70,7 @@ def _reserve(port: int) -> bool:
     except OSError:
         reservation.close()
         return False
-    _reservations.append(reservation)
+    _reservations.enter_context(reservation)
     return True
 
 
