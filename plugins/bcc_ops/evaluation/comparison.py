@@ -88,11 +88,15 @@ class LabelledImages:
         columns = ([r.key for r in rows], [r.label for r in rows], [r.group for r in rows], [paths[r.key] for r in rows])
         return cls(*(tuple(column) for column in columns))  # type: ignore[arg-type]
 
+    def places(self, count: int) -> Ints:
+        """Return the places of `count` of the images, evenly spread; of all of them if there are no more."""
+        return np.unique(np.linspace(0, len(self.keys) - 1, min(count, len(self.keys))).round().astype(np.int64))
+
     def first(self, count: int) -> LabelledImages:
-        """Return `count` of the images, evenly spread; all of them if there are no more."""
-        chosen = np.unique(np.linspace(0, len(self.keys) - 1, count).round().astype(int)) if len(self.keys) > count else None
-        if chosen is None:
+        """Return the images of `places(count)`."""
+        if len(self.keys) <= count:
             return self
+        chosen = self.places(count)
         columns = (self.keys, self.labels, self.groups, self.paths)
         return LabelledImages(*(tuple(column[place] for place in chosen) for column in columns))
 

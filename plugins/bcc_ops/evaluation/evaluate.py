@@ -137,7 +137,7 @@ def evaluate(
     sample = LabelledImages.of_rows(rows, inputs.images.paths).first(FILE_SAMPLE)
     external = inputs.external if inputs.external is not None and inputs.external.keys else None
     elsewhere = score(models.file, external, plan) if external else None
-    file = _AskedFile(models.file, plan, sample, score(models.file, sample, plan), external, elsewhere)
+    file = _AskedFile(plan, sample, score(models.file, sample, plan), external, elsewhere)
     answers["file"] = _of_sample(rows, sample, file.own)
     folds = [_AskedFold.ask(fold, load(), file) for fold, load in models.folds.items()]
     _require_own_answers(inputs, sample, folds)
@@ -167,7 +167,6 @@ def evaluate(
 class _AskedFile:
     """The challenger's file, and what it answers about images of the run and from elsewhere."""
 
-    model: PredictsImages
     plan: EvaluationPlan
     sample: LabelledImages
     own: Scores
@@ -254,9 +253,9 @@ def _external(file: _AskedFile, challenger: ScoredModel, champion: ChampionModel
 
 def _check_file(file: _AskedFile, folds: Sequence[_AskedFold], threshold: float | None) -> FileCheck:
     """Compare the file with the models that it is made from: answers about own images, and the loss on those from elsewhere."""
-    plan, external = file.plan, file.external is not None
-    elsewhere = file.external.first(MOST_CHECKED) if file.external is not None else None
-    compared = file.own if elsewhere is None else score(file.model, elsewhere, plan)
+    plan, external, compared = file.plan, file.external is not None, file.own
+    if file.external is not None and file.elsewhere is not None:
+        compared = file.elsewhere.subset(np.isin(np.arange(len(file.external.keys)), file.external.places(MOST_CHECKED)))
     answers = [fold.own.probabilities if fold.elsewhere is None else fold.elsewhere.probabilities for fold in folds]
     losses = cross_entropies(compared.probabilities, compared.labels)
     of_folds = np.mean([cross_entropies(each, compared.labels) for each in answers], axis=0)

@@ -43,11 +43,11 @@ class CombineFoldsOperator(BccOperator):
         run = self.load_run(self.run, context)
         if self.promoted(run.paths) is not None:
             return self.store.reference(run.paths.document("training.json")).to_xcom()
-        folds = sorted((self.store.load(FoldDocument, dict(fold)) for fold in self.folds), key=lambda fold: fold.fold)
-        for fold, reference in zip(
-            folds, sorted((Reference.model_validate(dict(fold)) for fold in self.folds), key=lambda named: named.key)
-        ):
-            run.require_own(fold_file(fold.fold, "json"), reference)
+        folds = []
+        for reference in self.folds:
+            folds.append(self.store.load(FoldDocument, dict(reference)))
+            run.require_own(fold_file(folds[-1].fold, "json"), Reference.model_validate(dict(reference)))
+        folds.sort(key=lambda fold: fold.fold)
         wanted = self.load_document(SplitDocument, run, self.split).held_out(run.config.folds)
         if len(folds) != len(wanted):
             raise ArtifactError(f"{len(folds)} models of {len(wanted)} folds were handed in: clear train_model")

@@ -34,11 +34,11 @@ class SplitDatasetOperator(BccOperator):
     def work(self, context: Context) -> list[int]:
         """Split the run's images."""
         run = self.load_run(self.run, context)
-        reference = self._split(run)
+        reference, document = self._split(run)
         context["ti"].xcom_push(key="split", value=reference.to_xcom())
-        return self.store.load(SplitDocument, reference.to_xcom()).held_out(run.config.folds)
+        return document.held_out(run.config.folds)
 
-    def _split(self, run: Run) -> Reference:
+    def _split(self, run: Run) -> tuple[Reference, SplitDocument]:
         from bcc_ops.dataset.splits import describe_split, split_images, split_is_made_of
         from bcc_ops.runs.previous import assigned_before, read_contents
         from bcc_ops.runs.tables import AssignmentRow, SplitRow, write_rows
@@ -69,10 +69,10 @@ class SplitDatasetOperator(BccOperator):
             assignments=assignments,
         )
         self.log.info("counts %s, weights %s, %d carried forward", document.counts, document.weights, split.carried_forward)
-        return self.store.save(run.paths.document("split.json"), document)
+        return self.store.save(run.paths.document("split.json"), document), document
 
-    def _kept(self, key: str, made_of: str) -> Reference | None:
-        """Return the reference to the split that this run made before of the same images, if it did.
+    def _kept(self, key: str, made_of: str) -> tuple[Reference, SplitDocument] | None:
+        """Return the split that this run made before of the same images, and the reference to it, if it did.
 
         Later runs carried it forward and a model may have been trained on it, so doing the task again must not change it.
         """
@@ -87,4 +87,4 @@ class SplitDatasetOperator(BccOperator):
         except (ObjectNotFound, ArtifactError):
             return None
         self.log.info("this run made its split before, of the same images and parameters: it is kept")
-        return Reference.of(key, content)
+        return Reference.of(key, content), document
