@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcc_ops.dataset.near_duplicates import group_contents
+from bcc_ops.dataset.splits import patient_reader
 from bcc_ops.runs.documents import Estimate, ShortcutFinding
 from bcc_ops.runs.tables import ContentRow
 
@@ -171,12 +172,11 @@ def _groups(rows: Sequence[ContentRow], patient_pattern: str) -> dict[str, str]:
     """Return key -> group: near-duplicates, joined if they are of one patient."""
     first: dict[tuple[str, str], str] = {}
     links: dict[tuple[str, str], str] = {}
-    patient = re.compile(patient_pattern) if patient_pattern else None
+    patient = patient_reader(patient_pattern)
     for row in rows:
         ties = [("near-duplicates", row.group)]
-        found = patient.search(row.key) if patient else None
-        if found and found.group(1):
-            ties.append(("patient", found.group(1)))
+        if name := patient(row.key):
+            ties.append(("patient", name))
         for tie in ties:
             links[(first.setdefault(tie, row.key), row.key)] = tie[0]
     return group_contents(sorted(row.key for row in rows), links)[0]

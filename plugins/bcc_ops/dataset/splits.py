@@ -112,7 +112,7 @@ def split_images(
     """
     usable = sorted((image for image in images if not image.refused), key=lambda image: image.key)
     known = _Assigned(fold_older(assigned))
-    patient = _patient_reader(config.patient_pattern)
+    patient = patient_reader(config.patient_pattern)
     groups = _group_images(usable, known, patient)
     placed: dict[str, int] = {}
     for group in groups:
@@ -235,11 +235,11 @@ def group_images(images: Sequence[ContentRow], patient_pattern: str) -> dict[str
         images: usable ones, as the image checks saw them.
         patient_pattern: the run's parameter.
     """
-    groups = _group_images(images, _Assigned(()), _patient_reader(patient_pattern))
+    groups = _group_images(images, _Assigned(()), patient_reader(patient_pattern))
     return {image.key: group.name for group in groups for image in group.images}
 
 
-def _patient_reader(pattern: str) -> Callable[[str], str | None]:
+def patient_reader(pattern: str) -> Callable[[str], str | None]:
     """Return a function from a key to the patient whose image it is; None if the pattern does not tell."""
     compiled = re.compile(pattern) if pattern else None
 

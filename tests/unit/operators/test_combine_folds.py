@@ -15,7 +15,7 @@ from airflow.sdk import DAG
 
 from bcc_ops.config import Settings
 from bcc_ops.operators.combine_folds import CombineFoldsOperator
-from bcc_ops.runs.documents import FoldDocument, Reference, TrainingDocument
+from bcc_ops.runs.documents import Reference, TrainingDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import fold_file
 from bcc_ops.runs.tables import SplitRow, read_answers, write_answers
@@ -24,6 +24,7 @@ from tests.unit.report.samples import (
     PATHS,
     RUN_ID,
     config_document,
+    fold_document,
     promotion_document,
     run_handle,
     snapshot_document,
@@ -43,39 +44,9 @@ def put_fold(store: ObjectStore, fold: int, split: Reference, **changes: Any) ->
     row = SplitRow(f"{fold}.png", f"bytes-{fold}", "benign", "g", fold)
     contents = {"h5": file.getvalue(), "csv": b"", "parquet": write_answers([row], CLASSES, np.array([[0.5, 0.25, 0.25]]))}
     stored = {ending: store.put_referenced(PATHS.document(fold_file(fold, ending)), held) for ending, held in contents.items()}
-    fields: dict[str, Any] = {
-        "fold": fold,
-        "preset": "transfer",
-        "architecture": "efficientnet_lite0",
-        "weights": "imagenet",
-        "classes": CLASSES,
-        "image_size": 256,
-        "preprocessing": "inside the model",
-        "parameters": 1,
-        "seed": 1,
-        "deterministic": True,
-        "determinism_note": None,
-        "mixed_precision": False,
-        "xla": "off",
-        "versions": {},
-        "devices": ("CPU: 2 cores",),
-        "host": "worker-1",
-        "images": 2,
-        "epochs": 1,
-        "resumed_after_epochs": (),
-        "seconds": 1.0,
-        "seconds_per_epoch": 1.0,
-        "images_per_second": 1.0,
-        "peak_memory_mb": 1.0,
-        "snapshot_digest": "d" * 64,
-        "config_digest": "c" * 64,
-        "split": split,
-        "synthetic": False,
-        "history": stored["csv"],
-        "answers": stored["parquet"],
-        "model": stored["h5"],
-    }
-    return store.save(PATHS.document(fold_file(fold, "json")), FoldDocument(**{**fields, **changes})).to_xcom()
+    files = {"history": stored["csv"], "answers": stored["parquet"], "model": stored["h5"]}
+    document = fold_document(fold, **{"split": split, **files, **changes})
+    return store.save(PATHS.document(fold_file(fold, "json")), document).to_xcom()
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from bcc_ops.runs.documents import (
     EvaluationDocument,
     ExternalEvaluation,
     FileCheck,
+    FoldDocument,
     FoldSummary,
     FollowedShortcut,
     GateDocument,
@@ -230,23 +231,51 @@ def fold_summary(fold: int, **changes: Any) -> FoldSummary:
     return FoldSummary(**{**fields, **changes})
 
 
+TRAINED_AS: dict[str, Any] = {
+    "preset": "transfer",
+    "architecture": "efficientnet_lite0",
+    "weights": "imagenet",
+    "classes": CLASSES,
+    "image_size": 256,
+    "preprocessing": "raw 0-255 RGB, 256 x 256, antialiased bilinear",
+    "parameters": 3_417_035,
+    "seed": 20261122,
+    "deterministic": True,
+    "determinism_note": None,
+    "mixed_precision": False,
+    "xla": "off",
+    "versions": {"python": "3.11.2", "tensorflow": "2.21.0", "keras": "3.13.1"},
+    "devices": ("CPU: 2 cores",),
+    "host": "worker-1",
+    "snapshot_digest": "d" * 64,
+    "config_digest": "c" * 64,
+    "synthetic": False,
+}
+"""What the documents of a fold's model and of the file made from all of them have in common."""
+
+
+def fold_document(fold: int, **changes: Any) -> FoldDocument:
+    fields: dict[str, Any] = {
+        **TRAINED_AS,
+        "fold": fold,
+        "images": 493,
+        "epochs": 12,
+        "resumed_after_epochs": (),
+        "seconds": 498.0,
+        "seconds_per_epoch": 41.5,
+        "images_per_second": 12.0,
+        "peak_memory_mb": 2210.0,
+        "split": reference("split.json"),
+        "history": reference(f"fold-{fold}.csv"),
+        "answers": reference(f"fold-{fold}.parquet"),
+        "model": reference(f"fold-{fold}.h5"),
+    }
+    return FoldDocument(**{**fields, **changes})
+
+
 def training_document(**changes: Any) -> TrainingDocument:
     fields: dict[str, Any] = {
-        "preset": "transfer",
-        "architecture": "efficientnet_lite0",
-        "weights": "imagenet",
-        "classes": CLASSES,
-        "image_size": 256,
-        "preprocessing": "raw 0-255 RGB, 256 x 256, antialiased bilinear",
-        "parameters": 3_417_035,
-        "seed": 20261122,
-        "deterministic": True,
-        "determinism_note": None,
-        "mixed_precision": False,
-        "xla": "off",
-        "versions": {"python": "3.11.2", "tensorflow": "2.21.0", "keras": "3.13.1"},
-        "devices": ("CPU: 2 cores",),
-        "host": "worker-1",
+        **TRAINED_AS,
         "folds": tuple(fold_summary(fold) for fold in FOLDS),
         "images": 617,
         "combined": "average of the weights of 5 models",
@@ -254,9 +283,6 @@ def training_document(**changes: Any) -> TrainingDocument:
         "epochs": 12,
         "seconds": 2490.0,
         "peak_memory_mb": 2210.0,
-        "snapshot_digest": "d" * 64,
-        "config_digest": "c" * 64,
-        "synthetic": False,
         "model": reference("model.h5"),
     }
     return TrainingDocument(**{**fields, **changes})

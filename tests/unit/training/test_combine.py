@@ -15,7 +15,7 @@ from bcc_ops.runs.paths import fold_file
 from bcc_ops.runs.tables import SplitRow, read_answers, write_answers
 from bcc_ops.training import combine
 from bcc_ops.training.combine import Combined, combine_folds
-from tests.unit.report.samples import CLASSES, PATHS, reference
+from tests.unit.report.samples import CLASSES, PATHS, fold_document, reference
 
 IMAGES = {1: 3, 2: 2, 3: 4}
 """How many images each fold has."""
@@ -48,20 +48,7 @@ def weight(content: bytes) -> float:
 
 
 def document(fold: int, **changes: Any) -> FoldDocument:
-    fields: dict[str, Any] = {
-        "fold": fold,
-        "preset": "transfer",
-        "architecture": "efficientnet_lite0",
-        "weights": "imagenet",
-        "classes": CLASSES,
-        "image_size": 256,
-        "preprocessing": "inside the model: it takes raw 0-255 RGB pixels",
-        "parameters": 3_417_035,
-        "seed": 20261122,
-        "deterministic": True,
-        "determinism_note": None,
-        "mixed_precision": False,
-        "xla": "off",
+    own: dict[str, Any] = {
         "versions": {"python": "3.11.2"},
         "devices": (f"CPU: {fold} cores",),
         "host": f"worker-{fold % 2}",
@@ -72,15 +59,10 @@ def document(fold: int, **changes: Any) -> FoldDocument:
         "seconds_per_epoch": 4.0 * fold,
         "images_per_second": 20.0,
         "peak_memory_mb": 2000.0 + fold,
-        "snapshot_digest": "d" * 64,
-        "config_digest": "c" * 64,
-        "split": reference("split.json"),
-        "synthetic": False,
-        "history": reference(fold_file(fold, "csv")),
         "answers": Reference.of(PATHS.document(fold_file(fold, "parquet")), answers(fold)),
         "model": Reference.of(PATHS.document(fold_file(fold, "h5")), model(fold)),
     }
-    return FoldDocument(**{**fields, **changes})
+    return fold_document(fold, **{**own, **changes})
 
 
 def combined(*folds: int, **changes: Any) -> Combined:
