@@ -94,3 +94,11 @@ def test_the_digest_of_a_value_does_not_depend_on_the_order_of_keys() -> None:
 )
 def test_an_estimate_is_spelled_in_one_way(estimate: Estimate, spec: str, text: str) -> None:
     assert format(estimate, spec) == text
+
+
+def test_a_fold_without_an_image_is_not_held_out() -> None:
+    """Its model could be asked about nothing: a few groups do not fill five folds."""
+    some, none = {"benign": 1, "malignant": 2}, {"benign": 0, "malignant": 0}
+    split = split_document(counts={1: some, 2: some, 3: none, 4: some, 5: none})
+    assert [split.held_out(folds) for folds in (1, 3, 5)] == [[1], [1, 2], [1, 2, 4]]
+    assert split_document(counts={0: some, 1: some}).held_out(5) == [1]
