@@ -30,6 +30,11 @@ LONGEST_PAUSE = 600.0
 SHORTEST_PAUSE = 0.5
 """Seconds between two looks, at least, where the interval is no shorter."""
 
+IDLE_PART = 5
+"""While nothing is new, a pause is the time since the last change divided by this: 100,000 images are 100 requests a listing."""
+LONGEST_IDLE_PAUSE = 1200.0
+"""Seconds between two looks while nothing is new, at most."""
+
 SETTLING_INTERVAL = 10.0
 """Seconds between two looks while a worker waits for images to settle again."""
 
@@ -55,7 +60,7 @@ class ArrivalWatch:
             taken up what the event announced.
         known: digests of listings that do not justify a run -> why not, as the end of a sentence.
         digest, unchanged_since: the last look's, and since when it is known to be so.
-        failures, not_before: failed looks in a row, and when to look again.
+        failures, not_before: failed looks in a row, and when to look again; None for the next interval.
         idle: whether the last look found nothing that a run could be about.
         arriving: whether images were still arriving when the waiting time ended.
         ignored: what the last look ignored, as the end of a message; "" if nothing.
@@ -98,7 +103,20 @@ class ArrivalWatch:
         self.ignored = describe_ignored(listing.ignored)
         if listing.digest != self.digest:
             self.digest, self.unchanged_since = listing.digest, now
-        return self._conclude(listing, now)
+        finding = self._conclude(listing, now)
+        if self.idle:
+            self.not_before = min(now + self._idle_pause(now), self.deadline)
+        return finding
+
+    def _idle_pause(self, now: datetime) -> timedelta:
+        assert self.unchanged_since is not None
+        quiet = (now - self.unchanged_since).total_seconds()
+        return timedelta(seconds=max(self.poke_interval, min(quiet / IDLE_PART, LONGEST_IDLE_PAUSE)))
+
+    def hurry(self) -> None:
+        """Look without waiting for the end of an idle pause: somebody else waits for the answer."""
+        if not self.failures:
+            self.not_before = None
 
     def _conclude(self, listing: Listing, now: datetime) -> Finding:
         assert self.digest is not None and self.unchanged_since is not None
@@ -129,8 +147,16 @@ class ArrivalWatch:
             raise error
         self.not_before = now + timedelta(seconds=min(self.poke_interval * 2**self.failures, LONGEST_PAUSE))
 
+    def is_due(self, now: datetime) -> bool:
+        """Tell whether it is time to look, and no idle pause or back-off goes on."""
+        return self.not_before is None or now >= self.not_before
+
     def pause(self, now: datetime) -> float:
-        """Return the seconds until the next look: the interval, less where a settling or the deadline comes first."""
+        """Return the seconds until the next look.
+
+        That is the interval, longer while nothing is new or the store fails, and less where a settling or the deadline comes
+        first.
+        """
         if self.not_before is not None:
             return max(0.0, (self.not_before - now).total_seconds())
         ends = [self.deadline]
@@ -245,7 +271,7 @@ class ArrivalCheck:
             StorageError: S3 failed, and looking again has no hope left.
         """
         now = utc_now()
-        if watch.not_before is not None and now < watch.not_before:
+        if not watch.is_due(now):
             return None
         try:
             listing = list_images(self.store, self.rules)

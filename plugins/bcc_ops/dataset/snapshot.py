@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from fnmatch import translate
@@ -130,13 +130,13 @@ class ListingBuilder:
             self.add({**entry, "DeleteMarker": True})
 
     def build(self) -> Listing:
-        """Return the listing of everything that was added."""
+        """Return the listing of everything that was added. The builder is empty afterwards: it would hold it all twice."""
         from bcc_ops.runs.tables import ImageRow
 
         images: list[ImageRow] = []
         newest: datetime | None = None
         for key in sorted(self._seen):
-            moment, _, present, size, etag, version = self._seen[key]
+            moment, _, present, size, etag, version = self._seen.pop(key)
             label, reason = self._judge(key, size if present else 1)
             if label is None:
                 if present:
@@ -214,30 +214,42 @@ def digest_of_images(images: Iterable[ImageRow]) -> str:
 
 
 def compare(before: Iterable[ImageRow], now: Iterable[ImageRow]) -> SnapshotChange:
-    """Return what differs between two snapshots: keys that came, keys that went, and keys with another content."""
-    gone = {image.key: identity(image) for image in before}
+    """Return what differs between two snapshots: keys that came, keys that went, and keys with another content.
+
+    Args:
+        before, now: sorted by key. They are walked through side by side, and not held.
+    """
     counts: dict[Literal["added", "changed", "removed"], int] = {"added": 0, "changed": 0, "removed": 0}
     examples: dict[Literal["added", "changed", "removed"], list[str]] = {"added": [], "changed": [], "removed": []}
-
-    def count(kind: Literal["added", "changed", "removed"], key: str) -> None:
+    for was, image in side_by_side(before, now):
+        if was is not None and image is not None and identity(was) == identity(image):
+            continue
+        kind: Literal["added", "changed", "removed"] = "added" if was is None else "removed" if image is None else "changed"
         counts[kind] += 1
         if len(examples[kind]) < EXAMPLES:
-            examples[kind].append(key)
-
-    for image in now:
-        was = gone.pop(image.key, None)
-        if was is None:
-            count("added", image.key)
-        elif was != identity(image):
-            count("changed", image.key)
-    for key in sorted(gone):
-        count("removed", key)
+            examples[kind].append((was or image).key)  # type: ignore[union-attr]  # one of them is there
     return SnapshotChange(
         added=counts["added"],
         changed=counts["changed"],
         removed=counts["removed"],
         examples={kind: tuple(keys) for kind, keys in examples.items()},
     )
+
+
+def side_by_side(before: Iterable[ImageRow], now: Iterable[ImageRow]) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
+    """Yield each key's image in either of two snapshots, None where it is not there. Both are sorted by key."""
+    ours, theirs = iter(before), iter(now)
+    was, image = next(ours, None), next(theirs, None)
+    while was is not None or image is not None:
+        if image is None or (was is not None and was.key < image.key):
+            yield was, None
+            was = next(ours, None)
+        elif was is None or image.key < was.key:
+            yield None, image
+            image = next(theirs, None)
+        else:
+            yield was, image
+            was, image = next(ours, None), next(theirs, None)
 
 
 def moment_of(now: datetime, newest: datetime | None) -> datetime:
@@ -276,14 +288,13 @@ class PreviousSnapshot:
         """The digest of its images; None if there is none."""
         return self.document.digest if self.document else None
 
-    @cached_property
-    def images(self) -> list[ImageRow]:
-        """Its images; read on first use, since most nights need only the digest."""
-        return read_images(self.store, self.document) if self.document else []
+    def images(self) -> Iterator[ImageRow]:
+        """Yield its images, sorted by key; read when asked for, since most nights need only the digest."""
+        return iterate_images(self.store, self.document) if self.document else iter(())
 
     def change_to(self, listing: Listing) -> SnapshotChange | None:
         """Return what differs in `listing`; None if there is no previous snapshot."""
-        return compare(self.images, listing.images) if self.document else None
+        return compare(self.images(), listing.images) if self.document else None
 
 
 def write_images(images: Iterable[ImageRow]) -> bytes:
@@ -298,6 +309,13 @@ def read_images(store: ObjectStore, document: SnapshotDocument) -> list[ImageRow
     from bcc_ops.runs.tables import ImageRow, read_rows
 
     return read_rows(ImageRow, store.get_referenced(document.images))
+
+
+def iterate_images(store: ObjectStore, document: SnapshotDocument) -> Iterator[ImageRow]:
+    """Yield the rows of a snapshot's images.parquet without holding all of them."""
+    from bcc_ops.runs.tables import ImageRow, iterate_rows
+
+    return iterate_rows(ImageRow, store.get_referenced(document.images))
 
 
 def saved_snapshot(store: ObjectStore, artifacts_prefix: str, run_id: str) -> tuple[RunPaths, SnapshotDocument] | None:
@@ -368,12 +386,14 @@ def describe_snapshot(
 
 def _check_removed(listing: Listing, previous: PreviousSnapshot, allowed: float) -> None:
     """Compare by key and by content (ETag): an image that was renamed is not gone."""
-    keys, contents = {image.key for image in listing.images}, {image.etag for image in listing.images}
-    gone = [image.key for image in previous.images if image.key not in keys and image.etag not in contents]
-    if len(gone) <= allowed * len(previous.images):
+    missing = [was for was, image in side_by_side(previous.images(), listing.images) if was is not None and image is None]
+    contents = {image.etag for image in listing.images} if missing else set()
+    gone = [image.key for image in missing if image.etag not in contents]
+    before = previous.document.total if previous.document else 0
+    if len(gone) <= allowed * before:
         return
     raise TooManyRemoved(
-        f"{len(gone)} of the {len(previous.images)} images of the previous run are gone ({', '.join(gone[:EXAMPLES])}, …), more "
+        f"{len(gone)} of the {before} images of the previous run are gone ({', '.join(gone[:EXAMPLES])}, …), more "
         f"than max_removed_fraction = {allowed:g} allows. Restore them, or if they were meant to go, start a run with a higher "
         "max_removed_fraction by hand"
     )

@@ -7,8 +7,9 @@ may be missing at the end: older releases did not write it.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -106,6 +107,9 @@ _TYPES: Mapping[Any, pa.DataType] = {
 
 Row = TypeVar("Row", bound=NamedTuple)
 
+_ROWS_AT_ONCE = 50_000
+"""Rows whose values are Python objects at the same time, while a table is written or read row by row."""
+
 
 def _schema(row_type: type[Row]) -> pa.Schema:
     return pa.schema([(name, _TYPES[annotation]) for name, annotation in _annotations(row_type).items()])
@@ -117,10 +121,12 @@ def _annotations(row_type: type[Row]) -> dict[str, str]:
 
 def write_rows(row_type: type[Row], rows: Iterable[Row]) -> bytes:
     """Return the rows as a Parquet file. The same rows give the same bytes."""
-    columns = list(zip(*rows)) or [()] * len(row_type._fields)
-    schema = _schema(row_type)
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema)]
-    return _to_bytes(pa.Table.from_arrays(arrays, schema=schema))
+    schema, sink, remaining = _schema(row_type), io.BytesIO(), iter(rows)
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        while part := list(islice(remaining, _ROWS_AT_ONCE)):
+            arrays = [pa.array(column, type=field.type) for column, field in zip(zip(*part), schema)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+    return sink.getvalue()
 
 
 def read_rows(row_type: type[Row], content: bytes) -> list[Row]:
@@ -129,12 +135,30 @@ def read_rows(row_type: type[Row], content: bytes) -> list[Row]:
     Raises:
         ArtifactError: it is no Parquet file, or has other columns, or an older one has a partition that never was.
     """
-    table = _folds_of_partitions(_from_bytes(content))
-    columns = tuple(RENAMED_FIELDS.get(name, name) for name in table.column_names)
+    return list(iterate_rows(row_type, content))
+
+
+def iterate_rows(row_type: type[Row], content: bytes) -> Iterator[Row]:
+    """Yield the rows of a Parquet file that `write_rows` wrote, without holding all of them.
+
+    Raises:
+        ArtifactError: as in `read_rows`.
+    """
+    try:
+        file = pq.ParquetFile(io.BytesIO(content))
+        _check_columns(row_type, file.schema_arrow.names)
+        for batch in file.iter_batches(_ROWS_AT_ONCE):
+            table = _folds_of_partitions(pa.Table.from_batches([batch]))
+            yield from (row_type(*values) for values in zip(*(column.to_pylist() for column in table.columns)))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ArtifactError(f"no Parquet file: {error}") from None
+
+
+def _check_columns(row_type: type[Row], names: Sequence[str]) -> None:
+    columns = tuple("fold" if name == "partition" else RENAMED_FIELDS.get(name, name) for name in names)
     absent = row_type._fields[len(columns) :]
     if columns + absent != row_type._fields or not set(absent) <= set(row_type._field_defaults):
         raise ArtifactError(f"the table has the columns {list(columns)}, not {list(row_type._fields)}")
-    return [row_type(*values) for values in zip(*(column.to_pylist() for column in table.columns))]
 
 
 def _folds_of_partitions(table: pa.Table) -> pa.Table:

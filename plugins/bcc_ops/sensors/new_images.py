@@ -38,7 +38,7 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
 
     Args:
         deferrable: wait in the triggerer, without a worker; otherwise by poking.
-        poke_interval: seconds between two looks.
+        poke_interval: seconds between two looks. While nothing is new, the pauses grow; see `ArrivalWatch.pause`.
     """
 
     def __init__(self, *, deferrable: bool = True, **kwargs: Any) -> None:
@@ -64,8 +64,11 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
+        another_run_waits = self._watch.idle and queued_runs(self.dag_id) > 0
+        if another_run_waits:
+            self._watch.hurry()
         arrivals = self._arrival_check(context).advance(self._watch)
-        if arrivals is None and self._watch.idle and queued_runs(self.dag_id):
+        if arrivals is None and self._watch.idle and another_run_waits:
             raise exceptions.NothingNew(GAVE_WAY)
         return PokeReturnValue(arrivals is not None, arrivals and arrivals.to_xcom())
 

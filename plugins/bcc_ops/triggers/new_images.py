@@ -60,7 +60,12 @@ class NewImagesTrigger(BaseTrigger):
         """
         watch = ArrivalWatch.from_dict(self.watch)
         while True:
-            await asyncio.sleep(watch.pause(utc_now()))
+            await asyncio.sleep(min(watch.pause(utc_now()), watch.poke_interval))
+            another_run_waits = watch.idle and await self._another_run_waits()
+            if another_run_waits:
+                watch.hurry()
+            if not watch.is_due(utc_now()):
+                continue
             try:
                 try:
                     listing = await self._list()
@@ -77,7 +82,7 @@ class NewImagesTrigger(BaseTrigger):
                 return
             finally:
                 self.watch = watch.to_dict()
-            if watch.idle and await self._another_run_waits():
+            if watch.idle and another_run_waits:
                 yield TriggerEvent({"watch": watch.to_dict(), "gives_way": True})
                 return
             self.log.info("%d images, digest %.12s: waiting", len(listing.images), listing.digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -132,7 +133,7 @@ def test_a_look_that_succeeds_forgives_the_failures_before() -> None:
     waiting = watch(images("a"))
     waiting.failed(StorageUnavailable("no answer"), at(0))
     waiting.look(images("a"), at(60))
-    assert (waiting.failures, waiting.not_before) == (0, None)
+    assert (waiting.failures, waiting.pause(at(60))) == (0, 30)
 
 
 def test_what_no_repetition_mends_is_told_at_once() -> None:
@@ -148,3 +149,47 @@ def test_the_next_look_comes_when_something_is_due() -> None:
     assert waiting.pause(at(59.9)) == 0.5
     assert waiting.pause(at(95)) == 5
     assert waiting.pause(at(200)) == 30
+
+
+def idle_looks(waiting: ArrivalWatch, begin: float = 0) -> list[float]:
+    """Play an idle night: when the listing is looked at, in seconds."""
+    looks, now = [], begin
+    while True:
+        looks.append(now)
+        try:
+            waiting.look(images("a"), at(now))
+        except NothingNew:
+            return looks
+        now += waiting.pause(at(now))
+
+
+def test_an_idle_night_of_six_hours_lists_at_most_40_times_with_what_the_worker_looks() -> None:
+    waiting = watch(images("a"), wait=6 * 3600)
+    waiting.poke_interval = 60
+    looks = idle_looks(waiting)
+    assert looks[-1] == 6 * 3600
+    assert len(looks) + 1 <= 40  # the worker looks once more when the waiting is over
+    assert looks[:4] == [0, 60, 120, 180]
+    assert max(later - sooner for sooner, later in itertools.pairwise(looks)) <= 1201
+
+
+def test_pauses_begin_anew_when_something_changed() -> None:
+    waiting = watch(images("a"), images("a", "b"), wait=6 * 3600)
+    idle_until = 0.0
+    while idle_until < 3600:
+        waiting.look(images("a"), at(idle_until))
+        idle_until += waiting.pause(at(idle_until))
+    assert waiting.pause(at(idle_until)) == 0
+    waiting.look(images("a", "b"), at(idle_until))
+    assert waiting.pause(at(idle_until)) == 30
+
+
+def test_an_idle_pause_ends_early_for_another_run_and_a_back_off_does_not() -> None:
+    waiting = watch(images("a"), wait=6 * 3600)
+    waiting.look(images("a"), at(0))
+    assert not waiting.is_due(at(10))
+    waiting.hurry()
+    assert waiting.is_due(at(10))
+    waiting.failed(StorageUnavailable("no answer"), at(10))
+    waiting.hurry()
+    assert not waiting.is_due(at(20))

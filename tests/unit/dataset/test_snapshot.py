@@ -178,6 +178,22 @@ def test_what_changed_is_counted_by_kind() -> None:
     assert change.examples == {"added": ("x", "y"), "changed": ("c", "d"), "removed": ("a",)}
 
 
+@given(
+    st.dictionaries(st.text("abc", max_size=3), st.sampled_from("12")),
+    st.dictionaries(st.text("abc", max_size=3), st.sampled_from("12")),
+)
+def test_walking_side_by_side_sees_what_a_lookup_sees(before: dict[str, str], now: dict[str, str]) -> None:
+    change = compare(
+        [row(key, etag) for key, etag in sorted(before.items())], [row(key, etag) for key, etag in sorted(now.items())]
+    )
+    changed = sum(before[key] != now[key] for key in before.keys() & now.keys())
+    assert (change.added, change.changed, change.removed) == (
+        len(now.keys() - before.keys()),
+        changed,
+        len(before.keys() - now.keys()),
+    )
+
+
 def test_the_moment_of_a_listing_has_whole_seconds_and_holds_all_that_it_saw() -> None:
     assert moment_of(NOON, None) == NOON
     assert moment_of(NOON + timedelta(microseconds=1), None) == NOON + timedelta(seconds=1)

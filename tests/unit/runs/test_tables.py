@@ -15,6 +15,7 @@ from bcc_ops.runs.tables import (
     ContentRow,
     ImageRow,
     SplitRow,
+    iterate_rows,
     read_answers,
     read_predictions,
     read_rows,
@@ -32,6 +33,15 @@ SPLIT = SplitRow("k", "0" * 64, "benign", "g", 3, "pixels")
 def test_rows_come_back_as_they_were(row: ImageRow | ContentRow | SplitRow) -> None:
     assert read_rows(type(row), write_rows(type(row), [row, row])) == [row, row]
     assert read_rows(type(row), write_rows(type(row), [])) == []
+
+
+def test_rows_are_written_and_read_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bcc_ops.runs.tables._ROWS_AT_ONCE", 2)
+    rows = [SPLIT._replace(key=str(number)) for number in range(5)]
+    content = write_rows(SplitRow, iter(rows))
+    assert pq.ParquetFile(io.BytesIO(content)).num_row_groups == 3
+    reading = iterate_rows(SplitRow, content)
+    assert [next(reading), *reading] == rows
 
 
 def test_the_same_rows_give_the_same_bytes() -> None:
