@@ -7,8 +7,9 @@ scans are cropped, shifted and scaled, never turned, and an upright descriptor t
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import imagehash
@@ -33,6 +34,18 @@ _SMALL = 256
 Gray = npt.NDArray[np.uint8]
 
 
+class Features(NamedTuple):
+    """An image's local features.
+
+    Attributes:
+        points: float32 (n, 3), of each one x, y and scale, in pixels of the image.
+        descriptors: uint8 (n, 32), of each one its 256 bits.
+    """
+
+    points: npt.NDArray[np.float32]
+    descriptors: npt.NDArray[np.uint8]
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """One image's.
@@ -40,14 +53,18 @@ class Fingerprint:
     Attributes:
         pixels: sha256 over shape and pixels, in hex.
         hash: 64-bit perceptual hash (DCT), 8 bytes.
-        points: float32 (n, 3), of each local feature x, y and scale, in pixels of the image.
-        descriptors: uint8 (n, 32), of each local feature its 256 bits.
+        features: returns the local features. They are 13 kB an image, so they may come from a file when they are asked for.
     """
 
     pixels: str
     hash: bytes
-    points: npt.NDArray[np.float32]
-    descriptors: npt.NDArray[np.uint8]
+    features: Callable[[], Features]
+
+    @classmethod
+    def of(cls, pixels: str, hash_: bytes, points: npt.NDArray[np.float32], descriptors: npt.NDArray[np.uint8]) -> Fingerprint:
+        """Return one that holds its features in memory."""
+        features = Features(points, descriptors)
+        return cls(pixels, hash_, lambda: features)
 
 
 def fingerprint(rgb: npt.NDArray[np.uint8], gray: Gray) -> Fingerprint:
@@ -60,7 +77,7 @@ def fingerprint(rgb: npt.NDArray[np.uint8], gray: Gray) -> Fingerprint:
     digest = hashlib.sha256(str(rgb.shape).encode() + np.ascontiguousarray(rgb).tobytes()).hexdigest()
     bits = imagehash.phash(Image.fromarray(gray)).hash
     points, descriptors = _features(gray)
-    return Fingerprint(digest, np.packbits(bits).tobytes(), points, descriptors)
+    return Fingerprint.of(digest, np.packbits(bits).tobytes(), points, descriptors)
 
 
 def to_gray(rgb: npt.NDArray[np.uint8]) -> Gray:

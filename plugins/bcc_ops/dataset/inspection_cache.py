@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from bcc_ops.dataset.fingerprints import DESCRIPTOR_BYTES, METHOD, Fingerprint
+from bcc_ops.dataset.feature_search import FeatureSearch, Pair
+from bcc_ops.dataset.fingerprints import DESCRIPTOR_BYTES, METHOD, Features, Fingerprint
 from bcc_ops.dataset.image_cache import is_damage, throw_away
-from bcc_ops.dataset.near_duplicates import Candidates, Pair
 from bcc_ops.dataset.properties import Properties
 from bcc_ops.dataset.similarity import Similarity
 from bcc_ops.exceptions import CacheError
@@ -32,13 +33,13 @@ CREATE TABLE IF NOT EXISTS facts (
     PRIMARY KEY (sha256, min_side, max_pixels)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS similarity (
     one TEXT, other TEXT, similarity REAL, overlap REAL, PRIMARY KEY (one, other)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS searches (number INTEGER PRIMARY KEY, search TEXT UNIQUE, found TEXT);
+CREATE TABLE IF NOT EXISTS last_search (contents TEXT, pairs TEXT);
+DROP TABLE IF EXISTS searches;
 """
-_FORGET = "DROP TABLE IF EXISTS facts; DROP TABLE IF EXISTS similarity; DROP TABLE IF EXISTS searches;"
+_FORGET = "DROP TABLE IF EXISTS facts; DROP TABLE IF EXISTS similarity; DROP TABLE IF EXISTS last_search;"
 _FACTS = ("reason", "detail", "width", "height", "mode", "mean", "contrast")
 _ROWS_A_COMMIT = 500
 _SECONDS_A_COMMIT = 10.0
-_SEARCHES_KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class InspectionCache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._reading = threading.Lock()
 
     def __enter__(self) -> InspectionCache:
         try:
@@ -99,7 +101,7 @@ class InspectionCache:
             raise CacheError(f"{self.path} cannot be used: {error}") from error
 
     def _open(self) -> None:
-        self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
@@ -113,8 +115,8 @@ class InspectionCache:
     def recall(self, contents: Iterable[str], min_side: int, max_pixels: int) -> dict[str, ContentFacts]:
         """Return what is known of these contents (sha256 -> facts), judged by the same limits. Others are absent."""
         query = (
-            "SELECT reason, detail, width, height, mode, mean, contrast, synthetic, properties, pixels, hash, points, "
-            "descriptors FROM facts WHERE sha256 = ? AND min_side = ? AND max_pixels = ?"
+            "SELECT reason, detail, width, height, mode, mean, contrast, synthetic, properties, pixels, hash FROM facts "
+            "WHERE sha256 = ? AND min_side = ? AND max_pixels = ?"
         )
         known: dict[str, ContentFacts] = {}
         for sha256 in contents:
@@ -122,17 +124,24 @@ class InspectionCache:
             if row:
                 named = dict(zip(_FACTS, row))
                 known[sha256] = ContentFacts(
-                    **named, synthetic=bool(row[7]), properties=_properties(row[8]), fingerprint=_fingerprint(row[9:])
+                    **named,
+                    synthetic=bool(row[7]),
+                    properties=_properties(row[8]),
+                    fingerprint=self._fingerprint(sha256, *row[9:]),
                 )
         return known
 
     def remember(self, learned: Iterable[tuple[str, ContentFacts]], min_side: int, max_pixels: int) -> dict[str, ContentFacts]:
-        """Keep (sha256, facts) pairs as they come and return them; what a killed task had learned is not lost."""
+        """Keep (sha256, facts) pairs as they come and return them; what a killed task had learned is not lost.
+
+        What is returned reads the features from the file, as what `recall` returns.
+        """
         kept: dict[str, ContentFacts] = {}
         pending: list[tuple[object, ...]] = []
         saved = time.monotonic()
         for sha256, facts in learned:
-            kept[sha256] = facts
+            mark = facts.fingerprint
+            kept[sha256] = replace(facts, fingerprint=self._fingerprint(sha256, mark.pixels, mark.hash)) if mark else facts
             pending.append((sha256, min_side, max_pixels, *_columns(facts)))
             if len(pending) == _ROWS_A_COMMIT or time.monotonic() - saved >= _SECONDS_A_COMMIT:
                 self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
@@ -140,19 +149,46 @@ class InspectionCache:
         self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
         return kept
 
-    def recall_candidates(self, search: str) -> Candidates | None:
-        """Return what this search found, if it is one of the last few."""
-        row = self._db.execute("SELECT found FROM searches WHERE search = ?", (search,)).fetchone()
+    def recall_features(self, sha256: str) -> Features | None:
+        """Return the local features of a content, whatever limits it was judged by; None if they are not known."""
+        query = "SELECT points, descriptors FROM facts WHERE sha256 = ? AND points IS NOT NULL LIMIT 1"
+        with self._reading:
+            row = self._db.execute(query, (sha256,)).fetchone()
         if row is None:
             return None
-        by_hash, by_features = json.loads(row[0])
-        return Candidates([(one, other, bits) for one, other, bits in by_hash], [(one, other) for one, other in by_features])
+        points, descriptors = row
+        return Features(
+            np.frombuffer(points, np.float32).reshape(-1, 3), np.frombuffer(descriptors, np.uint8).reshape(-1, DESCRIPTOR_BYTES)
+        )
 
-    def remember_candidates(self, search: str, found: Candidates) -> None:
-        """Keep what a search found; the oldest ones are forgotten."""
-        self._write("INSERT OR REPLACE INTO searches (search, found) VALUES (?,?)", [(search, json.dumps(found))])
-        outdated = "DELETE FROM searches WHERE number <= (SELECT max(number) FROM searches) - ?"
-        self._write(outdated, [(_SEARCHES_KEPT,)])
+    def _fingerprint(self, sha256: str, pixels: str | None, hash_: bytes | None) -> Fingerprint | None:
+        if not isinstance(pixels, str) or not isinstance(hash_, bytes):
+            return None
+
+        def features() -> Features:
+            found = self.recall_features(sha256)
+            if found is None:
+                raise CacheError(f"{self.path} has lost the features of {sha256:.12}; the next attempt learns them again")
+            return found
+
+        return Fingerprint(pixels, hash_, features)
+
+    def recall_search(self) -> FeatureSearch | None:
+        """Return the last search of features."""
+        row = self._db.execute("SELECT contents, pairs FROM last_search").fetchone()
+        if row is None:
+            return None
+        contents, pairs = (json.loads(column) for column in row)
+        return FeatureSearch(tuple(contents), frozenset((contents[one], contents[other]) for one, other in pairs))
+
+    def remember_search(self, search: FeatureSearch) -> None:
+        """Keep a search, in place of the one before."""
+        position = {sha256: number for number, sha256 in enumerate(search.contents)}
+        pairs = sorted((position[one], position[other]) for one, other in search.pairs)
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute("DELETE FROM last_search")
+        self._db.execute("INSERT INTO last_search VALUES (?,?)", (json.dumps(search.contents), json.dumps(pairs)))
+        self._db.execute("COMMIT")
 
     def recall_similarity(self, pairs: Iterable[Pair]) -> dict[Pair, Similarity]:
         """Return how alike these pairs were found to be; pairs that were never compared are absent."""
@@ -177,7 +213,10 @@ class InspectionCache:
 
 def _columns(facts: ContentFacts) -> tuple[object, ...]:
     mark = facts.fingerprint
-    arrays = (mark.pixels, mark.hash, mark.points.tobytes(), mark.descriptors.tobytes()) if mark else (None,) * 4
+    arrays: tuple[object, ...] = (None,) * 4
+    if mark:
+        points, descriptors = mark.features()
+        arrays = (mark.pixels, mark.hash, points.tobytes(), descriptors.tobytes())
     return (
         facts.reason,
         facts.detail,
@@ -194,17 +233,3 @@ def _columns(facts: ContentFacts) -> tuple[object, ...]:
 
 def _properties(column: str | None) -> Properties | None:
     return Properties(*json.loads(column)) if column else None
-
-
-def _fingerprint(columns: tuple[object, ...]) -> Fingerprint | None:
-    pixels, hash_, points, descriptors = columns
-    if not isinstance(pixels, str) or not isinstance(hash_, bytes):
-        return None
-    if not isinstance(points, bytes) or not isinstance(descriptors, bytes):
-        return None
-    return Fingerprint(
-        pixels=pixels,
-        hash=hash_,
-        points=np.frombuffer(points, np.float32).reshape(-1, 3),
-        descriptors=np.frombuffer(descriptors, np.uint8).reshape(-1, DESCRIPTOR_BYTES),
-    )

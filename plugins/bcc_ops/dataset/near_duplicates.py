@@ -16,47 +16,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 from cachetools import LRUCache, cached
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from bcc_ops.dataset.decoding import decode_rgb
-from bcc_ops.dataset.fingerprints import HASH_BYTES, LEVEL_RATIO, Fingerprint, Gray, to_gray
+from bcc_ops.dataset.feature_search import FeatureSearch, Pair, extend_search
+from bcc_ops.dataset.fingerprints import HASH_BYTES, Features, Fingerprint, Gray, to_gray
 from bcc_ops.dataset.resources import cores
-from bcc_ops.dataset.similarity import Similarity, bounded, compare, hamming
-from bcc_ops.runs.documents import digest_of
+from bcc_ops.dataset.similarity import Similarity, bounded, compare
 
 if TYPE_CHECKING:
     from bcc_ops.config import RetrainingConfig
 
 log = logging.getLogger(__name__)
 
-Pair = tuple[str, str]
-"""Two sha256, the smaller first."""
-
 LEAST_OVERLAP = 0.25
 """Images that share less of their area than this are not copies of one another, however similar that part is."""
 
 _HASH_BLOCKS = 4
 _ALIKE_AT_MOST = 20
-"""So many contents with one hash, or features with one key, are compared with one another; the rest only with their
-neighbours in the order of their digests. A blank image or a logo in every scan would else be compared with all others."""
+"""So many contents with one hash are compared with one another; the rest only with their neighbours in the order of their
+digests. A blank image would else be compared with all others."""
 
 _NEAREST = 100
 """A content has about so many candidates by hash at most: the nearest. Real scans have up to 3. Hashes that somebody chose
 to be near one another would else make all pairs candidates, and the pixels of each candidate are compared."""
 
 _SEARCHED_AT_ONCE = 256
-_KEY_BYTES = 3
-_KEYS = 10
-_FEATURE_BITS = 40
-_CELL = 24.0
-_LEAST_VOTES = 6
 _BYTES_KEPT = 150_000_000
 
 
@@ -137,21 +128,17 @@ class NearDuplicates:
         return sorted(self.compared, key=lambda pair: (pair.margin, pair.pair))[:count]
 
 
-class Candidates(NamedTuple):
-    """What the indexes found among a sequence of contents, by position in it."""
-
-    by_hash: list[tuple[int, int, int]]
-    by_features: list[tuple[int, int]]
-
-
 class PairMemory(Protocol):
-    """Where candidates, and the similarity of pairs, are remembered."""
+    """Where the last search, and the similarity of pairs, are remembered."""
 
-    def recall_candidates(self, search: str) -> Candidates | None:
-        """Return what this search found, if it was made before."""
+    def recall_search(self) -> FeatureSearch | None:
+        """Return the last search of features."""
 
-    def remember_candidates(self, search: str, found: Candidates) -> None:
-        """Keep it."""
+    def remember_search(self, search: FeatureSearch) -> None:
+        """Keep it, in place of the one before."""
+
+    def recall_features(self, sha256: str) -> Features | None:
+        """Return an image's features, if they are known."""
 
     def recall_similarity(self, pairs: Iterable[Pair]) -> dict[Pair, Similarity]:
         """Return what is known of these pairs."""
@@ -179,9 +166,9 @@ def find_near_duplicates(
         links.update({(same[0], other): "pixels" for other in same[1:]})
 
     contents = [same[0] for same in by_pixels.values()]
-    found = _candidates(contents, marks, thresholds.hash_distance, memory)
-    by_hash = {(contents[one], contents[other]): bits for one, other, bits in found.by_hash}
-    by_features = [(contents[one], contents[other]) for one, other in found.by_features]
+    near = hash_neighbours([marks[sha256].hash for sha256 in contents], thresholds.hash_distance)
+    by_hash = {(contents[one], contents[other]): bits for one, other, bits in near}
+    by_features = _feature_pairs({sha256: marks[sha256] for sha256 in contents}, memory)
     similarity = _similarity_of(sorted({*by_hash, *by_features}), marks, paths, memory)
     compared = tuple(
         ComparedPair(
@@ -239,72 +226,12 @@ def hash_neighbours(hashes: Sequence[bytes], distance: int) -> list[tuple[int, i
     return sorted(pairs)
 
 
-def feature_neighbours(marks: Sequence[Fingerprint]) -> list[tuple[int, int]]:
-    """Pairs of images whose local features agree in shift and scale, as (index, larger index), sorted.
-
-    Descriptors that share 24 bits at one of ten places and differ in at most 40 of 256 are matches (locality-sensitive
-    hashing by bands, as for MinHash); matches vote for a scale and a shift of one image against the other. A pair
-    depends on its two images alone, but for features that hundreds of images have in common, which tell nothing.
-    """
-    descriptors = np.concatenate([np.zeros((0, 32), np.uint8), *(mark.descriptors for mark in marks)])
-    points = np.concatenate([np.zeros((0, 3), np.float32), *(mark.points for mark in marks)])
-    owner = np.repeat(np.arange(len(marks)), [len(mark.points) for mark in marks])
-    one, other = _matching_features(descriptors, owner)
-    if not len(one):
-        return []
-
-    factor = points[one, 2] / points[other, 2]
-    level = np.rint(np.log(factor) / np.log(LEVEL_RATIO)).astype(np.int64)
-    shift = points[one, :2] - factor[:, None] * points[other, :2]
-    pairs, place, matches = np.unique(owner[one] * len(marks) + owner[other], return_inverse=True, return_counts=True)
-    enough = matches[place] >= _LEAST_VOTES
-    place, level, shift = place[enough], level[enough], shift[enough]
-    agreed: set[int] = set()
-    for offset in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)):  # a shift on a cell's edge is inside a cell of another grid
-        cell = np.floor(shift / _CELL + offset).astype(np.int64)
-        votes = np.unique(np.column_stack([place, level, cell]), axis=0, return_counts=True)
-        agreed.update(votes[0][votes[1] >= _LEAST_VOTES, 0].tolist())
-    return sorted(divmod(int(pairs[number]), len(marks)) for number in agreed)
-
-
-def _candidates(contents: Sequence[str], marks: Mapping[str, Fingerprint], distance: int, memory: PairMemory) -> Candidates:
-    """Ask both indexes, unless the same contents were searched before."""
-    search = digest_of([distance, contents])
-    found = memory.recall_candidates(search)
-    if found is None:
-        known = [marks[sha256] for sha256 in contents]
-        found = Candidates(hash_neighbours([mark.hash for mark in known], distance), feature_neighbours(known))
-        memory.remember_candidates(search, found)
-    return found
-
-
-def _matching_features(
-    descriptors: npt.NDArray[np.uint8], owner: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Features of different images that match: two arrays of indexes, the first feature of the earlier image."""
-    count = len(descriptors)
-    positions = np.arange(count)
-    matches = np.zeros(0, np.int64)
-    for key in range(_KEYS):
-        columns = descriptors[:, key * _KEY_BYTES : (key + 1) * _KEY_BYTES].astype(np.int64)
-        keys = columns @ (1 << (8 * np.arange(_KEY_BYTES)))
-        order = np.argsort(keys, kind="stable")
-        first = np.flatnonzero(np.diff(keys[order], prepend=-1))
-        size = np.diff(first, append=count)
-        end = np.repeat(np.where(size <= _ALIKE_AT_MOST, first + size, 0), size)
-        found = [matches]
-        for lag in range(1, _ALIKE_AT_MOST):
-            inside = np.flatnonzero(positions + lag < end)
-            if not len(inside):
-                break
-            one, other = order[inside], order[inside + lag]
-            apart = owner[one] != owner[other]
-            one, other = one[apart], other[apart]
-            near = hamming(descriptors[one], descriptors[other]) <= _FEATURE_BITS
-            one, other = one[near], other[near]
-            found.append(np.minimum(one, other) * count + np.maximum(one, other))
-        matches = np.unique(np.concatenate(found))
-    return matches // max(count, 1), matches % max(count, 1)
+def _feature_pairs(marks: Mapping[str, Fingerprint], memory: PairMemory) -> frozenset[Pair]:
+    previous = memory.recall_search()
+    search = extend_search(previous, marks, memory.recall_features)
+    if search != previous:
+        memory.remember_search(search)
+    return search.pairs
 
 
 def _similarity_of(
@@ -314,8 +241,8 @@ def _similarity_of(
     missing = [pair for pair in pairs if pair not in known]
 
     @cached(LRUCache(_BYTES_KEPT, getsizeof=lambda kept: kept[1].nbytes), lock=threading.Lock())
-    def view_of(sha256: str) -> tuple[Fingerprint, Gray]:
-        return bounded(marks[sha256], to_gray(decode_rgb(paths[sha256])))
+    def view_of(sha256: str) -> tuple[Features, Gray]:
+        return bounded(marks[sha256].features(), to_gray(decode_rgb(paths[sha256])))
 
     def similarity(pair: Pair) -> Similarity:
         one, other = pair

@@ -9,14 +9,13 @@ gamma change none.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from bcc_ops.dataset.fingerprints import Fingerprint, Gray, to_working_size, working_scale
+from bcc_ops.dataset.fingerprints import Features, Gray, to_working_size, working_scale
 
 _Transform = npt.NDArray[np.float64]
 _Tiles = npt.NDArray[np.float32]
@@ -49,35 +48,35 @@ class Similarity(NamedTuple):
     overlap: float
 
 
-def compare(one: tuple[Fingerprint, Gray], other: tuple[Fingerprint, Gray]) -> Similarity:
+def compare(one: tuple[Features, Gray], other: tuple[Features, Gray]) -> Similarity:
     """Align two images and correlate their texture.
 
     Args:
-        one, other: fingerprint and gray pixels, uint8 (height, width), as `bounded` gives them.
+        one, other: features and gray pixels, uint8 (height, width), as `bounded` gives them.
     """
-    (mark, gray), (other_mark, other_gray) = one, other
-    transform = align(mark, other_mark)
+    (features, gray), (other_features, other_gray) = one, other
+    transform = align(features, other_features)
     if transform is None:
         transform = _align_by_size(gray, other_gray)
     return correlate(gray, other_gray, transform)
 
 
-def bounded(mark: Fingerprint, gray: Gray) -> tuple[Fingerprint, Gray]:
-    """Shrink an image with more than `LARGEST_COMPARED` pixels, and the points of its fingerprint with it.
+def bounded(features: Features, gray: Gray) -> tuple[Features, Gray]:
+    """Shrink an image with more than `LARGEST_COMPARED` pixels, and the points of its features with it.
 
     Args:
-        mark: its fingerprint.
+        features: its local features.
         gray: its gray pixels, uint8 (height, width) at full size.
     """
     if gray.size <= LARGEST_COMPARED:
-        return mark, gray
+        return features, gray
     scale = math.sqrt(LARGEST_COMPARED / gray.size)
     height, width = (max(1, round(side * scale)) for side in gray.shape)
     small = np.ascontiguousarray(cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-    return replace(mark, points=mark.points * np.float32(scale)), small
+    return features._replace(points=features.points * np.float32(scale)), small
 
 
-def align(one: Fingerprint, other: Fingerprint) -> _Transform | None:
+def align(one: Features, other: Features) -> _Transform | None:
     """Return the affine transform, float64 (2, 3), that takes points of `other` to those of `one`; None if there is none.
 
     Only scaling, shifting and a little shear (the probe presses the tissue) are believed.

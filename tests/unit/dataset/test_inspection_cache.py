@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bcc_ops.dataset.feature_search import FeatureSearch
 from bcc_ops.dataset.fingerprints import Fingerprint
 from bcc_ops.dataset.inspection_cache import ContentFacts, InspectionCache
-from bcc_ops.dataset.near_duplicates import Candidates
 from bcc_ops.dataset.similarity import Similarity
 from bcc_ops.exceptions import CacheError
 
 
 def facts(number: int) -> ContentFacts:
     rng = np.random.default_rng(number)
-    mark = Fingerprint("p", bytes(8), rng.random((5, 3), np.float32), rng.integers(0, 256, (5, 32), dtype=np.uint8))
+    mark = Fingerprint.of("p", bytes(8), rng.random((5, 3), np.float32), rng.integers(0, 256, (5, 32), dtype=np.uint8))
     return ContentFacts(width=number, height=2, mode="RGB", mean=1.5, contrast=2.5, synthetic=True, fingerprint=mark)
 
 
@@ -28,12 +28,10 @@ def test_facts_come_back_as_they_were(tmp_path):
     with InspectionCache(tmp_path / "deep" / "memory.sqlite3") as memory:
         known = memory.recall(["a", "b", "c"], 64, 1000)
         assert memory.recall(["a"], 65, 1000) == {}
+        mark, expected = known["a"].fingerprint, facts(3).fingerprint
+        assert all(np.array_equal(one, other) for one, other in zip(mark.features(), expected.features(), strict=True))
     assert set(known) == {"a", "b"}
     assert known["b"] == refused
-    mark, expected = known["a"].fingerprint, facts(3).fingerprint
-    assert mark is not None
-    assert np.array_equal(mark.points, expected.points)
-    assert np.array_equal(mark.descriptors, expected.descriptors)
     assert (mark.pixels, mark.hash) == (expected.pixels, expected.hash)
     assert (known["a"].width, known["a"].synthetic) == (3, True)
 
@@ -56,11 +54,11 @@ def test_what_took_long_to_learn_is_kept_before_the_rest_is_known(tmp_path, monk
 
 
 def test_an_image_without_features_comes_back_too(tmp_path):
-    bare = Fingerprint("p", bytes(8), np.zeros((0, 3), np.float32), np.zeros((0, 32), np.uint8))
+    bare = Fingerprint.of("p", bytes(8), np.zeros((0, 3), np.float32), np.zeros((0, 32), np.uint8))
     with InspectionCache(tmp_path / "memory.sqlite3") as memory:
         memory.remember([("a", ContentFacts(width=1, fingerprint=bare))], 64, 1000)
-        mark = memory.recall(["a"], 64, 1000)["a"].fingerprint
-    assert (mark.points.shape, mark.descriptors.shape) == ((0, 3), (0, 32))
+        features = memory.recall(["a"], 64, 1000)["a"].fingerprint.features()
+    assert (features.points.shape, features.descriptors.shape) == ((0, 3), (0, 32))
 
 
 def test_damage_behind_the_first_pages_costs_one_attempt_and_nothing_else(tmp_path):
@@ -101,13 +99,13 @@ def test_similarity_is_kept_by_pair(tmp_path):
         assert memory.recall_similarity([("a", "b"), ("a", "c")]) == {("a", "b"): Similarity(0.25, 0.5)}
 
 
-def test_only_the_last_searches_are_kept(tmp_path):
+def test_the_last_search_is_kept(tmp_path):
+    searches = [FeatureSearch(("a", "b", "c"), frozenset({("a", "c")})), FeatureSearch(("a", "d"), frozenset())]
     with InspectionCache(tmp_path / "memory.sqlite3") as memory:
-        for number in range(20):
-            memory.remember_candidates(f"search {number}", Candidates([(0, number, 2)], [(1, number)]))
-        assert memory.recall_candidates("search 19") == Candidates([(0, 19, 2)], [(1, 19)])
-        assert memory.recall_candidates("search 12") is not None
-        assert memory.recall_candidates("search 11") is None
+        assert memory.recall_search() is None
+        for search in searches:
+            memory.remember_search(search)
+            assert memory.recall_search() == search
 
 
 def _remember_many(path: str, start: int) -> int:

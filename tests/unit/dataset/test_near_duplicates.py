@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.fingerprints import fingerprint, to_gray
-from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, feature_neighbours, find_near_duplicates, hash_neighbours
+from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, find_near_duplicates, hash_neighbours
 from bcc_ops.dataset.similarity import align, compare
 from tests.factories.images import scan_pixels
 
@@ -20,11 +20,14 @@ THRESHOLDS = Thresholds.of(RetrainingConfig.resolve({}))
 class Forgetful:
     """A memory that knows nothing."""
 
-    def recall_candidates(self, search):
+    def recall_search(self):
         return None
 
-    def remember_candidates(self, search, found):
+    def remember_search(self, search):
         pass
+
+    def recall_features(self, sha256):
+        return None
 
     def recall_similarity(self, pairs):
         return {}
@@ -186,7 +189,7 @@ def test_the_order_of_the_contents_changes_nothing(tmp_path):
 def test_the_alignment_of_a_crop_is_found_to_the_pixel():
     image = scan(7)
     crop = image.crop((60, 40, image.width, image.height - 30))
-    marks = [fingerprint(rgb, to_gray(rgb)) for rgb in (np.asarray(image), np.asarray(crop))]
+    marks = [fingerprint(rgb, to_gray(rgb)).features() for rgb in (np.asarray(image), np.asarray(crop))]
     transform = align(*marks)
     assert transform is not None
     assert np.allclose(transform, [[1, 0, 60], [0, 1, 40]], atol=0.7)
@@ -248,7 +251,6 @@ def test_a_flood_keeps_each_hashs_nearest_neighbours():
 
 def test_no_images_have_no_neighbours():
     assert hash_neighbours([], 7) == []
-    assert feature_neighbours([]) == []
     found = find_near_duplicates({}, {}, THRESHOLDS, Forgetful())
     assert found.group_of == {}
 

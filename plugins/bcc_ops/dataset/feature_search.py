@@ -1,0 +1,373 @@
+"""Which images have local features in common, and in one arrangement: candidates for near-duplicates.
+
+Two features match if they share 24 bits at one of ten places and differ in at most 40 of 256 bits (locality-sensitive hashing
+by bands, as for MinHash). What hundreds of features share tells nothing: a bucket with more than `ALIKE_AT_MOST` of them is
+passed over. The matches of two images vote for a scale and a shift of one against the other.
+
+A night has few new images. `extend_search` finds what a search from the beginning would find, at the price of reading each
+image's features once: matches of new features, and the pairs that a bucket's growth or shrinking may have changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bcc_ops.dataset.fingerprints import DESCRIPTOR_BYTES, LEVEL_RATIO, Features, Fingerprint
+from bcc_ops.dataset.similarity import hamming
+
+Pair = tuple[str, str]
+"""Two sha256, the smaller first."""
+
+ALIKE_AT_MOST = 20
+"""So many features with one key are compared with one another; a logo in every scan would else match all others."""
+
+_KEY_BYTES = 3
+_KEYS = 10
+_FEATURE_BITS = 40
+_CELL = 24.0
+_LEAST_VOTES = 6
+_IMAGES_AT_ONCE = 1000
+_COMPARED_AT_ONCE = 500_000
+_WORTH_EXTENDING = 0.25
+_NUMBERS = 1 << 20
+"""More than an image has features: a feature's id is its image's position times this, plus its own number."""
+
+
+@dataclass(frozen=True)
+class FeatureSearch:
+    """What was searched, and what was found.
+
+    Attributes:
+        contents: sha256 of the images, sorted.
+        pairs: those whose features agree.
+    """
+
+    contents: tuple[str, ...] = ()
+    pairs: frozenset[Pair] = frozenset()
+
+
+class _Block(NamedTuple):
+    """Features of several images: `owner` is the position of each one's image, int64 (n,); `number` its own within it."""
+
+    owner: npt.NDArray[np.int64]
+    number: npt.NDArray[np.int64]
+    points: npt.NDArray[np.float32]
+    descriptors: npt.NDArray[np.uint8]
+
+    def take(self, chosen: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> _Block:
+        return _Block(self.owner[chosen], self.number[chosen], self.points[chosen], self.descriptors[chosen])
+
+    @classmethod
+    def joined(cls, blocks: Iterable[_Block]) -> _Block:
+        blocks = [_NO_FEATURES, *blocks]
+        return cls(
+            np.concatenate([block.owner for block in blocks]),
+            np.concatenate([block.number for block in blocks]),
+            np.concatenate([block.points for block in blocks]),
+            np.concatenate([block.descriptors for block in blocks]),
+        )
+
+
+_NO_FEATURES = _Block(
+    np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.float32), np.zeros((0, DESCRIPTOR_BYTES), np.uint8)
+)
+
+
+def search_features(marks: Mapping[str, Fingerprint]) -> FeatureSearch:
+    """Search all images, from the beginning.
+
+    Args:
+        marks: sha256 -> fingerprint. Features are loaded once, a thousand images at a time.
+    """
+    contents = tuple(sorted(marks))
+    features = _load_all(marks, contents)
+    one, other = _matches(features)
+    pairs = _agreeing(features, one, other, len(contents))
+    return FeatureSearch(contents, frozenset((contents[left], contents[right]) for left, right in pairs))
+
+
+def extend_search(
+    previous: FeatureSearch | None, marks: Mapping[str, Fingerprint], gone: Callable[[str], Features | None]
+) -> FeatureSearch:
+    """Search all images, given an earlier search of most of them. The result is that of `search_features`.
+
+    Args:
+        previous: the earlier search.
+        marks: sha256 -> fingerprint.
+        gone: the features of an image that the earlier search had and `marks` has not; None if they are not known.
+    """
+    contents = tuple(sorted(marks))
+    known = frozenset(previous.contents) if previous else frozenset()
+    added = [sha256 for sha256 in contents if sha256 not in known]
+    left = [gone(sha256) for sha256 in sorted(known.difference(contents))]
+    absent = [features for features in left if features is not None]
+    if previous is None or len(absent) < len(left) or len(added) + len(left) > _WORTH_EXTENDING * len(contents):
+        return search_features(marks)
+    if not added and not left:
+        return previous
+    return _Extension(previous, marks, contents, added, absent).result()
+
+
+class _Bucketed:
+    """The features that share a key with some others, for each of the ten places, and how many there are of each key.
+
+    Args:
+        keys: for each place, the keys that count.
+    """
+
+    def __init__(self, keys: Sequence[npt.NDArray[np.int64]]) -> None:
+        self.keys = [np.unique(of_place) for of_place in keys]
+        self.counts = [np.zeros(len(of_place), np.int64) for of_place in self.keys]
+        self._wanted = []
+        for of_place in self.keys:
+            wanted = np.zeros(1 << (8 * _KEY_BYTES), np.bool_)
+            wanted[of_place] = True
+            self._wanted.append(wanted)
+
+    def numbers(self, place: int, keys: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return which of the keys count, and the bucket of each of these."""
+        hits = np.flatnonzero(self._wanted[place][keys])
+        return hits, np.searchsorted(self.keys[place], keys[hits])
+
+    def count(self, block: _Block, sign: int = 1) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Count features; return for each place which of them may matter, and their buckets: those not overfull before."""
+        kept = []
+        for place in range(_KEYS):
+            hits, buckets = self.numbers(place, _keys(block.descriptors, place))
+            open_before = self.counts[place][buckets] <= ALIKE_AT_MOST
+            self.counts[place] += sign * np.bincount(buckets, minlength=len(self.counts[place]))
+            kept.append((hits[open_before], buckets[open_before]))
+        return kept
+
+
+class _Extension:
+    """An earlier search, and what is new and gone since. See `extend_search`."""
+
+    def __init__(
+        self,
+        previous: FeatureSearch,
+        marks: Mapping[str, Fingerprint],
+        contents: Sequence[str],
+        added: Sequence[str],
+        absent: Sequence[Features],
+    ) -> None:
+        self.marks, self.contents = marks, contents
+        self.position = {sha256: number for number, sha256 in enumerate(contents)}
+        new = set(added)
+        self.staying = [sha256 for sha256 in contents if sha256 not in new]
+        self.added = frozenset(self.position[sha256] for sha256 in added)
+        self.before = {
+            (self.position[one], self.position[other])
+            for one, other in previous.pairs
+            if one in self.position and other in self.position
+        }
+        self.new = _Block.joined(_blocks(marks, added, self.position))
+        self.absent = np.concatenate([np.zeros((0, DESCRIPTOR_BYTES), np.uint8), *(features.descriptors for features in absent)])
+
+    def result(self) -> FeatureSearch:
+        """Return the search of all images."""
+        buckets = _Bucketed(
+            [np.concatenate([_keys(self.new.descriptors, place), _keys(self.absent, place)]) for place in range(_KEYS)]
+        )
+        members = self._members(buckets)
+        with_new, changed = self._changed(buckets, members)
+        doubtful = sorted(changed)
+        still = {pair for pair, agrees in zip(doubtful, self._agree_now(doubtful)) if agrees}
+        pairs = (self.before - changed) | with_new | still
+        return FeatureSearch(
+            tuple(self.contents), frozenset((self.contents[left], self.contents[right]) for left, right in pairs)
+        )
+
+    def _members(self, buckets: _Bucketed) -> list[tuple[_Block, npt.NDArray[np.int64]]]:
+        """Return, for each place, the staying and then the new features of the buckets, with the bucket of each."""
+        found: list[list[tuple[_Block, npt.NDArray[np.int64]]]] = [[] for _ in range(_KEYS)]
+        for block in _blocks(self.marks, self.staying, self.position):
+            for place, (hits, numbers) in enumerate(buckets.count(block)):
+                found[place].append((block.take(hits), numbers))
+        self.stayed = [counts.copy() for counts in buckets.counts]
+        for place, (hits, numbers) in enumerate(buckets.count(self.new)):
+            found[place].append((self.new.take(hits), numbers))
+        return [(_Block.joined([block for block, _ in parts]), np.concatenate([n for _, n in parts])) for parts in found]
+
+    def _changed(
+        self, buckets: _Bucketed, members: Sequence[tuple[_Block, npt.NDArray[np.int64]]]
+    ) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+        """Return the pairs with a new image that agree, and the pairs of staying ones that may agree otherwise than before."""
+        doubtful: set[tuple[int, int]] = set()
+        earlier: list[_Block] = []
+        partners: list[_Block] = []
+        for place, (everything, in_bucket) in enumerate(members):
+            now, stayed = buckets.counts[place], self.stayed[place]
+            _, gone = buckets.numbers(place, _keys(self.absent, place))
+            before = stayed + np.bincount(gone, minlength=len(stayed))
+            closed, opened = (before <= ALIKE_AT_MOST) & (now > ALIKE_AT_MOST), (before > ALIKE_AT_MOST) & (now <= ALIKE_AT_MOST)
+            doubtful |= self._pairs_in(everything, in_bucket, closed) & self.before
+            kept = now[in_bucket] <= ALIKE_AT_MOST
+            block, numbers = everything.take(kept), in_bucket[kept]
+            one, other = _within_buckets(numbers)
+            is_new = np.isin(block.owner, list(self.added))
+            concerned = is_new[one] | is_new[other] | opened[numbers[one]]
+            one, other = _similar(block, one[concerned], other[concerned])
+            among_old = ~(is_new[one] | is_new[other])
+            doubtful |= _owner_pairs(block, one[among_old], other[among_old])
+            later = block.owner[one] > block.owner[other]
+            one, other = np.where(later, other, one), np.where(later, one, other)
+            earlier.append(block.take(one[~among_old]))
+            partners.append(block.take(other[~among_old]))
+        return self._agreeing_matches(_Block.joined(earlier), _Block.joined(partners)), doubtful
+
+    def _pairs_in(self, block: _Block, numbers: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> set[tuple[int, int]]:
+        kept = chosen[numbers] & ~np.isin(block.owner, list(self.added))
+        one, other = _within_buckets(numbers[kept])
+        return _owner_pairs(block.take(kept), one, other)
+
+    def _agreeing_matches(self, earlier: _Block, later: _Block) -> set[tuple[int, int]]:
+        """Return the pairs of images that agree, from matches; a match may be there several times."""
+        ids = np.column_stack([earlier.owner * _NUMBERS + earlier.number, later.owner * _NUMBERS + later.number])
+        _, once = np.unique(ids, axis=0, return_index=True)
+        both = _Block.joined([earlier.take(once), later.take(once)])
+        matches = np.arange(len(once))
+        return set(_agreeing(both, matches, matches + len(once), len(self.contents)))
+
+    def _agree_now(self, pairs: Sequence[tuple[int, int]]) -> list[bool]:
+        """Tell for each pair whether it agrees, from the features of both and the size of their buckets today."""
+        if not pairs:
+            return []
+        owners = sorted({owner for pair in pairs for owner in pair})
+        concerned = dict(self._single_blocks(owners))
+        descriptors = np.concatenate([block.descriptors for block in concerned.values()])
+        buckets = _Bucketed([_keys(descriptors, place) for place in range(_KEYS)])
+        for block in _blocks(self.marks, self.contents, self.position):
+            buckets.count(block)
+        return [self._agrees(concerned[one], concerned[other], buckets) for one, other in pairs]
+
+    def _single_blocks(self, owners: Sequence[int]) -> Iterator[tuple[int, _Block]]:
+        for owner in owners:
+            yield owner, _Block.joined(_blocks(self.marks, [self.contents[owner]], self.position))
+
+    def _agrees(self, one: _Block, other: _Block, buckets: _Bucketed) -> bool:
+        shared = np.zeros((len(one.owner), len(other.owner)), np.bool_)
+        for place in range(_KEYS):
+            ours, theirs = _keys(one.descriptors, place), _keys(other.descriptors, place)
+            _, numbers = buckets.numbers(place, ours)
+            in_open_bucket = buckets.counts[place][numbers] <= ALIKE_AT_MOST
+            shared |= (ours[:, None] == theirs[None]) & in_open_bucket[:, None]
+        left, right = np.nonzero(shared)
+        near = hamming(one.descriptors[left], other.descriptors[right]) <= _FEATURE_BITS
+        both = _Block.joined([one, other])
+        return bool(_agreeing(both, left[near], right[near] + len(one.owner), len(self.contents)))
+
+
+def _blocks(marks: Mapping[str, Fingerprint], contents: Sequence[str], position: Mapping[str, int]) -> Iterator[_Block]:
+    """Yield the features of images, those of a thousand at a time."""
+    for start in range(0, len(contents), _IMAGES_AT_ONCE):
+        names = contents[start : start + _IMAGES_AT_ONCE]
+        loaded = [marks[sha256].features() for sha256 in names]
+        sizes = [len(features.points) for features in loaded]
+        yield _Block(
+            np.repeat(np.array([position[sha256] for sha256 in names], np.int64), sizes),
+            np.concatenate([np.arange(size) for size in sizes]),
+            np.concatenate([features.points for features in loaded]),
+            np.concatenate([features.descriptors for features in loaded]),
+        )
+
+
+def _load_all(marks: Mapping[str, Fingerprint], contents: Sequence[str]) -> _Block:
+    """Return the features of all images, which are never held twice."""
+    position = {sha256: number for number, sha256 in enumerate(contents)}
+    owner, number, points, descriptors = bytearray(), bytearray(), bytearray(), bytearray()
+    for block in _blocks(marks, contents, position):
+        owner += block.owner.tobytes()
+        number += block.number.tobytes()
+        points += block.points.tobytes()
+        descriptors += block.descriptors.tobytes()
+    return _Block(
+        np.frombuffer(owner, np.int64),
+        np.frombuffer(number, np.int64),
+        np.frombuffer(points, np.float32).reshape(-1, 3),
+        np.frombuffer(descriptors, np.uint8).reshape(-1, DESCRIPTOR_BYTES),
+    )
+
+
+def _keys(descriptors: npt.NDArray[np.uint8], place: int) -> npt.NDArray[np.int64]:
+    """Return each feature's key at one of the ten places, int64 (n,) below 2 ** 24."""
+    columns = descriptors[:, place * _KEY_BYTES : (place + 1) * _KEY_BYTES].astype(np.int64)
+    keys: npt.NDArray[np.int64] = columns[:, 0] | columns[:, 1] << 8 | columns[:, 2] << 16
+    return keys
+
+
+def _matches(features: _Block) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the features of different images that match: two arrays of indexes, the first feature of the earlier image."""
+    count = len(features.owner)
+    matches = np.zeros(0, np.int64)
+    for place in range(_KEYS):
+        keys = _keys(features.descriptors, place)
+        order = np.argsort(keys, kind="stable")
+        sizes = np.diff(np.flatnonzero(np.diff(keys[order], prepend=-1)), append=count)
+        kept = order[np.repeat(sizes <= ALIKE_AT_MOST, sizes)]
+        one, other = _within_buckets(keys[kept])
+        one, other = _similar(features, kept[one], kept[other])
+        matches = np.union1d(matches, np.minimum(one, other) * count + np.maximum(one, other))
+    return matches // max(count, 1), matches % max(count, 1)
+
+
+def _within_buckets(numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return all pairs of entries with one number, as two arrays of indexes. At most `ALIKE_AT_MOST` entries have the same."""
+    order = np.argsort(numbers, kind="stable")
+    ordered = numbers[order]
+    one, other = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for lag in range(1, ALIKE_AT_MOST):
+        same = np.flatnonzero(ordered[:-lag] == ordered[lag:])
+        if not len(same):
+            break
+        one.append(order[same])
+        other.append(order[same + lag])
+    return np.concatenate(one), np.concatenate(other)
+
+
+def _similar(
+    block: _Block, one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return those pairs of features that are of different images and differ in few bits."""
+    kept = [np.zeros(0, np.int64)]
+    for start in range(0, len(one), _COMPARED_AT_ONCE):
+        left, right = one[start : start + _COMPARED_AT_ONCE], other[start : start + _COMPARED_AT_ONCE]
+        near = hamming(block.descriptors[left], block.descriptors[right]) <= _FEATURE_BITS
+        kept.append(start + np.flatnonzero(near & (block.owner[left] != block.owner[right])))
+    chosen = np.concatenate(kept)
+    return one[chosen], other[chosen]
+
+
+def _owner_pairs(block: _Block, one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> set[tuple[int, int]]:
+    owners = np.sort(np.column_stack([block.owner[one], block.owner[other]]), axis=1)
+    return {(left, right) for left, right in np.unique(owners, axis=0).tolist() if left != right}
+
+
+def _agreeing(features: _Block, one: npt.NDArray[np.int64], other: npt.NDArray[np.int64], images: int) -> list[tuple[int, int]]:
+    """Return the pairs of images whose matches agree in shift and scale, by position, sorted.
+
+    Args:
+        features: of all images concerned.
+        one, other: matches, each once, as indexes of features; `one` of the earlier image.
+        images: how many there are.
+    """
+    if not len(one):
+        return []
+    points, owner = features.points, features.owner
+    factor = points[one, 2] / points[other, 2]
+    level = np.rint(np.log(factor) / np.log(LEVEL_RATIO)).astype(np.int64)
+    shift = points[one, :2] - factor[:, None] * points[other, :2]
+    pairs, place, matches = np.unique(owner[one] * images + owner[other], return_inverse=True, return_counts=True)
+    enough = matches[place] >= _LEAST_VOTES
+    place, level, shift = place[enough], level[enough], shift[enough]
+    agreed: set[int] = set()
+    for offset in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)):  # a shift on a cell's edge is inside a cell of another grid
+        cell = np.floor(shift / _CELL + offset).astype(np.int64)
+        votes = np.unique(np.column_stack([place, level, cell]), axis=0, return_counts=True)
+        agreed.update(votes[0][votes[1] >= _LEAST_VOTES, 0].tolist())
+    return sorted(divmod(int(pairs[number]), images) for number in agreed)
