@@ -29,6 +29,7 @@ def main() -> int:
             ("speed", []),
             ("download", ["--images", images]),
             ("split_histories", []),
+            ("scale", [images, "--write"]),
             ("gate_simulation", ["--write"]),
             ("training", [images, "--write"]),
         )

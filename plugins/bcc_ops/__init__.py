@@ -24,6 +24,7 @@ dataset/        snapshot           a listing as of a moment -> the images of a r
                 decoding           image file -> RGB pixels, the same for checks, training and prediction
                 image_checks       which images may be used, and why the others may not
                 inspection_cache   what the checks learned of each content, kept between nights
+                feature_search     images that have local features in common, found anew or from the last search on
                 near_duplicates    near-duplicates -> groups; one lesion under two labels -> conflict
                 properties         what an image file tells without its content: size, border, colour, compression
                 shortcuts          how well these alone predict the class

@@ -280,15 +280,15 @@ def _blocks(marks: Mapping[str, Fingerprint], contents: Sequence[str], position:
 def _load_all(marks: Mapping[str, Fingerprint], contents: Sequence[str]) -> _Block:
     """Return the features of all images, which are never held twice."""
     position = {sha256: number for number, sha256 in enumerate(contents)}
-    owner, number, points, descriptors = bytearray(), bytearray(), bytearray(), bytearray()
+    owner, points, descriptors = bytearray(), bytearray(), bytearray()
     for block in _blocks(marks, contents, position):
         owner += block.owner.tobytes()
-        number += block.number.tobytes()
         points += block.points.tobytes()
         descriptors += block.descriptors.tobytes()
+    owners = np.frombuffer(owner, np.int64)
     return _Block(
-        np.frombuffer(owner, np.int64),
-        np.frombuffer(number, np.int64),
+        owners,
+        np.broadcast_to(np.int64(0), owners.shape),  # a feature is known by its index here
         np.frombuffer(points, np.float32).reshape(-1, 3),
         np.frombuffer(descriptors, np.uint8).reshape(-1, DESCRIPTOR_BYTES),
     )
