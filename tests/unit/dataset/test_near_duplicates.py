@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageEnhance
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.fingerprints import fingerprint, to_gray
 from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, feature_neighbours, find_near_duplicates, hash_neighbours
-from bcc_ops.dataset.similarity import align, compare
 from tests.factories.images import scan_pixels
 
 THRESHOLDS = Thresholds.of(RetrainingConfig.resolve({}))
@@ -181,18 +180,6 @@ def test_the_order_of_the_contents_changes_nothing(tmp_path):
         return {frozenset(name for name in of if of[name] == one) for one in of.values()}
 
     assert partition(groups) == partition(backwards)
-
-
-def test_the_alignment_of_a_crop_is_found_to_the_pixel():
-    image = scan(7)
-    crop = image.crop((60, 40, image.width, image.height - 30))
-    marks = [fingerprint(rgb, to_gray(rgb)) for rgb in (np.asarray(image), np.asarray(crop))]
-    transform = align(*marks)
-    assert transform is not None
-    assert np.allclose(transform, [[1, 0, 60], [0, 1, 40]], atol=0.7)
-    similarity = compare(*((mark, to_gray(np.asarray(one))) for mark, one in zip(marks, (image, crop))))
-    assert similarity.similarity > 0.95
-    assert similarity.overlap > 0.9
 
 
 @pytest.mark.parametrize("distance", [0, 3, 7, 11])
