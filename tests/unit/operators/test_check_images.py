@@ -11,6 +11,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG
 
+from bcc_ops.dataset.image_checks import UNREADABLE
 from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.operators.check_images import CheckImagesOperator
 from bcc_ops.runs.documents import ChecksDocument
@@ -50,7 +51,7 @@ def check(store: ObjectStore, tmp_path: Path) -> Check:
 def test_what_is_refused_is_told_and_every_image_is_in_the_table(check: Check, store: ObjectStore) -> None:
     document = store.load(ChecksDocument, check())
     assert (document.checked, document.usable["benign"], document.usable["normal"]) == (4, 2, 0)
-    assert [(image.key[-5:], image.reason) for image in document.refused] == [("2.png", "truncated"), ("3.png", "unreadable")]
+    assert [(image.key[-5:], image.reason) for image in document.refused] == [("2.png", "truncated"), ("3.png", UNREADABLE)]
     assert document.contents is not None and document.contents.key == PATHS.document("contents.parquet")
     rows = read_rows(ContentRow, store.get_referenced(document.contents))
     assert [(row.key[-5:], row.refused) for row in rows][:3] == [("0.png", ""), ("1.png", ""), ("2.png", "truncated")]

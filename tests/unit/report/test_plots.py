@@ -58,15 +58,16 @@ def test_nothing_is_drawn_of_nothing() -> None:
 
 
 def test_without_champion_no_difference_is_drawn() -> None:
-    run = read_record(samples.whole_run(champion=False).get)
-    assert "difference" not in draw_plots(run, None, [])
+    run = RunRecord(evaluation=samples.evaluation_document(champion=False))
+    assert set(draw_plots(run, None, [])) == {"confusion_matrix", "reliability"}
 
 
 def test_difference_shows_the_margins_that_the_gate_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """They shrink as evidence grows: those of the parameters are not what decided."""
     given: list[object] = []
     monkeypatch.setattr(figures, "difference_figure", lambda document, margins: given.append(margins) or Figure())
-    draw_plots(read_record(samples.whole_run().get), None, [])
+    whole = read_record(samples.whole_run().get)
+    draw_plots(RunRecord(config=whole.config, evaluation=whole.evaluation, gate=whole.gate), None, [])
     assert given == [{"malignant_sensitivity": 0.05}]
 
 
