@@ -54,8 +54,8 @@ def test_every_folder_is_on_the_map() -> None:
 def test_every_module_has_unit_tests_of_its_own_name() -> None:
     """Whoever changes a module finds its tests in one place, and sees what they miss."""
     modules = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if not path.stem.startswith("__")]
-    unit = REPOSITORY / "tests" / "unit"
-    assert [str(module) for module in modules if not (unit / module.parent / f"test_{module.name}").exists()] == []
+    mirror = REPOSITORY / "tests" / "unit"
+    assert [str(module) for module in modules if not (mirror / module.parent / f"test_{module.name}").exists()] == []
 
 
 def test_imports_respect_the_floors() -> None:
