@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from types import ModuleType
 
 import pytest
 
-from bcc_ops.models import keras_import
 from bcc_ops.models.keras_import import OPTIONAL, import_keras
 
 
@@ -22,7 +22,7 @@ def imported(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
 
     for name in ("keras", *OPTIONAL):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(keras_import.importlib, "import_module", importing)
+    monkeypatch.setattr(importlib, "import_module", importing)
     return found
 
 
@@ -44,7 +44,7 @@ def test_a_failed_import_leaves_nothing_behind(imported: list[dict[str, object]]
     def fail(name: str) -> ModuleType:
         raise ImportError(name)
 
-    monkeypatch.setattr(keras_import.importlib, "import_module", fail)
+    monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(ImportError, match="keras"):
         import_keras()
     assert not set(OPTIONAL) & set(sys.modules)

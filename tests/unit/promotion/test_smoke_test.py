@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from bcc_ops.exceptions import ModelError
-from bcc_ops.promotion import smoke_test
 from bcc_ops.promotion.smoke_test import MODULE, Sample, answer, main, run_smoke_test
 
 RIGHT = (0.7, 0.2, 0.1)
@@ -81,7 +80,7 @@ def run(monkeypatch: pytest.MonkeyPatch, done: Any) -> dict[str, Any]:
             raise done
         return done
 
-    monkeypatch.setattr(smoke_test.subprocess, "run", start)
+    monkeypatch.setattr("bcc_ops.promotion.smoke_test.subprocess.run", start)
     run_smoke_test(Path("m.h5"), [Sample("a.png", Path("/a.png"), RIGHT)], 3, keep_aspect=True, timeout=5)
     return started
 
