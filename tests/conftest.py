@@ -43,11 +43,14 @@ SERVICE_FILES = ("unit/local/test_s3_server.py", "unit/local/test_s3_command.py"
 
 TENSORFLOW = (
     "unit/training/test_architectures.py",
+    "unit/training/test_devices.py",
     "unit/training/test_fit.py",
+    "unit/training/test_run_training.py",
     "unit/dataset/test_input_pipeline.py",
     "unit/evaluation/test_grad_cam.py",
     "unit/models/test_classifier.py",
     "unit/models/test_combination.py",
+    "unit/models/test_model_file.py",
 )
 """Files that import TensorFlow at their beginning; `make test-fast` does not even collect them."""
 

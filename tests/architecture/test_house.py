@@ -51,6 +51,13 @@ def test_every_folder_is_on_the_map() -> None:
     assert folders == (_map().keys() - {""}) | {folder for folder in ADAPTERS if (PACKAGE / folder).is_dir()}
 
 
+def test_every_module_has_unit_tests_of_its_own_name() -> None:
+    """Whoever changes a module finds its tests in one place, and sees what they miss."""
+    modules = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if not path.stem.startswith("__")]
+    mirror = REPOSITORY / "tests" / "unit"
+    assert [str(module) for module in modules if not (mirror / module.parent / f"test_{module.name}").exists()] == []
+
+
 def test_imports_respect_the_floors() -> None:
     """The contracts are in pyproject.toml; import-linter names the import that breaks one."""
     lint = Path(sys.executable).with_name("lint-imports")

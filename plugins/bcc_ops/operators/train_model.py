@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 class TrainModelOperator(BccOperator):
     """Train on the images of all folds but one, and ask the model about that one.
 
-    Goes on from a checkpoint if an earlier attempt left one, and trains nothing if one had finished. Writes `fold-<n>.csv` as
+    Goes on from a checkpoint if an earlier attempt left one, and trains nothing if one had finished, or if the run's model came
+    into use. Writes `fold-<n>.csv` as
     epochs end, `fold-<n>.h5`, `fold-<n>.parquet` and `fold-<n>.json`; returns the reference to the latter.
 
     Args:
@@ -55,6 +56,9 @@ class TrainModelOperator(BccOperator):
             raise ArtifactError(
                 f"split_dataset handed on the fold {fold}, and there are only {FOLDS[0]} to {FOLDS[-1]}: clear it"
             )
+        trained = run.paths.document(fold_file(fold, "json"))
+        if self.promoted(run.paths) is not None and self.store.head(trained) is not None:
+            return self.store.reference(trained).to_xcom()
         split, split_reference = self.load_document(SplitDocument, run, self.split), Reference.model_validate(dict(self.split))
         if split.table is None:
             raise ArtifactError("split.json names no split.parquet: there is nothing to train on")

@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageEnhance
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.fingerprints import fingerprint, to_gray
 from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, find_near_duplicates, hash_neighbours
-from bcc_ops.dataset.similarity import align, compare
 from tests.factories.images import scan_pixels
 
 THRESHOLDS = Thresholds.of(RetrainingConfig.resolve({}))
@@ -186,18 +185,6 @@ def test_the_order_of_the_contents_changes_nothing(tmp_path):
     assert partition(groups) == partition(backwards)
 
 
-def test_the_alignment_of_a_crop_is_found_to_the_pixel():
-    image = scan(7)
-    crop = image.crop((60, 40, image.width, image.height - 30))
-    marks = [fingerprint(rgb, to_gray(rgb)).features() for rgb in (np.asarray(image), np.asarray(crop))]
-    transform = align(*marks)
-    assert transform is not None
-    assert np.allclose(transform, [[1, 0, 60], [0, 1, 40]], atol=0.7)
-    similarity = compare(*((mark, to_gray(np.asarray(one))) for mark, one in zip(marks, (image, crop))))
-    assert similarity.similarity > 0.95
-    assert similarity.overlap > 0.9
-
-
 @pytest.mark.parametrize("distance", [0, 3, 7, 11])
 def test_hash_neighbours_are_those_of_comparing_all_with_all(distance):
     rng = np.random.default_rng(distance)
@@ -232,20 +219,20 @@ def hashes_near_one_another(count):
 
 @pytest.mark.parametrize("equal", [1, 5, 25])
 def test_thousands_of_hashes_that_are_near_one_another_do_not_become_millions_of_pairs(equal):
-    pairs = hash_neighbours(hashes_near_one_another(3000 // equal) * equal, 7)
-    assert len(pairs) <= 3000 * 140  # of 4.5 million
-    assert {end for pair in pairs for end in pair[:2]} == set(range(3000))  # yet nobody is left alone
+    pairs = hash_neighbours(hashes_near_one_another(1500 // equal) * equal, 7)
+    assert len(pairs) <= 1500 * 140  # of 1.1 million
+    assert {end for pair in pairs for end in pair[:2]} == set(range(1500))  # yet nobody is left alone
 
 
 def test_a_flood_of_near_hashes_takes_no_neighbour_from_images_outside_it():
-    flood = hashes_near_one_another(2000)
+    flood = hashes_near_one_another(1000)
     alone = [b"\xff" * 8, b"\xff" * 7 + b"\xfe"]
-    assert (2000, 2001, 1) in hash_neighbours(flood + alone, 7)
+    assert (1000, 1001, 1) in hash_neighbours(flood + alone, 7)
 
 
 def test_a_flood_keeps_each_hashs_nearest_neighbours():
-    pairs = hash_neighbours(hashes_near_one_another(2000), 7)
-    # Hash 0 has no bit set: its 64 neighbours at a distance of 1 come before the 1,935 others.
+    pairs = hash_neighbours(hashes_near_one_another(1000), 7)
+    # Hash 0 has no bit set: its 64 neighbours at a distance of 1 come before the 935 others.
     assert [pair for pair in pairs if pair[0] == 0 and pair[2] == 1] == [(0, other, 1) for other in range(1, 65)]
 
 

@@ -23,7 +23,7 @@ CLASSES = ("benign", "malignant", "normal")
 def few_trees(monkeypatch, request):
     """Forests that are quick to grow; what the tests plant is plain."""
     if "real_images" not in request.fixturenames:
-        monkeypatch.setattr(shortcuts, "_TREES", 20)
+        monkeypatch.setattr(shortcuts, "_TREES", 6)
 
 
 def rows(count=60, classes=CLASSES, seed=1):

@@ -106,6 +106,45 @@ def test_a_version_of_an_older_release_has_no_answers(store: ObjectStore) -> Non
     assert (found, probabilities.shape) == ([], (0, len(CLASSES)))
 
 
+def recorded(store: ObjectStore, name: str, answers: Sequence[float], label: str = "benign", **changes: Any) -> ModelDocument:
+    """A version with one out-of-fold answer."""
+    row = SplitRow("a.png", "a", label, "g", 1)
+    table = write_answers([row], CLASSES, np.array([answers]))
+    return version(store, name, answers=store.put_referenced(f"models/{name}/out_of_fold.parquet", table), **changes)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        (float("nan"), 0.5, 0.5),
+        (float("inf"), 0.0, 0.0),
+        (1.2, -0.2, 0.0),
+        (0.5, 0.5, 0.02),
+        (0.0, 0.0, 0.0),
+    ],
+    ids=["not a number", "infinite", "negative", "more than one", "nothing"],
+)
+def test_recorded_answers_that_are_no_probabilities_are_not_compared_with(store: ObjectStore, answers: Sequence[float]) -> None:
+    with pytest.raises(ArtifactError, match=r"models/v1/out_of_fold\.parquet has answers that are no probabilities"):
+        answers_of(ModelRegistry(store, "models"), recorded(store, "v1", answers))
+
+
+def test_recorded_answers_that_are_rounded_are_compared_with(store: ObjectStore) -> None:
+    _, probabilities = answers_of(ModelRegistry(store, "models"), recorded(store, "v1", (0.333, 0.333, 0.333)))
+    np.testing.assert_array_equal(probabilities, [(0.333, 0.333, 0.333)])
+
+
+def test_recorded_answers_about_a_class_that_the_version_does_not_know_are_not_compared_with(store: ObjectStore) -> None:
+    with pytest.raises(ArtifactError, match="has labels that v1 does not know: cyst"):
+        answers_of(ModelRegistry(store, "models"), recorded(store, "v1", PROBABILITIES, label="cyst"))
+
+
+def test_recorded_answers_for_other_classes_than_the_versions_are_not_compared_with(store: ObjectStore) -> None:
+    made = recorded(store, "v1", PROBABILITIES, classes=("benign", "malignant"))
+    with pytest.raises(ArtifactError, match="the table of answers has the columns"):
+        answers_of(ModelRegistry(store, "models"), made)
+
+
 def test_answers_that_somebody_replaced_are_not_taken(store: ObjectStore) -> None:
     made = answered(store, "v1")
     better = write_answers(rows("v1"), CLASSES, np.array([(1.0, 0.0, 0.0)] * len(FOLDS)))

@@ -13,16 +13,15 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG
 
-from bcc_ops.config import Settings
 from bcc_ops.operators.combine_folds import CombineFoldsOperator
 from bcc_ops.runs.documents import Reference, TrainingDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import fold_file
 from bcc_ops.runs.tables import SplitRow, read_answers, write_answers
+from tests.factories.tasks import context, in_bucket
 from tests.unit.report.samples import (
     CLASSES,
     PATHS,
-    RUN_ID,
     config_document,
     fold_document,
     promotion_document,
@@ -62,10 +61,7 @@ def combine(store: ObjectStore, split: Reference) -> Combine:
     def do(*folds: dict[str, str]) -> dict[str, str]:
         with DAG("bcc_retraining", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
             task = CombineFoldsOperator(task_id="combine_folds", run=run, split=split.to_xcom(), folds=list(folds))
-        task.__dict__["store"] = store
-        task.__dict__["settings"] = Settings(bucket=store.bucket)
-        context: Any = {"run_id": RUN_ID}
-        done: dict[str, str] = task.execute(context)
+        done: dict[str, str] = in_bucket(task, store).execute(context())
         return done
 
     return do

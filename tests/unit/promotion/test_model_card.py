@@ -7,7 +7,6 @@ import pytest
 
 from bcc_ops.exceptions import ConfigError
 from bcc_ops.models.registry import ModelRegistry
-from bcc_ops.promotion.approval import approval_text
 from bcc_ops.promotion.model_card import MISSING, WRITTEN_BY_PEOPLE, RunDocuments, read_template, render_model_card
 from bcc_ops.runs.documents import Estimate, ModelDocument
 from bcc_ops.runs.object_store import ObjectStore
@@ -166,23 +165,6 @@ def test_a_template_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary.md").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="as text"):
         read_template(str(tmp_path / "binary.md"))
-
-
-def test_the_question_to_a_person_has_the_verdict_every_rule_and_the_report() -> None:
-    gate = samples.gate_document("approved")
-    subject, body = approval_text(gate, samples.PATHS, "/bcc/runs/d/r/report")
-    assert subject == "May the breast-ultrasound model of 2026-11-22 02:00 UTC replace champion 20261115T020000Z-3f9c2a1b?"
-    assert "[Report of the run](/bcc/runs/d/r/report)" in body
-    assert all(rule.sentence in body for rule in gate.rules)
-    assert "| max_holdout_reuse | – |" in body and "| min_macro_auc | yes |" in body
-    assert "synthetic" not in body
-
-
-def test_the_question_about_synthetic_images_says_so() -> None:
-    first = samples.gate_document("approved_without_champion", synthetic=True, champion_version=None)
-    subject, body = approval_text(first, samples.PATHS, "/r")
-    assert subject.endswith("become the first champion?")
-    assert body.startswith("**The images are synthetic")
 
 
 def test_a_template_without_end_is_refused(tmp_path):

@@ -10,16 +10,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from bcc_ops.report import figures
 from bcc_ops.report.misclassified import MisclassifiedImage
-from bcc_ops.report.plots import draw_plots
 from bcc_ops.runs.documents import Estimate
 from bcc_ops.runs.history import RunSummary
-from bcc_ops.runs.record import RunRecord, read_record
 from tests.unit.report import samples
 
 PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
@@ -50,28 +47,6 @@ def summaries(count: int) -> list[RunSummary]:
         )
         for day in range(1, count + 1)
     ]
-
-
-def test_a_whole_run_has_every_plot_that_shows_no_image() -> None:
-    run = read_record(samples.whole_run().get)
-    drawn = draw_plots(run, samples.predictions(), summaries(3))
-    assert set(drawn) == {
-        *("history", "class_counts", "confusion_matrix", "roc", "precision_recall"),
-        *("reliability", "difference", "trend", "drift"),
-    }
-    for png in drawn.values():
-        picture = Image.open(io.BytesIO(png))
-        assert picture.width >= 750
-        assert len(picture.getcolors(2**24) or ()) > 10
-
-
-def test_nothing_is_drawn_of_nothing() -> None:
-    assert draw_plots(RunRecord(), None, []) == {}
-
-
-def test_without_champion_no_difference_is_drawn() -> None:
-    run = read_record(samples.whole_run(champion=False).get)
-    assert "difference" not in draw_plots(run, None, [])
 
 
 def test_the_same_documents_give_the_same_bytes() -> None:
@@ -141,14 +116,6 @@ def test_difference_names_the_side_that_the_whole_interval_lies_on() -> None:
     assert "macro F1" not in text
 
 
-def test_difference_shows_the_margins_that_the_gate_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They shrink as evidence grows: those of the parameters are not what decided."""
-    given: list[object] = []
-    monkeypatch.setattr(figures, "difference_figure", lambda document, margins: given.append(margins) or Figure())
-    draw_plots(read_record(samples.whole_run().get), None, [])
-    assert given == [{"malignant_sensitivity": 0.05}]
-
-
 def test_trend_draws_runs_without_figures_too() -> None:
     runs = [*summaries(2), RunSummary("f9", samples.AS_OF, verdict="rejected", balanced_accuracy=Estimate.missing("no image"))]
     text = words(figures.trend_figure(runs, "malignant"))
@@ -187,10 +154,6 @@ def test_drawing_leaves_no_state_behind() -> None:
     before = dict(matplotlib.rcParams)
     figures.to_png(figures.drift_figure(samples.checks_document().drift), synthetic=True)
     assert dict(matplotlib.rcParams) == before
-
-
-def test_figures_load_neither_pyplot_nor_a_gui() -> None:
-    assert not loaded_by("bcc_ops.report.plots") & {"matplotlib.pyplot", "tkinter", "tensorflow"}
 
 
 def test_pages_load_no_plotting_library() -> None:

@@ -45,6 +45,12 @@ def small_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def one_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw one plot instead of nine, where a test is about the page or about pictures: drawing takes most of the time."""
+    monkeypatch.setattr("bcc_ops.report.publish.draw_plots", lambda run, predictions, runs: {"roc": b"png"})
+
+
+@pytest.fixture
 def fetch(tmp_path: Path) -> Any:
     def fetch(keys: Iterable[str]) -> Mapping[str, Path]:
         files = {}
@@ -96,6 +102,7 @@ def test_a_run_without_an_evaluation_gets_what_it_has(store: ObjectStore, fetch:
     assert "it ended before its model was judged" in page
 
 
+@pytest.mark.usefixtures("one_plot")
 def test_a_document_that_is_not_the_one_that_was_handed_in_is_left_out_and_told(store: ObjectStore, fetch: Any) -> None:
     references = put_run(store)
     store.put(samples.PATHS.document("gate.json"), samples.gate_document("approved").to_json())
@@ -104,6 +111,7 @@ def test_a_document_that_is_not_the_one_that_was_handed_in_is_left_out_and_told(
     assert "Approved" not in page
 
 
+@pytest.mark.usefixtures("one_plot")
 def test_images_that_changed_since_cost_the_pictures_only(store: ObjectStore) -> None:
     def changed(keys: Iterable[str]) -> Mapping[str, Path]:
         raise ObjectChanged("images/benign/a.png is no longer the one that the snapshot lists")
@@ -174,6 +182,7 @@ def test_the_explained_model_sees_images_as_it_was_trained(
     assert _explainer(store, RunRecord(evaluation=evaluation), {Path("a"): None})[0] is None
 
 
+@pytest.mark.usefixtures("one_plot")
 @pytest.mark.parametrize("keep_aspect", [True, False])
 def test_pictures_are_drawn_as_the_model_saw_them(
     store: ObjectStore, fetch: Any, monkeypatch: pytest.MonkeyPatch, keep_aspect: bool
@@ -198,6 +207,7 @@ def test_a_fold_whose_model_is_gone_costs_the_explanation_and_says_so(store: Obj
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_plot")
 def test_augmentations_are_drawn_of_a_train_image_a_class(store: ObjectStore, fetch: Any) -> None:
     rows = [SplitRow(f"images/{label}/t.png", "0", label, "g", 2) for label in samples.CLASSES]
     split = store.put_referenced(samples.PATHS.document("split.parquet"), write_rows(SplitRow, rows))

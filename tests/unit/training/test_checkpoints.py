@@ -168,6 +168,37 @@ def test_with_it_goes_what_was_abandoned_on_this_worker_two_weeks_ago(tmp_path: 
     assert [folder.path.exists() for folder in (done, lately, abandoned)] == [False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("whose", "before"),
+    [("done", "unlink"), ("abandoned", "stat"), ("abandoned", "unlink")],
+)
+def test_a_file_that_another_training_removes_in_the_same_moment_is_no_reason_to_leave_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, whose: str, before: str
+) -> None:
+    """The folds of a run tidy up beside each other."""
+    folders = {
+        name: CheckpointFolder(tmp_path, f"artifacts/checkpoints/{name}", None)
+        for name in ("done", "abandoned", "also abandoned")
+    }
+    for name, folder in folders.items():
+        folder.save(_checkpoint(1))
+        if name != "done":
+            os.utime(folder.path, (0, 0))
+    contended, at_once, remove = folders[whose].path, getattr(Path, before), Path.unlink
+
+    def too_late(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path == contended:
+            remove(path, missing_ok=True)
+        return at_once(path, *args, **kwargs)
+
+    with monkeypatch.context() as race:
+        race.setattr(Path, before, too_late)
+        folders["done"].clear()
+
+    assert caplog.messages == []
+    assert [name for name, folder in folders.items() if folder.path.exists()] == []
+
+
 def test_one_that_cannot_be_removed_costs_a_warning(
     tmp_path: Path, store: ObjectStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

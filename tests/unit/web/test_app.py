@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import create_server
 from typing import Any
@@ -12,52 +12,16 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from fastapi.testclient import TestClient
 
 from bcc_ops.config import Settings
 from bcc_ops.report.page import CONTENT_SECURITY_POLICY
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
-from local.s3_server import S3Server
 from tests.unit.report import samples
 from tests.unit.web.conftest import FAILED, FOLD_FAILED, RUNNING, SKIPPED
+from tests.unit.web.routes import ROUTES, RUN, RUN_ROUTES, Client, addresses
 
-Client = Callable[..., TestClient]
-RUN = f"/bcc/runs/bcc_retraining/{samples.RUN_ID}"
 ATTACK = "<script>alert(1)</script>"
-
-
-def every_route() -> list[APIRoute]:
-    """The app's routes, as the framework has them: one that is not an API route would have no guard, and fails here."""
-    from bcc_ops.web.app import create_app
-
-    routes = create_app().routes
-    strangers = [route for route in routes if not isinstance(route, APIRoute)]
-    assert not strangers, f"routes that no guard protects: {strangers}"
-    return [route for route in routes if isinstance(route, APIRoute)]
-
-
-def addresses(route: APIRoute, dag_id: str = "bcc_retraining", run_id: str = samples.RUN_ID) -> list[str]:
-    """Addresses of a route that a viewer gets 200 from."""
-    names = {"plots": ["roc.png"], "files": ["gate.json", "model.h5", "report.html"]}
-    wanted = next((found for part, found in names.items() if f"/{part}/" in route.path), [""])
-    return ["/bcc" + route.path.format(dag_id=dag_id, run_id=run_id, name=name) for name in wanted]
-
-
-ROUTES = [address for route in every_route() for address in addresses(route)]
-RUN_ROUTES = [route for route in every_route() if "{dag_id}" in route.path]
-
-
-@pytest.mark.parametrize("address", ROUTES)
-def test_every_route_asks_for_a_login(make_client: Client, shared_store: ObjectStore, address: str) -> None:
-    assert make_client(shared_store, role=None).get(address).status_code == 401
-    stranger = make_client(shared_store, role=None, Authorization="Bearer made.up.token")
-    assert stranger.get(address).status_code in (401, 403)
-
-
-@pytest.mark.parametrize("address", ROUTES)
-def test_every_route_asks_for_permission_on_the_dag(make_client: Client, shared_store: ObjectStore, address: str) -> None:
-    assert make_client(shared_store, role="none").get(address).status_code == 403
 
 
 @pytest.mark.parametrize("address", ROUTES)
@@ -303,7 +267,6 @@ def silent_server() -> Iterator[str]:
 @pytest.mark.parametrize("address", ROUTES)
 @pytest.mark.parametrize("away", ["refused", "silent"])
 def test_a_store_that_is_away_is_told(make_client: Client, monkeypatch: pytest.MonkeyPatch, address: str, away: str) -> None:
-    from bcc_ops.config import Settings
     from bcc_ops.web.airflow_metadata import ConnectedStore
 
     monkeypatch.setattr("bcc_ops.web.airflow_metadata.READ_SECONDS", 0.2)
@@ -318,19 +281,6 @@ def test_a_store_that_is_away_is_told(make_client: Client, monkeypatch: pytest.M
     assert "The store does not answer" in answer.text
     assert 'http-equiv="refresh"' in answer.text, "a store that comes back shows its page by itself"
     assert answer.headers["Content-Security-Policy"] == CONTENT_SECURITY_POLICY
-
-
-def test_a_store_that_is_away_is_noticed_within_five_seconds_and_long_before_a_page_takes_too_long(
-    shared_store: ObjectStore, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from bcc_ops.config import Settings
-    from bcc_ops.web.airflow_metadata import ConnectedStore
-    from bcc_ops.web.app import DEADLINE_SECONDS
-
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_server.airflow_connection)
-    patience: Any = ConnectedStore(lambda: Settings(bucket=shared_store.bucket))().client.meta.config
-    assert patience.connect_timeout + patience.read_timeout <= 5 < DEADLINE_SECONDS / 10
-    assert patience.retries["total_max_attempts"] == 1
 
 
 def test_a_page_that_takes_too_long_does_not_blame_the_store(make_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,117 +322,9 @@ def test_pages_of_a_store_that_hangs_leave_others_alone(make_client: Client) -> 
             thread.join()
 
 
-def test_a_wrong_setting_is_told_in_a_page(make_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bcc_ops.config import Settings
-    from bcc_ops.web.airflow_metadata import ConnectedStore
-
-    monkeypatch.setenv("BCC_POSITIVE_CLASS", "nothing")
-    answer = make_client(ConnectedStore(Settings.from_environment)).get(f"{RUN}/report")
-    assert answer.status_code == 503
-    assert "positive_class" in answer.text
-
-
-# Who looked, and who may see pictures ---------------------------------------------------------------------------------
-
-
-def audit_events(since: int = 0) -> list[tuple[str, str | None, str | None]]:
-    """(event, user, run) of the audit log's rows with a larger id, oldest first."""
-    return [(row.event, row.owner, row.run_id) for row in audit_rows(since)]
-
-
-def audit_rows(since: int) -> list[Any]:
-    """The rows of this project's events with a larger id, oldest first."""
-    from airflow.models.log import Log
-    from airflow.utils.session import create_session
-    from sqlalchemy import select
-
-    with create_session() as session:
-        rows = session.scalars(select(Log).where(Log.id > since, Log.event.like("bcc_%")).order_by(Log.id)).all()
-        session.expunge_all()
-        return list(rows)
-
-
-def newest_event() -> int:
-    from airflow.models.log import Log
-    from airflow.utils.session import create_session
-    from sqlalchemy import func, select
-
-    with create_session() as session:
-        return session.scalar(select(func.max(Log.id))) or 0
-
-
-def test_each_view_is_an_event_with_the_readers_name_and_once_however_often_the_page_refreshes(
-    make_client: Client, shared_store: ObjectStore
-) -> None:
-    before = newest_event()
-    client = make_client(shared_store)
-    for address in (f"{RUN}/report", f"{RUN}/report", f"{RUN}/plots/roc.png", f"{RUN}/files/gate.json", "/bcc/models"):
-        assert client.get(address).status_code == 200
-    assert audit_events(before) == [
-        ("bcc_view_report", "ada", samples.RUN_ID),
-        ("bcc_view_plot", "ada", samples.RUN_ID),
-        ("bcc_download", "ada", samples.RUN_ID),
-        ("bcc_view_models", "ada", None),
-    ]
-
-
-def test_an_event_names_the_run_that_was_shown_whatever_else_the_request_names(
-    make_client: Client, shared_store: ObjectStore
-) -> None:
-    before = newest_event()
-    client = make_client(shared_store)
-    other = {"dag_id": "other", "run_id": "other", "dag_run_id": "other", "name": "other"}
-    answers = [
-        client.request("GET", f"{RUN}/report", json=other),
-        client.get(f"{RUN}/plots/roc.png", params=other),
-        client.request("GET", f"{RUN}/files/gate.json", json=other, params=other),
-        client.request("GET", "/bcc/models", json=other, params=other),
-    ]
-    assert [answer.status_code for answer in answers] == [200] * 4
-    assert [run for _, _, run in audit_events(before)] == [samples.RUN_ID] * 3 + [None]
-    assert [(row.dag_id, json.loads(row.extra)) for row in audit_rows(before)] == [
-        ("bcc_retraining", {"method": "GET"}),
-        ("bcc_retraining", {"method": "GET", "name": "roc.png"}),
-        ("bcc_retraining", {"method": "GET", "name": "gate.json"}),
-        (None, {"method": "GET"}),
-    ]
-
-
-def test_nobody_looks_unseen(make_client: Client, shared_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**given: Any) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("bcc_ops.web.audit.Log", refuse)
-    answer = make_client(shared_store).get(f"{RUN}/report")
-    assert answer.status_code == 503
-    assert "could not be recorded" in answer.text and samples.RUN_ID not in answer.text
-
-
-@pytest.mark.parametrize("role", [None, "none"])
-def test_who_is_turned_away_leaves_no_event(make_client: Client, shared_store: ObjectStore, role: str | None) -> None:
-    before = newest_event()
-    make_client(shared_store, role=role).get(f"{RUN}/report")
-    assert audit_events(before) == []
-
-
 @pytest.mark.parametrize("run_id", ["a%00b", "x" * 300])
 def test_a_run_id_that_the_database_cannot_hold_never_reaches_it(
     make_client: Client, shared_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, run_id: str
 ) -> None:
     monkeypatch.setattr("bcc_ops.web.app.find_progress", lambda *given: pytest.fail("PostgreSQL would raise here"))
     assert make_client(shared_store).get(f"/bcc/runs/bcc_retraining/{run_id}/report").status_code == 404
-
-
-def test_a_reader_without_pictures_sees_the_report_and_neither_pictures_nor_downloads(
-    make_client: Client, filled_store: ObjectStore, settings: Settings
-) -> None:
-    filled_store.put(samples.PATHS.plot("missed_cancers"), b"\x89PNG\r\n\x1a\n")
-    closed = Settings(bucket="bucket", pictures="triggerers")
-    viewer, user = (make_client(filled_store, role=role, settings=closed) for role in ("viewer", "user"))
-    page = viewer.get(f"{RUN}/report").text
-    assert "Pictures of patients and downloads are left out" in page
-    assert "plots/roc.png" in page and "missed_cancers.png" not in page and "files/" not in page
-    for address in (f"{RUN}/plots/missed_cancers.png", f"{RUN}/files/gate.json", f"{RUN}/files/report.html"):
-        assert viewer.get(address).status_code == 403
-        assert user.get(address).status_code == 200
-    assert "missed_cancers.png" in user.get(f"{RUN}/report").text

@@ -8,13 +8,9 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
-KEY = SimpleNamespace(dag_id="bcc_retraining", run_id="manual__2026-11-22T02:00:00+00:00", task_id="gate_model")
 
 
 SEEN = """
@@ -64,20 +60,3 @@ def test_a_base_path_is_kept() -> None:
 def test_three_tasks_carry_the_link() -> None:
     tasks = ["EvaluateModelOperator", "GateModelOperator", "PublishPlotsOperator"]
     assert seen("http://here:8080")["links"] == [["Model report", tasks]]
-
-
-@pytest.mark.parametrize(
-    ("base", "expected"),
-    [
-        ("http://here:8080", "http://here:8080"),
-        ("http://here:8080/airflow/", "http://here:8080/airflow"),
-        ("", ""),
-    ],
-)
-def test_link_leads_to_the_tab_of_the_run(base: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bcc_ops.links.model_report import ModelReportLink
-
-    monkeypatch.setenv("AIRFLOW__API__BASE_URL", base)
-    link = ModelReportLink().get_link(None, ti_key=KEY)  # type: ignore[arg-type]
-    run = "manual__2026-11-22T02%3A00%3A00%2B00%3A00"
-    assert link == f"{expected}/dags/bcc_retraining/runs/{run}/plugin/model-report"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,57 +14,21 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
 
-from bcc_ops.dataset.arrivals import ArrivalCheck
-from bcc_ops.dataset.snapshot import list_images
-from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.exceptions import StorageUnavailable
 from bcc_ops.operators.base import Run
-from bcc_ops.operators.download_images import DownloadImagesOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
-from bcc_ops.runs.documents import SnapshotDocument
-from bcc_ops.runs.index import find_run
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.paths import run_slug
 from bcc_ops.sensors.new_images import NewImagesSensor
-from bcc_ops.triggers.new_images import NewImagesTrigger
 from local.s3_server import S3Server
+from tests.factories.nights import PARAMS, assess, context_of, now, past_second, sighted, snapshot_as_of, upload
 from tests.factories.runs import give_verdict
 from tests.services.faulty_proxy import FaultyProxy, faulty
 from tests.services.waiting import Clock, run_to_end
-from tests.unit.report.samples import promotion_document
 
 Play = Callable[..., dict[str, Any]]
-PARAMS = {"settle_seconds": 0, "wait_for_images_minutes": 60}
 POKE_INTERVAL = 100
 LONG = 1000
 """Seconds of settling: longer than any machine stands still between an upload and the first look."""
-
-
-@pytest.fixture(params=[False, True], ids=["last_modified", "versions"])
-def bucket(request: pytest.FixtureRequest, make_store: Callable[..., ObjectStore]) -> ObjectStore:
-    """A fresh bucket of either kind."""
-    return make_store(versioned=request.param)
-
-
-@pytest.fixture
-def place(bucket: ObjectStore, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ObjectStore:
-    """The bucket, set up as the place that the pipeline runs in."""
-    monkeypatch.setenv("BCC_BUCKET", bucket.bucket)
-    monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_server.airflow_connection)
-    return bucket
-
-
-def context_of(run_type: str, run_id: str = "", logical_date: datetime | None = None, **params: Any) -> Any:
-    now = datetime.now(timezone.utc)
-    dates = {"logical_date": logical_date} if logical_date else {}
-    return {
-        "run_id": run_id or f"{run_type}__{now.isoformat()}",
-        "dag_run": SimpleNamespace(run_type=run_type, run_after=logical_date or now),
-        "ti": SimpleNamespace(get_previous_dagrun=lambda state: None),
-        "params": {**PARAMS, **params},
-        **dates,
-    }
 
 
 @pytest.fixture
@@ -95,42 +58,6 @@ def play(request: pytest.FixtureRequest, clock: Clock, queue: list[str]) -> Play
         return dict(run_to_end(sensor, context))
 
     return run
-
-
-def upload(store: ObjectStore, *names: str) -> None:
-    for name in names:
-        store.put(f"images/{name}.png", f"{name} {time.time_ns()}".encode())
-
-
-def assess(store: ObjectStore, run_id: str, as_of: datetime) -> SnapshotDocument:
-    """A whole run that ends in a verdict, as far as this part is concerned."""
-    context = context_of("manual", run_id)
-    return give_verdict(store, snapshot_as_of(as_of, context))
-
-
-def snapshot_as_of(as_of: datetime, context: Any) -> dict[str, str]:
-    arrivals = sighted(as_of, context)
-    return dict(SnapshotDatasetOperator(task_id="snapshot", arrivals=arrivals).execute(context))
-
-
-def sighted(as_of: datetime, context: Any) -> dict[str, Any]:
-    """What the sensor of a run sees as of a moment."""
-    sensor = NewImagesSensor(task_id="wait")
-    check = ArrivalCheck(sensor.store, sensor.settings, sensor.deployment.resolve(context["params"]))
-    listing = list_images(sensor.store, check.rules, as_of)
-    return {"as_of": as_of.isoformat(), "images": len(listing.images), "digest": listing.digest, "change": None}
-
-
-def now() -> datetime:
-    return datetime.now(timezone.utc)
-
-
-def past_second() -> datetime:
-    """This second, once it is over: S3 tells whole seconds, so that only what comes now is told to be later."""
-    moment = now().replace(microsecond=0)
-    while (left := moment + timedelta(seconds=1) - now()) > timedelta():
-        time.sleep(left.total_seconds())
-    return moment
 
 
 def test_the_first_images_start_a_run(place: ObjectStore, play: Play) -> None:
@@ -198,39 +125,6 @@ def test_images_that_are_replaced_between_the_sensor_and_the_snapshot_must_settl
     past = context_of("manual", as_of=arrivals["as_of"])
     with pytest.raises(AirflowFailException, match=r"SnapshotChanged: .*no longer those that the sensor saw.*keeps no versions"):
         SnapshotDatasetOperator(task_id="snapshot", arrivals=arrivals).execute(past)
-
-
-def test_a_run_that_lost_many_images_stops_unless_it_was_meant(place: ObjectStore) -> None:
-    upload(place, *(f"benign/{number}" for number in range(10)))
-    assess(place, "first", past_second())
-    for number in range(6):
-        place.client.delete_object(Bucket=place.bucket, Key=f"images/benign/{number}.png")
-    with pytest.raises(AirflowFailException, match=r"TooManyRemoved: 6 of the 10 images of the previous run are gone"):
-        snapshot_as_of(past_second(), context_of("scheduled"))
-    meant = context_of("manual", max_removed_fraction=0.7)
-    assert Run.load(place, "artifacts", snapshot_as_of(past_second(), meant)).snapshot.total == 4
-
-
-def test_a_run_whose_model_came_into_use_keeps_its_parameters_when_it_is_done_again(place: ObjectStore) -> None:
-    upload(place, "benign/a")
-    as_of = past_second()
-    first = Run.load(place, "artifacts", snapshot_as_of(as_of, context_of("manual", "once", epochs=3)))
-    again = snapshot_as_of(as_of, context_of("manual", "once", epochs=5))
-    assert Run.load(place, "artifacts", again).config.epochs == 5
-    place.save(first.paths.document("promotion.json"), promotion_document(promoted=True))
-    kept = snapshot_as_of(as_of, context_of("manual", "once", epochs=9))
-    assert Run.load(place, "artifacts", kept).config.epochs == 5
-
-
-def test_renaming_every_image_removes_none(place: ObjectStore) -> None:
-    for number in range(4):
-        place.put(f"images/benign/{number}.png", f"image {number}".encode())
-    assess(place, "first", past_second())
-    for number in range(4):
-        place.put(f"images/benign/renamed {number}.png", f"image {number}".encode())
-        place.client.delete_object(Bucket=place.bucket, Key=f"images/benign/{number}.png")
-    run = Run.load(place, "artifacts", snapshot_as_of(past_second(), context_of("scheduled")))
-    assert run.snapshot.change is not None and run.snapshot.change.removed == 4
 
 
 def test_a_skipped_night_names_the_folder_that_was_misspelt(place: ObjectStore, play: Play) -> None:
@@ -378,65 +272,6 @@ def test_a_cleared_run_keeps_to_its_snapshot(place: ObjectStore, play: Play) -> 
     assert SnapshotDatasetOperator(task_id="s", arrivals=again).execute(context) == run
 
 
-def test_an_empty_prefix_is_a_failure_for_a_person_and_tells_what_is_there(place: ObjectStore) -> None:
-    place.put("images/Benign/a.png", b"x")
-    context = context_of("manual", "asked")
-    arrivals = NewImagesSensor(task_id="wait").execute(context)
-    with pytest.raises(
-        AirflowFailException, match=r"NoImages: no image as of .*/images/benign/, .*1 folder of no configured class"
-    ):
-        SnapshotDatasetOperator(task_id="s", arrivals=arrivals).execute(context)
-
-
-def test_the_snapshot_names_its_predecessor_and_the_parameters(place: ObjectStore) -> None:
-    upload(place, "benign/a", "benign/a_mask", "malignant/b")
-    assess(place, "first", past_second())
-    upload(place, "normal/c")
-    context = context_of("manual", "second", epochs=3)
-    arrivals = NewImagesSensor(task_id="wait").execute(context)
-    handle = SnapshotDatasetOperator(task_id="s", arrivals=arrivals).execute(context)
-    document = Run.load(place, "artifacts", handle).snapshot
-    assert document.counts == {"benign": 1, "malignant": 1, "normal": 1}
-    assert document.previous_run is not None
-    assert document.previous_run.endswith(f"__{run_slug('first')}")
-    assert document.change is not None
-    assert document.change.added == 1
-    assert document.digest == arrivals["digest"]
-    assert document.as_of_source == ("versions" if place.is_versioned() else "last_modified")
-    assert [(ignored.reason, ignored.count) for ignored in document.ignored] == [("name to ignore (masks)", 1)]
-    paths = find_run(place, "artifacts", "second")
-    assert paths is not None
-    assert b'"epochs": "given"' in place.get(paths.document("config.json"))
-
-
-def test_download_tells_counts_and_fetches_once(place: ObjectStore) -> None:
-    upload(place, "benign/a", "malignant/b")
-    context = context_of("manual", "asked")
-    run = SnapshotDatasetOperator(task_id="s", arrivals=NewImagesSensor(task_id="wait").execute(context)).execute(context)
-    counts = DownloadImagesOperator(task_id="d", run=run).execute(context)
-    assert (counts["images"], counts["fetched"]) == (2, 2)
-    assert DownloadImagesOperator(task_id="d", run=run).execute(context)["fetched"] == 0
-
-
-def local_images(run: dict[str, str], context: Any) -> list[LocalImage]:
-    task = DownloadImagesOperator(task_id="d", run=run)
-    return task.local_images(task.load_run(run, context).snapshot)
-
-
-def test_a_worker_without_the_images_fills_its_cache_from_the_same_snapshot(
-    place: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    upload(place, "benign/a", "malignant/b")
-    context = context_of("manual", "asked")
-    run = SnapshotDatasetOperator(task_id="s", arrivals=NewImagesSensor(task_id="wait").execute(context)).execute(context)
-    here = local_images(run, context)
-    monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "another-host"))
-    upload(place, "normal/c")
-    there = local_images(run, context)
-    assert [(image.key, image.sha256) for image in there] == [(image.key, image.sha256) for image in here]
-    assert all((tmp_path / "another-host") in image.path.parents and image.path.exists() for image in there)
-
-
 def _through(proxy: FaultyProxy, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = S3Server(proxy.endpoint, server.access_key, server.secret_key, 0).airflow_connection
     quick = '"config_kwargs": {"retries": {"max_attempts": 1, "mode": "standard"}}, "region_name"'
@@ -487,31 +322,6 @@ def test_a_night_that_has_news_goes_on_though_another_run_is_queued(place: Objec
     queue.append("manual")
     upload(place, "benign/b")
     assert play(context_of("scheduled"))["images"] == 2
-
-
-def test_the_trigger_serialises_to_what_makes_it_again() -> None:
-    arguments: dict[str, Any] = {
-        "aws_conn_id": "aws_default",
-        "bucket": "breast-images",
-        "rules": ["images", ["benign", "malignant", "normal"], ["*_mask*"], 64_000_000],
-        "versioned": True,
-        "gives_way_in": "bcc_retraining",
-        "watch": {
-            "deadline": "2026-11-22T08:00:00+00:00",
-            "settle_seconds": 60,
-            "poke_interval": 60.0,
-            "patient": True,
-            "known": {"abc": "the 3 images are those of the last assessed run, x"},
-            "digest": "abc",
-            "unchanged_since": "2026-11-22T01:00:00+00:00",
-            "failures": 2,
-            "not_before": "2026-11-22T02:05:00+00:00",
-            "idle": True,
-        },
-    }
-    trigger = NewImagesTrigger(**arguments)
-    assert trigger.serialize() == ("bcc_ops.triggers.new_images.NewImagesTrigger", arguments)
-    assert NewImagesTrigger(**trigger.serialize()[1]).serialize() == trigger.serialize()
 
 
 def test_the_sensor_defers_with_all_that_it_knows(place: ObjectStore, clock: Clock) -> None:

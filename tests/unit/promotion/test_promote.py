@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +21,13 @@ from bcc_ops.exceptions import (
     StorageUnavailable,
     UnsafeStore,
 )
-from bcc_ops.models.registry import MODEL_FILES, ModelRegistry, Pointer, version_name
+from bcc_ops.models.registry import MODEL_FILES, ModelRegistry, version_name
 from bcc_ops.promotion.promote import release_hold, set_champion, upload_challenger
 from bcc_ops.runs.documents import ChampionDocument, Hold, PromotionDocument
 from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
 from tests.services.faulty_proxy import FaultyProxy, faulty
-from tests.unit.promotion.samples import AS_OF, NOW, approved, client_error, failing_registry, model_document, upload
+from tests.unit.promotion.samples import AS_OF, NOW, approved, client_error, failing_registry, upload
 from tests.unit.report.samples import gate_document
 
 
@@ -78,13 +76,6 @@ def test_a_first_model_becomes_champion_and_the_next_one_keeps_it_in_the_history
     assert (now.by, now.reason, now.at) == ("the gate", "better", NOW)
     assert registry.versions() == [first.version, second.version]
     assert_sound(registry)
-
-
-def test_versions_sort_by_the_time_of_their_images_and_differ_by_content() -> None:
-    names = [version_name(AS_OF, "a" * 64), version_name(AS_OF, "b" * 64), version_name(AS_OF.replace(day=23), "a" * 64)]
-    assert len(set(names)) == 3
-    assert max(names) == names[2]
-    assert names[0].startswith("20261122T020000Z-")
 
 
 def test_s3_tools_see_what_the_model_file_is(registry: ModelRegistry) -> None:
@@ -138,14 +129,6 @@ def test_doing_an_upload_again_changes_nothing(registry: ModelRegistry) -> None:
     pointer = registry.read_pointer()
     assert promote(registry, b"one", gate=gate) == first
     assert registry.read_pointer() == pointer
-
-
-def test_a_versions_files_are_never_written_over(registry: ModelRegistry) -> None:
-    registry.write_once("v1", "model_card.md", b"first")
-    registry.write_once("v1", "model_card.md", b"first")
-    with pytest.raises(ModelError, match="written once"):
-        registry.write_once("v1", "model_card.md", b"second")
-    assert registry.store.get(registry.key("v1", "model_card.md")) == b"first"
 
 
 # The anchor -----------------------------------------------------------------------------------------------------------
@@ -271,29 +254,6 @@ def test_twenty_races_between_processes_have_one_winner_each_and_the_others_say_
     assert champion(registry).version == previous
     assert len(champion(registry).history) == RACES - 1
     assert_sound(registry)
-
-
-@pytest.mark.slow
-def test_twenty_races_between_threads_have_one_winner_each(registry: ModelRegistry) -> None:
-    for race in range(20):
-        before = registry.read_pointer()
-        contenders = [upload(registry, b"%d-%d" % (race, number), days=race) for number in range(4)]
-        for one in contenders:
-            registry.write_once(one.document.version, "model.h5", one.model)
-        ready = threading.Barrier(len(contenders))
-
-        def move(one: Any, ready: threading.Barrier = ready, before: Pointer | None = before) -> str | None:
-            ready.wait(30)
-            try:
-                return registry.move(one.document, before, by="the gate", reason="race", at=NOW).version
-            except PromotionLost:
-                return None
-
-        with ThreadPoolExecutor(len(contenders)) as pool:
-            won = [version for version in pool.map(move, contenders) if version]
-        assert len(won) == 1
-        assert champion(registry).version == won[0]
-        assert len(champion(registry).history) == race
 
 
 def test_a_champion_that_moved_after_the_comparison_is_not_replaced(registry: ModelRegistry) -> None:
@@ -509,17 +469,6 @@ def test_a_champions_file_that_is_not_the_promised_one_is_never_handed_out(
     assert not (tmp_path / "model.h5").exists()
 
 
-def test_a_version_that_does_not_exist_is_said(registry: ModelRegistry) -> None:
-    with pytest.raises(ModelError, match="there is no version 2020"):
-        registry.model("2020")
-
-
-def test_a_model_json_that_was_copied_from_another_version_is_refused(registry: ModelRegistry) -> None:
-    registry.store.save(registry.key("copied", "model.json"), model_document(registry, b"x"))
-    with pytest.raises(ArtifactError, match="is about version"):
-        registry.model("copied")
-
-
 # By hand --------------------------------------------------------------------------------------------------------------
 
 
@@ -580,13 +529,6 @@ def test_a_store_that_ignores_conditions_promotes_nothing(
         set_champion(careless, first.version, lambda *given: None, by="ana", reason="back", now=NOW)
     assert len(registry.versions()) == 2, "the refused model must leave no version"
     assert champion(registry).version != first.version
-
-
-def test_the_probe_of_a_good_store_leaves_one_object_that_is_not_a_version(registry: ModelRegistry) -> None:
-    for _ in range(2):
-        registry.require_conditional_writes()
-    assert registry.versions() == []
-    assert [entry["Key"] for entry in registry.store.list_objects("models/")] == ["models/.conditional-writes"]
 
 
 def test_a_conflict_with_another_conditional_write_is_tried_again(registry: ModelRegistry, s3_server: S3Server) -> None:
