@@ -47,7 +47,7 @@ def require_external_images(store: ObjectStore, classes: Sequence[str], config: 
         if not now.images:
             folders = ", ".join(f"{external.prefix}/{name}/" for name in classes)
             raise ConfigError(
-                f"external_prefixes: the set {external.name!r} is empty: there is no image in {folders}."
+                f"external_prefixes: the set {external.name!r} is empty: it has no image in {folders}."
                 f"{describe_ignored(now.ignored)} Upload its images, or correct the parameter"
             )
         warnings.append(
