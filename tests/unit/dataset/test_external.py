@@ -33,7 +33,8 @@ def test_an_empty_set_fails_and_says_what_is_there_instead(store: ObjectStore) -
         warnings_about(store, LATER)
     assert str(caught.value) == (
         "external_prefixes: the set 'Ulm' is empty: it has no image in far/Ulm/benign/, far/Ulm/malignant/, "
-        "far/Ulm/normal/. Ignored: 1 folder of no configured class (far/Ulm/Malignant/1.png). Upload its images, or correct the parameter"
+        "far/Ulm/normal/. "
+        "Ignored: 1 folder of no configured class (far/Ulm/Malignant/1.png). Upload its images, or correct the parameter"
     )
 
 
