@@ -62,7 +62,8 @@ def with_grain(strength: float, rgb: Pixels) -> Pixels:
     scale = SIDE / max(height, width)
     small = max(1, round(height * scale)), max(1, round(width * scale))
     grain = np.random.default_rng(1).standard_normal(small).astype(np.float32)
-    factor = 1 + strength * cv2.resize(grain, (width, height), interpolation=cv2.INTER_CUBIC)
+    grain = np.asarray(cv2.resize(grain, (width, height), interpolation=cv2.INTER_CUBIC))
+    factor = 1 + strength * grain / grain.std()
     return np.clip(np.rint(rgb * factor[..., None]), 0, 255).astype(np.uint8)
 
 
@@ -71,7 +72,8 @@ def middle(part: float, rgb: Pixels) -> Pixels:
     height, width = rgb.shape[:2]
     inner = max(1, round(height * part)), max(1, round(width * part))
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-    return rgb[top : top + inner[0], left : left + inner[1]]
+    kept: Pixels = rgb[top : top + inner[0], left : left + inner[1]]
+    return kept
 
 
 def squeezed(part: float, rgb: Pixels) -> Pixels:
