@@ -231,8 +231,6 @@ def night(
         anchor=compare("anchor", own, others[1]) if anchor else None,
         slices=(),
         slices_unavailable="none",
-        external=None,
-        external_note=None,
         grouping="near-duplicate group",
         model=None,
         predictions=None,

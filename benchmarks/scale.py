@@ -93,7 +93,7 @@ def measure_search(kind: str, given: argparse.Namespace, size: int, file: Path) 
         facts = memory.recall(names, 64, 16_000_000)
         marks = {sha256: known.fingerprint for sha256, known in facts.items() if known.fingerprint}
         if kind == "full":
-            return {"equal": memory.recall_search() == search_features(marks)}
+            return {"equal": memory.recall_searches()[-1] == search_features(marks)}
         find_near_duplicates(marks, {}, Thresholds.of(RetrainingConfig()), _NoPixels(memory))
         return {f"{kind}_cpu": time.process_time() - used, f"{kind}_mb": _peak_mb()}
 
@@ -102,7 +102,7 @@ class _NoPixels:
     """The memory, with an answer for each pair: there are no files whose pixels could be compared."""
 
     def __init__(self, memory: Any) -> None:
-        self.recall_search, self.remember_search = memory.recall_search, memory.remember_search
+        self.recall_searches, self.remember_search = memory.recall_searches, memory.remember_search
         self.recall_features = memory.recall_features
 
     def recall_similarity(self, pairs: Any) -> dict[Any, Any]:

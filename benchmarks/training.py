@@ -311,7 +311,8 @@ def _split_sentence(folder: Path) -> str:
     return f"Images: {parts}. The notebook trains on folds 2 to 5 and is asked about fold 1."
 
 
-def _evaluated(labels: Any, probabilities: Any, groups: Any, folds: Any) -> Evaluation:
+def evaluated(labels: Any, probabilities: Any, groups: Any, folds: Any) -> Evaluation:
+    """Evaluate out-of-fold answers, one entry per image in each, with cross-fitted thresholds and temperatures."""
     scores = Scores(np.asarray(labels, np.int64), np.asarray(probabilities, float), np.asarray(groups))
     return Evaluation(
         cross_fit(scores, np.asarray(folds, np.int64), POSITIVE, RetrainingConfig().wanted_sensitivity, ""), CLASSES, "malignant"
@@ -322,7 +323,7 @@ def _out_of_fold(folder: Path, seed: int, fold: int | None = None) -> Evaluation
     rows, answers = read_answers((folder / f"seed-{seed}-out_of_fold.parquet").read_bytes(), CLASSES)
     chosen = np.array([fold in (None, row.fold) for row in rows])
     kept = [row for row, keep in zip(rows, chosen) if keep]
-    return _evaluated([CLASSES.index(r.label) for r in kept], answers[chosen], [r.group for r in kept], [r.fold for r in kept])
+    return evaluated([CLASSES.index(r.label) for r in kept], answers[chosen], [r.group for r in kept], [r.fold for r in kept])
 
 
 def _out_of_fold_table(folder: Path, seeds: Sequence[int], notebook: dict[str, Any] | None) -> list[str]:

@@ -16,6 +16,7 @@ runs/           documents          the JSON documents of a run, and the referenc
                 history            the runs before this one, one line each
 dataset/        snapshot           a listing as of a moment -> the images of a run; what changed between two
                 arrivals           has something new arrived, and is the upload over
+                external           the external test sets: what is there, before anything is trained
                 sync               snapshot -> local cache, every byte verified
                 image_cache        the images on a worker, by content
                 object_download    the bytes of one object, as the listing promised them
@@ -54,6 +55,7 @@ training/       architectures      the networks
 evaluation/     metrics            probabilities -> metrics, with confidence intervals
                 intervals          95 % intervals that keep their word for few images
                 comparison         the challenger beside another version, by honest answers of both
+                external           the external test sets, without what shows own images
                 evaluate           out-of-fold answers, comparisons, the file's check -> EvaluationDocument
                 shortcuts          do the answers follow simple properties of the files
                 grad_cam           where a network looked

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from difflib import get_close_matches
 from functools import cached_property
-from itertools import permutations
+from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -61,6 +61,8 @@ Origin = Literal["given", "deployment", "preset", "default"]
 LARGEST_IMAGE = 50_000_000
 """Pixels that an image has at most, whatever a run's parameters say. Pillow itself refuses more than 89.5 million."""
 
+_SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+
 _DATA, _CHECKS, _SPLIT = "Images", "Checks", "Split"
 _MODEL, _FIT, _AUGMENTATION = "Model", "Training", "Augmentation"
 _EVALUATION, _GATE, _PROMOTION = "Evaluation", "Gate", "Promotion"
@@ -68,6 +70,44 @@ _EVALUATION, _GATE, _PROMOTION = "Evaluation", "Gate", "Promotion"
 
 def _parameter(default: Any, title: str, description: str, section: str, **bounds: Any) -> Any:
     return Field(default, title=title, description=description, json_schema_extra={"section": section}, **bounds)
+
+
+class ExternalSet(NamedTuple):
+    """Labelled images from elsewhere: what the set is called, and its prefix in the bucket, without a slash at either end."""
+
+    name: str
+    prefix: str
+
+
+def _read_external_sets(text: str) -> tuple[ExternalSet, ...]:
+    """Read `external_prefixes`; a prefix without a name is called by its last folder.
+
+    Raises:
+        ValueError: a name cannot be one, or two sets have the same name or a place in common.
+    """
+    found: list[ExternalSet] = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        given, equals, prefix = item.partition("=")
+        bare = (prefix if equals else given).strip().strip("/")
+        name = given.strip() if equals else bare.rpartition("/")[2]
+        if not bare:
+            raise ValueError(f"{item!r} names no prefix: write PREFIX, or NAME=PREFIX")
+        if not _SET_NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} cannot name a set: write NAME=PREFIX, with 1 to 40 letters, digits, '.', '_' or '-' as the name"
+            )
+        for other in found:
+            if other.name.lower() == name.lower():
+                raise ValueError(f"two sets are called {name!r}: give one of them another name, NAME=PREFIX")
+            if _overlap(bare, other.prefix):
+                raise ValueError(f"the sets {other.name!r} and {name!r} overlap: each needs a prefix of its own")
+        found.append(ExternalSet(name, bare))
+    return tuple(found)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Tell whether one of two prefixes (without a slash at the end) is inside of the other, or the same."""
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 
 class RetrainingConfig(BaseModel):
@@ -107,10 +147,11 @@ class RetrainingConfig(BaseModel):
         ge=1,
         le=1024,
     )
-    external_prefix: str = _parameter(
+    external_prefixes: str = _parameter(
         "",
-        "External test images",
-        "Prefix with one folder per class. Never trained on; reported in each run, and the gate compares the models on them.",
+        "External test sets",
+        "Comma-separated prefixes with one folder per class each, or NAME=PREFIX. Never trained on; reported in each run, and "
+        "the gate compares the models on each.",
         _DATA,
     )
 
@@ -280,7 +321,7 @@ class RetrainingConfig(BaseModel):
     external_margin: float = _parameter(
         0.08,
         "External test margin",
-        "With confidence, the difference of the malignant AUC on the external test images must be above minus this.",
+        "With confidence, the difference of the malignant AUC on each external test set must be above minus this.",
         _GATE,
         ge=0,
         le=1,
@@ -330,6 +371,17 @@ class RetrainingConfig(BaseModel):
             if compiled.groups < 1:
                 raise ValueError("needs a group in parentheses, which names what it reads")
         return pattern
+
+    @field_validator("external_prefixes")
+    @classmethod
+    def _external_sets_are_apart(cls, prefixes: str) -> str:
+        _read_external_sets(prefixes)
+        return prefixes
+
+    @cached_property
+    def external_sets(self) -> tuple[ExternalSet, ...]:
+        """The sets of `external_prefixes`, in its order."""
+        return _read_external_sets(self.external_prefixes)
 
     @cached_property
     def ignored_names(self) -> tuple[str, ...]:
@@ -550,10 +602,25 @@ class Settings(BaseModel):
         if self.positive_class not in self.classes:
             raise ValueError(f"positive_class: {self.positive_class!r} is none of {', '.join(self.classes)}")
         prefixes = (self.images_prefix, self.artifacts_prefix, self.models_prefix)
-        for one, other in permutations(prefixes, 2):
-            if f"{one}/".startswith(f"{other}/"):
+        for one, other in combinations(prefixes, 2):
+            if _overlap(one, other):
                 raise ValueError(f"the prefixes {one!r} and {other!r} overlap; each needs a place of its own")
         return self
+
+    def require_apart(self, config: RetrainingConfig) -> None:
+        """Make sure that a run's external test sets are outside of what the deployment keeps itself.
+
+        Raises:
+            ConfigError: one overlaps with the images, the artifacts or the models.
+        """
+        own = {"images": self.images_prefix, "artifacts": self.artifacts_prefix, "models": self.models_prefix}
+        for external in config.external_sets:
+            for name, prefix in own.items():
+                if _overlap(external.prefix, prefix):
+                    raise ConfigError(
+                        f"external_prefixes: the set {external.name!r} ({external.prefix!r}) overlaps with the {name} "
+                        f"({prefix!r}): store images from elsewhere under a prefix of their own"
+                    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:

@@ -33,7 +33,7 @@ DEPLOYMENT = {
     "wait_for_images_minutes": 1,
     "patient_pattern": r"\((\d+)\)",
     "require_approval": True,
-    "external_prefix": "elsewhere",
+    "external_prefixes": "elsewhere",
 }
 """The parameters in the deployment's file."""
 DAGS = Path(__file__).with_name("dags")

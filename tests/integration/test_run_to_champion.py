@@ -332,11 +332,11 @@ def test_champion_and_challenger_see_images_each_as_it_was_trained(
             place.store.put(f"elsewhere/{label}/{number}.png", picture(label, number + 50, width=96))
     later = (datetime.now(timezone.utc) - FIRST).days + 2
     run = place.run(
-        models["good"], days=later, keep_aspect=not champion_keeps, external_prefix="elsewhere", min_side=SIDE, folds=5
+        models["good"], days=later, keep_aspect=not champion_keeps, external_prefixes="elsewhere", min_side=SIDE, folds=5
     )
     evaluation = run.evaluate()
-    external, comparison = evaluation.external, evaluation.comparison
-    assert external is not None and external.champion is not None
+    (external,), comparison = evaluation.external, evaluation.comparison
+    assert external.champion is not None
     assert comparison is not None and comparison.champion is not None and comparison.challenger is not None
     assert comparison.asked == 48  # the wide ones
     padded, squeezed = ("champion", "challenger") if champion_keeps else ("challenger", "champion")
@@ -432,21 +432,18 @@ def test_external_images_are_reported_as_of_the_run_and_never_the_runs_own(place
     place.store.put("elsewhere/normal/broken.png", b"no image")
     place.store.put("elsewhere/normal/100_mask.png", picture("normal", 7))
     later = (datetime.now(timezone.utc) - FIRST).days + 2
-    run = place.run(models["good"], days=later, external_prefix="elsewhere/", min_side=SIDE)
+    run = place.run(models["good"], days=later, external_prefixes="elsewhere/", min_side=SIDE)
     evaluation = run.evaluate()
-    assert evaluation.external is not None and evaluation.external.challenger.images == 18
-    assert evaluation.external_note == (
+    (external,) = evaluation.external
+    assert external.challenger is not None and external.challenger.images == 18
+    assert (external.note or "").startswith(
         "18 images in 18 near-duplicate groups under elsewhere/ (6 benign, 6 malignant, 6 normal); "
         "left out: 1 also in this run, 1 not an image."
     )
     (rule,) = (row for row in run.gate().rules if "external" in row.rule)
     assert not rule.applies  # there is no champion
-    before = place.run(models["good"], external_prefix="elsewhere").evaluate()
-    assert before.external is None and (before.external_note or "").startswith(
-        "0 images in 0 near-duplicate groups under elsewhere/"
-    )
-    inside = place.run(models["good"], external_prefix="images/benign").evaluate()
-    assert inside.external is None and "overlaps" in (inside.external_note or "")
+    (before,) = place.run(models["good"], external_prefixes="elsewhere").evaluate().external
+    assert before.challenger is None and (before.note or "").startswith("0 images in 0 near-duplicate groups under elsewhere/")
 
 
 def test_a_roll_back_is_tested_with_its_own_runs_images_and_without_them_where_they_are_gone(

@@ -82,11 +82,13 @@ def test_the_example_in_the_repository_is_valid_once_its_lines_are_switched_on(t
     switched_on = re.sub(r"^#(?=\w+: )", "", example, flags=re.M)
     deployment = DeploymentParameters.read(parameters_file(tmp_path, switched_on))
     assert deployment.problem is None
-    assert {"patient_pattern", "require_approval", "external_prefix", "min_malignant_groups", "preset"} <= set(deployment.values)
+    assert {"patient_pattern", "require_approval", "external_prefixes", "min_malignant_groups", "preset"} <= set(
+        deployment.values
+    )
     assert {"min_new_images", "wait_for_images_minutes", "settle_seconds"} <= set(deployment.values)
     usual = RetrainingConfig().model_dump(mode="json")
     changed = {name for name, value in deployment.values.items() if value != usual[name]}
-    assert changed == {"patient_pattern", "external_prefix"}, "the example shows the defaults"
+    assert changed == {"patient_pattern", "external_prefixes"}, "the example shows the defaults"
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,43 @@ def test_a_parameter_out_of_bounds_is_named_in_one_line(given: dict[str, object]
         RetrainingConfig.resolve(given)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_external_sets_are_called_by_their_last_folder_or_as_they_are_named() -> None:
+    config = RetrainingConfig.resolve({"external_prefixes": " far/Ulm/ ,lima = south/peru/scans, site=a=b,"})
+    assert config.external_sets == (("Ulm", "far/Ulm"), ("lima", "south/peru/scans"), ("site", "a=b"))
+    assert RetrainingConfig().external_sets == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("a/x, b/X", "two sets are called 'X': give one of them another name, NAME=PREFIX"),
+        ("a, other=a/b", "the sets 'a' and 'other' overlap"),
+        ("x=a/b, y=a", "the sets 'x' and 'y' overlap"),
+        ("a, again=a/", "the sets 'a' and 'again' overlap"),
+        ("x=/", "'x=/' names no prefix"),
+        ("site a", "'site a' cannot name a set: write NAME=PREFIX"),
+        ("<b>=a", "cannot name a set"),
+    ],
+)
+def test_external_sets_that_cannot_be_told_apart_are_refused(given: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        RetrainingConfig.resolve({"external_prefixes": given})
+
+
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        ("images/benign", r"'benign' \('images/benign'\) overlaps with the images \('images'\)"),
+        ("artifacts", "overlaps with the artifacts"),
+        ("x=models/v1", "'x' .* overlaps with the models"),
+    ],
+)
+def test_an_external_set_is_outside_of_what_the_deployment_keeps(prefix: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"external_prefixes: the set {said}" if "'" in said else said):
+        Settings().require_apart(RetrainingConfig.resolve({"external_prefixes": prefix}))
+    Settings().require_apart(RetrainingConfig.resolve({"external_prefixes": "images-of-others, modelsandmore"}))
 
 
 def test_as_of_without_a_zone_is_utc_and_with_one_is_converted() -> None:

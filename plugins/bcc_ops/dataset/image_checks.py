@@ -83,11 +83,8 @@ def check_images(
     """
     if not images:
         raise NoImages("there is not an image to check")
-    paths = {image.sha256: image.path for image in images}
     with InspectionCache(memory_path) as memory:
-        facts = inspect_contents(paths, config, memory)
-        marks = {sha256: known.fingerprint for sha256, known in facts.items() if known.fingerprint}
-        copies = find_near_duplicates(marks, paths, Thresholds.of(config), memory)
+        facts, copies = _inspect_and_group(images, config, memory)
     checked = len(images) + len(unreadable)
     refused = [
         RefusedImage(key=image.key, reason=facts[image.sha256].reason, detail=facts[image.sha256].detail)
@@ -98,9 +95,7 @@ def check_images(
     refused.sort(key=lambda image: image.key)
     _fail_if_too_many(refused, checked, config.max_refused_fraction)
 
-    groups = _name_groups([image for image in images if not facts[image.sha256].reason], copies)
-    conflicts = tuple(group for group in groups if len(group.labels) > 1)
-    contents = _rows(images, facts, copies, conflicts)
+    groups, conflicts, contents = _describe(images, facts, copies)
     usable = Counter(row.label for row in contents if not row.refused)
     audit = audit_shortcuts(contents, classes, config.patient_pattern)
     drift, drift_unavailable = compare_distributions(contents, previous, classes)
@@ -131,6 +126,36 @@ def check_images(
         contents=None,
     )
     return ImageChecks(document, contents, copies)
+
+
+def check_contents(images: Sequence[LocalImage], config: RetrainingConfig, memory: InspectionCache) -> tuple[ContentRow, ...]:
+    """Check images that no run trains on: the same rows as `check_images` has, however many are refused.
+
+    Args:
+        images: the images and their files.
+        config: the parameters of section "Checks".
+        memory: what was learned of each content.
+    """
+    facts, copies = _inspect_and_group(images, config, memory)
+    return _describe(images, facts, copies)[2]
+
+
+def _inspect_and_group(
+    images: Sequence[LocalImage], config: RetrainingConfig, memory: InspectionCache
+) -> tuple[dict[str, ContentFacts], NearDuplicates]:
+    paths = {image.sha256: image.path for image in images}
+    facts = inspect_contents(paths, config, memory)
+    marks = {sha256: known.fingerprint for sha256, known in facts.items() if known.fingerprint}
+    return facts, find_near_duplicates(marks, paths, Thresholds.of(config), memory)
+
+
+def _describe(
+    images: Sequence[LocalImage], facts: Mapping[str, ContentFacts], copies: NearDuplicates
+) -> tuple[list[ImageGroup], tuple[ImageGroup, ...], tuple[ContentRow, ...]]:
+    """Return the groups of two and more usable images, those under two labels, and the row of each image."""
+    groups = _name_groups([image for image in images if not facts[image.sha256].reason], copies)
+    conflicts = tuple(group for group in groups if len(group.labels) > 1)
+    return groups, conflicts, _rows(images, facts, copies, conflicts)
 
 
 def summary(document: ChecksDocument) -> list[str]:

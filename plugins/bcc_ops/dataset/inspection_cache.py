@@ -33,13 +33,14 @@ CREATE TABLE IF NOT EXISTS facts (
     PRIMARY KEY (sha256, min_side, max_pixels)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS similarity (
     one TEXT, other TEXT, similarity REAL, overlap REAL, PRIMARY KEY (one, other)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS last_search (contents TEXT, pairs TEXT);
+CREATE TABLE IF NOT EXISTS feature_searches (number INTEGER PRIMARY KEY, contents TEXT, pairs TEXT);
 DROP TABLE IF EXISTS searches;
 """
-_FORGET = "DROP TABLE IF EXISTS facts; DROP TABLE IF EXISTS similarity; DROP TABLE IF EXISTS last_search;"
+_FORGET = "DROP TABLE IF EXISTS facts; DROP TABLE IF EXISTS similarity; DROP TABLE IF EXISTS feature_searches;"
 _FACTS = ("reason", "detail", "width", "height", "mode", "mean", "contrast")
 _ROWS_A_COMMIT = 500
 _SECONDS_A_COMMIT = 10.0
+_SEARCHES_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -173,22 +174,22 @@ class InspectionCache:
 
         return Fingerprint(pixels, hash_, features)
 
-    def recall_search(self) -> FeatureSearch | None:
-        """Return the last search of features."""
-        row = self._db.execute("SELECT contents, pairs FROM last_search").fetchone()
-        if row is None:
-            return None
-        contents, pairs = (json.loads(column) for column in row)
-        return FeatureSearch(tuple(contents), frozenset((contents[one], contents[other]) for one, other in pairs))
+    def recall_searches(self) -> list[FeatureSearch]:
+        """Return the last few searches of features: those of the run's images, and those of its external test sets."""
+        found = []
+        for row in self._db.execute("SELECT contents, pairs FROM feature_searches ORDER BY number"):
+            contents, pairs = (json.loads(column) for column in row)
+            found.append(FeatureSearch(tuple(contents), frozenset((contents[one], contents[other]) for one, other in pairs)))
+        return found
 
     def remember_search(self, search: FeatureSearch) -> None:
-        """Keep a search, in place of the one before."""
+        """Keep a search; the oldest ones are forgotten."""
         position = {sha256: number for number, sha256 in enumerate(search.contents)}
         pairs = sorted((position[one], position[other]) for one, other in search.pairs)
-        self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute("DELETE FROM last_search")
-        self._db.execute("INSERT INTO last_search VALUES (?,?)", (json.dumps(search.contents), json.dumps(pairs)))
-        self._db.execute("COMMIT")
+        row = (json.dumps(search.contents), json.dumps(pairs))
+        self._write("INSERT INTO feature_searches (contents, pairs) VALUES (?,?)", [row])
+        outdated = "DELETE FROM feature_searches WHERE number <= (SELECT max(number) FROM feature_searches) - ?"
+        self._write(outdated, [(_SEARCHES_KEPT,)])
 
     def recall_similarity(self, pairs: Iterable[Pair]) -> dict[Pair, Similarity]:
         """Return how alike these pairs were found to be; pairs that were never compared are absent."""

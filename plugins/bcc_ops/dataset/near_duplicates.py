@@ -12,7 +12,7 @@ import itertools
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,13 +129,13 @@ class NearDuplicates:
 
 
 class PairMemory(Protocol):
-    """Where the last search, and the similarity of pairs, are remembered."""
+    """Where the last searches, and the similarity of pairs, are remembered."""
 
-    def recall_search(self) -> FeatureSearch | None:
-        """Return the last search of features."""
+    def recall_searches(self) -> Sequence[FeatureSearch]:
+        """Return the last few searches of features."""
 
     def remember_search(self, search: FeatureSearch) -> None:
-        """Keep it, in place of the one before."""
+        """Keep it."""
 
     def recall_features(self, sha256: str) -> Features | None:
         """Return an image's features, if they are known."""
@@ -166,11 +166,51 @@ def find_near_duplicates(
         links.update({(same[0], other): "pixels" for other in same[1:]})
 
     contents = [same[0] for same in by_pixels.values()]
+    compared = _compare_candidates(contents, marks, paths, thresholds, memory)
+    links.update({one.pair: "perceptual" if one.by_hash else "shifted" for one in compared if one.accepted})
+    group_of, how = group_contents(sorted(marks), links)
+    log.info("%d candidates for near-duplicates, %d accepted", len(compared), sum(one.accepted for one in compared))
+    return NearDuplicates(group_of, how, compared)
+
+
+def compare_sets(
+    sets: tuple[Collection[str], Collection[str]],
+    marks: Mapping[str, Fingerprint],
+    paths: Mapping[str, Path],
+    thresholds: Thresholds,
+    memory: PairMemory,
+) -> tuple[ComparedPair, ...]:
+    """Compare the contents of two sets with one another, and none with those of its own set.
+
+    Args:
+        sets: sha256 of the contents of each. A content that is in both is left alone.
+        marks, paths, thresholds, memory: as in `find_near_duplicates`.
+
+    Returns:
+        Every candidate, sorted by its contents; equal pixels in two files are one too.
+    """
+    one, other = (frozenset(contents) for contents in sets)
+    apart = (one ^ other) & marks.keys()
+    return _compare_candidates(
+        sorted(apart), marks, paths, thresholds, memory, wanted=lambda pair: (pair[0] in one) != (pair[1] in one)
+    )
+
+
+def _compare_candidates(
+    contents: Sequence[str],
+    marks: Mapping[str, Fingerprint],
+    paths: Mapping[str, Path],
+    thresholds: Thresholds,
+    memory: PairMemory,
+    *,
+    wanted: Callable[[Pair], bool] = lambda pair: True,
+) -> tuple[ComparedPair, ...]:
+    """Search candidates among `contents` (sorted), and compare the pixels of those that are `wanted`."""
     near = hash_neighbours([marks[sha256].hash for sha256 in contents], thresholds.hash_distance)
     by_hash = {(contents[one], contents[other]): bits for one, other, bits in near}
     by_features = _feature_pairs({sha256: marks[sha256] for sha256 in contents}, memory)
-    similarity = _similarity_of(sorted({*by_hash, *by_features}), marks, paths, memory)
-    compared = tuple(
+    similarity = _similarity_of(sorted(filter(wanted, {*by_hash, *by_features})), marks, paths, memory)
+    return tuple(
         ComparedPair(
             pair,
             bits=by_hash.get(pair, _hash_distance(marks, pair)),
@@ -180,10 +220,6 @@ def find_near_duplicates(
         )
         for pair, alike in similarity.items()
     )
-    links.update({one.pair: "perceptual" if one.by_hash else "shifted" for one in compared if one.accepted})
-    group_of, how = group_contents(sorted(marks), links)
-    log.info("%d candidates for near-duplicates, %d accepted", len(compared), sum(one.accepted for one in compared))
-    return NearDuplicates(group_of, how, compared)
 
 
 def hash_neighbours(hashes: Sequence[bytes], distance: int) -> list[tuple[int, int, int]]:
@@ -227,9 +263,10 @@ def hash_neighbours(hashes: Sequence[bytes], distance: int) -> list[tuple[int, i
 
 
 def _feature_pairs(marks: Mapping[str, Fingerprint], memory: PairMemory) -> frozenset[Pair]:
-    previous = memory.recall_search()
-    search = extend_search(previous, marks, memory.recall_features)
-    if search != previous:
+    earlier = memory.recall_searches()
+    nearest = min(earlier, key=lambda search: len(marks.keys() ^ set(search.contents)), default=None)
+    search = extend_search(nearest, marks, memory.recall_features)
+    if search is not nearest:
         memory.remember_search(search)
     return search.pairs
 

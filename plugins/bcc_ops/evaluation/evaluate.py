@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -27,6 +27,7 @@ from bcc_ops.evaluation.comparison import (
     score,
     scores_of,
 )
+from bcc_ops.evaluation.external import ExternalImages
 from bcc_ops.evaluation.intervals import student
 from bcc_ops.evaluation.metrics import Evaluation, Floats, ScoredModel, Scores, Threshold, amount, cross_fit, variance_of
 from bcc_ops.exceptions import DataError, ModelError
@@ -37,6 +38,7 @@ from bcc_ops.runs.documents import (
     EvaluationDocument,
     ExternalEvaluation,
     FileCheck,
+    ModelEvaluation,
     Reference,
     SliceEvaluation,
 )
@@ -90,8 +92,7 @@ class EvaluationInputs:
         answers: (n, k) these answers, in the order of the plan's classes.
         first: whether this is the first run that gives images a fold.
         as_of, synthetic, held_out_digest: of the run.
-        external: labelled images from elsewhere, reported only.
-        external_note: a sentence about them, or why there are none.
+        external: the external test sets.
     """
 
     images: RunImages
@@ -101,8 +102,7 @@ class EvaluationInputs:
     as_of: datetime | None
     synthetic: bool
     held_out_digest: str
-    external: LabelledImages | None = None
-    external_note: str | None = None
+    external: Sequence[ExternalImages] = ()
 
 
 def evaluate(
@@ -135,9 +135,8 @@ def evaluate(
             if theirs is not None:
                 answers[name] = theirs
     sample = LabelledImages.of_rows(rows, inputs.images.paths).first(FILE_SAMPLE)
-    external = inputs.external if inputs.external is not None and inputs.external.keys else None
-    elsewhere = score(models.file, external, plan) if external else None
-    file = _AskedFile(plan, sample, score(models.file, sample, plan), external, elsewhere)
+    elsewhere = [score(models.file, one.images, plan) for one in inputs.external]
+    file = _AskedFile(plan, sample, score(models.file, sample, plan), *_pooled(inputs.external, elsewhere))
     answers["file"] = _of_sample(rows, sample, file.own)
     folds = [_AskedFold.ask(fold, load(), file) for fold, load in models.folds.items()]
     _require_own_answers(inputs, sample, folds)
@@ -153,8 +152,7 @@ def evaluate(
         anchor=comparisons.get("anchor"),
         slices=slices,
         slices_unavailable=slices_unavailable,
-        external=_external(file, scored, models.champion),
-        external_note=inputs.external_note,
+        external=tuple(_external(*one, scored, models, plan) for one in zip(inputs.external, elsewhere)),
         file_check=_check_file(file, folds, scored.threshold.value) if len(folds) > 1 else None,
         grouping=plan.grouping,
         model=None,
@@ -211,8 +209,6 @@ def evaluate_folder(
         comparison=None,
         slices=(),
         slices_unavailable="not available: a folder has no history to slice by",
-        external=None,
-        external_note=None,
         grouping=plan.grouping,
         model=None,
         predictions=None,
@@ -223,32 +219,84 @@ def _of(scored: ScoredModel, plan: EvaluationPlan) -> Evaluation:
     return Evaluation(scored, plan.classes, plan.positive_class)
 
 
-def _external(file: _AskedFile, challenger: ScoredModel, champion: ChampionModel | None) -> ExternalEvaluation | None:
-    plan = file.plan
-    if file.elsewhere is None or file.external is None:
-        return None
-    ours = _of(ScoredModel(file.elsewhere, challenger.threshold, challenger.temperature), plan)
-    groups = len(np.unique(file.elsewhere.groups[file.elsewhere.labels == plan.positive]))
-    if champion is None:
-        return ExternalEvaluation(challenger=ours.evaluation(), positive_groups=groups)
-    problem = champion.problem
-    if problem is None and set(champion.classes) != set(plan.classes):
-        problem = f"the champion knows the classes {', '.join(champion.classes)}, not {', '.join(plan.classes)}"
-    if problem is None and champion.model is not None:
-        try:
-            scores = score(champion.model, file.external, plan, champion.classes)
-        except ModelError as error:
-            problem = f"the champion cannot be asked: {error}"
-        else:
-            theirs = _of(as_shipped(champion, scores, plan), plan)
-            return ExternalEvaluation(
-                challenger=ours.evaluation(),
-                champion=theirs.evaluation(),
-                differences=paired_differences(ours, theirs),
-                positive_groups=groups,
-            )
-    problem = problem or "the champion's file is not available"
-    return ExternalEvaluation(challenger=ours.evaluation(), positive_groups=groups, problem=problem)
+def _external(
+    one: ExternalImages, scores: Scores, challenger: ScoredModel, models: Models, plan: EvaluationPlan
+) -> ExternalEvaluation:
+    """Evaluate the challenger's file on a set, with the shipped threshold, beside those of champion and anchor."""
+    told = ExternalEvaluation(
+        name=one.name,
+        prefix=one.prefix,
+        note=one.note,
+        counts=dict(one.counts),
+        left_out=dict(one.left_out),
+        near_duplicates=one.near_duplicates,
+        compared=one.compared,
+        challenger=None,
+    )
+    if not one.images.keys:
+        return told
+    ours = _of(ScoredModel(scores, challenger.threshold, challenger.temperature), plan)
+    champion = _beside(ours, models.champion, one.images, plan, "the champion")
+    anchor = _beside(ours, models.anchor, one.images, plan, "the anchor")
+    return told.model_copy(
+        update={
+            "challenger": ours.evaluation(),
+            "positive_groups": len(np.unique(scores.groups[scores.labels == plan.positive])),
+            "champion": champion.evaluation,
+            "differences": champion.differences,
+            "problem": champion.problem,
+            "anchor": anchor.evaluation,
+            "anchor_differences": anchor.differences,
+            "anchor_problem": anchor.problem,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What another version's file answers about an external test set; `problem` says why it could not be asked."""
+
+    evaluation: ModelEvaluation | None = None
+    differences: dict[str, Estimate] = field(default_factory=dict)
+    problem: str | None = None
+
+
+def _beside(ours: Evaluation, version: ChampionModel | None, images: LabelledImages, plan: EvaluationPlan, name: str) -> _Beside:
+    if version is None:
+        return _Beside()
+    if version.problem is not None:
+        return _Beside(problem=version.problem)
+    if set(version.classes) != set(plan.classes):
+        return _Beside(problem=f"{name} knows the classes {', '.join(version.classes)}, not {', '.join(plan.classes)}")
+    if version.model is None:
+        return _Beside(problem=f"{name}'s file is not available")
+    try:
+        scores = score(version.model, images, plan, version.classes)
+    except ModelError as error:
+        return _Beside(problem=f"{name} cannot be asked: {error}")
+    theirs = _of(as_shipped(version, scores, plan), plan)
+    return _Beside(theirs.evaluation(), paired_differences(ours, theirs))
+
+
+def _pooled(sets: Sequence[ExternalImages], scores: Sequence[Scores]) -> tuple[LabelledImages | None, Scores | None]:
+    """Return the images of all sets, and the answers about them. What two sets show counts once, and groups stay within a set."""
+    chosen = [
+        (one, answers, n)
+        for one, answers in zip(sets, scores)
+        for n, key in enumerate(one.images.keys)
+        if key not in one.elsewhere
+    ]
+    if not chosen:
+        return None, None
+    groups = tuple(f"{one.name}/{one.images.groups[n]}" for one, _, n in chosen)
+    images = LabelledImages(
+        tuple(one.images.keys[n] for one, _, n in chosen),
+        tuple(one.images.labels[n] for one, _, n in chosen),
+        groups,
+        tuple(one.images.paths[n] for one, _, n in chosen),
+    )
+    labels = np.array([answers.labels[n] for _, answers, n in chosen], dtype=np.int64)
+    return images, Scores(labels, np.stack([answers.probabilities[n] for _, answers, n in chosen]), np.array(groups))
 
 
 def _check_file(file: _AskedFile, folds: Sequence[_AskedFold], threshold: float | None) -> FileCheck:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.dataset.snapshot import ImageRules, list_images
-from bcc_ops.dataset.splits import group_images
-from bcc_ops.evaluation.comparison import EvaluationPlan, LabelledImages, RunImages
+from bcc_ops.evaluation.comparison import EvaluationPlan, RunImages
 from bcc_ops.evaluation.evaluate import Evaluated, EvaluationInputs, Models, evaluate
+from bcc_ops.evaluation.external import ExternalSearch, OwnImages
 from bcc_ops.evaluation.shortcuts import with_shortcuts
 from bcc_ops.exceptions import ArtifactError
 from bcc_ops.models.champion import ChampionModel
@@ -43,6 +41,7 @@ class RunInputs:
         config, snapshot, checks, split, training: the run's documents.
         images: key -> local file.
         fetch: brings other images of the bucket here, for the external ones; leaves out what the store does not give.
+        memory_path: where this worker keeps what the image checks have learned of each content.
     """
 
     config: RetrainingConfig
@@ -52,6 +51,7 @@ class RunInputs:
     training: TrainingDocument
     images: Mapping[str, Path]
     fetch: Callable[[list[ImageRow]], Sequence[LocalImage]]
+    memory_path: Path
 
 
 def evaluate_run(
@@ -70,7 +70,7 @@ def evaluate_run(
         inputs: its documents and images.
         champion: the model in use; None if there is none.
         anchor: the version that challengers are measured against besides; None if it is the champion.
-        folder: an empty folder of this machine, for the model files and what is learned of the external images.
+        folder: an empty folder of this machine, for the model files.
         say: takes a sentence for the log.
 
     Raises:
@@ -83,9 +83,10 @@ def evaluate_run(
     contents = _rows(store, ContentRow, inputs.checks.contents, "checks.json names no contents.parquet")
     assignments = _rows(store, AssignmentRow, inputs.split.assignments, "split.json names no assignments.parquet")
     rows, answers = _out_of_fold(store, training, split)
-    own = frozenset(digest for row in split for digest in (row.sha256, row.pixels) if digest)
-    own = own.union(*(version.seen for version in (champion, anchor) if version is not None))
-    external, external_note = external_images(store, inputs, own, folder)
+    seen = frozenset[str]().union(*(version.seen for version in (champion, anchor) if version is not None))
+    external = external_search(store, inputs, OwnImages.of(split, seen, inputs.images)).find(inputs.memory_path)
+    for one in external:
+        say(f"External test set {one.name}: {one.note}")
     evaluated = evaluate(
         plan_of(inputs),
         Models(
@@ -103,11 +104,23 @@ def evaluate_run(
             synthetic=inputs.checks.synthetic > 0,
             held_out_digest=inputs.split.held_out_digest,
             external=external,
-            external_note=external_note,
         ),
         say,
     )
     return with_shortcuts(evaluated, contents, inputs.config.patient_pattern)
+
+
+def external_search(store: ObjectStore, inputs: RunInputs, own: OwnImages) -> ExternalSearch:
+    """Return how a run's external test sets are found."""
+    return ExternalSearch(
+        store=store,
+        config=inputs.config,
+        classes=inputs.training.classes,
+        grouping=inputs.split.grouping,
+        as_of=inputs.snapshot.as_of,
+        fetch=inputs.fetch,
+        own=own,
+    )
 
 
 def _out_of_fold(
@@ -140,62 +153,6 @@ def plan_of(inputs: RunInputs) -> EvaluationPlan:
         grouping=inputs.split.grouping,
         slice_pattern=inputs.config.slice_pattern,
     )
-
-
-def external_images(
-    store: ObjectStore, inputs: RunInputs, own: frozenset[str], folder: Path
-) -> tuple[LabelledImages | None, str | None]:
-    """List and check the labelled images under `external_prefix` as of the run's moment, and describe them in a sentence.
-
-    They are checked and grouped as the run's own: near-duplicates, and a patient's images, are not independent evidence here
-    either. Left out, and counted: what a run would refuse, and what this run, the champion or the anchor has trained
-    on, by its bytes or its pixels, which would be no test from outside.
-
-    Args:
-        store: the bucket.
-        inputs: the run's documents.
-        own: digests (of bytes and of pixels) of the images of this run's split, and of those that champion and anchor have seen.
-        folder: of this machine, for what is learned of them.
-    """
-    from bcc_ops.dataset.image_checks import CONFLICT, UNREADABLE, check_images
-
-    prefix = inputs.config.external_prefix.strip("/")
-    if not prefix:
-        return None, None
-    images_prefix = inputs.snapshot.prefix
-    if f"{prefix}/".startswith(f"{images_prefix}/") or f"{images_prefix}/".startswith(f"{prefix}/"):
-        return (
-            None,
-            f"Not evaluated: external_prefix {prefix!r} overlaps with the images that are trained on ({images_prefix!r}).",
-        )
-    rules = ImageRules(prefix, inputs.training.classes, inputs.config.ignored_names, inputs.config.max_file_mb * 1_000_000)
-    listing = list_images(store, rules, inputs.snapshot.as_of)
-    fetched = inputs.fetch(listing.images) if listing.images else []
-    images = [image for image in fetched if image.sha256 not in own]
-    rows: tuple[ContentRow, ...] = ()
-    if images:
-        rows = check_images(
-            images,
-            inputs.config.model_copy(update={"max_refused_fraction": 1.0}),  # a test from outside fails no run
-            memory_path=folder / "external.sqlite3",
-            snapshot_digest="",
-            classes=inputs.training.classes,
-            previous=None,
-        ).contents
-    usable = [row for row in rows if not row.refused and row.pixels not in own]
-    group_of = group_images(usable, inputs.config.patient_pattern)
-    usable = [row._replace(group=group_of[row.key]) for row in usable]
-    counts, groups = Counter(row.label for row in usable), len({row.group for row in usable})
-    by_class = ", ".join(f"{counts[name]} {name}" for name in inputs.training.classes)
-    note = f"{len(usable)} images in {groups} {inputs.split.grouping}s under {prefix}/ ({by_class})"
-    left_out = Counter("under two labels" if row.refused == CONFLICT else row.refused for row in rows if row.refused)
-    if len(fetched) < len(listing.images):
-        left_out[UNREADABLE] = len(listing.images) - len(fetched)
-    if also := len(fetched) - len(images) + sum(not row.refused and row.pixels in own for row in rows):
-        left_out["also in this run"] = also
-    if left_out:
-        note += f"; left out: {', '.join(f'{count} {reason}' for reason, count in sorted(left_out.items()))}"
-    return (LabelledImages.of_rows(usable, {image.key: image.path for image in images}) if usable else None), f"{note}."
 
 
 def _rows(store: ObjectStore, row_type: type[Row], reference: Reference | None, problem: str) -> list[Row]:

@@ -148,6 +148,16 @@ class BccOperator(BaseOperator):
         """The configured bucket."""
         return open_store(self.settings)
 
+    def parameters_of(self, context: Context) -> RetrainingConfig:
+        """Return the parameters that a run is started with, resolved.
+
+        Raises:
+            ConfigError: as `DeploymentParameters.resolve` and `Settings.require_apart` say.
+        """
+        config = self.deployment.resolve(context["params"])
+        self.settings.require_apart(config)
+        return config
+
     def load_run(self, handle: Mapping[str, str] | None, context: Context) -> Run:
         """Load the run that the handle from `snapshot_dataset` names.
 

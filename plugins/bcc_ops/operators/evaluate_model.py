@@ -39,6 +39,7 @@ class EvaluateModelOperator(BccOperator):
 
     def work(self, context: Context) -> dict[str, str]:
         """Load what was trained and what is in use, evaluate, write."""
+        from bcc_ops.dataset.image_checks import MEMORY_FILE
         from bcc_ops.dataset.sync import sync_images
         from bcc_ops.evaluation.evaluate import with_references
         from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
@@ -59,6 +60,7 @@ class EvaluateModelOperator(BccOperator):
             training=self.load_document(TrainingDocument, run, self.training),
             images={image.key: image.path for image in self.local_images(run.snapshot, without=refused)},
             fetch=partial(sync_images, self.store, cache=self.image_cache, unreadable={}),
+            memory_path=self.settings.cache_dir / MEMORY_FILE,
         )
         with tempfile.TemporaryDirectory(prefix="bcc-evaluate-") as folder:
             registry = ModelRegistry(self.store, self.settings.models_prefix)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcc_ops import metrics
 from bcc_ops.dataset.arrivals import ArrivalCheck
+from bcc_ops.dataset.external import require_external_images
 from bcc_ops.dataset.snapshot import PreviousSnapshot, describe_config, describe_snapshot, saved_snapshot
 from bcc_ops.operators.base import BccOperator, run_kind
 from bcc_ops.runs.documents import RunHandle
@@ -36,7 +37,7 @@ class SnapshotDatasetOperator(BccOperator):
 
     def work(self, context: Context) -> dict[str, str]:
         """Take the run's snapshot."""
-        config = self.deployment.resolve(context["params"])
+        config = self.parameters_of(context)
         run_id, kind = context["run_id"], run_kind(context)
         prefix = self.settings.artifacts_prefix
         described = describe_config(config, run_id, kind, self.deployment.values)
@@ -48,6 +49,8 @@ class SnapshotDatasetOperator(BccOperator):
             about_now = kind in ("nightly", "event") or (kind == "manual" and config.as_of is None)
             check = ArrivalCheck(self.store, self.settings, config)
             as_of, listing = check.listing_of(self.arrivals, may_settle=about_now, sleep=time.sleep)
+            for warning in require_external_images(self.store, self.settings.classes, config, as_of):
+                self.log.warning("%s", warning)
             paths = RunPaths.of(prefix, as_of, run_id)
             document, images = describe_snapshot(
                 listing,

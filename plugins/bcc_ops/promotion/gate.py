@@ -37,6 +37,9 @@ FULL_MARGIN_GROUPS = 104
 """Malignant groups up to which the margins are as configured: 0.08 is then about as wide as what chance does to two equal models.
 With more groups chance does less, and the margins shrink with it, by the square root."""
 
+EXTERNAL_RULE = "external_not_inferior"
+"""Followed by the name of the set, if there is one."""
+
 ONE_SIDED_80 = 0.841621 / 1.959964
 """Half the width of a paired 95 % interval -> the distance of the one-sided 80 % bound from the difference. The intervals of AUC
 differences are symmetric, and their estimate is close to normal."""
@@ -110,7 +113,7 @@ def decide(
         *(_not_inferior(positive, anchor, config, prefix="anchor_") if anchor else ()),
         _auc_not_worse(positive, anchor or against),
         _better_than_champion(positive, against, anchor),
-        _external(evaluation.external, positive, champion, config),
+        *_external(evaluation.external, positive, champion, config),
         *_file_check(evaluation.file_check),
         _newer(as_of, champion),
         _backfill(run_kind, config),
@@ -336,19 +339,24 @@ def _better_than_champion(positive: str, champion: _Other | None, anchor: _Other
 
 
 def _external(
-    external: ExternalEvaluation | None, positive: str, champion: ChampionState | None, config: RetrainingConfig
+    sets: Sequence[ExternalEvaluation], positive: str, champion: ChampionState | None, config: RetrainingConfig
+) -> tuple[RuleResult, ...]:
+    if not sets:
+        return (_not_applicable(EXTERNAL_RULE, "There are no external test sets.", threshold=-config.external_margin),)
+    return tuple(_on_external_set(one, positive, champion, config) for one in sets)
+
+
+def _on_external_set(
+    external: ExternalEvaluation, positive: str, champion: ChampionState | None, config: RetrainingConfig
 ) -> RuleResult:
-    rule, name, margin = (
-        "external_not_inferior",
-        f"{positive.capitalize()} AUC on the external test images",
-        config.external_margin,
-    )
-    if external is None:
-        return _not_applicable(rule, "There are no external test images.", threshold=-margin)
+    rule, margin = f"{EXTERNAL_RULE}_{external.name}", config.external_margin
+    name = f"{positive.capitalize()} AUC on the external test set {external.name}"
+    if external.challenger is None:
+        return _not_applicable(rule, f"{name}: it has no image that can be used.", threshold=-margin)
     if champion is None:
         return _not_applicable(rule, f"{name}: no champion to compare with.", threshold=-margin)
     if external.problem:
-        sentence = f"The champion could not be asked about the external test images: {external.problem}."
+        sentence = f"The champion could not be asked about the external test set {external.name}: {external.problem}."
         return RuleResult(rule=rule, passed=False, applies=False, value=None, threshold=-margin, sentence=sentence)
     groups = external.positive_groups
     if groups < config.min_malignant_groups:

@@ -276,11 +276,7 @@ def _against_anchor(run: RunDocuments) -> str:
 
 
 def _external(evaluation: EvaluationDocument) -> str:
-    blocks = [evaluation.external_note] if evaluation.external_note else []
-    if evaluation.external is None:
-        blocks = blocks or ["None were configured."]
-    else:
-        blocks += _beside_the_champion(evaluation.external)
+    blocks = [_external_set(external) for external in evaluation.external] or ["None were configured."]
     if evaluation.file_check is not None:
         check, images = evaluation.file_check, "images from elsewhere" if evaluation.file_check.external else "images"
         blocks.append(
@@ -291,16 +287,25 @@ def _external(evaluation: EvaluationDocument) -> str:
     return "\n\n".join(blocks)
 
 
-def _beside_the_champion(external: ExternalEvaluation) -> list[str]:
-    if external.champion is None:
-        problem = [f"The champion could not be asked: {external.problem}."] if external.problem else []
-        return [*problem, _table(("metric", "value"), _summary(external.challenger))]
-    pairs = zip(_summary(external.challenger), _summary(external.champion))
-    differences = [(name.replace("_", " "), format(difference)) for name, difference in external.differences.items()]
-    return [
-        _table(("metric", "this version", "champion"), [(name, own, other) for (name, own), (_, other) in pairs]),
-        _table(("difference, paired", "this version minus the champion"), differences),
+def _external_set(external: ExternalEvaluation) -> str:
+    """Return the heading of a set, a sentence about its images, and the metrics of the versions that were asked, side by side."""
+    problems = (("champion", external.problem), ("anchor", external.anchor_problem))
+    blocks = [
+        f"### {external.name}",
+        *([external.note] if external.note else []),
+        *(f"The {name} could not be asked: {problem}." for name, problem in problems if problem),
     ]
+    if external.challenger is None:
+        return "\n\n".join(blocks)
+    others = {name: model for name, model in (("champion", external.champion), ("anchor", external.anchor)) if model}
+    columns = [_summary(model) for model in (external.challenger, *others.values())]
+    metrics = [(row[0][0], *(value for _, value in row)) for row in zip(*columns)]
+    blocks.append(_table(("metric", "this version" if others else "value", *others), metrics))
+    for name, differences in (("champion", external.differences), ("anchor", external.anchor_differences)):
+        if differences:
+            rows = [(metric.replace("_", " "), format(difference)) for metric, difference in differences.items()]
+            blocks.append(_table(("difference, paired", f"this version minus the {name}"), rows))
+    return "\n\n".join(blocks)
 
 
 def _gate(gate: GateDocument) -> str:
@@ -317,7 +322,7 @@ def _limits(run: RunDocuments) -> str:
             "Patients are not known: images of one patient that are not near-duplicates may be in several folds, "
             "which flatters the metrics."
         )
-    if evaluation.external is None:
+    if not any(external.challenger for external in evaluation.external):
         limits.append("Not evaluated on images from another site or device.")
     if snapshot.as_of_source != "versions":
         limits.append("The bucket keeps no versions: the snapshot is what could still be seen of that moment.")

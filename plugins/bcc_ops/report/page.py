@@ -30,6 +30,7 @@ from bcc_ops.runs.documents import (
     EpochRow,
     Estimate,
     EvaluationDocument,
+    ExternalEvaluation,
     FollowedShortcut,
     ModelDocument,
     ModelEvaluation,
@@ -267,7 +268,7 @@ def render_report(
         verdict=verdict_of(run, progress),
         tiles=_tiles(run.evaluation) if run.evaluation else (),
         compared=_compared(run.evaluation) if run.evaluation else (),
-        external=_external(run.evaluation) if run.evaluation else None,
+        external=[_external(one, run.evaluation.positive_class) for one in run.evaluation.external] if run.evaluation else [],
         tells_of_file=_tells_of_file(run.evaluation),
         shortcuts=_shortcuts(run),
         plots_there=plots_there,
@@ -402,7 +403,7 @@ def _contents(run: RunRecord, plots_there: Any, files: Mapping[str, Any], model_
 
 
 def _tells_of_file(document: EvaluationDocument | None) -> bool:
-    return document is not None and bool(document.external or document.file_check or document.external_note)
+    return document is not None and bool(document.external or document.file_check)
 
 
 def _tiles(document: EvaluationDocument) -> list[tuple[str, Estimate, Estimate | None]]:
@@ -462,28 +463,46 @@ def _compared(document: EvaluationDocument) -> list[_Compared]:
 
 
 @dataclass(frozen=True)
-class _External:
-    """A table of what the model file, and the champion's, answer about the external test images."""
+class _BesideExternal:
+    """What the model file, and another version's, answer about an external test set; `other` is how that one is called."""
 
-    images: int
-    groups: int
+    other: str | None
     rows: Sequence[_ComparedRow]
     reach: float
-    with_champion: bool
-    problem: str | None
 
 
-def _external(document: EvaluationDocument) -> _External | None:
-    external, positive = document.external, document.positive_class
-    if external is None:
-        return None
+@dataclass(frozen=True)
+class _External:
+    """An external test set: its tables, or why there are none."""
+
+    name: str
+    note: str | None
+    images: int
+    groups: int
+    tables: Sequence[_BesideExternal]
+    problems: Sequence[tuple[str, str]]
+
+
+def _external(external: ExternalEvaluation, positive: str) -> _External:
+    ours = external.challenger
+    versions = (
+        ("champion", external.champion, external.differences, external.problem),
+        ("anchor", external.anchor, external.anchor_differences, external.anchor_problem),
+    )
+    tables = [
+        _BesideExternal(other, _rows(ours, theirs, differences, positive), _reach(differences))
+        for other, theirs, differences, _ in versions
+        if ours and theirs
+    ]
+    if ours and not tables:
+        tables = [_BesideExternal(None, _rows(ours, None, {}, positive, alone=True), _reach({}))]
     return _External(
-        images=external.challenger.images,
-        groups=external.challenger.groups,
-        rows=_rows(external.challenger, external.champion, external.differences, positive, alone=True),
-        reach=_reach(external.differences),
-        with_champion=external.champion is not None,
-        problem=external.problem,
+        name=external.name,
+        note=external.note,
+        images=ours.images if ours else 0,
+        groups=ours.groups if ours else 0,
+        tables=tables,
+        problems=[(other, problem) for other, _, _, problem in versions if problem],
     )
 
 

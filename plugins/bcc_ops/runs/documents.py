@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from bcc_ops.config import Origin, RetrainingConfig, parameters_of_sections
 from bcc_ops.exceptions import ArtifactError
-from bcc_ops.runs.upgrade import OLDER_VERSIONS, upgraded
+from bcc_ops.runs.upgrade import OLDER_VERSIONS, respelled, upgraded
 
 FOLDS = (1, 2, 3, 4, 5)
 """The parts of a split. A run trains a model for each of the first `folds`, on the images of the four others."""
@@ -99,8 +99,10 @@ def parse_document(kind: type[D], content: bytes, origin: str) -> D:
 def _in_this_version(kind: type[Document], content: bytes) -> bytes:
     try:
         document = json.loads(content)
-        if isinstance(document, dict) and document.get("schema_version") in OLDER_VERSIONS:
-            return json.dumps(upgraded(kind.__name__, document)).encode()
+        if isinstance(document, dict):
+            older = document.get("schema_version") in OLDER_VERSIONS
+            read = upgraded(kind.__name__, document) if older else respelled(kind.__name__, document)
+            return content if read is document else json.dumps(read).encode()
     except (ValueError, RecursionError):
         pass  # pydantic says what is wrong with it
     return content
@@ -584,10 +586,31 @@ class Comparison(Part):
     """What the comparison may have missed; null if there is nothing to say."""
 
 
-class ExternalEvaluation(Part):
-    """The model file, and the champion's beside it, on a set of images from elsewhere."""
+class ExternalDuplicate(Part):
+    """An image from elsewhere that is left out, since it shows what an own image shows."""
 
-    challenger: ModelEvaluation
+    key: str
+    own: str | None
+    """Key of that own image; null if only the champion or the anchor has seen it."""
+
+
+class ExternalEvaluation(Part):
+    """The model file, and those of champion and anchor beside it, on one external test set."""
+
+    name: str
+    prefix: str = ""
+    note: str | None = None
+    """A sentence for people: which images there are, and which are left out."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """Images by class, left-out ones not counted."""
+    left_out: dict[str, int] = Field(default_factory=dict)
+    """Why images are left out -> how many."""
+    near_duplicates: tuple[ExternalDuplicate, ...] = ()
+    """The first of those that are left out as near-duplicates of own images."""
+    compared: int = 0
+    """Pairs of an own image and one of this set whose pixels were compared."""
+    challenger: ModelEvaluation | None
+    """Null if the set has no image that can be used."""
     champion: ModelEvaluation | None = None
     differences: dict[str, Estimate] = Field(default_factory=dict)
     """Challenger minus champion, paired."""
@@ -595,6 +618,11 @@ class ExternalEvaluation(Part):
     """Groups (patients, if they are known) with an image of the positive class."""
     problem: str | None = None
     """Why the champion could not be asked; null if it was, or if there is none."""
+    anchor: ModelEvaluation | None = None
+    """Null if there is none, if it is the champion, or if it could not be asked."""
+    anchor_differences: dict[str, Estimate] = Field(default_factory=dict)
+    """Challenger minus anchor, paired."""
+    anchor_problem: str | None = None
 
 
 class FileCheck(Part):
@@ -650,8 +678,8 @@ class EvaluationDocument(Document):
     """With the anchor; null if there is none, or if it is the champion."""
     slices: tuple[SliceEvaluation, ...]
     slices_unavailable: str | None
-    external: ExternalEvaluation | None
-    external_note: str | None
+    external: tuple[ExternalEvaluation, ...] = ()
+    """One per external test set, in the order of `external_prefixes`."""
     file_check: FileCheck | None = None
     """Null if there is one model, and outside of a run."""
     grouping: str

@@ -43,6 +43,7 @@ RENAMED_PARAMETERS: Mapping[str, str] = {
     "copy_similarity": "min_similarity",
     "hash_copy_similarity": "min_similarity_by_hash",
     "max_looks": "max_holdout_reuse",
+    "external_prefix": "external_prefixes",
 }
 """Old name -> name, of a run's parameters in config.json."""
 
@@ -66,6 +67,9 @@ REMOVED_IN: Mapping[str, frozenset[str]] = {
 FOLD_OF_PARTITION: Mapping[str, int] = {"train": 0, "tuning": 0, "validation": 1}
 """Part of an older split -> what stands for it: fold 1 was held out, and 0 is a place in folds 2 to 5 yet to be drawn."""
 
+_THE_ONE_SET = "external"
+"""What the external test set of a release that knew no more than one is called."""
+
 OLDER_FILES: Mapping[str, str] = {"checks.json": "validation.json", "split.json": "class_weights.json"}
 """File of a run -> what it was called before."""
 
@@ -87,14 +91,31 @@ def upgraded(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "SplitDocument" and isinstance(fields.get("counts"), dict):
         fields["counts"] = _counts(fields["counts"])
     if kind == "ConfigDocument":
-        fields |= {name: _parameters(fields.get(name)) for name in ("config", "origins")}
+        fields = _with_parameters(fields)
         if isinstance(fields["origins"], dict):  # Before version 3, every run said of its preset that it was given.
             fields["origins"]["preset"] = "default"
         if isinstance(fields["config"], dict):
             fields["config"].setdefault("folds", 1)  # of the one model that there was
             fields["config"].setdefault("keep_aspect", False)
-    renamed: dict[str, Any] = _renamed(fields)
+    renamed: dict[str, Any] = _renamed(respelled(kind, fields))
     return {**renamed, "schema_version": 4}
+
+
+def respelled(kind: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a document of any version with what is said of one external test set as one of several.
+
+    Args:
+        kind: name of its class.
+        document: as JSON values.
+    """
+    if kind == "ConfigDocument" and isinstance(document.get("config"), dict) and "external_prefix" in document["config"]:
+        return _with_parameters(document)
+    if kind == "EvaluationDocument" and not isinstance(document.get("external"), list):
+        one, note = document.get("external") or {}, document.get("external_note")
+        if isinstance(one, dict):
+            sets = [{"name": _THE_ONE_SET, "note": note, "challenger": None, **one}] if one or note else []
+            return {**{name: value for name, value in document.items() if name != "external_note"}, "external": sets}
+    return document
 
 
 def _training(fields: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +137,16 @@ def _counts(counts: Mapping[str, Any]) -> dict[str, Any]:
         for name, count in by_class.items():
             of_fold[name] = of_fold.get(name, 0) + count
     return folds
+
+
+def _with_parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return config.json with its parameters as they are called now."""
+    upgraded_fields = {**fields, **{name: _parameters(fields.get(name)) for name in ("config", "origins")}}
+    config = fields.get("config")
+    prefix = str(config.get("external_prefix", "")).strip("/") if isinstance(config, dict) else ""
+    if prefix:
+        upgraded_fields["config"]["external_prefixes"] = f"{_THE_ONE_SET}={prefix}"
+    return upgraded_fields
 
 
 def _parameters(values: Any) -> Any:

@@ -11,7 +11,6 @@ from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnVa
 from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
 
 from bcc_ops import exceptions
-from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.arrivals import ArrivalCheck, ArrivalWatch, utc_now
 from bcc_ops.operators.base import BccOperator, airflow_errors, logical_moment, run_kind
 from bcc_ops.triggers.new_images import NewImagesTrigger, queued_runs
@@ -50,7 +49,7 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
         kind = run_kind(context)
         arrivals = self._arrival_check(context).saved(context["run_id"])
         if arrivals is None and kind == "manual":
-            arrivals = self._arrival_check(context).on_request(self._config(context).as_of)
+            arrivals = self._arrival_check(context).on_request(self.parameters_of(context).as_of)
         elif arrivals is None and kind == "backfill":
             self._let_earlier_days_end(context)
             arrivals = self._arrival_check(context).for_backfill(logical_moment(context))
@@ -118,8 +117,5 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
             timeout=left + TRIGGERER_LATENESS,
         )
 
-    def _config(self, context: Context) -> RetrainingConfig:
-        return self.deployment.resolve(context["params"])
-
     def _arrival_check(self, context: Context) -> ArrivalCheck:
-        return ArrivalCheck(self.store, self.settings, self._config(context))
+        return ArrivalCheck(self.store, self.settings, self.parameters_of(context))

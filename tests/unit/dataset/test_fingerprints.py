@@ -33,7 +33,11 @@ def test_the_digest_is_of_pixels_and_shape() -> None:
 
 def test_an_image_without_texture_has_a_hash_and_no_features() -> None:
     found = fingerprint(rgb(80, 90), to_gray(rgb(80, 90)))
-    assert (len(found.hash), found.features().points.shape, found.features().descriptors.shape) == (HASH_BYTES, (0, 3), (0, DESCRIPTOR_BYTES))
+    assert (len(found.hash), found.features().points.shape, found.features().descriptors.shape) == (
+        HASH_BYTES,
+        (0, 3),
+        (0, DESCRIPTOR_BYTES),
+    )
 
 
 def test_features_are_told_in_pixels_of_the_whole_image() -> None:

@@ -99,13 +99,13 @@ def test_similarity_is_kept_by_pair(tmp_path):
         assert memory.recall_similarity([("a", "b"), ("a", "c")]) == {("a", "b"): Similarity(0.25, 0.5)}
 
 
-def test_the_last_search_is_kept(tmp_path):
-    searches = [FeatureSearch(("a", "b", "c"), frozenset({("a", "c")})), FeatureSearch(("a", "d"), frozenset())]
+def test_only_the_last_searches_are_kept(tmp_path):
+    searches = [FeatureSearch(("a", f"b{number:02}"), frozenset({("a", f"b{number:02}")})) for number in range(20)]
     with InspectionCache(tmp_path / "memory.sqlite3") as memory:
-        assert memory.recall_search() is None
+        assert memory.recall_searches() == []
         for search in searches:
             memory.remember_search(search)
-            assert memory.recall_search() == search
+        assert memory.recall_searches() == searches[-16:]
 
 
 def _remember_many(path: str, start: int) -> int:

@@ -10,7 +10,13 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.fingerprints import fingerprint, to_gray
-from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, find_near_duplicates, hash_neighbours
+from bcc_ops.dataset.near_duplicates import (
+    NearDuplicates,
+    Thresholds,
+    compare_sets,
+    find_near_duplicates,
+    hash_neighbours,
+)
 from tests.factories.images import scan_pixels
 
 THRESHOLDS = Thresholds.of(RetrainingConfig.resolve({}))
@@ -19,8 +25,8 @@ THRESHOLDS = Thresholds.of(RetrainingConfig.resolve({}))
 class Forgetful:
     """A memory that knows nothing."""
 
-    def recall_search(self):
-        return None
+    def recall_searches(self):
+        return []
 
     def remember_search(self, search):
         pass
@@ -248,3 +254,25 @@ def test_the_pairs_nearest_the_thresholds_come_first(tmp_path):
     margins = [pair.margin for pair in found.nearest(100)]
     assert margins == sorted(margins)
     assert len(found.nearest(1)) == 1
+
+
+def test_two_sets_are_compared_with_one_another_only(tmp_path):
+    """Each has a pair of copies within itself; across them there is one pair, and a file that both have."""
+    images = {
+        "a": scan(1),
+        "a2": as_jpeg(scan(1), 60),
+        "b": scan(2),
+        "c": as_jpeg(scan(2), 60),
+        "c2": as_jpeg(scan(2), 80),
+        "d": scan(3),
+    }
+    marks, paths = {}, {}
+    for name, image in images.items():
+        paths[name] = tmp_path / f"{name}.png"
+        image.save(paths[name])
+        rgb = np.asarray(image)
+        marks[name] = fingerprint(rgb, to_gray(rgb))
+    compared = compare_sets((("a", "a2", "b", "d"), ("c", "c2", "d")), marks, paths, THRESHOLDS, Forgetful())
+    assert {one.pair for one in compared if one.accepted} == {("b", "c"), ("b", "c2")}
+    assert all((one in {"a", "a2", "b"}) != (other in {"a", "a2", "b"}) for one, other in (pair.pair for pair in compared))
+    assert compare_sets((("a", "b"), ()), marks, paths, THRESHOLDS, Forgetful()) == ()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bcc_ops.evaluation.comparison import EvaluationPlan, LabelledImages, RunImages
+from bcc_ops.evaluation.external import ExternalImages
 from bcc_ops.models.champion import ChampionModel
 from bcc_ops.runs.documents import Estimate, OperatingPoint
 from bcc_ops.runs.tables import ContentRow, SplitRow
@@ -101,7 +102,11 @@ def version_with_folds(split: Sequence[SplitRow] = SPLIT, **changes: Any) -> Cha
     return older_version(**{"record": tuple(split), "answered": tuple(split), "answers": answers, "seen": seen} | changes)
 
 
-def external(count: int = 30) -> LabelledImages:
-    """Labelled images from elsewhere."""
-    found = rows(9, count, name="external")
-    return LabelledImages.of_rows(found, {row.key: Path(row.key) for row in found})
+def external(count: int = 30, *names: str, **changes: Any) -> tuple[ExternalImages, ...]:
+    """External test sets of so many images each; the images of each are others."""
+    sets = []
+    for name in names or ("elsewhere",):
+        found = rows(9, count, name=name)
+        images = LabelledImages.of_rows(found, {row.key: Path(row.key) for row in found})
+        sets.append(replace(ExternalImages(name, name, images, note=f"{count} images"), **changes))
+    return tuple(sets)

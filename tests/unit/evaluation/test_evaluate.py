@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bcc_ops.evaluation.comparison import EvaluationPlan
+from bcc_ops.evaluation.comparison import EvaluationPlan, LabelledImages
 from bcc_ops.evaluation.evaluate import (
     FILE_SAMPLE,
     Evaluated,
@@ -210,7 +210,7 @@ def test_a_file_that_is_worse_elsewhere_than_its_folds_fails_and_one_as_good_pas
 
 @pytest.mark.parametrize("elsewhere", [0, 1, 3, 150])
 def test_a_file_that_says_always_the_same_fails_however_many_images_there_are_from_elsewhere(elsewhere: int) -> None:
-    found = check(AlwaysBenign(), SURE, external=external(elsewhere) if elsewhere else None)
+    found = check(AlwaysBenign(), SURE, external=external(elsewhere) if elsewhere else ())
     assert not found.passed
     assert found.agreement == pytest.approx(1 / 3, abs=0.05)
 
@@ -266,40 +266,78 @@ def test_a_pattern_that_matches_no_key_slices_nothing() -> None:
 
 
 def test_the_file_is_evaluated_elsewhere_with_the_shipped_threshold_and_nothing_else_changes() -> None:
-    with_them, without = run(external=external(), external_note="30 images").document, run().document
-    assert with_them.external is not None and with_them.external.challenger.images == 30
-    assert with_them.external.challenger.operating_point.threshold == without.challenger.operating_point.threshold
-    assert (with_them.external.champion, with_them.external.problem) == (None, None)
+    with_them, without = run(external=external()).document, run().document
+    (found,) = with_them.external
+    assert (found.name, found.note, found.positive_groups) == ("elsewhere", "30 images", 10)
+    assert found.challenger is not None and found.challenger.images == 30
+    assert found.challenger.operating_point.threshold == without.challenger.operating_point.threshold
+    assert (found.champion, found.problem, found.anchor, found.anchor_problem) == (None, None, None, None)
     assert with_them.challenger == without.challenger
+    assert without.external == ()
 
 
-def test_the_champions_file_is_evaluated_elsewhere_beside_it() -> None:
-    found = run(version_with_folds(model=Answering(0.1, seed=5)), external=external()).document.external
-    assert found is not None and found.champion is not None
-    own, other = found.challenger.per_class["malignant"].auc.value, found.champion.per_class["malignant"].auc.value
-    assert own is not None and other is not None
-    assert found.differences["malignant_auc"].value == pytest.approx(own - other)
-    assert found.positive_groups == 10
-    assert found.champion.operating_point.threshold == 0.4
+def test_champion_and_anchor_are_evaluated_beside_it_on_each_set_alone() -> None:
+    champion, anchor = version_with_folds(model=Answering(0.1, seed=5)), older_version(model=Answering(0.3, seed=6))
+    both = run(champion, anchor=anchor, external=external(30, "Ulm", "Lima")).document.external
+    assert [one.name for one in both] == ["Ulm", "Lima"]
+    for name, found in zip(("Ulm", "Lima"), both):
+        assert (found,) == run(champion, anchor=anchor, external=external(30, name)).document.external
+        assert found.challenger is not None and found.champion is not None and found.anchor is not None
+        own, *others = (
+            model.per_class["malignant"].auc.value or 0.0 for model in (found.challenger, found.champion, found.anchor)
+        )
+        assert found.differences["malignant_auc"].value == pytest.approx(own - others[0])
+        assert found.anchor_differences["malignant_auc"].value == pytest.approx(own - others[1])
+        assert found.champion.operating_point.threshold == 0.4
+    assert both[0].champion != both[1].champion
+
+
+def test_a_set_without_images_and_one_without_a_class_are_told_about_and_fail_nothing() -> None:
+    empty, normal_only = external(0, "empty")[0], external(30, "screening")[0]
+    chosen = [place for place, label in enumerate(normal_only.images.labels) if label == "normal"]
+    images = LabelledImages(
+        *(
+            tuple(column[place] for place in chosen)
+            for column in (
+                normal_only.images.keys,
+                normal_only.images.labels,
+                normal_only.images.groups,
+                normal_only.images.paths,
+            )
+        )  # type: ignore[arg-type]
+    )
+    found = run(version_with_folds(), external=(empty, replace(normal_only, images=images))).document.external
+    assert (found[0].challenger, found[0].champion) == (None, None)
+    assert found[1].challenger is not None and found[1].positive_groups == 0
+    assert found[1].challenger.per_class["malignant"].auc.value is None
+    assert found[1].challenger.per_class["malignant"].specificity.value is not None
+
+
+def test_the_file_is_checked_on_all_sets_together_and_on_what_two_have_once() -> None:
+    first, second = external(30, "Ulm", "Lima")
+    second = replace(second, elsewhere=frozenset(second.images.keys[:10]))
+    assert check(Answering(2.0, seed=14), SURE, external=(first, second)).images == 50
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
         ({"problem": "its file is gone"}, "its file is gone"),
-        ({"classes": ("benign", "malignant")}, "the champion knows the classes benign, malignant"),
-        ({"model": Fixed(np.full((30, 3), np.nan))}, "the champion cannot be asked: the model answers with something"),
+        ({"classes": ("benign", "malignant")}, "{} knows the classes benign, malignant"),
+        ({"model": Fixed(np.full((30, 3), np.nan))}, "{} cannot be asked: the model answers with something"),
+        ({"model": None}, "{}'s file is not available"),
     ],
 )
-def test_a_champion_that_cannot_be_asked_elsewhere_is_said(changes: dict[str, Any], problem: str) -> None:
-    found = run(older_version(**changes), external=external()).document.external
-    assert found is not None and found.champion is None
-    assert (found.problem or "").startswith(problem)
+def test_a_champion_or_anchor_that_cannot_be_asked_elsewhere_is_said(changes: dict[str, Any], problem: str) -> None:
+    (found,) = run(older_version(**changes), anchor=older_version(**changes), external=external()).document.external
+    assert (found.champion, found.anchor) == (None, None)
+    assert (found.problem or "").startswith(problem.format("the champion"))
+    assert (found.anchor_problem or "").startswith(problem.format("the anchor"))
 
 
 def test_any_model_is_evaluated_on_any_folder_with_the_threshold_that_came_with_it() -> None:
     threshold = Threshold(0.3, 0.9, "model.json")
-    document = evaluate_folder(Answering(), external(), PLAN, synthetic=False, digest="f" * 64, threshold=threshold)
+    document = evaluate_folder(Answering(), external()[0].images, PLAN, synthetic=False, digest="f" * 64, threshold=threshold)
     assert (document.as_of, document.comparison, document.challenger.images) == (None, None, 30)
     assert document.challenger.operating_point.threshold == 0.3
     assert document.challenger.calibration.temperature is None

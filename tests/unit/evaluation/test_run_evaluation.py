@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,9 +16,8 @@ from PIL import Image
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.image_cache import ImageCache
-from bcc_ops.dataset.image_checks import check_images
-from bcc_ops.dataset.sync import LocalImage, sync_images
-from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run, external_images
+from bcc_ops.dataset.sync import sync_images
+from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
 from bcc_ops.exceptions import ArtifactError
 from bcc_ops.runs.documents import FOLDS, FoldSummary
 from bcc_ops.runs.object_store import ObjectStore
@@ -51,13 +49,14 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 def inputs(store: ObjectStore, tmp_path: Path) -> RunInputs:
     """A run that looks at elsewhere/, with everything that was uploaded by then."""
     return RunInputs(
-        config=RetrainingConfig.resolve({"external_prefix": "elsewhere/"}),
+        config=RetrainingConfig.resolve({"external_prefixes": "elsewhere/"}),
         snapshot=snapshot_document(as_of=datetime.now(timezone.utc) + timedelta(days=1)),
         checks=checks_document(),
         split=split_document(),
         training=training_document(),
         images={},
         fetch=partial(sync_images, store, cache=ImageCache(tmp_path / "cache", 10**9)),
+        memory_path=tmp_path / "contents.sqlite3",
     )
 
 
@@ -115,85 +114,3 @@ def test_answers_about_other_images_than_the_splits_are_refused(
     run = a_whole_run(store, inputs, [SplitRow("benign-1", "benign-1", "benign", "benign-1", 1)])
     with pytest.raises(ArtifactError, match="not about the images of this run's split: clear train_model"):
         evaluate_run(store, run, None, None, folder=tmp_path, say=lambda sentence: None)
-
-
-def test_near_duplicates_from_elsewhere_are_one_group_and_what_a_run_refuses_is_left_out(
-    store: ObjectStore, inputs: RunInputs, tmp_path: Path
-) -> None:
-    own = encoded(picture(9))
-    objects = {
-        "benign/a.png": encoded(picture(1)),
-        "benign/a-again.jpg": encoded(picture(1), "JPEG"),
-        "malignant/b.png": encoded(picture(2)),
-        "malignant/c.png": encoded(picture(3)),
-        "normal/c.jpg": encoded(picture(3), "JPEG"),
-        "normal/d.png": encoded(picture(4)),
-        "normal/small.png": encoded(picture(5).resize((32, 32))),
-        "normal/broken.png": b"no image",
-        "normal/own.png": own,
-    }
-    for key, content in objects.items():
-        store.put(f"elsewhere/{key}", content)
-    images, note = external_images(store, inputs, frozenset({hashlib.sha256(own).hexdigest()}), tmp_path)
-    assert note == (
-        "4 images in 3 near-duplicate groups under elsewhere/ (2 benign, 1 malignant, 1 normal); left out: 1 also in this run, "
-        "1 not an image, 1 too small, 2 under two labels."
-    )
-    assert images is not None
-    assert images.keys == (
-        "elsewhere/benign/a-again.jpg",
-        "elsewhere/benign/a.png",
-        "elsewhere/malignant/b.png",
-        "elsewhere/normal/d.png",
-    )
-    assert images.labels == ("benign", "benign", "malignant", "normal")
-    assert images.groups[0] == images.groups[1]
-    assert len(set(images.groups)) == 3
-    assert [path.read_bytes() for path in images.paths] == [objects[key.removeprefix("elsewhere/")] for key in images.keys]
-
-
-def test_images_of_a_patient_elsewhere_are_one_group(store: ObjectStore, inputs: RunInputs, tmp_path: Path) -> None:
-    for number, key in enumerate(("benign/ANNA_1.png", "benign/ANNA_2.png", "malignant/BERT_1.png", "normal/unknown.png")):
-        store.put(f"elsewhere/{key}", encoded(picture(number)))
-    patients = replace(
-        inputs,
-        config=RetrainingConfig.resolve({"external_prefix": "elsewhere/", "patient_pattern": r"/([A-Z]{4})_"}),
-        split=split_document(grouping="patient"),
-    )
-    images, note = external_images(store, patients, frozenset(), tmp_path)
-    assert images is not None
-    assert note == "4 images in 3 patients under elsewhere/ (2 benign, 1 malignant, 1 normal)."
-    assert images.groups[0] == images.groups[1] and len(set(images.groups)) == 3
-
-
-def test_an_own_image_is_recognised_elsewhere_by_its_pixels(store: ObjectStore, inputs: RunInputs, tmp_path: Path) -> None:
-    for number, label in enumerate(CLASSES):
-        store.put(f"elsewhere/{label}/{number}.png", encoded(picture(number)))
-    (tmp_path / "own.png").write_bytes(encoded(picture(1)))
-    seen = check_images(
-        [LocalImage("images/own.png", "malignant", "0" * 64, tmp_path / "own.png")],
-        inputs.config,
-        memory_path=tmp_path / "contents.sqlite3",
-        snapshot_digest="",
-        classes=CLASSES,
-        previous=None,
-    )
-    images, note = external_images(store, inputs, frozenset({seen.contents[0].pixels}), tmp_path)
-    assert images is not None and images.keys == ("elsewhere/benign/0.png", "elsewhere/normal/2.png")
-    assert note is not None and note.endswith("left out: 1 also in this run.")
-
-
-def test_images_from_elsewhere_that_are_all_refused_fail_no_run(store: ObjectStore, inputs: RunInputs, tmp_path: Path) -> None:
-    store.put("elsewhere/benign/broken.png", b"no image")
-    images, note = external_images(store, inputs, frozenset(), tmp_path)
-    assert images is None
-    assert note == (
-        "0 images in 0 near-duplicate groups under elsewhere/ (0 benign, 0 malignant, 0 normal); left out: 1 not an image."
-    )
-
-
-def test_no_images_elsewhere_and_no_elsewhere_are_told_apart(store: ObjectStore, inputs: RunInputs, tmp_path: Path) -> None:
-    empty = "0 images in 0 near-duplicate groups under elsewhere/ (0 benign, 0 malignant, 0 normal)."
-    assert external_images(store, inputs, frozenset(), tmp_path) == (None, empty)
-    none = replace(inputs, config=RetrainingConfig.resolve({}))
-    assert external_images(store, none, frozenset(), tmp_path) == (None, None)

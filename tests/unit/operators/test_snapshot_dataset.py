@@ -48,6 +48,19 @@ def test_renaming_every_image_removes_none(place: ObjectStore) -> None:
     assert run.snapshot.change is not None and run.snapshot.change.removed == 4
 
 
+def test_external_test_sets_are_looked_at_before_anything_is_trained(place: ObjectStore) -> None:
+    upload(place, "benign/a")
+    inside, elsewhere = (context_of("manual", external_prefixes=prefix) for prefix in ("images/benign", "elsewhere"))
+    with pytest.raises(
+        AirflowFailException, match=r"ConfigError: external_prefixes: the set 'benign' .* overlaps with the images"
+    ):
+        NewImagesSensor(task_id="wait").execute(inside)
+    with pytest.raises(AirflowFailException, match=r"ConfigError: external_prefixes: the set 'elsewhere' is empty"):
+        snapshot_as_of(past_second(), elsewhere)
+    place.put("elsewhere/benign/b.png", b"content")
+    assert Run.load(place, "artifacts", snapshot_as_of(past_second(), elsewhere)).config.external_prefixes == "elsewhere"
+
+
 def test_an_empty_prefix_is_a_failure_for_a_person_and_tells_what_is_there(place: ObjectStore) -> None:
     place.put("images/Benign/a.png", b"x")
     context = context_of("manual", "asked")

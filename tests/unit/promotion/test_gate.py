@@ -375,32 +375,44 @@ def test_an_older_pointer_names_no_anchor_and_the_champion_is_it() -> None:
 
 def test_a_model_that_may_be_worse_elsewhere_is_rejected() -> None:
     worse = external_evaluation(differences={"malignant_auc": estimate(-0.03, -0.081)})
-    rejected = gate(evaluation(external=worse))
-    assert rejecting(rejected) == ["external_not_inferior"]
-    assert "Malignant AUC on the external test images differs from the champion's" in rejected.reasons[0]
-    assert gate(evaluation(external=worse), external_margin=0.09).verdict == "approved"
-    assert gate(evaluation(external=external_evaluation())).verdict == "approved"
+    rejected = gate(evaluation(external=(worse,)))
+    assert rejecting(rejected) == ["external_not_inferior_elsewhere"]
+    assert "Malignant AUC on the external test set elsewhere differs from the champion's" in rejected.reasons[0]
+    assert gate(evaluation(external=(worse,)), external_margin=0.09).verdict == "approved"
+    assert gate(evaluation(external=(external_evaluation(),))).verdict == "approved"
     unmeasured = external_evaluation(differences={"malignant_auc": Estimate.missing("all scores are the same")})
-    assert rejecting(gate(evaluation(external=unmeasured))) == ["external_not_inferior"]
+    assert rejecting(gate(evaluation(external=(unmeasured,)))) == ["external_not_inferior_elsewhere"]
+
+
+def test_each_external_set_has_its_own_rule_and_one_that_is_worse_is_enough() -> None:
+    worse = external_evaluation(name="Ulm", differences={"malignant_auc": estimate(-0.03, -0.081)})
+    empty = external_evaluation(name="Oslo", challenger=None, champion=None, differences={})
+    document = gate(evaluation(external=(external_evaluation(name="Lima"), worse, empty)))
+    assert rejecting(document) == ["external_not_inferior_Ulm"]
+    assert shown(document, "external_not_inferior_Lima").passed
+    unused = shown(document, "external_not_inferior_Oslo")
+    assert not unused.applies and "test set Oslo: it has no image that can be used" in unused.sentence
+    none = shown(gate(evaluation()), "external_not_inferior")
+    assert not none.applies and none.sentence == "There are no external test sets."
 
 
 def test_a_few_patients_from_elsewhere_decide_nothing() -> None:
     """With few, not even the champion itself would pass, however many images they have."""
     worse = external_evaluation(differences={"malignant_auc": estimate(-0.03, -0.081)}, positive_groups=22)
-    rule = shown(gate(evaluation(external=worse)), "external_not_inferior")
+    rule = shown(gate(evaluation(external=(worse,))), "external_not_inferior_elsewhere")
     assert not rule.applies and "22 malignant groups are too few for a rule; 23 are needed" in rule.sentence
     enough = worse.model_copy(update={"positive_groups": 23})
-    assert rejecting(gate(evaluation(external=enough))) == ["external_not_inferior"]
+    assert rejecting(gate(evaluation(external=(enough,)))) == ["external_not_inferior_elsewhere"]
 
 
 def test_a_champion_that_cannot_be_asked_about_images_from_elsewhere_is_a_warning() -> None:
     unasked = external_evaluation(champion=None, differences={}, problem="its file is gone")
-    approved = gate(evaluation(external=unasked))
+    approved = gate(evaluation(external=(unasked,)))
     assert approved.verdict == "approved"
-    assert approved.reasons[1] == "The champion could not be asked about the external test images: its file is gone."
+    assert approved.reasons[1] == "The champion could not be asked about the external test set elsewhere: its file is gone."
     alone = external_evaluation(champion=None, differences={})
-    first = gate(evaluation(external=alone).model_copy(update={"comparison": None}), None)
-    assert first.verdict == "approved_without_champion" and not shown(first, "external_not_inferior").applies
+    first = gate(evaluation(external=(alone,)).model_copy(update={"comparison": None}), None)
+    assert first.verdict == "approved_without_champion" and not shown(first, "external_not_inferior_elsewhere").applies
 
 
 def test_a_file_that_does_not_keep_what_its_folds_promised_is_rejected() -> None:

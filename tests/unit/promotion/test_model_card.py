@@ -121,8 +121,17 @@ def test_the_card_shows_how_the_file_does_elsewhere_beside_the_champion_and_its_
     assert "| malignant auc | 0.012 (-0.021 to 0.044) |" in text
     assert "The model file's log loss is 0.431 on 60 images from elsewhere, its folds' models' 0.419" in text
     unasked = samples.external_evaluation(champion=None, differences={}, problem="its file is gone")
-    alone = section(card_of(evaluation=samples.evaluation_document(external=unasked)), "Images from elsewhere")
-    assert alone.startswith("The champion could not be asked: its file is gone.\n\n| metric | value |")
+    alone = section(card_of(evaluation=samples.evaluation_document(external=(unasked,))), "Images from elsewhere")
+    assert alone.startswith("### elsewhere\n\n60 images")
+    assert "The champion could not be asked: its file is gone.\n\n| metric | value |" in alone
+    anchor = samples.model_evaluation(samples.predictions(60, seed=11), "champion", -0.04)
+    differences = {"malignant_auc": samples.around(0.02, 0.05)}
+    beside = samples.external_evaluation(name="Ulm", anchor=anchor, anchor_differences=differences)
+    empty = samples.external_evaluation(name="Lima", note="0 images.", challenger=None, champion=None, differences={})
+    both = section(card_of(evaluation=samples.evaluation_document(external=(beside, empty))), "Images from elsewhere")
+    assert "| metric | this version | champion | anchor |" in both
+    assert "| difference, paired | this version minus the anchor |\n| --- | --- |\n| malignant auc | 0.020 (" in both
+    assert both.endswith("### Lima\n\n0 images.")
 
 
 def test_the_card_says_what_the_file_is_made_of() -> None:

@@ -47,7 +47,7 @@ def test_whatever_the_model_card_tells_changes_the_name() -> None:
         name_of(documents(checks=base.checks.model_copy(update={"warnings": ("look",)}))),
         name_of(documents(split=base.split.model_copy(update={"salt": "s"}))),
         name_of(documents(training=base.training.model_copy(update={"seconds": 499.0}))),
-        name_of(documents(evaluation=base.evaluation.model_copy(update={"external_note": "3 images"}))),
+        name_of(documents(evaluation=base.evaluation.model_copy(update={"slices_unavailable": "3 images"}))),
         name_of(documents(gate=base.gate.model_copy(update={"holdout_reuse": 5}))),
         name_of(base, "## Contact\nana"),
     ]

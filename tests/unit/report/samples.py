@@ -426,8 +426,6 @@ def evaluation_document(columns: dict[str, list[Any]] | None = None, champion: b
             ),
         ),
         "slices_unavailable": None,
-        "external": None,
-        "external_note": None,
         "grouping": "near-duplicate group",
         "model": reference("model.h5"),
         "predictions": reference("predictions.parquet"),
@@ -440,13 +438,16 @@ def whole_evaluation(columns: dict[str, list[Any]] | None = None, **changes: Any
     columns = columns or predictions()
     anchor = comparison_with("20261001T020000Z-77aa88bb", columns, days=52, recorded=90, asked=30, left_out={})
     return evaluation_document(
-        columns, **{"anchor": anchor, "external": external_evaluation(), "file_check": file_check(), **changes}
+        columns, **{"anchor": anchor, "external": (external_evaluation(),), "file_check": file_check(), **changes}
     )
 
 
 def external_evaluation(**changes: Any) -> ExternalEvaluation:
     columns = predictions(60, seed=11)
     fields: dict[str, Any] = {
+        "name": "elsewhere",
+        "prefix": "elsewhere",
+        "note": "60 images in 60 near-duplicate groups under elsewhere/ (20 benign, 20 malignant, 20 normal).",
         "challenger": model_evaluation(columns),
         "champion": model_evaluation(columns, "champion", -0.02),
         "differences": {"malignant_auc": Estimate(value=0.012, low=-0.021, high=0.044)},

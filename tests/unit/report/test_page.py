@@ -275,9 +275,24 @@ def test_the_file_is_checked_against_its_folds_and_shown_on_external_images() ->
 
 def test_external_images_without_a_champion_show_the_challenger_alone() -> None:
     alone = samples.external_evaluation(champion=None, differences={}, problem="its file is damaged")
-    page = render(record(evaluation__json=samples.whole_evaluation(external=alone)))
+    page = render(record(evaluation__json=samples.whole_evaluation(external=(alone,))))
     assert rows_of(page, "file")[0] == ["Metric", "Challenger"]
     assert "The champion could not be asked: its file is damaged" in page
+
+
+def test_each_external_set_has_its_tables_beside_champion_and_anchor_and_its_sentence() -> None:
+    anchor = samples.model_evaluation(samples.predictions(60, seed=11), "champion", -0.04)
+    first = samples.external_evaluation(
+        name="Ulm", anchor=anchor, anchor_differences={"malignant_auc": samples.around(0.03, 0.05)}
+    )
+    second = samples.external_evaluation(
+        name="Lima", note="0 images; left out: 3.", challenger=None, champion=None, differences={}
+    )
+    page = render(record(evaluation__json=samples.whole_evaluation(external=(first, second))))
+    ulm, lima = page.split('id="file"')[1].split("</section>")[0].split("External test set ")[1:]
+    assert ulm.startswith("Ulm") and "60 images in 60 near-duplicate groups" in ulm
+    assert ulm.count("<table") == 2 and ">Champion<" in ulm and ">Anchor<" in ulm and "+0.030" in ulm
+    assert lima.startswith("Lima") and "0 images; left out: 3." in lima and "<table" not in lima
 
 
 def test_the_files_of_the_folds_models_are_listed_apart() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from bcc_ops.runs.documents import (
     ChecksDocument,
     ConfigDocument,
     EvaluationDocument,
+    ExternalEvaluation,
     GateDocument,
     ModelDocument,
     SplitDocument,
@@ -27,6 +29,7 @@ from bcc_ops.runs.paths import RunPaths
 from bcc_ops.runs.previous import assigned_before
 from bcc_ops.runs.record import RUN_DOCUMENTS, read_record
 from bcc_ops.runs.tables import ContentRow, SplitRow, read_rows
+from tests.unit.report import samples
 
 OLDER = Path(__file__).resolve().parents[2] / "data" / "schema_1"
 
@@ -99,8 +102,38 @@ def test_an_external_evaluation_of_before_is_the_challengers() -> None:
     content = json.loads(OLDER.joinpath("evaluation.json").read_text())
     content["external"] = content["challenger"]
     document = parse_document(EvaluationDocument, json.dumps(content).encode(), "evaluation.json")
-    assert document.external is not None
-    assert (document.external.challenger, document.external.champion) == (document.challenger, None)
+    (external,) = document.external
+    assert (external.name, external.challenger, external.champion) == ("external", document.challenger, None)
+
+
+@pytest.mark.parametrize("schema_version", [3, 4])
+def test_what_is_said_of_one_external_set_is_said_of_one_of_several(schema_version: int) -> None:
+    def read(**said: Any) -> tuple[ExternalEvaluation, ...]:
+        content = {**json.loads(samples.evaluation_document().to_json()), "schema_version": schema_version, **said}
+        return parse_document(EvaluationDocument, json.dumps(content).encode(), "evaluation.json").external
+
+    assert read(external=None, external_note=None) == ()
+    (unused,) = read(external=None, external_note="0 images.")
+    assert (unused.name, unused.note, unused.challenger) == ("external", "0 images.", None)
+    challenger = json.loads(samples.evaluation_document().to_json())["challenger"]
+    (used,) = read(external=challenger if schema_version == 3 else {"challenger": challenger}, external_note="9 images.")
+    assert used.challenger is not None and (used.note, used.prefix) == ("9 images.", "")
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [("", ()), ("elsewhere/", (("external", "elsewhere"),)), ("site a/scans", (("external", "site a/scans"),))],
+)
+@pytest.mark.parametrize("schema_version", [3, 4])
+def test_the_external_prefix_of_before_is_one_of_several(before: str, now: tuple[Any, ...], schema_version: int) -> None:
+    content = json.loads(samples.config_document().to_json())
+    content["schema_version"] = schema_version
+    for name, value in (("config", before), ("origins", "given")):
+        del content[name]["external_prefixes"]
+        content[name]["external_prefix"] = value
+    document = parse_document(ConfigDocument, json.dumps(content).encode(), "config.json")
+    assert document.config.external_sets == now
+    assert document.origins["external_prefixes"] == "given"
 
 
 def test_a_champion_of_before_stays_the_champion(store: ObjectStore) -> None:
