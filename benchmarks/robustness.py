@@ -64,7 +64,8 @@ def with_grain(strength: float, rgb: Pixels) -> Pixels:
     grain = np.random.default_rng(1).standard_normal(small).astype(np.float32)
     grain = np.asarray(cv2.resize(grain, (width, height), interpolation=cv2.INTER_CUBIC))
     factor = 1 + strength * grain / grain.std()
-    return np.clip(np.rint(rgb * factor[..., None]), 0, 255).astype(np.uint8)
+    grained: Pixels = np.clip(np.rint(rgb * factor[..., None]), 0, 255).astype(np.uint8)
+    return grained
 
 
 def middle(part: float, rgb: Pixels) -> Pixels:
