@@ -80,5 +80,6 @@ operators/ sensors/ triggers/ links/    Airflow adapters
 metrics         our own few, by Airflow's StatsD or OpenTelemetry
 notifications   on failure and on verdict, by Airflow's notifiers
 web/            the FastAPI app behind the UI's tabs, and who may see it
+dags            the DAGs, made of all this
 cli             python -m bcc_ops check | evaluate | predict | models | trace
 """
