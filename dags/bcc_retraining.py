@@ -1,5 +1,5 @@
 """The Airflow DAG that retrains the classifier when new labelled images arrive. Its tasks are in `bcc_ops.dags`."""
 
-from bcc_ops.dags import retraining_dag
+from bcc_ops.dags import retraining_dags
 
-dag = retraining_dag()
+globals().update(retraining_dags())

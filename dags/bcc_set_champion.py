@@ -1,5 +1,5 @@
 """The Airflow DAG that rolls back, promotes a version, or releases the hold. Its task is in `bcc_ops.dags`."""
 
-from bcc_ops.dags import set_champion_dag
+from bcc_ops.dags import set_champion_dags
 
-dag = set_champion_dag()
+globals().update(set_champion_dags())

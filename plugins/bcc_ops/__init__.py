@@ -1,6 +1,7 @@
 """The retraining pipeline's map. Pipeline nouns contain pure Python, Airflow words contain thin adapters.
 
 config          the parameters of one run, and the settings of the deployment
+instances       the models of a deployment: one, or several from its file
 exceptions      what may go wrong, as a tree
 
 runs/           documents          the JSON documents of a run, and the references by which tasks hand them on
