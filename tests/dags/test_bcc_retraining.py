@@ -61,6 +61,11 @@ def test_the_tasks_hang_together_as_the_diagram_says(dag: Any) -> None:
     assert {task.task_id: task.downstream_task_ids for task in dag.tasks} == EDGES
 
 
+def test_the_champions_asset_is_an_outlet_of_both_tasks_that_move_it(bag: DagBag) -> None:
+    tasks = [bag.dags["bcc_retraining"].get_task("upload_model"), bag.dags["bcc_set_champion"].get_task("set_champion")]
+    assert [[outlet.name for outlet in task.outlets] for task in tasks] == [["bcc_champion"]] * 2
+
+
 def test_one_run_at_a_time_and_nothing_synthetic_for_the_past(dag: Any) -> None:
     assert dag.max_active_runs == 1
     assert dag.catchup is False

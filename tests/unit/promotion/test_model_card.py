@@ -50,6 +50,18 @@ def section(card: str, heading: str) -> str:
     return card.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0].strip()
 
 
+def test_the_card_is_about_what_the_deployment_calls_the_model() -> None:
+    assert card_of().startswith("# Breast ultrasound classifier ")
+    rule = samples.rule("min_malignant_sensitivity", True, 0.8, 0.7, "Finding sensitivity is 0.8.")
+    other = card_of(
+        snapshot=samples.snapshot_document(title="Woven textures", positive_class="finding"),
+        gate=samples.gate_document("approved", rules=(rule,)),
+    )
+    assert other.startswith("# Woven textures classifier ")
+    assert "breast" not in other.lower()
+    assert "| min_finding_sensitivity | yes |" in section(other, "The gate's decision")
+
+
 def test_what_nobody_wrote_is_shown_as_missing() -> None:
     card = card_of()
     assert [section(card, heading) for heading in WRITTEN_BY_PEOPLE] == [MISSING] * len(WRITTEN_BY_PEOPLE)
@@ -170,17 +182,25 @@ def test_a_template_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_the_question_to_a_person_has_the_verdict_every_rule_and_the_report() -> None:
     gate = samples.gate_document("approved")
-    subject, body = approval_text(gate, samples.PATHS, "/bcc/runs/d/r/report")
-    assert subject == "May the breast-ultrasound model of 2026-11-22 02:00 UTC replace champion 20261115T020000Z-3f9c2a1b?"
+    subject, body = approval_text(gate, samples.snapshot_document(), samples.PATHS, "/bcc/runs/d/r/report")
+    assert subject == "Breast ultrasound: may the model of 2026-11-22 02:00 UTC replace champion 20261115T020000Z-3f9c2a1b?"
     assert "[Report of the run](/bcc/runs/d/r/report)" in body
     assert all(rule.sentence in body for rule in gate.rules)
     assert "| max_holdout_reuse | – |" in body and "| min_macro_auc | yes |" in body
     assert "synthetic" not in body
 
 
+def test_the_question_names_the_model_and_its_positive_class() -> None:
+    snapshot = samples.snapshot_document(title="Woven textures", classes=("finding", "no_finding"), positive_class="finding")
+    rule = samples.rule("min_malignant_sensitivity", True, 0.8, 0.7, "Finding sensitivity is 0.8.")
+    subject, body = approval_text(samples.gate_document("approved", rules=(rule,)), snapshot, samples.PATHS, "/r")
+    assert subject.startswith("Woven textures: may the model of")
+    assert "| min_finding_sensitivity |" in body and "breast" not in f"{subject} {body}".lower()
+
+
 def test_the_question_about_synthetic_images_says_so() -> None:
     first = samples.gate_document("approved_without_champion", synthetic=True, champion_version=None)
-    subject, body = approval_text(first, samples.PATHS, "/r")
+    subject, body = approval_text(first, samples.snapshot_document(), samples.PATHS, "/r")
     assert subject.endswith("become the first champion?")
     assert body.startswith("**The images are synthetic")
 
