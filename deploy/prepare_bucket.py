@@ -1,4 +1,4 @@
-"""Wait for the configured bucket, and make it where `CREATE_BUCKET=true` says that this deployment owns its S3 server.
+"""Wait for the configured buckets, and make it where `CREATE_BUCKET=true` says that this deployment owns its S3 server.
 
 The credentials of a run may not make buckets (deploy/iam-policy.json); against a real S3 this only looks, and says in
 one line what is missing.
@@ -10,8 +10,8 @@ import os
 import sys
 import time
 
-from bcc_ops.config import Settings
 from bcc_ops.exceptions import BccError, BucketNotFound, StorageUnavailable, UnsafeStore
+from bcc_ops.instances import Instance, read_instances
 from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.operators.base import open_store
 from bcc_ops.runs.object_store import ObjectStore
@@ -63,14 +63,23 @@ def probe(store: ObjectStore, models_prefix: str) -> str:
 
 
 def main() -> int:
-    """Prepare the bucket that the environment names. Exit status 1: it is not ready, in one line."""
+    """Prepare the bucket of each instance. Exit status 1: one is not ready, in one line."""
     try:
-        settings = Settings.from_environment()
+        return max([prepare_instance(instance) for instance in read_instances()])
+    except BccError as error:
+        print(f"prepare_bucket: {error}", file=sys.stderr)
+        return 1
+
+
+def prepare_instance(instance: Instance) -> int:
+    """Prepare an instance's bucket. Returns 1 if the only one is not ready: one of several stops no other."""
+    try:
+        settings = instance.settings
         create = os.environ.get("CREATE_BUCKET") == "true"
         print(prepare(open_store(settings), create=create, models_prefix=settings.models_prefix))
     except BccError as error:
         print(f"prepare_bucket: {error}", file=sys.stderr)
-        return 1
+        return 0 if instance.name else 1
     return 0
 
 

@@ -9,9 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
-from bcc_ops.dataset.synthetic import write_images
+from bcc_ops.dataset.synthetic import SYNTHETIC_CLASSES, TEXTURE_CLASSES, write_images
 from local.processes import PRIVATE, Supervisor, stop_owner
-from local.run import RunRequest, main, run, say
+from local.run import RunRequest, WrongUse, main, run, say
 from local.stack import LocalStack, keep_to_ones_own
 
 
@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     images = commands.add_parser("images", help="write synthetic images into one folder per class")
     images.add_argument("folder", type=Path)
     images.add_argument("--per-class", type=int, default=30, help="images of each class (30)")
+    images.add_argument(
+        "--classes", default=",".join(SYNTHETIC_CLASSES), help=f"others are drawn too: {','.join(TEXTURE_CLASSES)}"
+    )
     images.add_argument("--seed", type=int, default=20261122, help="the same seed draws the same images")
     return parser
 
@@ -70,7 +73,11 @@ if __name__ == "__main__":
     arguments = _parser().parse_args()
 
     def _images() -> int:
-        files = write_images(arguments.folder, arguments.per_class, arguments.seed)
+        classes = [name.strip() for name in arguments.classes.split(",") if name.strip()]
+        try:
+            files = write_images(arguments.folder, arguments.per_class, arguments.seed, classes)
+        except ValueError as error:
+            raise WrongUse(str(error)) from None
         print(f"{len(files)} synthetic images in {arguments.folder}")
         return 0
 

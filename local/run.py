@@ -18,8 +18,9 @@ from types import FrameType
 from typing import Any
 
 from bcc_ops.config import RetrainingConfig, Settings
-from bcc_ops.dataset.synthetic import SYNTHETIC_CLASSES, write_images
+from bcc_ops.dataset.synthetic import SYNTHETIC_CLASSES, TEXTURE_CLASSES, write_images
 from bcc_ops.exceptions import BccError, ConfigError
+from bcc_ops.instances import read_instances
 from local.airflow_api import AirflowError
 from local.images import FolderError, ImageFolder, read_folder, upload
 from local.processes import ProcessError
@@ -83,6 +84,8 @@ class RunRequest:
             WrongUse, ConfigError: a value that cannot be.
         """
         settings = Settings.from_environment(environment)
+        if any(instance.name for instance in read_instances(environment)):
+            raise WrongUse(f"BCC_PARAMETERS={settings.parameters} lists several models, and `make run` is for one")
         images, port = environment.get("IMAGES", "").strip(), environment.get("PORT", "").strip()
         if port and not (port.isdecimal() and 1024 <= int(port) <= 65535):
             raise WrongUse(f"PORT={port} is not a port that may be used here: 1024 to 65535")
@@ -166,8 +169,9 @@ def _signals() -> Iterator[_Signals]:
 def run(request: RunRequest) -> int:
     """Do what was asked for and return the exit status: whether the run succeeded."""
     folder = None if request.synthetic or request.images is None else _read_images(request, request.images)
-    if request.synthetic and not set(request.settings.classes) <= set(SYNTHETIC_CLASSES):
-        raise WrongUse(f"synthetic images exist for {', '.join(SYNTHETIC_CLASSES)} only: name a folder, IMAGES=…")
+    drawn = (*SYNTHETIC_CLASSES, *TEXTURE_CLASSES)
+    if request.synthetic and not set(request.settings.classes) <= set(drawn):
+        raise WrongUse(f"synthetic images exist for {', '.join(drawn)} only: name a folder, IMAGES=…")
     keep_to_ones_own(os.environ, own_s3=request.own_s3)
     variables = {name: value for name, value in os.environ.items() if name.startswith("BCC_")}
     variables.setdefault("BCC_PARAMETERS", str(_write_parameters(request)))

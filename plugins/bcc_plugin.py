@@ -31,7 +31,7 @@ BASE_PATH = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip
 
 
 class BccPlugin(AirflowPlugin):
-    """The *Model report* tab, the *Breast models* page and the links to them."""
+    """The *Model report* tab, the *Models* page and the links to them."""
 
     name = "bcc"
 
@@ -49,7 +49,7 @@ class BccPlugin(AirflowPlugin):
             "nav_top_level": True,
             "icon": icon("#3c5a7d", halo="#dbe6f4"),
             "icon_dark_mode": icon("#e4e4e7"),
-            "url_route": "breast-models",
+            "url_route": "bcc-models",
         },
     ]
 
@@ -58,7 +58,7 @@ class BccPlugin(AirflowPlugin):
         """The app behind the pages."""
         from bcc_ops.web.app import URL_PREFIX, create_app
 
-        return [{"app": create_app(), "url_prefix": URL_PREFIX, "name": "Breast models"}]
+        return [{"app": create_app(), "url_prefix": URL_PREFIX, "name": "Models"}]
 
     @property
     def operator_extra_links(self) -> list[Any]:

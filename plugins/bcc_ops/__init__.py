@@ -1,6 +1,7 @@
 """The retraining pipeline's map. Pipeline nouns contain pure Python, Airflow words contain thin adapters.
 
 config          the parameters of one run, and the settings of the deployment
+instances       the models of a deployment: one, or several from its file
 exceptions      what may go wrong, as a tree
 
 runs/           documents          the JSON documents of a run, and the references by which tasks hand them on
@@ -83,5 +84,6 @@ operators/ sensors/ triggers/ links/    Airflow adapters
 metrics         our own few, by Airflow's StatsD or OpenTelemetry
 notifications   on failure and on verdict, by Airflow's notifiers
 web/            the FastAPI app behind the UI's tabs, and who may see it
+dags            the DAGs, made of all this
 cli             python -m bcc_ops check | evaluate | predict | models | trace
 """

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.exceptions import BccError, ConfigError, DataError, ModelError
+from bcc_ops.instances import find_instance
 from bcc_ops.runs.documents import Document, Estimate, EvaluationDocument, ModelDocument, name_fold, parse_document
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the commands and their options."""
-    top = argparse.ArgumentParser(prog="python -m bcc_ops", description="Breast-ultrasound retraining, on folders and files.")
+    top = argparse.ArgumentParser(
+        prog="python -m bcc_ops", description="Retraining of an image classifier, on folders and files."
+    )
     commands = top.add_subparsers(title="commands", required=True)
 
     check = commands.add_parser("check", help="validate and split a labelled folder, as a run would")
@@ -65,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     _json_file(evaluate, "write the evaluation as a document")
     _answers_and_input(evaluate)
     _parameters(evaluate)
+    _instance(evaluate)
     evaluate.set_defaults(command=evaluate_command)
 
     predict = commands.add_parser("predict", help="ask a model about images")
@@ -72,15 +76,18 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
     predict.add_argument("--json", action="store_true", help="print a JSON object a line, one per image")
     _answers_and_input(predict)
+    _instance(predict)
     predict.set_defaults(command=predict_command)
 
     models = commands.add_parser("models", help="list the versions and the champion of the configured bucket (BCC_BUCKET, …)")
     models.add_argument("--json", action="store_true", help="print one JSON object")
+    _instance(models)
     models.set_defaults(command=models_command)
 
     trace = commands.add_parser("trace", help="list every place that holds an image: to erase it, or to know who trained on it")
     trace.add_argument("image", metavar="KEY", help="the image's key in the configured bucket, or the sha256 of its content")
     trace.add_argument("--json", action="store_true", help="print one JSON object")
+    _instance(trace)
     trace.set_defaults(command=trace_command)
     return top
 
@@ -98,6 +105,10 @@ def _answers_and_input(command: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="pad images to the square with black, or squeeze them: how the model was trained, where no model.json says it",
     )
+
+
+def _instance(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--instance", default="", metavar="NAME", help="the model, if the deployment's file lists several")
 
 
 def _parameters(command: argparse.ArgumentParser) -> None:
@@ -161,7 +172,7 @@ class KnownModel:
         return self.document.operating_point.threshold if self.document else None
 
 
-def known_model(path: Path, classes: str | None, keep_aspect: bool | None) -> KnownModel:
+def known_model(path: Path, classes: str | None, keep_aspect: bool | None, instance: str = "") -> KnownModel:
     """Find out what a model file sees and answers, from the model.json beside it or from `--keep-aspect` and `--classes`.
 
     Raises:
@@ -178,7 +189,7 @@ def known_model(path: Path, classes: str | None, keep_aspect: bool | None) -> Kn
                 f"no model.json beside {path} says what it sees of an image: give --keep-aspect if it was trained on images that "
                 "were padded to the square, or --no-keep-aspect if they were squeezed, as in the notebook"
             )
-        return KnownModel(path, named or Settings.from_environment().classes, keep_aspect, None)
+        return KnownModel(path, named or find_instance(instance).settings.classes, keep_aspect, None)
     document = parse_document(ModelDocument, beside.read_bytes(), str(beside))
     if hashlib.sha256(path.read_bytes()).hexdigest() != document.model.sha256:
         raise ModelError(f"{path} is not the file that {beside} is about (sha256 differs); keep both of one version together")
@@ -226,8 +237,8 @@ def evaluate_command(given: argparse.Namespace) -> int:
     from bcc_ops.evaluation.metrics import Threshold
 
     config = _config(given)
-    model = known_model(given.model, given.classes, given.keep_aspect)
-    positive = model.document.positive_class if model.document else Settings.from_environment().positive_class
+    model = known_model(given.model, given.classes, given.keep_aspect, given.instance)
+    positive = model.document.positive_class if model.document else find_instance(given.instance).settings.positive_class
     if positive not in model.classes:
         raise ConfigError(f"BCC_POSITIVE_CLASS: {positive} is none of {', '.join(model.classes)}")
     point = model.document.operating_point if model.document else None
@@ -290,7 +301,7 @@ def predict_command(given: argparse.Namespace) -> int:
     """Ask a model about images. What is not an image is said, the others are answered; 1 where any was none."""
     from bcc_ops.dataset.decoding import decode_rgb
 
-    model = known_model(given.model, given.classes, given.keep_aspect)
+    model = known_model(given.model, given.classes, given.keep_aspect, given.instance)
     readable: list[Path] = []
     for path in given.images:
         try:
@@ -343,7 +354,7 @@ def models_command(given: argparse.Namespace) -> int:
     """List the versions of the configured bucket, and which is the champion."""
     from bcc_ops.models.registry import ModelRegistry
 
-    settings = Settings.from_environment()
+    settings = find_instance(given.instance).settings
     registry = ModelRegistry(_store(settings), settings.models_prefix)
     pointer = registry.read_pointer()
     champion = pointer.champion if pointer else None
@@ -416,7 +427,7 @@ def trace_command(given: argparse.Namespace) -> int:
     """List every place that holds an image; 1 if there is none, so that a script sees that nothing is left."""
     from bcc_ops.report.trace import trace_image
 
-    settings = Settings.from_environment()
+    settings = find_instance(given.instance).settings
     trace = trace_image(_store(settings), settings, given.image)
     if given.json:
         print(json.dumps(trace.to_json(), indent=2, ensure_ascii=False))

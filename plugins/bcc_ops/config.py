@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from difflib import get_close_matches
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from bcc_ops.exceptions import ConfigError
 
@@ -408,7 +409,7 @@ class RetrainingConfig(BaseModel):
         if preset not in PRESETS:
             raise ConfigError(f"preset: must be {' or '.join(PRESETS)}, got {preset!r}")
         if unknown := next((name for name in chosen if name not in cls.model_fields), None):
-            raise ConfigError(f"{unknown}: there is no such parameter{_nearest(unknown)}")
+            raise ConfigError(f"{unknown}: there is no such parameter{nearest(unknown, [*cls.model_fields, 'instances'])}")
         try:
             return cls(**{**PRESETS[preset], **_of_the_deployment(preset, deployment), **chosen, "preset": preset})
         except ValidationError as error:
@@ -443,9 +444,47 @@ def _of_the_deployment(preset: str, deployment: Mapping[str, Any]) -> dict[str, 
     return {name: value for name, value in deployment.items() if name != "preset" and (own or name not in NOTEBOOK)}
 
 
-def _nearest(name: str) -> str:
-    close = get_close_matches(name, RetrainingConfig.model_fields, n=1)
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for a name that is not known, "" if none of those that are known resembles it."""
+    close = get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+@dataclass(frozen=True)
+class DeploymentFile:
+    """What is in the file that `BCC_PARAMETERS` names, unchecked.
+
+    Attributes:
+        values: the content; None if the file is empty or none is named.
+        repeated: names that the section `instances` has twice, of which YAML keeps the last.
+    """
+
+    values: Any = None
+    repeated: frozenset[str] = frozenset()
+
+
+def read_deployment_file(path: str) -> DeploymentFile:
+    """Read the YAML file that `BCC_PARAMETERS` names; "" for none.
+
+    Raises:
+        ConfigError: it cannot be read, or is not YAML.
+    """
+    if not path:
+        return DeploymentFile()
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise ConfigError(f"BCC_PARAMETERS={path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"BCC_PARAMETERS={path}: is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not isinstance(values.get("instances"), dict):
+        return DeploymentFile(values)
+    section = next(value for key, value in node.value if key.value == "instances")
+    names = Counter(str(key.value) for key, _ in section.value)
+    return DeploymentFile(values, frozenset(name for name, times in names.items() if times > 1))
 
 
 @dataclass(frozen=True)
@@ -464,25 +503,24 @@ class DeploymentParameters:
     @classmethod
     def read(cls, path: str) -> DeploymentParameters:
         """Read the YAML file that `BCC_PARAMETERS` names; "" for none."""
-        if not path:
-            return cls()
-        import yaml  # type: ignore[import-untyped]
-
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-            if values is None:
-                return cls()
+            return cls.of(read_deployment_file(path).values, f"BCC_PARAMETERS={path}")
+        except ConfigError as error:
+            return cls(problem=str(error))
+
+    @classmethod
+    def of(cls, values: Any, where: str) -> DeploymentParameters:
+        """Check what the file has; `where` names the place in the file, for the message."""
+        if values is None:
+            return cls()
+        try:
             if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
                 raise ConfigError("must be lines of `parameter: value`")
             if "as_of" in values:
                 raise ConfigError("as_of: is a parameter of one run and cannot be set for all")
             config = RetrainingConfig.resolve(values)
-        except OSError as error:
-            return cls(problem=f"BCC_PARAMETERS={path}: cannot be read: {error.strerror}")
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            return cls(problem=f"BCC_PARAMETERS={path}: is not YAML: {' '.join(str(error).split())}")
         except ConfigError as error:
-            return cls(problem=f"BCC_PARAMETERS={path}: {error}")
+            return cls(problem=f"{where}: {error}")
         dumped = config.model_dump(mode="json")
         return cls({name: dumped[name] for name, value in values.items() if value is not None and value != ""})
 
@@ -517,11 +555,14 @@ def parameters_of_sections(*sections: str) -> frozenset[str]:
     return frozenset(name for name, schema in properties.items() if schema["section"] in sections)
 
 
-def form_fields(deployment: Mapping[str, Any] = MappingProxyType({})) -> dict[str, tuple[Any, dict[str, Any]]]:
+def form_fields(
+    deployment: Mapping[str, Any] = MappingProxyType({}), positive_class: str = "malignant"
+) -> dict[str, tuple[Any, dict[str, Any]]]:
     """Return each parameter's default and JSON schema, for the trigger form.
 
     Args:
         deployment: parameter -> value, from `DeploymentParameters`; these are the form's defaults.
+        positive_class: what the form's texts call the class that must not be missed.
 
     A parameter that a preset sets is optional in the form, with no default of its own: left empty, it takes the deployment's
     or the preset's value, which its sentence names. `patient_pattern` is not in the form: it is the deployment's.
@@ -532,6 +573,7 @@ def form_fields(deployment: Mapping[str, Any] = MappingProxyType({})) -> dict[st
         if parameter == "patient_pattern":
             continue
         form = {name: value for name, value in schema.items() if name not in ("default", "anyOf", "const")}
+        form |= {text: with_positive_class(form[text], positive_class) for text in ("title", "description")}
         default = schema.get("default")
         if "anyOf" in schema:  # "X or nothing" is how pydantic spells an optional parameter
             options = [option for option in schema["anyOf"] if option.get("type") != "null"]
@@ -552,11 +594,20 @@ def form_fields(deployment: Mapping[str, Any] = MappingProxyType({})) -> dict[st
     return fields
 
 
+def with_positive_class(text: str, positive_class: str) -> str:
+    """Return a text or the name of a rule with the deployment's positive class in place of "malignant"."""
+    return text.replace("malignant", positive_class).replace("Malignant", positive_class.capitalize())
+
+
 class Settings(BaseModel):
-    """Where the pipeline runs: read from `BCC_*` environment variables, the same on every machine of a deployment."""
+    """Where the pipeline runs: read from `BCC_*` environment variables, the same on every machine of a deployment.
+
+    Where the deployment's file lists several instances, each has settings of its own (`bcc_ops.instances`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    title: str = Field("Breast ultrasound", min_length=1, max_length=60, pattern=r"^[^\n\r]+$")
     bucket: str = "breast-images"
     images_prefix: str = "images"
     artifacts_prefix: str = "artifacts"
@@ -579,6 +630,17 @@ class Settings(BaseModel):
     smtp_conn_id: str = ""
     notify_email: str = ""
     sns_topic_arn: str = ""
+    _instance: str = PrivateAttr("")
+
+    @property
+    def instance(self) -> str:
+        """Name of the instance that these settings are of; "" if the deployment has only one model."""
+        return self._instance
+
+    @property
+    def tag(self) -> str:
+        """The title as a tag of Airflow's: small letters, digits and dashes."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "models"
 
     @field_validator("images_prefix", "artifacts_prefix", "models_prefix")
     @classmethod
@@ -637,3 +699,21 @@ class Settings(BaseModel):
             problem = error.errors()[0]
             variable = f"BCC_{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
             raise ConfigError(f"{variable}{problem['msg']}") from None
+
+    def for_instance(self, name: str, given: Mapping[str, Any]) -> Settings:
+        """Return the settings of one of several instances; what it is not given is as here.
+
+        Its title is its name. Its cache is a folder of its own, and no queue is shared: a message is for one of them.
+
+        Raises:
+            ConfigError: a setting is unknown or cannot be; the message names it.
+        """
+        own = {"title": name, "cache_dir": self.cache_dir / "instances" / name, "sqs_queue_url": ""}
+        try:
+            settings = type(self)(**{**dict(self), **own, **given})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            setting = f"{problem['loc'][0]}: " if problem["loc"] else ""
+            raise ConfigError(f"{setting}{problem['msg']}") from None
+        settings._instance = name
+        return settings

@@ -5,7 +5,8 @@ bcc.stage.<stage>       timing   how long a task's work took, however it ended
 bcc.verdict.<verdict>   counter  decisions of the gate
 bcc.gate.<rule>         gauge    the metric that a rule of the gate looked at
 
-"bcc" comes after Airflow's own prefix: `airflow.bcc.new_images`.
+"bcc" comes after Airflow's own prefix: `airflow.bcc.new_images`. If the deployment has several models, the instance comes after
+it: `airflow.bcc.textures.new_images`.
 """
 
 from __future__ import annotations
@@ -20,21 +21,26 @@ from airflow.sdk.observability import stats
 from bcc_ops.runs.documents import GateDocument
 
 
+def _name(instance: str, metric: str) -> str:
+    return f"bcc.{instance}.{metric}" if instance else f"bcc.{metric}"
+
+
 @contextmanager
-def stage(name: str) -> Iterator[None]:
+def stage(name: str, instance: str = "") -> Iterator[None]:
     """Time a task's work, however it ends.
 
     Args:
         name: the stage, as its task is called.
+        instance: whose; "" for the only one.
     """
     begin = monotonic()
     try:
         yield
     finally:
-        stats.timing(f"bcc.stage.{name}", (monotonic() - begin) * 1000)
+        stats.timing(_name(instance, f"stage.{name}"), (monotonic() - begin) * 1000)
 
 
-def new_images(arrivals: Mapping[str, Any]) -> None:
+def new_images(arrivals: Mapping[str, Any], instance: str = "") -> None:
     """Report how many images differ from the last assessed run's: all of them if there was none.
 
     Args:
@@ -42,12 +48,12 @@ def new_images(arrivals: Mapping[str, Any]) -> None:
     """
     change = arrivals["change"]
     differing = arrivals["images"] if change is None else sum(change[kind] for kind in ("added", "changed", "removed"))
-    stats.gauge("bcc.new_images", differing)
+    stats.gauge(_name(instance, "new_images"), differing)
 
 
-def verdict(gate: GateDocument) -> None:
+def verdict(gate: GateDocument, instance: str = "") -> None:
     """Count a decision of the gate, and report each metric that it looked at; a missing metric is not reported."""
-    stats.incr(f"bcc.verdict.{gate.verdict}")
+    stats.incr(_name(instance, f"verdict.{gate.verdict}"))
     for rule in gate.rules:
         if rule.value is not None:
-            stats.gauge(f"bcc.gate.{stats.normalize_name_for_stats(rule.rule)}", rule.value)
+            stats.gauge(_name(instance, f"gate.{stats.normalize_name_for_stats(rule.rule)}"), rule.value)

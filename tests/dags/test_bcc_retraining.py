@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 
+from bcc_ops import dags
 from bcc_ops.config import RetrainingConfig
 from tests.conftest import REPOSITORY
 
@@ -43,8 +44,26 @@ def test_every_dag_file_loads(bag: DagBag) -> None:
     assert set(bag.dags) == {"bcc_retraining", "bcc_set_champion"}
 
 
+def test_a_file_of_two_lines_gives_the_same_dags(bag: DagBag, tmp_path: Path) -> None:
+    """The way of a deployment that installed the package and has a DAG folder of its own."""
+    lines = [line.strip() for line in (dags.__doc__ or "").splitlines() if line.startswith("    ")]
+    (tmp_path / "bcc.py").write_text("\n".join(lines[:2]))
+    other = DagBag(tmp_path, bundle_path=tmp_path)
+    assert not other.import_errors
+    assert {dag_id: shape(dag) for dag_id, dag in other.dags.items()} == {dag_id: shape(dag) for dag_id, dag in bag.dags.items()}
+
+
+def shape(dag: Any) -> dict[str, tuple[str, set[str]]]:
+    return {task.task_id: (task.task_type, task.downstream_task_ids) for task in dag.tasks}
+
+
 def test_the_tasks_hang_together_as_the_diagram_says(dag: Any) -> None:
     assert {task.task_id: task.downstream_task_ids for task in dag.tasks} == EDGES
+
+
+def test_the_champions_asset_is_an_outlet_of_both_tasks_that_move_it(bag: DagBag) -> None:
+    tasks = [bag.dags["bcc_retraining"].get_task("upload_model"), bag.dags["bcc_set_champion"].get_task("set_champion")]
+    assert [[outlet.name for outlet in task.outlets] for task in tasks] == [["bcc_champion"]] * 2
 
 
 def test_one_run_at_a_time_and_nothing_synthetic_for_the_past(dag: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -24,6 +24,8 @@ from local.stack import DAG_ID, LocalStack
 from local.watch import RunWatcher
 from tests.conftest import REAL_IMAGES
 from tests.factories.hostile_images import hostile_files
+
+T = TypeVar("T")
 
 CLASSES = ("benign", "malignant", "normal")
 PER_CLASS = 30
@@ -146,6 +148,15 @@ def wait_until(moment: datetime) -> None:
     """Wait for a moment of the clock, which a schedule goes by."""
     while (left := (moment - datetime.now(timezone.utc)).total_seconds()) > 0:
         time.sleep(min(left, 5))
+
+
+def wait_for(look: Callable[[], T | None], problem: str, within: float = 240) -> T:
+    """Return what `look` finds, as soon as it finds something; fails with `problem`."""
+    deadline = time.monotonic() + within
+    while not (found := look()):
+        assert time.monotonic() < deadline, problem
+        time.sleep(0.5)
+    return found
 
 
 def look_at_processes(stack: LocalStack, finished: FinishedRun) -> None:

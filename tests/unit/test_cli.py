@@ -335,3 +335,18 @@ def test_models_of_a_bucket_that_does_not_exist_is_one_line(
     monkeypatch.setenv("BCC_BUCKET", "no-such-bucket")
     assert run("models") == 1
     assert "no-such-bucket" in error_of(capsys)
+
+
+def test_models_of_one_of_several_instances(
+    bucket: ModelRegistry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    prefixes = "".join(f"    {folder}_prefix: textures/{folder}\n" for folder in ("images", "artifacts", "models"))
+    (tmp_path / "deployment.yaml").write_text(f"instances:\n  breast:\n  textures:\n{prefixes}")
+    monkeypatch.setenv("BCC_PARAMETERS", str(tmp_path / "deployment.yaml"))
+    version = put_version(bucket, b"one")
+    assert run("models", "--instance", "breast", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["champion"]["version"] == version
+    assert run("models", "--instance", "textures") == 0
+    assert capsys.readouterr().out == "There are no versions yet.\n"
+    assert run("models") == 1
+    assert "choose one of breast, textures" in error_of(capsys)

@@ -264,3 +264,10 @@ def test_settings_read_the_environment_and_ignore_empty_variables() -> None:
 def test_a_wrong_setting_is_named(environment: dict[str, str], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         Settings.from_environment(environment)
+
+
+def test_the_form_names_the_positive_class_of_the_deployment() -> None:
+    _, form = form_fields({}, "finding")["min_malignant_groups"]
+    assert form["title"] == "Finding groups to compare on"
+    shown = " ".join(f"{form['title']} {form['description']}" for _, form in form_fields({}, "finding").values())
+    assert "finding" in shown and "malignant" not in shown.lower()

@@ -71,6 +71,12 @@ def test_new_images_are_those_that_differ(statsd: StatsdServer) -> None:
     assert statsd.received(1) == ["airflow.bcc.new_images:6|g"]
 
 
+def test_an_instance_has_metrics_of_its_own(statsd: StatsdServer) -> None:
+    metrics.verdict(gate("approved", None), "textures")
+    metrics.new_images({"images": 7, "change": None}, "textures")
+    assert statsd.received(2) == ["airflow.bcc.textures.new_images:7|g", "airflow.bcc.textures.verdict.approved:1|c"]
+
+
 def test_stage_is_timed_even_where_it_fails(statsd: StatsdServer) -> None:
     with pytest.raises(ZeroDivisionError), metrics.stage("train_model"):
         _ = 1 / 0

@@ -365,6 +365,7 @@ def describe_snapshot(
         counts[image.label] += 1
     images = write_images(listing.images)
     document = SnapshotDocument(
+        title=settings.title,
         bucket=settings.bucket,
         prefix=settings.images_prefix,
         as_of=paths.as_of,

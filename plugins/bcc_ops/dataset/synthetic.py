@@ -6,6 +6,8 @@ point spread (Burckhardt 1978, "Speckle in ultrasound B-mode scans"), then log-c
 radiologists look at, drawn with a coarse brush (BI-RADS' lexicon): a *benign* mass is a smooth ellipse, wider than tall,
 brighter below; a *malignant* one is jagged, taller than wide, with a shadow below; a *normal* image has no mass.
 
+A second set of classes is for a deployment with several models: a weave with a flaw (*finding*) or without one (*no_finding*).
+
 No metric reached on them says anything about real images. Each file therefore carries `SYNTHETIC_MARK` as a PNG text
 chunk, validation counts the marked files, and every later document and page says that they are synthetic.
 """
@@ -26,7 +28,10 @@ SYNTHETIC_MARK = ("bcc_ops", "synthetic: drawn by the project's own generator, n
 """Keyword and text of the PNG `tEXt` chunk in every synthetic file."""
 
 SYNTHETIC_CLASSES = ("benign", "malignant", "normal")
-"""What the generator can draw."""
+"""What the generator draws of breast ultrasound."""
+
+TEXTURE_CLASSES = ("finding", "no_finding")
+"""What it draws of weaves."""
 
 _DYNAMIC_RANGE_DB = 50.0
 _FloatImage = npt.NDArray[np.float64]
@@ -42,7 +47,7 @@ def draw_image(label: str, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Draw one image.
 
     Args:
-        label: one of `SYNTHETIC_CLASSES`.
+        label: one of `SYNTHETIC_CLASSES` or of `TEXTURE_CLASSES`.
         rng: decides everything about the image, its size included.
 
     Returns:
@@ -51,8 +56,11 @@ def draw_image(label: str, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     Raises:
         ValueError: nothing is known about what such a class looks like.
     """
+    if label in TEXTURE_CLASSES:
+        return _weave(flawed=label == "finding", rng=rng)
     if label not in SYNTHETIC_CLASSES:
-        raise ValueError(f"synthetic images exist for {', '.join(SYNTHETIC_CLASSES)}, not for {label!r}")
+        known = ", ".join((*SYNTHETIC_CLASSES, *TEXTURE_CLASSES))
+        raise ValueError(f"synthetic images exist for {known}, not for {label!r}")
     height, width = int(rng.integers(150, 231)), int(rng.integers(190, 301))
     strength = _tissue(height, width, rng)
     if label != "normal":
@@ -69,7 +77,7 @@ def write_images(folder: Path, per_class: int, seed: int = 20261122, classes: Se
         folder: where the classes' folders go; made if it is missing.
         per_class: images of each class, at least 1.
         seed: the same seed draws the same images, whatever their number.
-        classes: some of `SYNTHETIC_CLASSES`.
+        classes: some of `SYNTHETIC_CLASSES` or of `TEXTURE_CLASSES`.
 
     Returns:
         The files, new and old, sorted within each class.
@@ -98,6 +106,27 @@ def _write_png(path: Path, gray: npt.NDArray[np.uint8]) -> None:
     partial = path.with_suffix(".partial")  # a kill half-way leaves no file that looks whole
     Image.fromarray(gray).convert("RGB").save(partial, format="PNG", pnginfo=mark)
     partial.replace(path)
+
+
+def _weave(*, flawed: bool, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Draw threads that cross under uneven light; in a flaw, which is a disc, they are torn and the ground shines through."""
+    height, width = int(rng.integers(120, 181)), int(rng.integers(120, 181))
+    down, right = np.mgrid[0:height, 0:width].astype(float)
+    angle, pitch = rng.uniform(0, np.pi), rng.uniform(6, 14)
+    wobble = 0.8 * _waves(height, width, 18, rng)
+
+    def threads(turn: float) -> _FloatImage:
+        across = right * np.cos(angle + turn) + down * np.sin(angle + turn)
+        return np.asarray(np.sin(2 * np.pi * across / pitch + wobble + rng.uniform(0, 2 * np.pi)))
+
+    weave = np.maximum(threads(0), threads(np.pi / 2))
+    if flawed:
+        centre_y, centre_x = rng.uniform(0.3, 0.7) * height, rng.uniform(0.3, 0.7) * width
+        radius = np.hypot(down - centre_y, right - centre_x) / (rng.uniform(0.12, 0.22) * min(height, width))
+        inside = 1 / (1 + np.exp(np.clip((radius - 1 + 0.15 * _waves(height, width, 8, rng)) / 0.06, -30, 30)))
+        weave = weave * (1 - inside) + inside * (2.4 + 0.3 * rng.standard_normal((height, width)))
+    light = 100 + 10 * _waves(height, width, 40, rng)
+    return np.asarray(np.clip(light + 30 * weave + 8 * rng.standard_normal((height, width)), 0, 255), dtype=np.uint8)
 
 
 def _smooth(field: npt.NDArray[Any], down: float, across: float) -> npt.NDArray[Any]:

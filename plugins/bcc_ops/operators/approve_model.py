@@ -31,7 +31,7 @@ class ApproveModelOperator(BccOperator, ApprovalOperator):
     template_fields = (*ApprovalOperator.template_fields, "run", "gate")
 
     def __init__(self, *, run: Any, gate: Any, **kwargs: Any) -> None:
-        super().__init__(subject="Replace the breast-ultrasound model in use?", defaults=ApprovalOperator.REJECT, **kwargs)
+        super().__init__(subject="Replace the model in use?", defaults=ApprovalOperator.REJECT, **kwargs)
         self.run = run
         self.gate = gate
 
@@ -40,7 +40,7 @@ class ApproveModelOperator(BccOperator, ApprovalOperator):
         run = self.load_run(self.run, context)
         self.response_timeout = timedelta(minutes=run.config.approval_timeout_minutes)
         self.subject, self.body = approval_text(
-            self.load_document(GateDocument, run, self.gate), run.paths, self.report_url(context)
+            self.load_document(GateDocument, run, self.gate), run.snapshot, run.paths, self.report_url(context)
         )
         answer = run.paths.document("approval.json")
         if self.store.head(answer):  # Overwritten and not deleted: the workers may delete nothing but checkpoints.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def champion_asset(settings: Settings) -> Asset:
     """Return the pointer to the model in use. Each event's `extra` has the version and the file's sha256."""
     uri = f"s3://{settings.bucket}/{champion_pointer(settings.models_prefix)}"
-    return Asset(name="bcc_champion", uri=uri, group="breast-ultrasound")
+    return Asset(name=f"bcc_champion__{settings.instance}" if settings.instance else "bcc_champion", uri=uri, group=settings.tag)
 
 
 def announce(context: Context, asset: Asset, version: str, sha256: str) -> None:

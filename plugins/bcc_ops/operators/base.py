@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from bcc_ops import metrics
 from bcc_ops.config import DeploymentParameters, RetrainingConfig, Settings
 from bcc_ops.exceptions import ArtifactError, BccError, NothingNew
+from bcc_ops.instances import Instance, find_instance
 from bcc_ops.runs.documents import ConfigDocument, D, PromotionDocument, Reference, RunHandle, RunKind, SnapshotDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
@@ -120,13 +121,20 @@ class BccOperator(BaseOperator):
 
     Subclasses implement `work`; a reference to a document is a plain dict `{uri, sha256}`, templated, so that another
     task's output can be handed in.
+
+    Args:
+        instance: name of the model that this is for, if the deployment has several. A DAG's `default_args` hand it to all.
     """
 
     ui_color = "#e6f0f7"
 
+    def __init__(self, *, instance: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.instance = instance
+
     def execute(self, context: Context) -> Any:
         """Do the task's work, with the project's errors turned into Airflow's."""
-        with airflow_errors(), metrics.stage(self.task_id):
+        with airflow_errors(), metrics.stage(self.task_id, self.instance):
             return self.work(context)
 
     def work(self, context: Context) -> Any:
@@ -136,12 +144,16 @@ class BccOperator(BaseOperator):
     @cached_property
     def settings(self) -> Settings:
         """The place this runs in."""
-        return Settings.from_environment()
+        return self._found.settings
 
     @cached_property
     def deployment(self) -> DeploymentParameters:
         """The parameters of the deployment's own runs."""
-        return DeploymentParameters.read(self.settings.parameters)
+        return self._found.deployment
+
+    @cached_property
+    def _found(self) -> Instance:
+        return find_instance(self.instance)
 
     @cached_property
     def store(self) -> ObjectStore:

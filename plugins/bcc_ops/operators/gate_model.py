@@ -74,7 +74,7 @@ class GateModelOperator(BccOperator, BranchMixIn):
             split=Reference.model_validate(self.split),
         )
         reference = self.store.save(run.paths.document("gate.json"), gate)
-        metrics.verdict(gate)
+        metrics.verdict(gate, self.instance)
         self.log.info("%s: %s", gate.verdict, " ".join(gate.reasons))
         # Skipping ends a task by an exception, and what `execute` would return never becomes its XCom.
         context["ti"].xcom_push(key="return_value", value=reference.to_xcom())

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcc_ops.config import Settings
 from bcc_ops.exceptions import ConfigError
 from bcc_ops.operators.assets import announce, champion_asset
 from bcc_ops.operators.base import BccOperator
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 class SetChampionOperator(BccOperator):
     """Test a version's file and let it be the champion, which is held from then on; or release the hold.
 
-    Skips if there is nothing to change. Who asked and why are kept in the pointer's history. Returns `{version, sha256,
-    previous}`.
+    Announces it on its asset, which must be among the `outlets`. Skips if there is nothing to change. Who asked and why are kept
+    in the pointer's history. Returns `{version, sha256, previous}`.
 
     Args:
         version: name of a whole version; empty to release the hold alone.
@@ -33,7 +32,7 @@ class SetChampionOperator(BccOperator):
     template_fields: Sequence[str] = ("version", "reason", "release_hold")
 
     def __init__(self, *, version: str, reason: str, release_hold: str | bool = False, **kwargs: Any) -> None:
-        super().__init__(outlets=[champion_asset(Settings.from_environment())], **kwargs)
+        super().__init__(**kwargs)
         self.version = version
         self.reason = reason
         self.release_hold = release_hold

@@ -66,6 +66,6 @@ class SnapshotDatasetOperator(BccOperator):
         config_key = paths.document("config.json")
         kept = saved is not None and self.promoted(paths) is not None and self.store.head(config_key) is not None
         saved_config = self.store.reference(config_key) if kept else self.store.save(config_key, described)
-        metrics.new_images(self.arrivals)
+        metrics.new_images(self.arrivals, self.instance)
         self.log.info("the run's folder: %s", paths.folder)
         return RunHandle(folder=paths.folder_name, config=saved_config.sha256, snapshot=snapshot.sha256).to_xcom()

@@ -7,7 +7,6 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bcc_ops.config import Settings
 from bcc_ops.exceptions import PromotionLost
 from bcc_ops.operators.assets import announce, champion_asset
 from bcc_ops.operators.base import BccOperator, Run
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 class UploadModelOperator(BccOperator):
     """Write the version, test the file as uploaded, move the champion's pointer; returns the reference to promotion.json.
 
-    Updates the asset of the champion, on which other DAGs can be scheduled.
+    Announces the champion on its asset, which must be among the `outlets`: other DAGs can be scheduled on it.
 
     Args:
         run: the run's handle, from `snapshot_dataset`.
@@ -38,7 +37,7 @@ class UploadModelOperator(BccOperator):
     template_fields: Sequence[str] = ("run", "checks", "split", "training", "evaluation", "gate")
 
     def __init__(self, *, run: Any, checks: Any, split: Any, training: Any, evaluation: Any, gate: Any, **kwargs: Any) -> None:
-        super().__init__(outlets=[champion_asset(Settings.from_environment())], **kwargs)
+        super().__init__(**kwargs)
         self.run = run
         self.checks = checks
         self.split = split

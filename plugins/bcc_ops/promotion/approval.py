@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from bcc_ops.config import with_positive_class
 from bcc_ops.exceptions import ApprovalMissing
-from bcc_ops.runs.documents import ApprovalDocument, GateDocument
+from bcc_ops.runs.documents import ApprovalDocument, GateDocument, SnapshotDocument
 from bcc_ops.runs.paths import RunPaths
 
 
-def approval_text(gate: GateDocument, paths: RunPaths, report_url: str) -> tuple[str, str]:
+def approval_text(gate: GateDocument, snapshot: SnapshotDocument, paths: RunPaths, report_url: str) -> tuple[str, str]:
     """Subject and body (Markdown) of the question.
 
     Args:
         gate: the gate's decision.
+        snapshot: says what kind of model it is.
         paths: of the run, to name it.
         report_url: address of the run's report page.
     """
     over = f"replace champion {gate.champion_version}" if gate.champion_version else "become the first champion"
-    subject = f"May the breast-ultrasound model of {gate.as_of:%Y-%m-%d %H:%M} UTC {over}?"
+    subject = f"{snapshot.title}: may the model of {gate.as_of:%Y-%m-%d %H:%M} UTC {over}?"
+    spelled = partial(with_positive_class, positive_class=snapshot.positive_class)
     synthetic = ["**The images are synthetic: these metrics say nothing about any patient.**", ""] if gate.synthetic else []
     lines = [
         *synthetic,
@@ -26,7 +31,7 @@ def approval_text(gate: GateDocument, paths: RunPaths, report_url: str) -> tuple
         "",
         "| rule | holds | why |",
         "|---|---|---|",
-        *(f"| {rule.rule} | {_holds(rule.applies, rule.passed)} | {_cell(rule.sentence)} |" for rule in gate.rules),
+        *(f"| {spelled(rule.rule)} | {_holds(rule.applies, rule.passed)} | {_cell(rule.sentence)} |" for rule in gate.rules),
         "",
         "No answer in time is a rejection: the champion stays.",
     ]

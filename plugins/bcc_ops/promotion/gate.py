@@ -107,7 +107,7 @@ def decide(
     anchor, anchor_rule = _anchor(evaluation, champion, config)
     rules = (
         *_floors(evaluation, config),
-        _compared(evaluation.comparison, champion, config),
+        _compared(evaluation.comparison, champion, config, positive),
         *_not_inferior(positive, against, config),
         anchor_rule,
         *(_not_inferior(positive, anchor, config, prefix="anchor_") if anchor else ()),
@@ -200,7 +200,9 @@ def _floor(rule: str, name: str, estimate: Estimate, floor: float) -> RuleResult
     return _rule(rule, passed, sentence, value=estimate.value, threshold=floor)
 
 
-def _compared(comparison: Comparison | None, champion: ChampionState | None, config: RetrainingConfig) -> RuleResult:
+def _compared(
+    comparison: Comparison | None, champion: ChampionState | None, config: RetrainingConfig, positive: str
+) -> RuleResult:
     rule, needed = "comparable", config.min_malignant_groups
     if champion is None:
         return _not_applicable(rule, "There is no champion to compare with.", threshold=needed)
@@ -219,7 +221,7 @@ def _compared(comparison: Comparison | None, champion: ChampionState | None, con
     groups, left_out = comparison.positive_groups, sum(comparison.left_out.values())
     passed = groups >= needed
     sentence = (
-        f"{comparison.champion.images} images with {groups} malignant groups are compared on, "
+        f"{comparison.champion.images} images with {groups} {positive} groups are compared on, "
         f"{'at least' if passed else 'fewer than'} the {needed} groups that are needed; "
         f"{left_out} images are left out because one of the models has no honest answer about them."
     )
@@ -296,9 +298,10 @@ def _anchor(
     elif compared.problem:
         problem = compared.problem
     elif compared.positive_groups < config.min_malignant_groups:
-        problem = f"only {compared.positive_groups} malignant groups are left to compare on"
+        problem = f"only {compared.positive_groups} {evaluation.positive_class} groups are left to compare on"
     if problem is None:
-        sentence = f"Anchor {anchor.version} is compared on {compared.positive_groups if compared else 0} malignant groups."
+        groups = compared.positive_groups if compared else 0
+        sentence = f"Anchor {anchor.version} is compared on {groups} {evaluation.positive_class} groups."
         return other, _rule(rule, True, sentence)
     sentence = f"Anchor {anchor.version} cannot be compared: {problem}. Champion {champion.version} stands in for it."
     return None, RuleResult(rule=rule, passed=False, applies=False, value=None, threshold=None, sentence=sentence)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bcc_ops.config import with_positive_class
 from bcc_ops.exceptions import ConfigError
 from bcc_ops.runs.documents import (
     ChecksDocument,
@@ -82,8 +83,8 @@ def render_model_card(model: ModelDocument, run: RunDocuments, template: str) ->
     written = template_sections(template)
     synthetic = "> **The images are synthetic: no metric below says anything about any patient.**\n\n" if model.synthetic else ""
     blocks = [
-        f"# Breast-ultrasound classifier {model.version}",
-        f"{synthetic}Classifies a breast-ultrasound image as {_enumerate(model.classes)}. "
+        f"# {run.snapshot.title} classifier {model.version}",
+        f"{synthetic}Classifies an image ({run.snapshot.title}) as {_enumerate(model.classes)}. "
         "Research software, not a medical device.",
         *(f"## {heading}\n\n{written.get(heading, MISSING)}" for heading in WRITTEN_BY_PEOPLE),
         f"## Use of the file\n\n{_usage(model)}",
@@ -95,7 +96,7 @@ def render_model_card(model: ModelDocument, run: RunDocuments, template: str) ->
         f"## Against the champion before it\n\n{_comparison(run.evaluation.comparison, run.evaluation.positive_class)}",
         f"## Against the anchor\n\n{_against_anchor(run)}",
         f"## Images from elsewhere\n\n{_external(run.evaluation)}",
-        f"## The gate's decision\n\n{_gate(run.gate)}",
+        f"## The gate's decision\n\n{_gate(run.gate, run.snapshot.positive_class)}",
         f"## Known limits\n\n{_limits(run)}",
     ]
     return "\n\n".join(blocks) + "\n"
@@ -308,9 +309,12 @@ def _external_set(external: ExternalEvaluation) -> str:
     return "\n\n".join(blocks)
 
 
-def _gate(gate: GateDocument) -> str:
+def _gate(gate: GateDocument, positive_class: str) -> str:
     holds = {True: "yes", False: "no"}
-    rows = [(rule.rule, holds[rule.passed] if rule.applies else "–", rule.sentence) for rule in gate.rules]
+    rows = [
+        (with_positive_class(rule.rule, positive_class), holds[rule.passed] if rule.applies else "–", rule.sentence)
+        for rule in gate.rules
+    ]
     return f"{gate.verdict.replace('_', ' ')}. {' '.join(gate.reasons)}\n\n{_table(('rule', 'holds', 'why'), rows)}"
 
 
@@ -338,5 +342,5 @@ def _limits(run: RunDocuments) -> str:
             f"{wide.high - wide.low:.2f} wide: {support} such images are few."
         )
     limits += [f"{warning}" for warning in run.checks.warnings]
-    limits.append("An image that is not a breast ultrasound gets an answer too; nothing here recognises it.")
+    limits.append("An image of anything else gets an answer too; nothing here recognises it.")
     return "\n".join(f"- {limit}" for limit in limits)

@@ -261,6 +261,7 @@ def render_report(
         when=when,
         progress=progress,
         culprits=[_Link(task.name, f"{ui}{_task_path(progress, task)}") for task in progress.to_look_at] if progress else (),
+        positive_class=run.snapshot.positive_class if run.snapshot else "malignant",
         approval_href=f"{ui}{_task_path(progress, TaskProgress('approve_model', None))}" if progress else None,
         live=live_charts(run.epochs) if going_on and run.epochs and not run.training else None,
         places=_places(run),
@@ -314,6 +315,7 @@ def render_models(
     older: str | None,
     paged: bool,
     set_champion_href: str,
+    title: str,
     problems: Sequence[str] = (),
 ) -> str:
     """Return the page about all runs and versions.
@@ -327,7 +329,8 @@ def render_models(
         positive_class: whose sensitivity is shown.
         older: address of the page with older runs.
         paged: whether this is such a page itself.
-        set_champion_href: the UI's page of the DAG that moves the champion.
+        set_champion_href: the UI's page of the DAG that moves the champion, whose id is its last part.
+        title: what people call the model.
         problems: what could not be read, a sentence each.
     """
     assessed = [row.summary for row in reversed(runs) if row.summary.verdict]
@@ -343,8 +346,27 @@ def render_models(
         older=older,
         paged=paged,
         set_champion_href=set_champion_href,
+        set_champion_dag=set_champion_href.rsplit("/", 1)[-1],
+        title=title,
         problems=problems,
     )
+
+
+@dataclass(frozen=True)
+class InstanceRow:
+    """One of several models in the list, and the address of its page; `problem` says why no run of it starts."""
+
+    name: str
+    title: str
+    classes: Sequence[str]
+    href: str
+    dag_href: str
+    problem: str | None
+
+
+def render_instances(rows: Sequence[InstanceRow]) -> str:
+    """Return the page that lists the models of a deployment with several."""
+    return _render("instances.html.jinja", rows=rows)
 
 
 @dataclass(frozen=True)

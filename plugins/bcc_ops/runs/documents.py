@@ -240,6 +240,8 @@ class SnapshotChange(Part):
 class SnapshotDocument(Document):
     """Which images a run is about: those under the prefix, as of a moment."""
 
+    title: str = "Breast ultrasound"
+    """What people call the model, its images and its runs."""
     bucket: str
     prefix: str
     as_of: datetime

@@ -32,4 +32,5 @@ def images_asset(settings: Settings) -> Asset:
             waiter_delay=SECONDS_BETWEEN_LOOKS,
         )
         watchers.append(AssetWatcher(name="s3_notifications", trigger=trigger))
-    return Asset(name="breast_images", uri=f"s3://{settings.bucket}/{settings.images_prefix}/", watchers=watchers)
+    name = f"bcc_images__{settings.instance}" if settings.instance else "breast_images"
+    return Asset(name=name, uri=f"s3://{settings.bucket}/{settings.images_prefix}/", watchers=watchers)

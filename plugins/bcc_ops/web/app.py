@@ -1,33 +1,40 @@
-"""The FastAPI app behind the *Model report* tab and the *Breast models* page.
+"""The FastAPI app behind the *Model report* tab and the *Models* page.
 
 Every route asks `auth.guard` first. Pages are made in threads of their own and within a deadline, so that a store that
 is slow or away delays nothing else of the API server and shows in a page. Only files of a run's own folder are served,
 by name from a fixed list.
+
+If the deployment has several models, each has pages of its own, and *Models* lists those that a person may read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Annotated, TypeVar
+from threading import Lock
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
+from airflow.api_fastapi.core_api.security import GetUserDep
+from cachetools import TTLCache, cached
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bcc_ops.config import Settings
-from bcc_ops.exceptions import ArtifactError, BccError, StorageUnavailable
+from bcc_ops.config import DeploymentParameters, Settings
+from bcc_ops.exceptions import ArtifactError, BccError, ConfigError, StorageUnavailable
+from bcc_ops.instances import RETRAINING, Instance, read_instances
 from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.report.page import (
     CONTENT_SECURITY_POLICY,
     REFRESH_SECONDS,
+    InstanceRow,
     RunRow,
     VersionRow,
+    render_instances,
     render_message,
     render_models,
     render_report,
@@ -41,7 +48,7 @@ from bcc_ops.runs.paths import PICTURES, PLOTS, RunPaths, model_file
 from bcc_ops.runs.record import FILES, RUN_DOCUMENTS, read_record
 from bcc_ops.web.airflow_metadata import ConnectedStore, find_progress
 from bcc_ops.web.audit import NotRecorded, recorded
-from bcc_ops.web.auth import DAG_ID, guard, sees_pictures
+from bcc_ops.web.auth import guard, may_read, sees_pictures
 from bcc_ops.web.run_reader import ContentCache, FolderReader
 
 log = logging.getLogger(__name__)
@@ -55,6 +62,8 @@ RUNS_A_PAGE = 25
 RUNS_KNOWN = 10_000
 """Runs whose folder is remembered."""
 MOST_VERSIONS = 30
+FILE_SECONDS = 5.0
+"""How long what the deployment's file says is remembered."""
 
 LONGEST_ID = 250
 """Characters of a DAG's or a run's id, as Airflow's metadata database keeps them."""
@@ -97,7 +106,7 @@ class SecurityHeaders:
 
 
 class Pages:
-    """What the routes do: read the bucket and render.
+    """What the routes do for one instance: read its bucket and render.
 
     Args:
         read_settings: gives the place this runs in.
@@ -248,8 +257,9 @@ class Pages:
         first = next(pieces, b"")
         return listed.size, _again(first, pieces)
 
-    def models(self, before: str | None, ui: str) -> str:
+    def models(self, instance: Instance, before: str | None, ui: str) -> str:
         """Return the page about all runs and versions; `before` is a run's folder, and only older ones are listed."""
+        here, above = (instance.name, "../") if instance.name else ("models", "")
         store, settings = self.open_store(), self.settings
         folders = [paths for paths in list_runs(store, settings.artifacts_prefix) if before is None or paths.folder_name < before]
         shown = folders[: -RUNS_A_PAGE - 1 : -1]
@@ -262,13 +272,14 @@ class Pages:
         return render_models(
             champion=champion,
             champion_uri=store.uri(model_file(settings.models_prefix, champion.version, "model.h5")) if champion else None,
-            runs=[RunRow(summary, _report_path(summary.run_id)) for summary in summaries],
+            runs=[RunRow(summary, _report_path(above, instance, summary.run_id)) for summary in summaries],
             versions=list(versions),
             versions_more=max(0, len(names) - MOST_VERSIONS),
             positive_class=settings.positive_class,
-            older=f"models?before={quote(shown[-1].folder_name)}" if len(folders) > len(shown) else None,
+            older=f"{here}?before={quote(shown[-1].folder_name)}" if len(folders) > len(shown) else None,
             paged=before is not None,
-            set_champion_href=f"{ui}/dags/bcc_set_champion",
+            set_champion_href=f"{ui}/dags/{instance.set_champion_dag_id}",
+            title=settings.title,
             problems=[pointer.problem] if pointer and pointer.problem else [],
         )
 
@@ -291,26 +302,119 @@ def _again(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield from rest
 
 
-def _report_path(run_id: str | None) -> str | None:
-    return f"runs/{DAG_ID}/{quote(run_id, safe='')}/report" if run_id else None
+def _report_path(above: str, instance: Instance, run_id: str | None) -> str | None:
+    return f"{above}runs/{instance.retraining_dag_id}/{quote(run_id, safe='')}/report" if run_id else None
 
 
-def _known_run(dag_id: str, run_id: str) -> RunProgress:
+class Instances:
+    """The models of the deployment, and the pages of each. The deployment's file may change while the API server runs."""
+
+    def __init__(self, read: Callable[[], Sequence[Instance]], open_store: Callable[[], ObjectStore] | None) -> None:
+        self.read = read
+        self._open_store = open_store
+        self._pages: dict[str, Pages] = {}
+        self._lock = Lock()
+
+    def of_request(self, request: Request) -> Instance | None:
+        """Return the instance that a path names, by its DAG or by its name; the only one if it names none.
+
+        None if there is no such instance, or several and none is named.
+        """
+        try:
+            instances = self.read()
+        except ConfigError:  # `_find` says so in a page
+            return None
+        path = request.path_params
+        if "dag_id" in path:
+            return next((one for one in instances if one.retraining_dag_id == path["dag_id"]), None)
+        if "instance" in path:
+            return next((one for one in instances if one.name and one.name == path["instance"]), None)
+        return instances[0] if len(instances) == 1 and not instances[0].name else None
+
+    def dag_ids(self, request: Request) -> Sequence[str]:
+        """Return the DAGs of which a person must be allowed to read one."""
+        named = self.of_request(request)
+        if named is not None:
+            return [named.retraining_dag_id]
+        try:
+            return [one.retraining_dag_id for one in self.read()]
+        except ConfigError:
+            return [RETRAINING]
+
+    def readable(self, request: Request, user: Any) -> list[Instance]:
+        """Return those that a person may read."""
+        return [one for one in self.read() if may_read(one.retraining_dag_id, request, user)]
+
+    def pages(self, instance: Instance) -> Pages:
+        """Return the pages of an instance."""
+        with self._lock:
+            if instance.name not in self._pages:
+
+                def settings() -> Settings:
+                    return next((one for one in self.read() if one.name == instance.name), instance).settings
+
+                self._pages[instance.name] = Pages(settings, self._open_store or ConnectedStore(settings))
+            return self._pages[instance.name]
+
+
+def _find(request: Request) -> Instance | None:
+    """Return the instance that a path names, as `Instances.of_request`.
+
+    Raises:
+        PageError: the settings cannot be read.
+    """
+    instances: Instances = request.app.state.instances
+    try:
+        instances.read()
+    except ConfigError as error:
+        raise PageError(503, "The settings cannot be used", str(error)) from None
+    return instances.of_request(request)
+
+
+def _instance(request: Request) -> Instance:
+    """Return the instance that a path names.
+
+    Raises:
+        PageError: there is none, or the settings cannot be read.
+    """
+    found = _find(request)
+    if found is None:
+        raise PageError(404, "No such model", "This deployment has no model of that name.")
+    return found
+
+
+def _list_instances(instances: Sequence[Instance], ui: str) -> str:
+    rows = [
+        InstanceRow(
+            name=one.retraining_dag_id,
+            title=one.title,
+            classes=one.given_settings.classes if one.given_settings else (),
+            href=f"models/{one.name}",
+            dag_href=f"{ui}/dags/{one.retraining_dag_id}",
+            problem=one.problem or one.deployment.problem,
+        )
+        for one in instances
+    ]
+    return render_instances(rows)
+
+
+def _known_run(request: Request, dag_id: str, run_id: str) -> RunProgress:
     """Return the run that a path names.
 
     Raises:
-        PageError: another DAG, or no such run.
+        PageError: another DAG, no such run, or the settings cannot be read.
     """
-    if dag_id != DAG_ID:
-        raise PageError(404, "No model report", f"Only runs of {DAG_ID} have one.")
+    if _find(request) is None:
+        raise PageError(404, "No model report", f"Only runs of {RETRAINING} have one.")
     # PostgreSQL raises on a NUL character instead of finding nothing.
     progress = find_progress(dag_id, run_id) if "\0" not in run_id and len(run_id) <= LONGEST_ID else None
     if progress is None:
-        raise PageError(404, "No such run", f"Airflow knows no run of {DAG_ID} with this id.")
+        raise PageError(404, "No such run", f"Airflow knows no run of {dag_id} with this id.")
     return progress
 
 
 KnownRun = Annotated[RunProgress, Depends(_known_run)]
+KnownInstance = Annotated[Instance, Depends(_instance)]
 
 
 def _ui(request: Request) -> str:
@@ -325,9 +429,13 @@ def create_app(settings: Settings | None = None, open_store: Callable[[], Object
         settings: read from the environment where None is given.
         open_store: the configured connection's where None is given.
     """
-    read_settings = cache(Settings.from_environment if settings is None else lambda: settings)
-    pages = Pages(read_settings, open_store or ConnectedStore(read_settings))
-    app = FastAPI(title="Breast models", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[guard()])
+    read: Callable[[], Sequence[Instance]] = cached(TTLCache(1, FILE_SECONDS), lock=Lock())(read_instances)
+    if settings is not None:
+        only = (Instance("", DeploymentParameters(), settings),)
+        read = lambda: only  # noqa: E731 - a function of one line, and mypy wants one type
+    instances = Instances(read, open_store)
+    app = FastAPI(title="Models", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[guard(instances.dag_ids)])
+    app.state.instances = instances
     app.add_middleware(SecurityHeaders)
 
     @app.exception_handler(PageError)
@@ -339,34 +447,52 @@ def create_app(settings: Settings | None = None, open_store: Callable[[], Object
         sentence = "Each view is recorded in Airflow's audit log, and that could not be written. Try again later."
         return HTMLResponse(render_message("This view could not be recorded", [sentence], None), 503)
 
-    allowed = sees_pictures(read_settings)
+    allowed = sees_pictures(instances.of_request)
 
     @app.get("/models", response_class=HTMLResponse, dependencies=[recorded("bcc_view_models", after=lambda: None)])
-    async def models(request: Request, before: str | None = None) -> HTMLResponse:
-        """All runs and versions."""
+    async def models(request: Request, user: GetUserDep, before: str | None = None) -> HTMLResponse:
+        """All runs and versions; if there are several models, the list of them."""
         ui = _ui(request)
-        return HTMLResponse(await pages.within_deadline(lambda: pages.models(before, ui)))
+        only = _find(request)
+        if only is not None:
+            pages = instances.pages(only)
+            return HTMLResponse(await pages.within_deadline(lambda: pages.models(only, before, ui)))
+        return HTMLResponse(await asyncio.to_thread(lambda: _list_instances(instances.readable(request, user), ui)))
+
+    @app.get(
+        "/models/{instance}",
+        response_class=HTMLResponse,
+        dependencies=[recorded("bcc_view_models", after=_instance)],
+    )
+    async def models_of(request: Request, found: KnownInstance, before: str | None = None) -> HTMLResponse:
+        """All runs and versions of one of several models."""
+        ui = _ui(request)
+        pages = instances.pages(found)
+        return HTMLResponse(await pages.within_deadline(lambda: pages.models(found, before, ui)))
 
     @app.get(
         "/runs/{dag_id}/{run_id}/report",
         response_class=HTMLResponse,
         dependencies=[recorded("bcc_view_report", after=_known_run)],
     )
-    async def report(request: Request, run: KnownRun, pictures: bool = allowed) -> HTMLResponse:
+    async def report(request: Request, run: KnownRun, found: KnownInstance, pictures: bool = allowed) -> HTMLResponse:
         """One run."""
         ui = _ui(request)
+        pages = instances.pages(found)
         return HTMLResponse(await pages.within_deadline(lambda: pages.report(run, ui, pictures)))
 
     @app.get("/runs/{dag_id}/{run_id}/plots/{name}", dependencies=[recorded("bcc_view_plot", after=_known_run)])
-    async def plot(run: KnownRun, name: str, pictures: bool = allowed) -> Response:
+    async def plot(run: KnownRun, found: KnownInstance, name: str, pictures: bool = allowed) -> Response:
         """One plot of a run."""
+        pages = instances.pages(found)
         return Response(await pages.within_deadline(lambda: pages.plot(run.run_id, name, pictures)), media_type="image/png")
 
     @app.get("/runs/{dag_id}/{run_id}/files/{name}", dependencies=[recorded("bcc_download", after=_known_run)])
-    async def download(run: KnownRun, name: str, pictures: bool = allowed) -> StreamingResponse:
+    async def download(run: KnownRun, found: KnownInstance, name: str, pictures: bool = allowed) -> StreamingResponse:
         """One file of a run, never opened in the browser."""
         if not pictures:
             raise WITHHELD
+        pages = instances.pages(found)
         size, pieces = await pages.within_deadline(lambda: pages.download(run.run_id, name))
         headers = {"Content-Disposition": f'attachment; filename="{name}"', "Content-Length": str(size)}
         return StreamingResponse(pieces, media_type=FILES[name][1], headers=headers)

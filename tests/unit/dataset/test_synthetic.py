@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcc_ops.dataset.synthetic import SYNTHETIC_CLASSES, SYNTHETIC_MARK, draw_image, is_synthetic, write_images
+from bcc_ops.dataset.synthetic import SYNTHETIC_CLASSES, SYNTHETIC_MARK, TEXTURE_CLASSES, draw_image, is_synthetic, write_images
 
 
 def test_every_file_carries_the_mark_and_decodes_to_rgb(tmp_path: Path) -> None:
@@ -71,6 +71,28 @@ def test_classes_can_be_told_apart_from_the_mass_and_what_lies_below_it() -> Non
 
     model = LogisticRegression(max_iter=1000).fit(*sample(range(40)))
     assert model.score(*sample(range(1000, 1025))) > 0.6  # guessing: 0.33
+
+
+def test_a_weave_with_a_flaw_has_a_bright_disc_and_one_without_has_none() -> None:
+    """The brightest part of a blurred image, over what is usual in it: two classes that a network can tell apart."""
+
+    def brightest(label: str, seed: int) -> float:
+        image = Image.fromarray(draw_image(label, np.random.default_rng(seed)))
+        small = np.asarray(image.resize((16, 16), Image.Resampling.BOX), dtype=float)
+        return float(small.max() - np.median(small))
+
+    flawed, whole = ([brightest(label, seed) for seed in range(30)] for label in TEXTURE_CLASSES)
+    assert np.mean([one > other for one in flawed for other in whole]) > 0.8
+
+
+def test_weaves_are_files_of_two_classes_and_no_two_are_alike(tmp_path: Path) -> None:
+    files = write_images(tmp_path, per_class=8, classes=TEXTURE_CLASSES)
+    assert [file.parent.name for file in files] == ["finding"] * 8 + ["no_finding"] * 8
+    small = [
+        np.asarray(Image.open(file).convert("L").resize((64, 64), Image.Resampling.BOX), dtype=float).ravel() for file in files
+    ]
+    similarity = np.corrcoef(np.stack(small)) - 2 * np.eye(len(small))
+    assert similarity.max() < 0.85
 
 
 @pytest.mark.parametrize(("label", "per_class"), [("cyst", 1), ("benign", 0)])

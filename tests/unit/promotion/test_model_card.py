@@ -49,6 +49,18 @@ def section(card: str, heading: str) -> str:
     return card.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0].strip()
 
 
+def test_the_card_is_about_what_the_deployment_calls_the_model() -> None:
+    assert card_of().startswith("# Breast ultrasound classifier ")
+    rule = samples.rule("min_malignant_sensitivity", True, 0.8, 0.7, "Finding sensitivity is 0.8.")
+    other = card_of(
+        snapshot=samples.snapshot_document(title="Woven textures", positive_class="finding"),
+        gate=samples.gate_document("approved", rules=(rule,)),
+    )
+    assert other.startswith("# Woven textures classifier ")
+    assert "breast" not in other.lower()
+    assert "| min_finding_sensitivity | yes |" in section(other, "The gate's decision")
+
+
 def test_what_nobody_wrote_is_shown_as_missing() -> None:
     card = card_of()
     assert [section(card, heading) for heading in WRITTEN_BY_PEOPLE] == [MISSING] * len(WRITTEN_BY_PEOPLE)

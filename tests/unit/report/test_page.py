@@ -63,6 +63,15 @@ def test_a_page_of_nothing_says_so() -> None:
     assert "This run left no documents" in render(RunRecord())
 
 
+def test_the_page_says_which_model_it_is_about_and_names_rules_by_its_positive_class() -> None:
+    rule = samples.rule("min_malignant_sensitivity", True, 0.8, 0.7, "Finding sensitivity is 0.8.")
+    snapshot = samples.snapshot_document(title="Woven textures", positive_class="finding")
+    page = render(record(snapshot__json=snapshot, gate__json=samples.gate_document("rejected", rules=(rule,))))
+    assert "Model report · Woven textures" in page
+    assert "min_finding_sensitivity" in page
+    assert "breast" not in page.lower()
+
+
 def test_missing_figures_are_told_with_their_reason() -> None:
     page = render(record())
     assert 'title="a class has no image among those compared">not available' in page
@@ -179,6 +188,7 @@ def test_the_list_of_runs_tells_a_refused_approval_from_an_approved_model() -> N
             older=None,
             paged=False,
             set_champion_href="",
+            title="Breast ultrasound",
         )
         tags += re.findall(r'<span class="tag \w+">(.*?)</span>', page)
     assert tags == ["✓ approved", "– turned down by ada", "– nobody answered", "✓ approved"]

@@ -17,6 +17,7 @@ from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
 from tests.unit.report import samples
 
+DAGS = ("bcc_retraining", "another_dag", "bcc_retraining__breast", "bcc_retraining__textures")
 RUNNING, FAILED, FOLD_FAILED, SKIPPED = "manual__running", "manual__failed", "manual__fold_failed", "scheduled__skipped"
 
 
@@ -46,11 +47,11 @@ def _fill_database() -> None:
     with create_session() as session:
         session.merge(DagBundleModel(name="tests"))
         session.flush()
-        for dag_id in ("bcc_retraining", "another_dag"):
+        for dag_id in DAGS:
             session.add(DagModel(dag_id=dag_id, bundle_name="tests", fileloc=f"/{dag_id}.py"))
         session.flush()
         for number, (run_id, (state, _)) in enumerate(runs.items()):
-            for dag_id in ("bcc_retraining", "another_dag"):
+            for dag_id in DAGS:
                 moment = datetime(2026, 11, 22, number, tzinfo=timezone.utc)
                 run = DagRun(
                     dag_id=dag_id,
@@ -93,7 +94,7 @@ def make_client(known_runs: None, settings: Settings) -> Callable[..., TestClien
     def make(
         open_store: Callable[[], ObjectStore] | ObjectStore,
         role: str | None = "viewer",
-        settings: Settings = settings,
+        settings: Settings | None = settings,
         **headers: str,
     ) -> TestClient:
         from airflow.api_fastapi.app import create_auth_manager

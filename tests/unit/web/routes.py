@@ -30,5 +30,5 @@ def addresses(route: APIRoute, dag_id: str = "bcc_retraining", run_id: str = sam
     return ["/bcc" + route.path.format(dag_id=dag_id, run_id=run_id, name=name) for name in wanted]
 
 
-ROUTES = [address for route in every_route() for address in addresses(route)]
+ROUTES = [address for route in every_route() if "{instance}" not in route.path for address in addresses(route)]
 RUN_ROUTES = [route for route in every_route() if "{dag_id}" in route.path]
