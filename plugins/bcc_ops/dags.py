@@ -17,8 +17,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 
-from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param
-
+from bcc_ops.airflow_names import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param  # before what an older Airflow lacks
 from bcc_ops.config import DeploymentParameters, Settings, form_fields
 from bcc_ops.notifications import failure_notifiers, verdict_notifiers
 from bcc_ops.operators.approve_model import ApproveModelOperator

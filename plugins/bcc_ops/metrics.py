@@ -10,14 +10,16 @@ bcc.gate.<rule>         gauge    the metric that a rule of the gate looked at
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
-from airflow.sdk.observability import stats
-
+from bcc_ops.airflow_names import stats
 from bcc_ops.runs.documents import GateDocument
+
+_NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_.-]")
 
 
 @contextmanager
@@ -50,4 +52,4 @@ def verdict(gate: GateDocument) -> None:
     stats.incr(f"bcc.verdict.{gate.verdict}")
     for rule in gate.rules:
         if rule.value is not None:
-            stats.gauge(f"bcc.gate.{stats.normalize_name_for_stats(rule.rule)}", rule.value)
+            stats.gauge(f"bcc.gate.{_NOT_IN_NAMES.sub('_', rule.rule)}", rule.value)

@@ -14,9 +14,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
+from airflow.sdk import BaseOperator
 
 from bcc_ops import metrics
+from bcc_ops.airflow_names import AirflowFailException, AirflowSkipException
 from bcc_ops.config import DeploymentParameters, RetrainingConfig, Settings
 from bcc_ops.exceptions import ArtifactError, BccError, NothingNew
 from bcc_ops.runs.documents import ConfigDocument, D, PromotionDocument, Reference, RunHandle, RunKind, SnapshotDocument

@@ -42,11 +42,11 @@ from bcc_ops.runs.record import FILES, RUN_DOCUMENTS, read_record
 from bcc_ops.web.airflow_metadata import ConnectedStore, find_progress
 from bcc_ops.web.audit import NotRecorded, recorded
 from bcc_ops.web.auth import DAG_ID, guard, sees_pictures
+from bcc_ops.web.entry import URL_PREFIX
 from bcc_ops.web.run_reader import ContentCache, FolderReader
 
 log = logging.getLogger(__name__)
 
-URL_PREFIX = "/bcc"
 DEADLINE_SECONDS = 60.0
 """How long a page may take in all, on a busy machine too. A store that is away is noticed long before by its client."""
 

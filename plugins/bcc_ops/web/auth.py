@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from airflow.api_fastapi.app import get_auth_manager
-from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
-from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from fastapi import Depends
 
 from bcc_ops.config import Settings
+from bcc_ops.web.airflow_internals import DagAccessEntity, DagDetails, GetUserDep, get_auth_manager, requires_access_dag
 
 DAG_ID = "bcc_retraining"
 """The one DAG that has reports."""
