@@ -5,7 +5,6 @@ from __future__ import annotations
 import email
 import json
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from bcc_ops import __version__
+from tests.services.wheel import build_wheel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLUGINS = REPOSITORY / "plugins"
@@ -35,7 +35,6 @@ HEAVY = {
     "PIL",
 }
 
-BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 TWO_LINES = "from bcc_ops.dags import all_dags  # Airflow's DAGs\n\nglobals().update(all_dags())\n"
 
 LOOK = """
@@ -71,17 +70,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built of a copy: setuptools leaves folders of its own beside what it builds."""
-    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements-base.in", "requirements-worker.in"):
-        shutil.copy(REPOSITORY / name, source)
-    shutil.copytree(PLUGINS, source / "plugins", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD, str(built)], cwd=source, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    (found,) = built.glob("*.whl")
-    return found
+    return build_wheel(tmp_path_factory.mktemp("built"))
 
 
 @pytest.fixture(scope="module")
