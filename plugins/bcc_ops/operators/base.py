@@ -45,6 +45,9 @@ def airflow_errors() -> Iterator[None]:
         if error.retryable:
             raise
         raise AirflowFailException(f"{type(error).__name__}: {error}") from None
+    except ModuleNotFoundError as error:
+        brings = "pip install 'breast-ultrasound-retraining[worker]' brings what tasks need"
+        raise AirflowFailException(f"this worker lacks the package {error.name}: {brings}") from error
 
 
 def open_store(settings: Settings) -> ObjectStore:
