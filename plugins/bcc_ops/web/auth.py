@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import Depends
+from fastapi import Depends, HTTPException
 
 from bcc_ops.config import Settings
-from bcc_ops.web.airflow_internals import DagAccessEntity, DagDetails, GetUserDep, get_auth_manager, requires_access_dag
+from bcc_ops.web.airflow_internals import GetUserDep, may_read, may_trigger
 
 DAG_ID = "bcc_retraining"
 """The one DAG that has reports."""
@@ -20,7 +20,12 @@ DAG_ID = "bcc_retraining"
 
 def guard() -> Any:
     """Return the dependency that every route has: 401 without a login, 403 without the permission."""
-    return Depends(requires_access_dag("GET", DagAccessEntity.XCOM, param_dag_id=DAG_ID))
+
+    def check(user: GetUserDep) -> None:
+        if not may_read(user, DAG_ID):
+            raise HTTPException(403, "Forbidden")
+
+    return Depends(check)
 
 
 def sees_pictures(read_settings: Callable[[], Settings]) -> Any:
@@ -30,11 +35,6 @@ def sees_pictures(read_settings: Callable[[], Settings]) -> Any:
     """
 
     def decide(user: GetUserDep) -> bool:
-        if read_settings().pictures == "readers":
-            return True
-        details = DagDetails(id=DAG_ID)
-        return bool(
-            get_auth_manager().is_authorized_dag(method="POST", access_entity=DagAccessEntity.RUN, details=details, user=user)
-        )
+        return read_settings().pictures == "readers" or may_trigger(user, DAG_ID)
 
     return Depends(decide)
