@@ -16,7 +16,7 @@ try:  # 3.2
     from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
     from airflow.sdk.observability import stats
 except ImportError:  # 3.1
-    from airflow.configuration import conf
+    from airflow.configuration import conf  # type: ignore[no-redef]
     from airflow.exceptions import AirflowFailException, AirflowSkipException
     from airflow.providers.standard.operators.branch import BranchMixIn
     from airflow.stats import Stats as stats

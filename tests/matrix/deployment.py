@@ -18,7 +18,7 @@ from tests.matrix.environments import Environment, MatrixError, run
 DAG_FILE = "from bcc_ops.dags import all_dags  # Airflow's DAGs\n\nglobals().update(all_dags())\n"
 PASSWORD = "only-for-the-matrix"
 READY_WITHIN = 600.0
-INSIDE = Path(__file__).with_name("inside.py")
+HERE = Path(__file__).parent
 
 
 class Airflow:
@@ -71,9 +71,16 @@ class Airflow:
 
     def look(self) -> dict[str, list[str]]:
         """Return what `inside.py` sees."""
-        told = run([str(self.environment.python), str(INSIDE), str(self.home / "dags")], self.variables)
-        seen: dict[str, list[str]] = json.loads(told.strip().splitlines()[-1])
+        seen: dict[str, list[str]] = json.loads(self.script("inside.py", str(self.home / "dags")).strip().splitlines()[-1])
         return seen
+
+    def script(self, name: str, *arguments: str) -> str:
+        """Run a script of this folder with the environment's interpreter, and return what it printed.
+
+        Raises:
+            MatrixError: it failed.
+        """
+        return run([str(self.environment.python), str(HERE / name), *arguments], self.variables)
 
     @contextmanager
     def api_server(self) -> Iterator[httpx.Client]:
