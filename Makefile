@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PYTHON VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run format test test-fast check e2e e2e-stories e2e-kinds e2e-verdicts e2e-ui e2e-celery e2e-instances e2e-faults bench stop clean s3 env lock lock-gpu
+.PHONY: help setup run format test test-fast check e2e e2e-stories e2e-kinds e2e-verdicts e2e-ui e2e-celery e2e-instances e2e-faults matrix bench stop clean s3 env lock lock-gpu
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,9 @@ e2e-instances: setup ## two models in one Airflow: needs Debian's chromium
 
 e2e-faults: setup ## kill parts of the compose file's services in mid-training; some 20 minutes
 	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_faults.py tests/e2e/test_two_gpus.py $(PYTEST)
+
+matrix: setup ## the wheel in an environment per version of Airflow: MATRIX="3.1.0 3.3.2 --full" chooses; some minutes each
+	@$(BIN)/python -m tests.matrix $(MATRIX)
 
 bench: setup ## what is measured, into docs/benchmarks.md
 	@$(BIN)/python -m benchmarks

@@ -3,7 +3,7 @@
     python -m benchmarks.scale IMAGES [--sizes 1000 10000 100000] [--objects 1000000] [--new 100] [--write]
 
 IMAGES is a folder with one folder per class. Their fingerprints, with bits turned over at random, stand for any number of images,
-so that no files are needed: what is measured is the search for near-duplicates as `check_images` does it, with what was learned
+so that no file is needed: what is measured is the search for near-duplicates as `check_images` does it, with what was learned
 of each image in its SQLite file, a first time and with NEW more images. Listings are pages as the store would send them. Each
 step runs in a process of its own.
 """
@@ -99,7 +99,7 @@ def measure_search(kind: str, given: argparse.Namespace, size: int, file: Path) 
 
 
 class _NoPixels:
-    """The memory, with an answer for each pair: there are no files whose pixels could be compared."""
+    """The memory, with an answer for each pair: nobody has files whose pixels could be compared."""
 
     def __init__(self, memory: Any) -> None:
         self.recall_searches, self.remember_search = memory.recall_searches, memory.remember_search

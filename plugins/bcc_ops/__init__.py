@@ -3,6 +3,8 @@
 config          the parameters of one run, and the settings of the deployment
 instances       the models of a deployment: one, or several from its file
 exceptions      what may go wrong, as a tree
+installation    one release of the package, and an Airflow that it knows
+airflow_names   what Airflow has in different places, from one place
 
 runs/           documents          the JSON documents of a run, and the references by which tasks hand them on
                 upgrade            read what an older release wrote
@@ -85,5 +87,8 @@ metrics         our own few, by Airflow's StatsD or OpenTelemetry
 notifications   on failure and on verdict, by Airflow's notifiers
 web/            the FastAPI app behind the UI's tabs, and who may see it
 dags            the DAGs, made of all this
+plugin          what Airflow registers: the pages, the tab, the links
 cli             python -m bcc_ops check | evaluate | predict | models | trace
 """
+
+__version__ = "0.1.0"

@@ -21,9 +21,15 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param, task
-
+from bcc_ops.airflow_names import (  # before what an older Airflow lacks
+    DAG,
+    AirflowFailException,
+    Asset,
+    AssetOrTimeSchedule,
+    CronTriggerTimetable,
+    Param,
+    task,
+)
 from bcc_ops.config import Settings, form_fields
 from bcc_ops.exceptions import ConfigError
 from bcc_ops.instances import Instance, find_instance, read_instances
@@ -150,7 +156,7 @@ def _refusing_dag(dag_id: str, first_task: str, problem: str) -> DAG:
         doc_md=f"**No run can start.** {problem}",
     ) as dag:
 
-        @task(task_id=first_task, execution_timeout=timedelta(minutes=5))
+        @task(task_id=first_task, execution_timeout=timedelta(minutes=5))  # type: ignore[untyped-decorator]
         def refuse() -> None:
             raise AirflowFailException(problem)
 

@@ -11,14 +11,16 @@ it: `airflow.bcc.textures.new_images`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
-from airflow.sdk.observability import stats
-
+from bcc_ops.airflow_names import stats
 from bcc_ops.runs.documents import GateDocument
+
+_NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_.-]")
 
 
 def _name(instance: str, metric: str) -> str:
@@ -56,4 +58,4 @@ def verdict(gate: GateDocument, instance: str = "") -> None:
     stats.incr(_name(instance, f"verdict.{gate.verdict}"))
     for rule in gate.rules:
         if rule.value is not None:
-            stats.gauge(_name(instance, f"gate.{stats.normalize_name_for_stats(rule.rule)}"), rule.value)
+            stats.gauge(_name(instance, f"gate.{_NOT_IN_NAMES.sub('_', rule.rule)}"), rule.value)

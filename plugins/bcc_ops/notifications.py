@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from airflow.providers.common.compat.sdk import BaseNotifier, conf
+from airflow.sdk import BaseNotifier
 
+from bcc_ops.airflow_names import conf
 from bcc_ops.config import Settings
 from bcc_ops.operators.base import open_store
 from bcc_ops.runs.documents import GateDocument

@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
+from airflow.sdk import BaseOperatorLink
+
+from bcc_ops.airflow_names import conf
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
+    from airflow.sdk import BaseOperator
+    from airflow.sdk.types import TaskInstanceKey
 
 URL_ROUTE = "model-report"
 """Last part of the tab's address in the UI."""

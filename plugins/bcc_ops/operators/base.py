@@ -14,9 +14,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
+from airflow.sdk import BaseOperator
 
 from bcc_ops import metrics
+from bcc_ops.airflow_names import AirflowFailException, AirflowSkipException
 from bcc_ops.config import DeploymentParameters, RetrainingConfig, Settings
 from bcc_ops.exceptions import ArtifactError, BccError, NothingNew
 from bcc_ops.instances import Instance, find_instance
@@ -45,6 +46,9 @@ def airflow_errors() -> Iterator[None]:
         if error.retryable:
             raise
         raise AirflowFailException(f"{type(error).__name__}: {error}") from None
+    except ModuleNotFoundError as error:
+        brings = "pip install 'breast-ultrasound-retraining[worker]' brings what tasks need"
+        raise AirflowFailException(f"this worker lacks the package {error.name}: {brings}") from error
 
 
 def open_store(settings: Settings) -> ObjectStore:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.bases.branch import BranchMixIn
-
 from bcc_ops import metrics
+from bcc_ops.airflow_names import BranchMixIn
 from bcc_ops.operators.base import BccOperator, run_kind
 from bcc_ops.runs.documents import EvaluationDocument, GateDocument, Reference, SplitDocument
 

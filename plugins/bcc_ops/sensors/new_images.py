@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from bcc_ops import exceptions
 from bcc_ops.dataset.arrivals import ArrivalCheck, ArrivalWatch, utc_now

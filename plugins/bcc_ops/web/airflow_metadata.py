@@ -6,15 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from airflow.models.dagrun import DagRun
-from airflow.models.taskinstance import TaskInstance
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-from airflow.utils.session import create_session
 from sqlalchemy import select
 
 from bcc_ops.config import Settings
 from bcc_ops.report.progress import RunProgress, TaskProgress
 from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.web.airflow_internals import DagRun, TaskInstance, create_session
 
 CONNECT_SECONDS, READ_SECONDS = 2, 3
 """Short, and no second attempt: a page must say within five seconds that the store is away."""

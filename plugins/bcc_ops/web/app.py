@@ -46,14 +46,15 @@ from bcc_ops.runs.index import find_run, list_runs
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import PICTURES, PLOTS, RunPaths, model_file
 from bcc_ops.runs.record import FILES, RUN_DOCUMENTS, read_record
+from bcc_ops.web.airflow_internals import may_read
 from bcc_ops.web.airflow_metadata import ConnectedStore, find_progress
 from bcc_ops.web.audit import NotRecorded, recorded
-from bcc_ops.web.auth import guard, may_read, sees_pictures
+from bcc_ops.web.auth import guard, sees_pictures
+from bcc_ops.web.entry import URL_PREFIX
 from bcc_ops.web.run_reader import ContentCache, FolderReader
 
 log = logging.getLogger(__name__)
 
-URL_PREFIX = "/bcc"
 DEADLINE_SECONDS = 60.0
 """How long a page may take in all, on a busy machine too. A store that is away is noticed long before by its client."""
 
@@ -343,7 +344,7 @@ class Instances:
 
     def readable(self, request: Request, user: Any) -> list[Instance]:
         """Return those that a person may read."""
-        return [one for one in self.read() if may_read(one.retraining_dag_id, request, user)]
+        return [one for one in self.read() if may_read(user, one.retraining_dag_id)]
 
     def pages(self, instance: Instance) -> Pages:
         """Return the pages of an instance."""

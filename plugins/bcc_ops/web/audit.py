@@ -12,11 +12,10 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from airflow.api_fastapi.common.db.common import SessionDep
-from airflow.api_fastapi.core_api.security import GetUserDep
-from airflow.models import Log
 from cachetools import TTLCache
 from fastapi import Depends, Request
+
+from bcc_ops.web.airflow_internals import GetUserDep, Log, SessionDep
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from airflow.api_fastapi.app import get_auth_manager
-from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
-from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from fastapi import Depends, HTTPException, Request
 
 from bcc_ops.instances import Instance
+from bcc_ops.web.airflow_internals import GetUserDep, may_read, may_trigger
 
 
 def guard(dag_ids: Callable[[Request], Sequence[str]]) -> Any:
@@ -25,21 +23,10 @@ def guard(dag_ids: Callable[[Request], Sequence[str]]) -> Any:
     """
 
     def check(request: Request, user: GetUserDep) -> None:
-        if not any(may_read(dag_id, request, user) for dag_id in dag_ids(request)):
+        if not any(may_read(user, dag_id) for dag_id in dag_ids(request)):
             raise HTTPException(403, "Forbidden")
 
     return Depends(check)
-
-
-def may_read(dag_id: str, request: Request, user: Any) -> bool:
-    """Tell whether a person may read a DAG and what its tasks left."""
-    try:
-        requires_access_dag("GET", DagAccessEntity.XCOM, param_dag_id=dag_id)(request, user)
-    except HTTPException as error:
-        if error.status_code != 403:
-            raise
-        return False
-    return True
 
 
 def sees_pictures(find_instance: Callable[[Request], Instance | None]) -> Any:
@@ -55,11 +42,6 @@ def sees_pictures(find_instance: Callable[[Request], Instance | None]) -> Any:
         instance = find_instance(request)
         if instance is None or instance.given_settings is None:
             return False
-        if instance.given_settings.pictures == "readers":
-            return True
-        details = DagDetails(id=instance.retraining_dag_id)
-        return bool(
-            get_auth_manager().is_authorized_dag(method="POST", access_entity=DagAccessEntity.RUN, details=details, user=user)
-        )
+        return instance.given_settings.pictures == "readers" or may_trigger(user, instance.retraining_dag_id)
 
     return Depends(decide)

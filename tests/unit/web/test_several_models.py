@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from bcc_ops.runs.object_store import ObjectStore
 from tests.unit.report import samples
-from tests.unit.web.test_app import audit_rows, newest_event
+from tests.unit.web.test_audit import audit_rows, newest_event
 
 Client = Callable[..., TestClient]
 

@@ -1,0 +1,83 @@
+"""What is installed: one release of the package, and an Airflow that it knows.
+
+The package comes as a wheel or in Airflow's plugins folder. If both are there and differ, some modules would be of one
+release and some of the other: nothing is registered and no DAG is made until one of them is removed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from bcc_ops.exceptions import ConfigError
+
+OLDEST_AIRFLOW, NEWEST_AIRFLOW = (3, 1), (3, 3)
+"""The first and the last minor version of Airflow that `make matrix` tests."""
+
+PLUGIN = "bcc_ops.plugin:BccPlugin"
+"""The entry point by which a wheel registers the plugin."""
+
+_VERSION = re.compile(r'^__version__ = "([^"]+)"', re.MULTILINE)
+
+
+def known_airflows() -> str:
+    """Return the supported versions, as a sentence spells them."""
+    return f"{'.'.join(map(str, OLDEST_AIRFLOW))} to {'.'.join(map(str, NEWEST_AIRFLOW))}"
+
+
+def airflow_too_old(version: str) -> str | None:
+    """Return what to do about an Airflow that lacks what the DAGs use; None if it has it."""
+    if _minor(version) >= OLDEST_AIRFLOW:
+        return None
+    return f"this is Airflow {version}, and bcc_ops needs {known_airflows()}: upgrade Airflow"
+
+
+def airflow_too_new(version: str) -> str | None:
+    """Return what to do about an Airflow that this release was not tested with; None if it was."""
+    if _minor(version) <= NEWEST_AIRFLOW:
+        return None
+    return f"this is Airflow {version}, and this release of bcc_ops was tested with {known_airflows()}: upgrade bcc_ops"
+
+
+def require_suitable(airflow_version: str) -> None:
+    """Make sure that the pipeline can work here.
+
+    Raises:
+        ConfigError: Airflow is too old, or the package is installed twice in different versions.
+    """
+    problem = airflow_too_old(airflow_version) or different_copies()
+    if problem:
+        raise ConfigError(problem)
+
+
+def different_copies(path: Sequence[str] | None = None) -> str | None:
+    """Return what to do about copies of the package that differ in version; None if all are of one.
+
+    Args:
+        path: folders that packages are imported from; `sys.path` if None.
+    """
+    copies: dict[Path, str] = {}
+    for folder in sys.path if path is None else path:
+        file = Path(folder, "bcc_ops", "__init__.py")
+        found = _VERSION.search(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if found:
+            copies[file.resolve().parent] = found.group(1)
+    if len(set(copies.values())) < 2:
+        return None
+    listed = ", ".join(f"{version} in {folder}" for folder, version in copies.items())
+    return (
+        f"bcc_ops is installed twice, in different versions ({listed}): remove it from the plugins folder, "
+        "or pip uninstall breast-ultrasound-retraining"
+    )
+
+
+def registered_by_wheel() -> bool:
+    """Return whether an installed wheel registers the plugin, so that the plugins folder must not do it again."""
+    return any(point.value == PLUGIN for point in entry_points(group="airflow.plugins"))
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
