@@ -310,24 +310,34 @@ def _matches(features: _Block) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.in
         order = np.argsort(keys, kind="stable")
         sizes = np.diff(np.flatnonzero(np.diff(keys[order], prepend=-1)), append=count)
         kept = order[np.repeat(sizes <= ALIKE_AT_MOST, sizes)]
-        one, other = _within_buckets(keys[kept])
-        one, other = _similar(features, kept[one], kept[other])
-        matches = np.union1d(matches, np.minimum(one, other) * count + np.maximum(one, other))
+        del order, sizes
+        found = [matches]
+        for one, other in _neighbours(keys[kept]):
+            left, right = _similar(features, kept[one], kept[other])
+            found.append(np.minimum(left, right) * count + np.maximum(left, right))
+        matches = np.unique(np.concatenate(found))
     return matches // max(count, 1), matches % max(count, 1)
+
+
+def _neighbours(ordered: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Yield all pairs of entries with one number, in parts, as two arrays of indexes.
+
+    Args:
+        ordered: sorted numbers, none of them more than `ALIKE_AT_MOST` times.
+    """
+    for lag in range(1, ALIKE_AT_MOST):
+        same = np.flatnonzero(ordered[:-lag] == ordered[lag:])
+        if not len(same):
+            return
+        yield same, same + lag
 
 
 def _within_buckets(numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return all pairs of entries with one number, as two arrays of indexes. At most `ALIKE_AT_MOST` entries have the same."""
     order = np.argsort(numbers, kind="stable")
-    ordered = numbers[order]
-    one, other = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for lag in range(1, ALIKE_AT_MOST):
-        same = np.flatnonzero(ordered[:-lag] == ordered[lag:])
-        if not len(same):
-            break
-        one.append(order[same])
-        other.append(order[same + lag])
-    return np.concatenate(one), np.concatenate(other)
+    pairs = list(_neighbours(numbers[order]))
+    one, other = (np.concatenate([np.zeros(0, np.int64), *side]) for side in zip(*pairs)) if pairs else (order[:0], order[:0])
+    return order[one], order[other]
 
 
 def _similar(
