@@ -60,7 +60,7 @@ def test_each_instance_has_both_dags_and_what_is_its_own(bags: Bags) -> None:
     assert [outlet.name for outlet in dags["bcc_set_champion__textures"].get_task("set_champion").outlets] == [
         "bcc_champion__textures"
     ]
-    assert [inlet.uri for inlet in textures.get_task("snapshot_dataset").inlets] == ["s3://textures/images/"]
+    assert [inlet.uri for inlet in textures.get_task("snapshot_dataset").inlets] == ["s3://textures/images"]
 
 
 def _instance_of(task: Any) -> str:
