@@ -24,6 +24,10 @@ dataset/        snapshot           a listing as of a moment -> the images of a r
                 decoding           image file -> RGB pixels, the same for checks, training and prediction
                 image_checks       which images may be used, and why the others may not
                 inspection_cache   what the checks learned of each content, kept between nights
+                metadata_table     metadata.csv or .parquet -> rows of cells, bounded
+                metadata           rows -> what is known of each image, without what identifies a patient
+                metadata_source    the table of a snapshot or of a folder, and what is odd in it
+                pseudonyms         patients' identifiers -> salted digests
                 near_duplicates    near-duplicates -> groups; one lesion under two labels -> conflict
                 properties         what an image file tells without its content: size, border, colour, compression
                 shortcuts          how well these alone predict the class

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from bcc_ops.exceptions import ConfigError
 
@@ -111,6 +111,13 @@ class RetrainingConfig(BaseModel):
         "",
         "External test images",
         "Prefix with one folder per class. Never trained on; reported in each run, and the gate compares the models on them.",
+        _DATA,
+    )
+
+    require_metadata: bool = _parameter(
+        False,
+        "Metadata required",
+        "The run fails without a metadata table that can be read and that says of each image which patient it is of.",
         _DATA,
     )
 
@@ -523,6 +530,7 @@ class Settings(BaseModel):
     gpu_limit: int = Field(0, ge=0)
     sqs_queue_url: str = ""
     model_card_template: str = ""
+    metadata_salt: SecretStr = SecretStr("")
     slack_conn_id: str = ""
     smtp_conn_id: str = ""
     notify_email: str = ""
