@@ -58,6 +58,7 @@ evaluation/     metrics            probabilities -> metrics, with confidence int
                 intervals          95 % intervals that keep their word for few images
                 comparison         the challenger beside another version, by honest answers of both
                 evaluate           out-of-fold answers, comparisons, the file's check -> EvaluationDocument
+                subgroups          the models on parts of the images: by site, device, year, …
                 shortcuts          do the answers follow simple properties of the files
                 grad_cam           where a network looked
                 folder             the images of a labelled folder that a model can fairly be evaluated on

@@ -249,7 +249,13 @@ class RetrainingConfig(BaseModel):
         0.9, "Wanted malignant sensitivity", "Of the operating point, chosen on the out-of-fold answers.", _EVALUATION, gt=0, lt=1
     )
     slice_pattern: str = _parameter(
-        "", "Slice pattern", "Regular expression whose first group names the slice that a key belongs to.", _EVALUATION
+        "",
+        "Slice pattern",
+        "Regular expression whose first group names the subgroup that a key belongs to, as a column of the metadata does.",
+        _EVALUATION,
+    )
+    min_subgroup_images: int = _parameter(
+        20, "Images of a subgroup", "Subgroups with fewer images are counted and not evaluated.", _EVALUATION, ge=5
     )
 
     # Gate
@@ -298,6 +304,13 @@ class RetrainingConfig(BaseModel):
         "Fewer fail the comparison: with fewer, not even an identical model could be told from one that is worse.",
         _GATE,
         ge=1,
+    )
+    subgroup_malignant_groups: int = _parameter(
+        0,
+        "Malignant groups of a subgroup",
+        "If above 0: with confidence, no subgroup with so many malignant groups may be worse than with the champion.",
+        _GATE,
+        ge=0,
     )
     max_holdout_reuse: int = _parameter(
         30,

@@ -664,13 +664,26 @@ class FileCheck(Part):
 
 
 class SliceEvaluation(Part):
-    """The challenger on part of the held-out images."""
+    """The challenger on part of the held-out images, and the champion beside it on those of them that both are compared on."""
 
     by: str
+    """"image size", "new images", "key pattern", or a column of the metadata."""
     value: str
     images: int
     balanced_accuracy: Estimate
     positive_sensitivity: Estimate
+    """At the operating point."""
+    positive_specificity: Estimate = Estimate.missing("written by an older release")
+    groups: int = 0
+    positive_groups: int = 0
+    compared: int = 0
+    """Images that both are compared on; 0 if they are too few, or if there is no champion."""
+    compared_positive_groups: int = 0
+    champion_sensitivity: Estimate | None = None
+    """At its own operating point, on the images compared on."""
+    champion_specificity: Estimate | None = None
+    differences: dict[str, Estimate] = Field(default_factory=dict)
+    """Challenger minus champion, paired, by some of the names that `Comparison.differences` has."""
 
 
 class FollowedShortcut(Part):
