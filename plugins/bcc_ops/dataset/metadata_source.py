@@ -77,6 +77,19 @@ def snapshot_metadata(
     return document.model_copy(update={"table": Reference.of(paths.document(METADATA_FILE), rows)}), rows
 
 
+def external_metadata(store: ObjectStore, config: RetrainingConfig, listing: Listing, prefix: str) -> Metadata:
+    """Read the table beside images that nothing is trained on; nothing is known of them if it cannot be used.
+
+    Its pseudonyms are for this once: they say which of these images are of one patient.
+    """
+    if not listing.tables:
+        return Metadata()
+    table = listing.tables[0]
+    images = [TableImage(image.key.removeprefix(f"{prefix}/"), image.key, image.label) for image in listing.images]
+    content, problem = _fetch(store, table)
+    return _describe(table, content, problem, images, config=config, pseudonyms=passing_pseudonyms, findings=Findings())[1]
+
+
 def folder_metadata(
     folder: Path, images: Sequence[LocalImage], config: RetrainingConfig
 ) -> tuple[MetadataDocument | None, Metadata]:

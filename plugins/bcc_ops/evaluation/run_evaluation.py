@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.dataset.metadata_source import read_metadata
+from bcc_ops.dataset.metadata_source import external_metadata, read_metadata
 from bcc_ops.dataset.snapshot import ImageRules, list_images
 from bcc_ops.dataset.splits import group_images
 from bcc_ops.evaluation.comparison import EvaluationPlan, LabelledImages, RunImages
@@ -149,9 +149,9 @@ def external_images(
 ) -> tuple[LabelledImages | None, str | None]:
     """List and check the labelled images under `external_prefix` as of the run's moment, and describe them in a sentence.
 
-    They are checked and grouped as the run's own: near-duplicates, and a patient's images, are not independent evidence here
-    either. Left out, and counted: what a run would refuse, and what this run, the champion or the anchor has trained
-    on, by its bytes or its pixels, which would be no test from outside.
+    They are checked and grouped as the run's own, by a metadata table of their own too: near-duplicates, and a patient's images,
+    are not independent evidence here either. Left out, and counted: what a run would refuse, and what this run, the champion or
+    the anchor has trained on, by its bytes or its pixels, which would be no test from outside.
 
     Args:
         store: the bucket.
@@ -183,13 +183,15 @@ def external_images(
             snapshot_digest="",
             classes=inputs.training.classes,
             previous=None,
+            metadata=external_metadata(store, inputs.config, listing, prefix),
         ).contents
     usable = [row for row in rows if not row.refused and row.pixels not in own]
     group_of = group_images(usable, inputs.config.patient_pattern)
     usable = [row._replace(group=group_of[row.key]) for row in usable]
     counts, groups = Counter(row.label for row in usable), len({row.group for row in usable})
     by_class = ", ".join(f"{counts[name]} {name}" for name in inputs.training.classes)
-    note = f"{len(usable)} images in {groups} {inputs.split.grouping}s under {prefix}/ ({by_class})"
+    grouping = "patient" if any(row.patient for row in usable) else inputs.split.grouping
+    note = f"{len(usable)} images in {groups} {grouping}s under {prefix}/ ({by_class})"
     left_out = Counter("under two labels" if row.refused == CONFLICT else row.refused for row in rows if row.refused)
     if len(fetched) < len(listing.images):
         left_out[UNREADABLE] = len(listing.images) - len(fetched)

@@ -388,8 +388,8 @@ def _subgroups(
     worst = min(bounds, key=lambda of: bounds[of])
     passed = bounds[worst] >= 0
     sentence = (
-        f"{name}: of {len(bounds)} with {needed} malignant groups or more, {worst} differs most from the champion, by "
-        f"{found[worst]}: it is {'not ' if passed else ''}lower with confidence (upper bound {bounds[worst]:.3f})."
+        f"{name}: of {len(bounds)} with {needed} malignant groups or more, {worst} looks worst; it differs from the champion's "
+        f"by {found[worst]}: it is {'not ' if passed else ''}lower with confidence (upper bound {bounds[worst]:.3f})."
     )
     return (_rule(rule, passed, sentence, value=bounds[worst], threshold=0),)
 

@@ -152,13 +152,17 @@ def test_near_duplicates_from_elsewhere_are_one_group_and_what_a_run_refuses_is_
     assert [path.read_bytes() for path in images.paths] == [objects[key.removeprefix("elsewhere/")] for key in images.keys]
 
 
-def test_images_of_a_patient_elsewhere_are_one_group(store: ObjectStore, inputs: RunInputs, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("pattern", "table"), [(r"/([A-Z]{4})_", ""), ("", "key,patient_id\n*ANNA_*,17\n*BERT_*,18\n")])
+def test_images_of_a_patient_elsewhere_are_one_group(
+    pattern: str, table: str, store: ObjectStore, inputs: RunInputs, tmp_path: Path
+) -> None:
+    store.put("elsewhere/metadata.csv", table.encode())
     for number, key in enumerate(("benign/ANNA_1.png", "benign/ANNA_2.png", "malignant/BERT_1.png", "normal/unknown.png")):
         store.put(f"elsewhere/{key}", encoded(picture(number)))
     patients = replace(
         inputs,
-        config=RetrainingConfig.resolve({"external_prefix": "elsewhere/", "patient_pattern": r"/([A-Z]{4})_"}),
-        split=split_document(grouping="patient"),
+        config=RetrainingConfig.resolve({"external_prefix": "elsewhere/", "patient_pattern": pattern}),
+        split=split_document(grouping="patient" if pattern else "near-duplicate group"),
     )
     images, note = external_images(store, patients, frozenset(), tmp_path)
     assert images is not None

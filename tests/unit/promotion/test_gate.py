@@ -448,7 +448,7 @@ def test_a_model_that_finds_fewer_cancers_in_a_subgroup_is_rejected() -> None:
     document = with_subgroups(subgroup("North", EQUAL), subgroup("South", LOWER))
     assert rejecting(document) == ["no_subgroup_worse"]
     rule = shown(document, "no_subgroup_worse")
-    assert "site South differs most from the champion, by -0.200 (-0.300 to -0.100)" in rule.sentence
+    assert "site South looks worst; it differs from the champion's by -0.200 (-0.300 to -0.100)" in rule.sentence
     assert rule.value == pytest.approx(-0.2 + 0.1 * 2.2414 / 1.95996, abs=1e-4)
 
 
