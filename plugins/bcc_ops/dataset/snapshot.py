@@ -143,10 +143,10 @@ class ListingBuilder:
         newest: datetime | None = None
         tables: list[ImageRow] = []
         for key in self._tables:
-            moment, _, present, size, etag, version = self._seen.pop(key, (None, False, False, 0, "", ""))
+            moment, _, present, size, etag, version = self._seen.get(key, (None, False, False, 0, "", ""))
             if moment is not None and present:
                 tables.append(ImageRow(key, "", size, etag, version, moment))
-        for key in sorted(self._seen):
+        for key in sorted(self._seen.keys() - set(self._tables)):
             moment, _, present, size, etag, version = self._seen[key]
             label, reason = self._judge(key, size if present else 1)
             if label is None:
