@@ -19,13 +19,15 @@ from bcc_ops.dataset.decoding import DecodedImage, decode_image, memory_for, rea
 from bcc_ops.dataset.drift import compare_distributions
 from bcc_ops.dataset.fingerprints import fingerprint, to_gray
 from bcc_ops.dataset.inspection_cache import ContentFacts, InspectionCache
+from bcc_ops.dataset.metadata import Metadata
 from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, find_near_duplicates
 from bcc_ops.dataset.properties import measure_properties
 from bcc_ops.dataset.resources import cores
 from bcc_ops.dataset.shortcuts import audit_shortcuts
+from bcc_ops.dataset.splits import patient_reader, patient_ties
 from bcc_ops.dataset.synthetic import is_synthetic
 from bcc_ops.exceptions import ImageRefused, NoImages, OutOfResources, TooManyRefused
-from bcc_ops.runs.documents import ChecksDocument, ImageGroup, RefusedImage
+from bcc_ops.runs.documents import ChecksDocument, ImageGroup, MetadataDocument, RefusedImage
 from bcc_ops.runs.tables import ContentRow
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ def check_images(
     classes: Sequence[str],
     previous: Sequence[ContentRow] | None,
     unreadable: Mapping[str, str] = MappingProxyType({}),
+    metadata: Metadata | None = None,
+    table: MetadataDocument | None = None,
 ) -> ImageChecks:
     """Check every image of a snapshot, find near-duplicates and conflicts, and compare what is new with what was there.
 
@@ -76,6 +80,8 @@ def check_images(
         classes: every class is counted, those without an image too.
         previous: contents.parquet of the last assessed earlier run; None without one.
         unreadable: key -> why the store does not give it, of the snapshot's images that are not in `images`. They are refused.
+        metadata: what is known of the images; nothing by default.
+        table: describes where that is from, for the document.
 
     Raises:
         NoImages: there is none at all.
@@ -95,7 +101,7 @@ def check_images(
     refused.sort(key=lambda image: image.key)
     _fail_if_too_many(refused, checked, config.max_refused_fraction)
 
-    groups, conflicts, contents = _describe(images, facts, copies)
+    groups, conflicts, contents = _describe(images, facts, copies, metadata or Metadata())
     usable = Counter(row.label for row in contents if not row.refused)
     audit = audit_shortcuts(contents, classes, config.patient_pattern)
     drift, drift_unavailable = compare_distributions(contents, previous, classes)
@@ -118,26 +124,32 @@ def check_images(
         drift_unavailable=drift_unavailable,
         shortcuts=audit.findings,
         shortcuts_unavailable=audit.unavailable,
+        patients=_count_patients(contents, config.patient_pattern),
+        metadata=table,
         warnings=(
             *_warnings(contents, groups, conflicts),
             *(finding.sentence for finding in drift if finding.warning),
             *audit.warnings(),
+            *_metadata_warnings(table),
         ),
         contents=None,
     )
     return ImageChecks(document, contents, copies)
 
 
-def check_contents(images: Sequence[LocalImage], config: RetrainingConfig, memory: InspectionCache) -> tuple[ContentRow, ...]:
+def check_contents(
+    images: Sequence[LocalImage], config: RetrainingConfig, memory: InspectionCache, metadata: Metadata | None = None
+) -> tuple[ContentRow, ...]:
     """Check images that no run trains on: the same rows as `check_images` has, however many are refused.
 
     Args:
         images: the images and their files.
         config: the parameters of section "Checks".
         memory: what was learned of each content.
+        metadata: what is known of them; nothing by default.
     """
     facts, copies = _inspect_and_group(images, config, memory)
-    return _describe(images, facts, copies)[2]
+    return _describe(images, facts, copies, metadata or Metadata())[2]
 
 
 def _inspect_and_group(
@@ -150,12 +162,12 @@ def _inspect_and_group(
 
 
 def _describe(
-    images: Sequence[LocalImage], facts: Mapping[str, ContentFacts], copies: NearDuplicates
+    images: Sequence[LocalImage], facts: Mapping[str, ContentFacts], copies: NearDuplicates, metadata: Metadata
 ) -> tuple[list[ImageGroup], tuple[ImageGroup, ...], tuple[ContentRow, ...]]:
     """Return the groups of two and more usable images, those under two labels, and the row of each image."""
     groups = _name_groups([image for image in images if not facts[image.sha256].reason], copies)
     conflicts = tuple(group for group in groups if len(group.labels) > 1)
-    return groups, conflicts, _rows(images, facts, copies, conflicts)
+    return groups, conflicts, _rows(images, facts, copies, conflicts, metadata)
 
 
 def summary(document: ChecksDocument) -> list[str]:
@@ -167,8 +179,18 @@ def summary(document: ChecksDocument) -> list[str]:
     return [
         f"{document.checked} images checked, {len(document.refused)} refused{reasons}; usable: {usable}",
         f"{len(document.groups)} groups of near-duplicates hold {alike} images; {len(document.conflicts)} conflicts",
+        *describe_metadata(document.metadata),
         *(f"warning: {warning}" for warning in document.warnings),
     ]
+
+
+def describe_metadata(table: MetadataDocument | None) -> list[str]:
+    """Return what a metadata table told, one line per finding; nothing if there is none or if it is not used."""
+    if table is None or table.problem:
+        return []
+    columns = ", ".join(column.name for column in table.columns) or "no column that is used"
+    told = f"the metadata table has {table.rows} rows about {table.images} images of {table.patients} known patients: {columns}"
+    return [told, *(f"metadata: {one.count} {one.reason} ({', '.join(one.examples)})" for one in table.findings)]
 
 
 def inspect_contents(
@@ -259,6 +281,7 @@ def _rows(
     facts: Mapping[str, ContentFacts],
     copies: NearDuplicates,
     conflicts: Iterable[ImageGroup],
+    metadata: Metadata,
 ) -> tuple[ContentRow, ...]:
     conflicting = {key for group in conflicts for key in group.keys}
     return tuple(
@@ -276,9 +299,22 @@ def _rows(
             refused=known.reason or (CONFLICT if image.key in conflicting else ""),
             pixels=known.fingerprint.pixels if known.fingerprint else "",
             **(known.properties._asdict() if known.properties else {}),
+            patient=metadata.patient(image.key),
         )
         for image, known in ((image, facts[image.sha256]) for image in sorted(images, key=lambda image: image.key))
     )
+
+
+def _count_patients(contents: Iterable[ContentRow], pattern: str) -> int | None:
+    """Return how many patients the usable images are of, by the metadata or else by their keys; None if none is known."""
+    patient = patient_reader(pattern)
+    ties = (patient_ties(row, patient) for row in contents if not row.refused)
+    return len({known[0] for known in ties if known}) or None
+
+
+def _metadata_warnings(table: MetadataDocument | None) -> Iterable[str]:
+    if table is not None and table.problem:
+        yield f"the metadata table is not used: {table.problem}"
 
 
 def _warnings(contents: Sequence[ContentRow], groups: Sequence[ImageGroup], conflicts: Sequence[ImageGroup]) -> Iterable[str]:

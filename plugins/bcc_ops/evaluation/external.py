@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bcc_ops.config import ExternalSet, RetrainingConfig
 from bcc_ops.dataset.external import lacking, list_external_set
+from bcc_ops.dataset.metadata_source import external_metadata
 from bcc_ops.dataset.splits import group_images
 from bcc_ops.evaluation.comparison import LabelledImages
 from bcc_ops.runs.documents import ExternalDuplicate
@@ -134,7 +135,8 @@ class ExternalSearch:
 
         listing = list_external_set(self.store, external, self.classes, self.config, self.as_of)
         images = self.fetch(listing.images) if listing.images else []
-        rows = check_contents(images, self.config, memory) if images else ()
+        known = external_metadata(self.store, self.config, listing, external.prefix)
+        rows = check_contents(images, self.config, memory, known) if images else ()
         files = {image.key: image.path for image in images}
         return _CheckedSet(external, rows, files, unreadable=len(listing.images) - len(images))
 
@@ -168,7 +170,7 @@ class ExternalSearch:
             compared=len(pairs),
             elsewhere=elsewhere,
         )
-        return _with_note(found, self.grouping)
+        return _with_note(found, "patient" if any(row.patient for row in one.usable) else self.grouping)
 
 
 @dataclass(frozen=True)

@@ -668,4 +668,4 @@ def _paired_interval(one: Evaluation, other: Evaluation, name: str) -> Interval:
     closed = paired_share(difference, float(np.abs(ahead).mean()), one._independent(counted))
     low = low if (ahead < 0).any() else min(low, closed[0])
     high = high if (ahead > 0).any() else max(high, closed[1])
-    return low, high
+    return max(low, -1.0), min(high, 1.0)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.metadata_source import read_metadata
 from bcc_ops.evaluation.comparison import EvaluationPlan, RunImages
 from bcc_ops.evaluation.evaluate import Evaluated, EvaluationInputs, Models, evaluate
 from bcc_ops.evaluation.external import ExternalSearch, OwnImages
@@ -96,7 +97,7 @@ def evaluate_run(
             anchor=anchor,
         ),
         EvaluationInputs(
-            images=RunImages(split, contents, assignments, inputs.images),
+            images=RunImages(split, contents, assignments, inputs.images, read_metadata(store, inputs.snapshot.metadata)),
             rows=rows,
             answers=answers,
             first=inputs.split.previous_run is None,
@@ -152,6 +153,7 @@ def plan_of(inputs: RunInputs) -> EvaluationPlan:
         wanted_sensitivity=inputs.config.wanted_sensitivity,
         grouping=inputs.split.grouping,
         slice_pattern=inputs.config.slice_pattern,
+        smallest_slice=inputs.config.min_subgroup_images,
     )
 
 

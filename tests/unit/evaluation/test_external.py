@@ -141,6 +141,15 @@ def test_what_shows_an_own_image_is_left_out_counted_and_named(place: Place) -> 
     )
 
 
+def test_a_metadata_table_beside_a_set_tells_its_patients(place: Place) -> None:
+    place.store.put("elsewhere/metadata.csv", b"key,patient_id\n*ANNA_*,17\n*BERT_*,18\n")
+    names = ("benign/ANNA_1.png", "benign/ANNA_2.png", "malignant/BERT_1.png", "normal/unknown.png")
+    place.put("elsewhere", {name: encoded(picture(number)) for number, name in enumerate(names)})
+    (found,) = place.find()
+    assert found.note == "4 images in 3 patients under elsewhere/ (2 benign, 1 malignant, 1 normal)."
+    assert found.images.groups[0] == found.images.groups[1] and len(set(found.images.groups)) == 3
+
+
 def test_the_other_images_of_a_patient_who_has_an_own_image_are_left_out_too(place: Place) -> None:
     place.put(
         "elsewhere",
