@@ -11,11 +11,12 @@ import logging
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from bcc_ops.dataset.dicom import DicomTags
 from bcc_ops.dataset.fingerprints import DESCRIPTOR_BYTES, METHOD, Fingerprint
 from bcc_ops.dataset.image_cache import is_damage, throw_away
 from bcc_ops.dataset.near_duplicates import Candidates, Pair
@@ -29,13 +30,14 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (
     sha256 TEXT, min_side INTEGER, max_pixels INTEGER, reason TEXT, detail TEXT, width INTEGER, height INTEGER, mode TEXT,
     mean REAL, contrast REAL, synthetic INTEGER, properties TEXT, pixels TEXT, hash BLOB, points BLOB, descriptors BLOB,
-    PRIMARY KEY (sha256, min_side, max_pixels)) WITHOUT ROWID;
+    tags TEXT, PRIMARY KEY (sha256, min_side, max_pixels)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS similarity (
     one TEXT, other TEXT, similarity REAL, overlap REAL, PRIMARY KEY (one, other)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS searches (number INTEGER PRIMARY KEY, search TEXT UNIQUE, found TEXT);
 """
 _FORGET = "DROP TABLE IF EXISTS facts; DROP TABLE IF EXISTS similarity; DROP TABLE IF EXISTS searches;"
 _FACTS = ("reason", "detail", "width", "height", "mode", "mean", "contrast")
+_REMEMBER = "INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _ROWS_A_COMMIT = 500
 _SECONDS_A_COMMIT = 10.0
 _SEARCHES_KEPT = 8
@@ -59,6 +61,8 @@ class ContentFacts:
     synthetic: bool = False
     properties: Properties | None = None
     fingerprint: Fingerprint | None = None
+    tags: DicomTags | None = None
+    """What is kept of a DICOM file beside its pixels; None for other formats."""
 
 
 class InspectionCache:
@@ -114,7 +118,7 @@ class InspectionCache:
         """Return what is known of these contents (sha256 -> facts), judged by the same limits. Others are absent."""
         query = (
             "SELECT reason, detail, width, height, mode, mean, contrast, synthetic, properties, pixels, hash, points, "
-            "descriptors FROM facts WHERE sha256 = ? AND min_side = ? AND max_pixels = ?"
+            "descriptors, tags FROM facts WHERE sha256 = ? AND min_side = ? AND max_pixels = ?"
         )
         known: dict[str, ContentFacts] = {}
         for sha256 in contents:
@@ -122,7 +126,11 @@ class InspectionCache:
             if row:
                 named = dict(zip(_FACTS, row))
                 known[sha256] = ContentFacts(
-                    **named, synthetic=bool(row[7]), properties=_properties(row[8]), fingerprint=_fingerprint(row[9:])
+                    **named,
+                    synthetic=bool(row[7]),
+                    properties=_properties(row[8]),
+                    fingerprint=_fingerprint(row[9:13]),
+                    tags=DicomTags(**json.loads(row[13])) if row[13] else None,
                 )
         return known
 
@@ -135,9 +143,9 @@ class InspectionCache:
             kept[sha256] = facts
             pending.append((sha256, min_side, max_pixels, *_columns(facts)))
             if len(pending) == _ROWS_A_COMMIT or time.monotonic() - saved >= _SECONDS_A_COMMIT:
-                self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
+                self._write(_REMEMBER, pending)
                 pending, saved = [], time.monotonic()
-        self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
+        self._write(_REMEMBER, pending)
         return kept
 
     def recall_candidates(self, search: str) -> Candidates | None:
@@ -189,6 +197,7 @@ def _columns(facts: ContentFacts) -> tuple[object, ...]:
         facts.synthetic,
         json.dumps(facts.properties) if facts.properties else None,
         *arrays,
+        json.dumps(asdict(facts.tags)) if facts.tags else None,
     )
 
 
