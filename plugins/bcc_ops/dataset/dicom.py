@@ -185,9 +185,9 @@ def _regions(parts: DicomParts, header: Header) -> tuple[tuple[int, int, int, in
         if not (left < right < header.columns and top < bottom < header.rows):
             continue
         boxes.append((left, top, right + 1, bottom + 1))
-        units = {_unpacked(item.get(tag), f"{order}u2") for tag in _REGION_UNITS}
+        measures = {_unpacked(item.get(tag), f"{order}u2") for tag in _REGION_UNITS}
         deltas = {_unpacked(item.get(tag), f"{order}f8") for tag in _REGION_DELTAS}
-        spacings.add(deltas.pop() if units == {_CENTIMETRES} and len(deltas) == 1 else None)
+        spacings.add(deltas.pop() if measures == {_CENTIMETRES} and len(deltas) == 1 else None)
     if not boxes:
         return None, None
     edges = np.array(boxes)
@@ -229,5 +229,5 @@ def _day(text: str) -> str:
 def _years(text: str) -> int | None:
     if not (found := re.fullmatch(r"(\d{3})([DWMY])", text)):
         return None
-    number, unit = int(found[1]), found[2]
-    return min(OLDEST, number // {"D": 365, "W": 52, "M": 12, "Y": 1}[unit])
+    number, period = int(found[1]), found[2]
+    return min(OLDEST, number // {"D": 365, "W": 52, "M": 12, "Y": 1}[period])
