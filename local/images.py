@@ -11,10 +11,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from bcc_ops.dataset.snapshot import EXTENSIONS, names_image
 from bcc_ops.runs.object_store import ObjectStore
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-_CONTENT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".bmp": "image/bmp"}
+_CONTENT_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".bmp": "image/bmp",
+    ".dcm": "application/dicom",
+}
 _LONGEST_KEY = 1024
 _SAY_EVERY = 5.0
 
@@ -92,7 +98,7 @@ def read_folder(root: Path, classes: Sequence[str]) -> ImageFolder:
             files.append(path.relative_to(root))
     if not files:
         folders = ", ".join(folder.name for folder in labelled)
-        raise FolderError(f"IMAGES={root}: no image ({' '.join(IMAGE_SUFFIXES)}) in {folders}")
+        raise FolderError(f"IMAGES={root}: no image ({' '.join(EXTENSIONS)}) in {folders}")
     return ImageFolder(root, tuple(sorted(files)), dict(left_out))
 
 
@@ -119,7 +125,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _unusable(path: Path, relative: Path) -> str:
     """Say why a file cannot be an object in the bucket; "" if it can."""
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
+    if not names_image(path.name):
         return "file that is not an image by its name"
     try:
         name = relative.as_posix().encode()
@@ -149,7 +155,7 @@ def upload(
         content = path.read_bytes()
         if key in there and there[key] == (len(content), hashlib.md5(content, usedforsecurity=False).hexdigest()):
             return 0
-        store.put(key, content, content_type=_CONTENT_TYPES[path.suffix.lower()])
+        store.put(key, content, content_type=_CONTENT_TYPES.get(path.suffix.lower(), "application/dicom"))
         return len(content) or 1
 
     sent = sent_bytes = 0
@@ -165,5 +171,5 @@ def upload(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    images_elsewhere = sum(key not in keys and key.lower().endswith(IMAGE_SUFFIXES) for key in there)
+    images_elsewhere = sum(key not in keys and names_image(key.rpartition("/")[2]) for key in there)
     return UploadResult(sent, sent_bytes, len(keys) - sent, images_elsewhere, time.monotonic() - started)

@@ -25,6 +25,9 @@ dataset/        snapshot           a listing as of a moment -> the images of a r
                 object_download    the bytes of one object, as the listing promised them
                 resources          processors and memory that this process may use
                 file_parts         segments and chunks of an image file, counted before it is opened
+                dicom_elements     the elements of a DICOM file, walked over before anything interprets them
+                dicom              a DICOM file -> the PNG that is kept of it: pixels, and the tags of an allow-list
+                dicom_pixels       the pixels of a DICOM file -> 8-bit gray or RGB, as they are to be shown
                 decoding           image file -> RGB pixels, the same for checks, training and prediction
                 image_checks       which images may be used, and why the others may not
                 inspection_cache   what the checks learned of each content, kept between nights

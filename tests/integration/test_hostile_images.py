@@ -14,6 +14,7 @@ import pytest
 from bcc_ops.dataset.synthetic import write_images
 from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
+from tests.factories.hostile_dicoms import hostile_dicoms
 from tests.factories.hostile_images import hostile_files, largest_files
 
 pytestmark = pytest.mark.slow
@@ -81,7 +82,7 @@ def test_hostile_files_among_ninety_images_are_named_and_the_checks_stay_small(
     for name, content in largest_files():
         store.put(f"images/normal/{name}", content)
     expected = {}
-    for name, content, reason in hostile_files():
+    for name, content, reason in (*hostile_files(), *hostile_dicoms()):
         store.put(f"images/normal/{name}", content)
         expected[f"images/normal/{name}".replace("\\", "/")] = reason  # the local S3 server takes a backslash for a slash
     own_key: Any = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32}

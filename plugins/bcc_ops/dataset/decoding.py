@@ -17,6 +17,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from bcc_ops.config import LARGEST_IMAGE
+from bcc_ops.dataset.dicom import DicomTags, keep_of_dicom, refuse_again, tags_of
+from bcc_ops.dataset.dicom_elements import is_dicom
 from bcc_ops.dataset.file_parts import refuse_many_parts
 from bcc_ops.dataset.resources import IMAGES
 from bcc_ops.exceptions import ImageRefused, OutOfResources
@@ -44,10 +46,11 @@ class DecodedImage:
     Attributes:
         rgb: uint8, (height, width, 3).
         mode: how the file stores its pixels: "RGB" where nothing was converted, else Pillow's name of the mode ("L",
-            "P", "RGBA", "CMYK", …), with ";16" for 16 bits a channel.
+            "P", "RGBA", "CMYK", …), with ";16" for 16 bits a channel. Of DICOM, the photometric interpretation.
         info: the text chunks and other remarks in the file, as Pillow reads them.
-        file_format: one of `FORMATS`.
+        file_format: one of `FORMATS`, or "DICOM".
         quantization: mean of a JPEG's first quantization table; 0 for other formats.
+        tags: what is kept of a DICOM file beside its pixels; None for other formats.
     """
 
     rgb: np.ndarray
@@ -55,6 +58,7 @@ class DecodedImage:
     info: Mapping[str, Any]
     file_format: str
     quantization: float
+    tags: DicomTags | None = None
 
 
 def decode_rgb(source: Path | bytes) -> np.ndarray:
@@ -70,12 +74,14 @@ def decode_rgb(source: Path | bytes) -> np.ndarray:
         OutOfResources: this machine's memory or disk did not allow it now, which says nothing about the image.
     """
     content = read_image_file(source) if isinstance(source, Path) else source
+    if is_dicom(content):
+        content = keep_of_dicom(content)
     with memory_for(content):
         return decode_image(content).rgb
 
 
 def read_image_file(path: Path) -> bytes:
-    """Read an image file whole.
+    """Read an image file whole; of a DICOM file, return what the worker's cache would keep of it.
 
     Raises:
         ImageRefused: it is larger than any image, "too large".
@@ -85,7 +91,8 @@ def read_image_file(path: Path) -> bytes:
         size = path.stat().st_size
         if size > LARGEST_FILE:
             raise ImageRefused("too large", f"{size:,} bytes; at most {LARGEST_FILE:,} are read")
-        return path.read_bytes()
+        content = path.read_bytes()
+        return keep_of_dicom(content) if is_dicom(content) else content
     except OSError as error:
         raise OutOfResources(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -126,7 +133,10 @@ def decode_image(content: bytes, min_side: int = 1, max_pixels: int = LARGEST_IM
             mode = _stored_mode(image)
             info = dict(image.info)
             file_format = {"MPO": "JPEG"}.get(str(image.format), str(image.format))
-            return DecodedImage(_to_rgb(image), mode, info, file_format, _quantization(image))
+            tags = tags_of(info)
+            if tags is not None:
+                mode, file_format = tags.photometric, "DICOM"
+            return DecodedImage(_to_rgb(image), mode, info, file_format, _quantization(image), tags)
     except ImageRefused:
         raise
     except MemoryError as error:
@@ -193,6 +203,7 @@ def fit_square(rgb: np.ndarray, side: int, *, keep_aspect: bool) -> np.ndarray:
 def _open(content: bytes) -> Image.Image:
     if not content:
         raise ImageRefused("empty", "the file has no content")
+    refuse_again(content)
     refuse_many_parts(content)
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)

@@ -1,7 +1,7 @@
 """The images' cache on a worker: files named by their sha256, and an index of which object has which content.
 
-    files/<a>/<sha256>      the images, read-only
-    index.sqlite3           object -> sha256; sha256 -> size, modification time, last use
+    files/<a>/<sha256>      the images, read-only; of a DICOM object, what `dataset.dicom` keeps of it, by the object's sha256
+    index.sqlite3           object -> sha256; sha256 -> size, modification time, last use; sha256 of DICOM -> that of its file
     pins/<start>-<id>       one a process, locked while it lives: what was used since <start> is not evicted
     incoming/<start>-<id>/  what that process is fetching
 
@@ -27,8 +27,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
+from bcc_ops.dataset.dicom import METHOD
 from bcc_ops.dataset.resources import cores
 from bcc_ops.exceptions import CacheError
 
@@ -41,6 +42,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS contents (sha256 TEXT PRIMARY KEY, size INTEGER, modified_ns INTEGER, used_ns INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS objects (identity BLOB PRIMARY KEY, sha256 TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS converted (sha256 TEXT PRIMARY KEY, file_sha256 TEXT, method INTEGER) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS objects_of_content ON objects (sha256);
 CREATE INDEX IF NOT EXISTS contents_by_use ON contents (used_ns);
 """
@@ -48,12 +50,24 @@ CREATE INDEX IF NOT EXISTS contents_by_use ON contents (used_ns);
 
 @dataclass(frozen=True)
 class Arrival:
-    """A file that was fetched and verified and waits in `incoming` to be published."""
+    """A file that was fetched and verified and waits in `incoming` to be published.
+
+    `sha256` and `size` are of what was fetched. `file_sha256` is of the file if something else is kept of it, else None.
+    """
 
     identity: bytes
     path: Path
     sha256: str
     size: int
+    file_sha256: str | None = None
+
+
+class _Recorded(NamedTuple):
+    """What the index says of a file. `method` is the one that made it; None if it is as it was fetched."""
+
+    stamp: tuple[int, int]
+    file_sha256: str
+    method: int | None
 
 
 def sha256_of_file(path: Path) -> str:
@@ -90,7 +104,8 @@ class ImageCache:
     def find(self, identities: Iterable[bytes], *, reread: bool = False) -> dict[bytes, str]:
         """Return which objects are here: identity -> sha256. They are kept from now on until this process ends.
 
-        A file whose size or modification time is not as recorded is read again; one with another content is removed.
+        A file whose size or modification time is not as recorded is read again; one with another content is removed, and so is
+        one that an older release made of DICOM.
 
         Args:
             identities: the objects asked for.
@@ -100,28 +115,36 @@ class ImageCache:
         used = time.time_ns()
         with self._transaction() as index:
             found: dict[bytes, str] = {}
-            recorded: dict[str, tuple[int, int]] = {}
-            query = "SELECT sha256, size, modified_ns FROM objects JOIN contents USING (sha256) WHERE identity = ?"
+            recorded: dict[str, _Recorded] = {}
+            query = (
+                "SELECT sha256, size, modified_ns, coalesce(file_sha256, sha256), method FROM objects "
+                "JOIN contents USING (sha256) LEFT JOIN converted USING (sha256) WHERE identity = ?"
+            )
             for identity in identities:
                 row = index.execute(query, (identity,)).fetchone()
                 if row:
                     found[identity] = row[0]
-                    recorded[row[0]] = (row[1], row[2])
+                    recorded[row[0]] = _Recorded((row[1], row[2]), *row[3:])
             index.executemany("UPDATE contents SET used_ns = ? WHERE sha256 = ?", ((used, sha256) for sha256 in recorded))
         damaged = self._damaged(recorded, reread)
         return {identity: sha256 for identity, sha256 in found.items() if sha256 not in damaged}
 
-    def _damaged(self, recorded: dict[str, tuple[int, int]], reread: bool) -> set[str]:
+    def _damaged(self, recorded: dict[str, _Recorded], reread: bool) -> set[str]:
         """Return which contents are not what they were; they are removed. Unchanged ones that only look touched are recorded
         again.
         """
-        suspects = [sha256 for sha256, stamp in recorded.items() if reread or self._stamp(sha256) != stamp]
+        suspects = [
+            sha256
+            for sha256, known in recorded.items()
+            if reread or self._stamp(sha256) != known.stamp or known.method not in (None, METHOD)
+        ]
         if not suspects:
             return set()
 
         def is_good(sha256: str) -> bool:
+            known = recorded[sha256]
             try:
-                return sha256_of_file(self.path_of(sha256)) == sha256
+                return known.method in (None, METHOD) and sha256_of_file(self.path_of(sha256)) == known.file_sha256
             except OSError:
                 return False
 
@@ -132,10 +155,10 @@ class ImageCache:
             for sha256 in suspects:
                 if sha256 in damaged:
                     self._remove(index, sha256)
-                elif (stamp := self._stamp(sha256)) != recorded[sha256]:
+                elif (stamp := self._stamp(sha256)) != recorded[sha256].stamp:
                     index.execute("UPDATE contents SET size = ?, modified_ns = ? WHERE sha256 = ?", (*stamp, sha256))
         if damaged:
-            log.warning("%d files in %s were damaged or gone and are fetched again", len(damaged), self.directory)
+            log.warning("%d files in %s were damaged, gone or outdated and are fetched again", len(damaged), self.directory)
         return damaged
 
     def _stamp(self, sha256: str) -> tuple[int, int]:
@@ -167,6 +190,9 @@ class ImageCache:
                 size, modified = self._stamp(arrival.sha256)
                 index.execute("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?)", (arrival.sha256, size, modified, used))
                 index.execute("INSERT OR REPLACE INTO objects VALUES (?, ?)", (arrival.identity, arrival.sha256))
+                if arrival.file_sha256 is not None:
+                    row = (arrival.sha256, arrival.file_sha256, METHOD)
+                    index.execute("INSERT OR REPLACE INTO converted VALUES (?, ?, ?)", row)
         with suppress(OSError):
             os.utime(self.pin())
 
@@ -206,6 +232,7 @@ class ImageCache:
     def _remove(self, index: sqlite3.Connection, sha256: str) -> None:
         index.execute("DELETE FROM objects WHERE sha256 = ?", (sha256,))
         index.execute("DELETE FROM contents WHERE sha256 = ?", (sha256,))
+        index.execute("DELETE FROM converted WHERE sha256 = ?", (sha256,))
         with self._telling():
             self.path_of(sha256).unlink(missing_ok=True)
 

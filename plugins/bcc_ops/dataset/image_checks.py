@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bcc_ops.dataset.decoding import DecodedImage, decode_image, memory_for, read_image_file
+from bcc_ops.dataset.dicom import DicomTags
 from bcc_ops.dataset.drift import compare_distributions
 from bcc_ops.dataset.fingerprints import fingerprint, to_gray
 from bcc_ops.dataset.inspection_cache import ContentFacts, InspectionCache
@@ -51,11 +52,15 @@ _GROUP_TO_LOOK_AT = 10
 
 @dataclass(frozen=True)
 class ImageChecks:
-    """The document (without the reference to its rows), its rows, and the pairs that the groups were made of."""
+    """The document (without the reference to its rows), its rows, and the pairs that the groups were made of.
+
+    `dicom` has, by key, what is kept of the usable DICOM images beside their pixels.
+    """
 
     document: ChecksDocument
     contents: tuple[ContentRow, ...]
     near_duplicates: NearDuplicates
+    dicom: Mapping[str, DicomTags]
 
 
 def check_images(
@@ -102,6 +107,8 @@ def check_images(
     _fail_if_too_many(refused, checked, config.max_refused_fraction)
 
     groups, conflicts, contents = _describe(images, facts, copies, metadata or Metadata())
+    dicom = {image.key: tags for image in images if (tags := facts[image.sha256].tags) is not None}
+    burned_in = sum(tags.burned_in is True for tags in dicom.values())
     usable = Counter(row.label for row in contents if not row.refused)
     audit = audit_shortcuts(contents, classes, config.patient_pattern)
     drift, drift_unavailable = compare_distributions(contents, previous, classes)
@@ -111,6 +118,8 @@ def check_images(
         usable={name: usable[name] for name in classes},
         synthetic=sum(row.synthetic for row in contents),
         converted=dict(sorted(Counter(row.mode for row in contents if row.mode not in ("", "RGB")).items())),
+        dicom=len(dicom),
+        burned_in=burned_in,
         refused=tuple(refused),
         groups=tuple(group for group in groups if len(group.labels) == 1),
         conflicts=conflicts,
@@ -127,14 +136,14 @@ def check_images(
         patients=_count_patients(contents, config.patient_pattern),
         metadata=table,
         warnings=(
-            *_warnings(contents, groups, conflicts),
+            *_warnings(contents, groups, conflicts, burned_in),
             *(finding.sentence for finding in drift if finding.warning),
             *audit.warnings(),
             *_metadata_warnings(table),
         ),
         contents=None,
     )
-    return ImageChecks(document, contents, copies)
+    return ImageChecks(document, contents, copies, dicom)
 
 
 def check_contents(
@@ -242,6 +251,7 @@ def _inspect(image: DecodedImage, file_bytes: int) -> ContentFacts:
         synthetic=is_synthetic(image.info),
         properties=measure_properties(image, gray, file_bytes),
         fingerprint=fingerprint(image.rgb, gray),
+        tags=image.tags,
     )
 
 
@@ -317,10 +327,14 @@ def _metadata_warnings(table: MetadataDocument | None) -> Iterable[str]:
         yield f"the metadata table is not used: {table.problem}"
 
 
-def _warnings(contents: Sequence[ContentRow], groups: Sequence[ImageGroup], conflicts: Sequence[ImageGroup]) -> Iterable[str]:
+def _warnings(
+    contents: Sequence[ContentRow], groups: Sequence[ImageGroup], conflicts: Sequence[ImageGroup], burned_in: int
+) -> Iterable[str]:
     synthetic = sum(row.synthetic for row in contents)
     if synthetic:
         yield f"{synthetic} of {len(contents)} images are synthetic: no metric of this run says anything about patients"
+    if burned_in:
+        yield f"{burned_in} DICOM images say that text is burned into their pixels: look whether it names a patient"
     if conflicts:
         images = sum(len(group.keys) for group in conflicts)
         yield f"{len(conflicts)} groups of near-duplicates are under more than one label; their {images} images are left out"

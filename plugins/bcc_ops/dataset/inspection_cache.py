@@ -12,11 +12,12 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from bcc_ops.dataset.dicom import DicomTags
 from bcc_ops.dataset.feature_search import FeatureSearch, Pair
 from bcc_ops.dataset.fingerprints import DESCRIPTOR_BYTES, METHOD, Features, Fingerprint
 from bcc_ops.dataset.image_cache import is_damage, throw_away
@@ -30,7 +31,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (
     sha256 TEXT, min_side INTEGER, max_pixels INTEGER, reason TEXT, detail TEXT, width INTEGER, height INTEGER, mode TEXT,
     mean REAL, contrast REAL, synthetic INTEGER, properties TEXT, pixels TEXT, hash BLOB, points BLOB, descriptors BLOB,
-    PRIMARY KEY (sha256, min_side, max_pixels)) WITHOUT ROWID;
+    tags TEXT, PRIMARY KEY (sha256, min_side, max_pixels)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS similarity (
     one TEXT, other TEXT, similarity REAL, overlap REAL, PRIMARY KEY (one, other)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS feature_searches (number INTEGER PRIMARY KEY, contents TEXT, pairs TEXT);
@@ -38,6 +39,7 @@ DROP TABLE IF EXISTS searches;
 """
 _FORGET = "DROP TABLE IF EXISTS facts; DROP TABLE IF EXISTS similarity; DROP TABLE IF EXISTS feature_searches;"
 _FACTS = ("reason", "detail", "width", "height", "mode", "mean", "contrast")
+_REMEMBER = "INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _ROWS_A_COMMIT = 500
 _SECONDS_A_COMMIT = 10.0
 _SEARCHES_KEPT = 16
@@ -61,6 +63,8 @@ class ContentFacts:
     synthetic: bool = False
     properties: Properties | None = None
     fingerprint: Fingerprint | None = None
+    tags: DicomTags | None = None
+    """What is kept of a DICOM file beside its pixels; None for other formats."""
 
 
 class InspectionCache:
@@ -116,7 +120,7 @@ class InspectionCache:
     def recall(self, contents: Iterable[str], min_side: int, max_pixels: int) -> dict[str, ContentFacts]:
         """Return what is known of these contents (sha256 -> facts), judged by the same limits. Others are absent."""
         query = (
-            "SELECT reason, detail, width, height, mode, mean, contrast, synthetic, properties, pixels, hash FROM facts "
+            "SELECT reason, detail, width, height, mode, mean, contrast, synthetic, properties, pixels, hash, tags FROM facts "
             "WHERE sha256 = ? AND min_side = ? AND max_pixels = ?"
         )
         known: dict[str, ContentFacts] = {}
@@ -128,7 +132,8 @@ class InspectionCache:
                     **named,
                     synthetic=bool(row[7]),
                     properties=_properties(row[8]),
-                    fingerprint=self._fingerprint(sha256, *row[9:]),
+                    fingerprint=self._fingerprint(sha256, *row[9:11]),
+                    tags=DicomTags(**json.loads(row[11])) if row[11] else None,
                 )
         return known
 
@@ -145,9 +150,9 @@ class InspectionCache:
             kept[sha256] = replace(facts, fingerprint=self._fingerprint(sha256, mark.pixels, mark.hash)) if mark else facts
             pending.append((sha256, min_side, max_pixels, *_columns(facts)))
             if len(pending) == _ROWS_A_COMMIT or time.monotonic() - saved >= _SECONDS_A_COMMIT:
-                self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
+                self._write(_REMEMBER, pending)
                 pending, saved = [], time.monotonic()
-        self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
+        self._write(_REMEMBER, pending)
         return kept
 
     def recall_features(self, sha256: str) -> Features | None:
@@ -229,6 +234,7 @@ def _columns(facts: ContentFacts) -> tuple[object, ...]:
         facts.synthetic,
         json.dumps(facts.properties) if facts.properties else None,
         *arrays,
+        json.dumps(asdict(facts.tags)) if facts.tags else None,
     )
 
 

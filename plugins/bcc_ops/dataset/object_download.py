@@ -17,9 +17,14 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from itertools import chain
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from bcc_ops.dataset.dicom import keep_of_dicom
+from bcc_ops.dataset.dicom_elements import HEAD, is_dicom
 from bcc_ops.exceptions import ObjectChanged, ObjectNotFound, PreconditionFailed, StorageUnavailable
 from bcc_ops.runs.object_store import ObjectStore
 
@@ -36,6 +41,13 @@ _CREDENTIALS_LAST = timedelta(minutes=5)
 _FIRST_PAUSE = 0.2
 _FAST_FAILURES = 64
 _LONGEST_SILENCE = 20.0
+
+
+class Fetched(NamedTuple):
+    """What was written. `sha256` is of the object, `file_sha256` of the file if something else is kept of it, else None."""
+
+    sha256: str
+    file_sha256: str | None
 
 
 class _NotAsPromised(Exception):
@@ -58,8 +70,8 @@ class Transfer:
         self._etags_are_md5 = True
         self._asking = threading.Lock()
 
-    def fetch(self, image: ImageRow, target: Path) -> str:
-        """Write an object's content to `target` and return its sha256.
+    def fetch(self, image: ImageRow, target: Path) -> Fetched:
+        """Write an object's content to `target`; of a DICOM file, what is kept of it.
 
         Raises:
             ObjectChanged: the object is gone, or no longer the one that the listing saw.
@@ -69,13 +81,13 @@ class Transfer:
         """
         if self.suits_obstore(image):
             try:
-                digest = self._write(image, self._by_obstore(image), target)
+                fetched = self._write(image, self._by_obstore(image), target)
             except (_NotAsPromised, StorageUnavailable) as error:
                 log.debug("%s: %s", image.key, error)
                 self._count_fast_failure()
             else:
                 self._fast_failures = 0
-                return digest
+                return fetched
         problem: Exception | None = None
         for attempt in range(self.attempts):
             if attempt:
@@ -118,19 +130,20 @@ class Transfer:
     def _by_boto3(self, image: ImageRow) -> Iterator[bytes]:
         return self.store.stream(image.key, image.version_id or None, if_etag=image.etag)
 
-    def _write(self, image: ImageRow, chunks: Iterator[bytes], target: Path) -> str:
+    def _write(self, image: ImageRow, chunks: Iterator[bytes], target: Path) -> Fetched:
         sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
-        with open(target, "wb", opener=_read_only) as file:
+        head, chunks = _peek(chunks)
+        with _nameless(target.parent) if is_dicom(head) else open(target, "wb", opener=_read_only) as file:
             for chunk in chunks:
                 sha256.update(chunk)
                 md5.update(chunk)
                 size += len(chunk)
                 file.write(chunk)
-        if size != image.size:
-            raise _NotAsPromised(f"{size} bytes arrived instead of {image.size}")
-        if _MD5.fullmatch(image.etag) and md5.hexdigest() != image.etag and self._etag_must_be_md5(image):
-            raise _NotAsPromised(f"the bytes that arrived have the MD5 {md5.hexdigest()} and not the ETag {image.etag}")
-        return sha256.hexdigest()
+            if size != image.size:
+                raise _NotAsPromised(f"{size} bytes arrived instead of {image.size}")
+            if _MD5.fullmatch(image.etag) and md5.hexdigest() != image.etag and self._etag_must_be_md5(image):
+                raise _NotAsPromised(f"the bytes that arrived have the MD5 {md5.hexdigest()} and not the ETag {image.etag}")
+            return Fetched(sha256.hexdigest(), _keep(file, target) if is_dicom(head) else None)
 
     def _etag_must_be_md5(self, image: ImageRow) -> bool:
         """Return whether a mismatch is damage. Objects encrypted with a key of KMS or of the customer have other ETags."""
@@ -142,6 +155,30 @@ class Transfer:
                     # What just arrived has the right size only; it is fetched again with its checksum.
                     return True
         return self._etags_are_md5
+
+
+def _peek(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """Return the first bytes that come, enough to tell a DICOM file, and all that comes, these included."""
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= HEAD:
+            break
+    return head, chain((head,), chunks)
+
+
+def _nameless(directory: Path) -> IO[bytes]:
+    """Return a file without a name: what a killed process had fetched of a patient's data is in no directory."""
+    return TemporaryFile(dir=directory)
+
+
+def _keep(file: IO[bytes], target: Path) -> str:
+    """Write what is kept of a DICOM file to `target` and return its sha256."""
+    file.flush()
+    kept = keep_of_dicom(memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)))
+    with open(target, "wb", opener=_read_only) as place:
+        place.write(kept)
+    return hashlib.sha256(kept).hexdigest()
 
 
 def _read_only(path: str, flags: int) -> int:

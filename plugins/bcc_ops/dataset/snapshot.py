@@ -37,7 +37,8 @@ from bcc_ops.runs.paths import RunPaths
 if TYPE_CHECKING:
     from bcc_ops.runs.tables import ImageRow
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".dcm")
+_UID = re.compile(r"\d+(\.\d+)*")
 CLOCKS_DIFFER = timedelta(hours=1)
 """What the store's clock may be ahead of this machine's."""
 
@@ -176,8 +177,8 @@ class ListingBuilder:
         if "\ufffd" in key:  # A store that cannot spell a control character lists this instead: there is no such object.
             return None, "unreadable characters in its name"
         name = name.rpartition("/")[2].lower()
-        if not name.endswith(EXTENSIONS):
-            return None, "not a .png, .jpg, .jpeg or .bmp"
+        if not names_image(name):
+            return None, "not a .png, .jpg, .jpeg, .bmp or .dcm"
         if self._ignored_name.match(name):
             return None, "name to ignore (masks)"
         if size == 0:
@@ -191,6 +192,14 @@ class ListingBuilder:
         counted[0] += 1
         if len(counted[1]) < EXAMPLES:
             counted[1].append(key)
+
+
+def names_image(name: str) -> bool:
+    """Return whether a file of this name may be an image.
+
+    Archives export DICOM under names without a suffix, or under UIDs, which have dots. Their content then tells whether they are.
+    """
+    return name.lower().endswith(EXTENSIONS) or "." not in name or _UID.fullmatch(name) is not None
 
 
 def list_images(store: ObjectStore, rules: ImageRules, as_of: datetime | None = None) -> Listing:

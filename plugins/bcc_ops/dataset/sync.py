@@ -41,7 +41,8 @@ _REFUSED_WITHOUT_ARRIVAL = 100
 
 @dataclass(frozen=True)
 class LocalImage:
-    """An image of the snapshot and the file that holds it. `sha256` is of the file's bytes."""
+    """An image of the snapshot and the file that holds it. `sha256` is of the object's bytes: of a DICOM object, the file holds
+    its pixels only."""
 
     key: str
     label: str
@@ -165,7 +166,8 @@ def _fetch_all(
                 number, (name, row) = task
                 path = incoming / str(number)
                 try:
-                    done.put(Arrival(name, path, transfer.fetch(row, path), row.size))
+                    fetched = transfer.fetch(row, path)
+                    done.put(Arrival(name, path, fetched.sha256, row.size, fetched.file_sha256))
                 except StorageError as error:
                     if error.retryable or isinstance(error, (ObjectChanged, BucketNotFound)):
                         raise

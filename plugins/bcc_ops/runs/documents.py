@@ -368,6 +368,10 @@ class ChecksDocument(Document):
     """Images that the project's own generator drew. Where it is not 0, every metric of the run is synthetic."""
     converted: dict[str, int]
     """Colour mode -> images that are converted to 8-bit RGB on reading."""
+    dicom: int = 0
+    """Images that were read from DICOM files."""
+    burned_in: int = 0
+    """DICOM images whose file says that text is burned into their pixels."""
     refused: tuple[RefusedImage, ...]
     groups: tuple[ImageGroup, ...]
     conflicts: tuple[ImageGroup, ...]

@@ -80,7 +80,7 @@ def broken_files() -> Iterator[tuple[str, bytes, str]]:
     yield "one_byte.jpg", b"\x89", "not an image"
     yield "without_start.png", png[1:], "not an image"
     yield "line_ends_converted.png", png.replace(b"\r\n", b"\n", 1), "not an image"
-    yield "dicom.png", bytes(128) + b"DICM" + bytes(500), "not an image"
+    yield "dicom.png", bytes(128) + b"DICM" + bytes(500), "damaged"
 
     yield "still.gif.png", encoded(picture(), "GIF"), "unsupported format"
     yield "tiff.jpg", encoded(picture(), "TIFF"), "unsupported format"

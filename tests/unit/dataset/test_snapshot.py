@@ -60,6 +60,9 @@ def row(key: str, etag: str = "e", version_id: str = "", label: str = "benign") 
         ("images/normal/é+%.bmp", "normal"),
         ("images/benign//twice.png", "benign"),
         ("images/benign/..png", "benign"),
+        ("images/benign/scan.DCM", "benign"),
+        ("images/benign/study/IM000001", "benign"),
+        ("images/benign/1.2.840.113619.2.55", "benign"),
     ],
 )
 def test_the_first_folder_under_the_prefix_is_the_label(key: str, label: str) -> None:
@@ -74,8 +77,9 @@ def test_the_first_folder_under_the_prefix_is_the_label(key: str, label: str) ->
         ("images/a.png", 10, "in no class folder"),
         ("images/Benign/a.png", 10, "folder of no configured class"),
         ("images//benign/a.png", 10, "folder of no configured class"),
-        ("images/benign/notes.txt", 10, "not a .png, .jpg, .jpeg or .bmp"),
-        ("images/benign/png", 10, "not a .png, .jpg, .jpeg or .bmp"),
+        ("images/benign/notes.txt", 10, "not a .png, .jpg, .jpeg, .bmp or .dcm"),
+        ("images/benign/a.dcm.gz", 10, "not a .png, .jpg, .jpeg, .bmp or .dcm"),
+        ("images/benign/1.2.3.txt", 10, "not a .png, .jpg, .jpeg, .bmp or .dcm"),
         ("images/benign/a_mask.png", 10, "name to ignore (masks)"),
         ("images/benign/A_MASK_1.PNG", 10, "name to ignore (masks)"),
         ("images/benign/thumb_3.png", 10, "name to ignore (masks)"),

@@ -8,21 +8,26 @@ import logging
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from pydicom.uid import JPEGLSLossless
 
+from bcc_ops.dataset.decoding import decode_rgb
 from bcc_ops.dataset.image_cache import ImageCache
+from bcc_ops.dataset.object_download import Transfer
 from bcc_ops.dataset.snapshot import list_images
 from bcc_ops.dataset.sync import Counts, LocalImage, sync_images, training_view
-from bcc_ops.exceptions import AccessDenied, ObjectChanged, StorageError
+from bcc_ops.exceptions import AccessDenied, ImageRefused, ObjectChanged, StorageError
 from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
 from tests.factories.bucket_images import DENIED, RULES, client_at, contents, put, refusing, rows_of, start_child, write_table
+from tests.factories.dicom_files import MARKER, dicom_file
 from tests.services.faulty_proxy import faulty
 
 MakeStore = Callable[..., ObjectStore]
@@ -295,3 +300,53 @@ def test_the_listing_and_the_download_agree_on_a_past_moment(make_store: MakeSto
     store.put("images/benign/a.png", b"another")
     then = list_images(store, RULES, row.last_modified)
     assert contents(sync_images(store, then.images, cache)) == {"images/benign/a.png": b"content of images/benign/a.png" * 50}
+
+
+def test_of_dicom_the_cache_holds_the_pixels_and_nothing_else(
+    store: ObjectStore, cache: ImageCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.arange(96 * 96, dtype=np.uint8).reshape(96, 96)
+    scan = dicom_file(picture, JPEGLSLossless)
+    store.put("images/benign/scan.dcm", scan)
+    store.put("images/benign/IM0002", scan[:-100])
+    store.put("images/benign/named otherwise.png", scan)
+    rows = rows_of(store)
+    images = {image.key.rpartition("/")[2]: image for image in sync_images(store, rows, cache)}
+    assert images["scan.dcm"].sha256 == images["named otherwise.png"].sha256 == hashlib.sha256(scan).hexdigest()
+    assert np.array_equal(decode_rgb(images["scan.dcm"].path)[:, :, 0], picture)
+    with pytest.raises(ImageRefused, match="truncated"):
+        decode_rgb(images["IM0002"].path)
+    everything = b"".join(path.read_bytes() for path in cache.directory.rglob("*") if path.is_file())
+    assert MARKER.encode() not in everything and b"1.2.3.4.5" not in everything
+
+    kept = images["scan.dcm"].path.read_bytes()
+    counts = Counts()
+    sync_images(store, rows, cache, reread=True, counts=counts)
+    assert counts.fetched == 0
+    images["scan.dcm"].path.chmod(0o600)
+    images["scan.dcm"].path.write_bytes(b"damaged")
+    sync_images(store, rows, cache, reread=True, counts=counts)
+    assert counts.fetched == 2 and images["scan.dcm"].path.read_bytes() == kept
+    monkeypatch.setattr("bcc_ops.dataset.image_cache.METHOD", -1)
+    sync_images(store, rows, cache, counts=counts)
+    assert counts.fetched == 3  # as it was made by another release
+    assert sync_images(store, rows, ImageCache(cache.directory.with_name("other worker"), 10**9))[0].path.read_bytes() == (
+        images["IM0002"].path.read_bytes()
+    )
+
+
+def test_a_file_of_a_patient_is_in_no_directory_while_it_is_fetched(store: ObjectStore, cache: ImageCache) -> None:
+    store.put("images/benign/scan.dcm", dicom_file(np.zeros((96, 96), np.uint8)))
+    seen: list[list[str]] = []
+
+    def looking(chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+            seen.append([path.name for path in cache.directory.rglob("*") if path.is_file() and path.stat().st_size > 1_000])
+
+    transfer = Transfer(store)
+    [row] = rows_of(store)
+    target = cache.incoming() / "0"
+    transfer._write(row, looking(transfer._by_boto3(row)), target)
+    assert seen and not any(seen)
+    assert MARKER.encode() not in target.read_bytes()

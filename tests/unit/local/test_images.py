@@ -68,7 +68,7 @@ def test_names_that_cannot_be_keys_are_left_out(tmp_path: Path) -> None:
             "",
             "rename Benign to benign, NORMAL to normal, or set BCC_CLASSES",
         ),
-        (["benign/a.txt"], "", "no image (.png .jpg .jpeg .bmp) in benign"),
+        (["benign/a.txt"], "", "no image (.png .jpg .jpeg .bmp .dcm) in benign"),
     ],
 )
 def test_a_folder_that_cannot_be_meant_is_told_in_one_line(tmp_path: Path, names: list[str], asked: str, line: str) -> None:
