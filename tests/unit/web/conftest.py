@@ -99,7 +99,8 @@ def make_client(known_runs: None, settings: Settings) -> Callable[..., TestClien
         from airflow.api_fastapi.app import create_auth_manager
         from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 
-        from bcc_ops.web.app import URL_PREFIX, create_app
+        from bcc_ops.web.app import create_app
+        from bcc_ops.web.entry import URL_PREFIX
 
         manager = create_auth_manager()
         root = FastAPI()
