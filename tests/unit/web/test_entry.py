@@ -69,4 +69,4 @@ def test_dags_need_no_internal_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pages_are_open_in_the_airflow_of_this_environment() -> None:
-    assert {getattr(route, "path", "") for route in entry.pages_app().routes} >= {"/models", "/runs/{dag_id}/{run_id}/report"}
+    assert {getattr(route, "path", None) for route in entry.pages_app().routes} >= {"/models", "/runs/{dag_id}/{run_id}/report"}
