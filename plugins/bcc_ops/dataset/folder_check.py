@@ -65,12 +65,7 @@ def check_labelled_folder(
     Returns:
         The classes, the images and what was ignored, as listed; and the checks.
     """
-    if not folder.is_dir():
-        raise NoImages(f"{folder} is not a folder")
-    classes = tuple(classes) if classes else tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-    images, ignored, digest = _list_folder(folder, classes, config)
-    if not images:
-        raise NoImages(f"{folder} holds no image in a folder named after a class ({', '.join(classes) or 'there is none'})")
+    classes, images, ignored, digest = list_labelled_folder(folder, config, classes=classes)
     with tempfile.TemporaryDirectory(prefix="bcc-check-") as scratch:
         checks = check_images(
             images,
@@ -81,6 +76,26 @@ def check_labelled_folder(
             previous=None,
         )
     return classes, images, ignored, checks
+
+
+def list_labelled_folder(
+    folder: Path, config: RetrainingConfig, *, classes: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], list[LocalImage], tuple[IgnoredKeys, ...], str]:
+    """List a folder that holds one folder per class.
+
+    Returns:
+        The classes, the images, what was ignored, and a digest of the images.
+
+    Raises:
+        NoImages: there is not an image in it, or no folder at all.
+    """
+    if not folder.is_dir():
+        raise NoImages(f"{folder} is not a folder")
+    classes = tuple(classes) if classes else tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    images, ignored, digest = _list_folder(folder, classes, config)
+    if not images:
+        raise NoImages(f"{folder} holds no image in a folder named after a class ({', '.join(classes) or 'there is none'})")
+    return classes, images, ignored, digest
 
 
 def check_tables(document: CheckDocument) -> list[RenderableType]:

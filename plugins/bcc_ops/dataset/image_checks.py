@@ -15,9 +15,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from bcc_ops.dataset.content_findings import FINDING, action_on, list_findings, text_was_read, warnings_about
 from bcc_ops.dataset.decoding import DecodedImage, decode_image, memory_for, read_image_file
 from bcc_ops.dataset.drift import compare_distributions
 from bcc_ops.dataset.fingerprints import fingerprint, to_gray
+from bcc_ops.dataset.image_content import find_in_contents
 from bcc_ops.dataset.inspection_cache import ContentFacts, InspectionCache
 from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, find_near_duplicates
 from bcc_ops.dataset.properties import measure_properties
@@ -87,6 +89,8 @@ def check_images(
     with InspectionCache(memory_path) as memory:
         facts = inspect_contents(paths, config, memory)
         marks = {sha256: known.fingerprint for sha256, known in facts.items() if known.fingerprint}
+        usable_files = {sha256: path for sha256, path in paths.items() if not facts[sha256].reason}
+        findings = {} if config.ignores_findings else find_in_contents(usable_files, previous or (), memory)
         copies = find_near_duplicates(marks, paths, Thresholds.of(config), memory)
     checked = len(images) + len(unreadable)
     refused = [
@@ -100,7 +104,8 @@ def check_images(
 
     groups = _name_groups([image for image in images if not facts[image.sha256].reason], copies)
     conflicts = tuple(group for group in groups if len(group.labels) > 1)
-    contents = _rows(images, facts, copies, conflicts)
+    contents = _exclude(_rows(images, facts, copies, conflicts, findings), config)
+    found = list_findings(contents, config)
     usable = Counter(row.label for row in contents if not row.refused)
     audit = audit_shortcuts(contents, classes, config.patient_pattern)
     drift, drift_unavailable = compare_distributions(contents, previous, classes)
@@ -123,10 +128,14 @@ def check_images(
         drift_unavailable=drift_unavailable,
         shortcuts=audit.findings,
         shortcuts_unavailable=audit.unavailable,
+        findings=found,
+        findings_unavailable=_why_not_found(contents, config),
+        excluded=_count_excluded(contents, config),
         warnings=(
             *_warnings(contents, groups, conflicts),
             *(finding.sentence for finding in drift if finding.warning),
             *audit.warnings(),
+            *warnings_about(found),
         ),
         contents=None,
     )
@@ -234,6 +243,7 @@ def _rows(
     facts: Mapping[str, ContentFacts],
     copies: NearDuplicates,
     conflicts: Iterable[ImageGroup],
+    findings: Mapping[str, str],
 ) -> tuple[ContentRow, ...]:
     conflicting = {key for group in conflicts for key in group.keys}
     return tuple(
@@ -250,10 +260,29 @@ def _rows(
             group=copies.group_of.get(image.sha256, image.sha256),
             refused=known.reason or (CONFLICT if image.key in conflicting else ""),
             pixels=known.fingerprint.pixels if known.fingerprint else "",
+            findings=findings.get(image.sha256, ""),
             **(known.properties._asdict() if known.properties else {}),
         )
         for image, known in ((image, facts[image.sha256]) for image in sorted(images, key=lambda image: image.key))
     )
+
+
+def _exclude(rows: Iterable[ContentRow], config: RetrainingConfig) -> tuple[ContentRow, ...]:
+    """Mark the images that a finding excludes altogether. They keep their fold, as conflicts do, for when they are used again."""
+    return tuple(
+        row._replace(refused=FINDING) if not row.refused and action_on(row.findings, config) == "exclude" else row for row in rows
+    )
+
+
+def _why_not_found(rows: Sequence[ContentRow], config: RetrainingConfig) -> str | None:
+    if config.ignores_findings:
+        return "content_findings says that all are ignored: nobody has looked"
+    return None if text_was_read(rows) else "text was not looked for: RapidOCR is not installed on the worker"
+
+
+def _count_excluded(rows: Iterable[ContentRow], config: RetrainingConfig) -> dict[str, int]:
+    actions = Counter(action_on(row.findings, config) for row in rows if row.refused in ("", FINDING))
+    return {action: count for action, count in sorted(actions.items()) if action.startswith("exclude")}
 
 
 def _warnings(contents: Sequence[ContentRow], groups: Sequence[ImageGroup], conflicts: Sequence[ImageGroup]) -> Iterable[str]:

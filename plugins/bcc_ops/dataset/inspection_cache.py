@@ -10,7 +10,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +32,12 @@ CREATE TABLE IF NOT EXISTS facts (
     PRIMARY KEY (sha256, min_side, max_pixels)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS similarity (
     one TEXT, other TEXT, similarity REAL, overlap REAL, PRIMARY KEY (one, other)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS findings (sha256 TEXT PRIMARY KEY, found TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS searches (number INTEGER PRIMARY KEY, search TEXT UNIQUE, found TEXT);
 """
-_FORGET = "DROP TABLE IF EXISTS facts; DROP TABLE IF EXISTS similarity; DROP TABLE IF EXISTS searches;"
+_FORGET = (
+    "DROP TABLE IF EXISTS findings; DROP TABLE IF EXISTS facts; DROP TABLE IF EXISTS similarity; DROP TABLE IF EXISTS searches;"
+)
 _FACTS = ("reason", "detail", "width", "height", "mode", "mean", "contrast")
 _ROWS_A_COMMIT = 500
 _SECONDS_A_COMMIT = 10.0
@@ -129,15 +132,34 @@ class InspectionCache:
     def remember(self, learned: Iterable[tuple[str, ContentFacts]], min_side: int, max_pixels: int) -> dict[str, ContentFacts]:
         """Keep (sha256, facts) pairs as they come and return them; what a killed task had learned is not lost."""
         kept: dict[str, ContentFacts] = {}
-        pending: list[tuple[object, ...]] = []
-        saved = time.monotonic()
-        for sha256, facts in learned:
-            kept[sha256] = facts
-            pending.append((sha256, min_side, max_pixels, *_columns(facts)))
-            if len(pending) == _ROWS_A_COMMIT or time.monotonic() - saved >= _SECONDS_A_COMMIT:
-                self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
-                pending, saved = [], time.monotonic()
-        self._write("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", pending)
+
+        def rows() -> Iterator[tuple[object, ...]]:
+            for sha256, facts in learned:
+                kept[sha256] = facts
+                yield sha256, min_side, max_pixels, *_columns(facts)
+
+        self._write_as_they_come("INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", rows())
+        return kept
+
+    def recall_findings(self, contents: Iterable[str]) -> dict[str, str]:
+        """Return what these contents were found to hold, as `ContentRow.findings`; those that were not looked at are absent."""
+        known = {}
+        for sha256 in contents:
+            row = self._db.execute("SELECT found FROM findings WHERE sha256 = ?", (sha256,)).fetchone()
+            if row:
+                known[sha256] = str(row[0])
+        return known
+
+    def remember_findings(self, learned: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """Keep (sha256, findings) pairs as they come and return them."""
+        kept: dict[str, str] = {}
+
+        def rows() -> Iterator[tuple[object, ...]]:
+            for sha256, found in learned:
+                kept[sha256] = found
+                yield sha256, found
+
+        self._write_as_they_come("INSERT OR REPLACE INTO findings VALUES (?,?)", rows())
         return kept
 
     def recall_candidates(self, search: str) -> Candidates | None:
@@ -168,6 +190,16 @@ class InspectionCache:
         """Keep how alike pairs are."""
         rows = [(*pair, *like) for pair, like in learned.items()]
         self._write("INSERT OR REPLACE INTO similarity VALUES (?,?,?,?)", rows)
+
+    def _write_as_they_come(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+        pending: list[tuple[object, ...]] = []
+        saved = time.monotonic()
+        for row in rows:
+            pending.append(row)
+            if len(pending) == _ROWS_A_COMMIT or time.monotonic() - saved >= _SECONDS_A_COMMIT:
+                self._write(statement, pending)
+                pending, saved = [], time.monotonic()
+        self._write(statement, pending)
 
     def _write(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
