@@ -24,6 +24,11 @@ dataset/        snapshot           a listing as of a moment -> the images of a r
                 decoding           image file -> RGB pixels, the same for checks, training and prediction
                 image_checks       which images may be used, and why the others may not
                 inspection_cache   what the checks learned of each content, kept between nights
+                image_content      look for text and marks in an image, once per content
+                content_findings   what was found, and what a run does about it
+                text_reader        read what is burned into an image, if RapidOCR is there
+                burned_in_text     what a line of text is about: armpit, side, device, perhaps a name
+                marks              calipers, Doppler colour, two views, letters cut off, blanks
                 near_duplicates    near-duplicates -> groups; one lesion under two labels -> conflict
                 properties         what an image file tells without its content: size, border, colour, compression
                 shortcuts          how well these alone predict the class

@@ -225,3 +225,17 @@ def test_settings_read_the_environment_and_ignore_empty_variables() -> None:
 def test_a_wrong_setting_is_named(environment: dict[str, str], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         Settings.from_environment(environment)
+
+
+@pytest.mark.parametrize(
+    ("actions", "problem"),
+    [
+        ("armpit=report", "'armpit' is not a finding"),
+        ("axilla=remove", "the action must be one of ignore, report, exclude_from_training, exclude, not 'remove'"),
+        ("axilla", "the action must be one of"),
+        ("axilla=report, axilla=ignore", "axilla is named twice"),
+    ],
+)
+def test_content_findings_name_a_finding_and_an_action(actions, problem):
+    with pytest.raises(ConfigError, match=problem):
+        RetrainingConfig.resolve({"content_findings": actions})

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bcc_ops.config import FINDINGS
 from bcc_ops.dataset.image_cache import sha256_of_file
 from bcc_ops.dataset.image_checks import ImageChecks, check_images
 from bcc_ops.dataset.snapshot import ImageRules, ListingBuilder, digest_of_images
@@ -133,6 +134,7 @@ def check_tables(document: CheckDocument) -> list[RenderableType]:
         for group in checks.conflicts[:_LISTED_AT_MOST]:
             conflicts.add_row(Text("\n".join(group.keys)), Text(", ".join(group.labels)))
         tables.append(_cut(conflicts, len(checks.conflicts)))
+    tables += _finding_tables(checks)
     if checks.shortcuts:
         tables.append(_shortcut_table(checks))
     tables.extend(Text(f"warning: {warning}") for warning in checks.warnings)
@@ -141,6 +143,22 @@ def check_tables(document: CheckDocument) -> list[RenderableType]:
     if document.split_problem:
         tables.append(Text(f"no split: {document.split_problem}"))
     return tables
+
+
+def _finding_tables(checks: ChecksDocument) -> list[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table("finding", "images", "action", *checks.usable, title="Content findings", title_justify="left")
+    for one in checks.findings:
+        by_class = (str(one.labels.get(name, 0)) for name in checks.usable)
+        found.add_row(FINDINGS[one.finding], str(one.images), one.action, *by_class)
+    armpit = [key for one in checks.findings if one.finding == "axilla" for key in one.keys]
+    keys = Table("image", title="Marked as axilla", title_justify="left")
+    for key in armpit:
+        keys.add_row(Text(key))
+    unavailable = [Text(f"content findings: {checks.findings_unavailable}")] if checks.findings_unavailable else []
+    return [*([found] if checks.findings else []), *([keys] if armpit else []), *unavailable]
 
 
 def _shortcut_table(checks: ChecksDocument) -> RenderableType:

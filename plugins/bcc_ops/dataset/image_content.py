@@ -20,7 +20,7 @@ from bcc_ops.dataset.decoding import decode_image, memory_for, read_image_file
 from bcc_ops.dataset.fingerprints import to_gray
 from bcc_ops.dataset.resources import cores
 from bcc_ops.dataset.text_reader import Line, Pixels, can_read, read_lines
-from bcc_ops.exceptions import ImageRefused
+from bcc_ops.exceptions import OutOfResources
 from bcc_ops.runs.tables import ContentRow
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def _look(path: Path, read: bool) -> str:
         content = read_image_file(path)
         with memory_for(content):
             names = find_content(decode_image(content).rgb, read=read)
-    except ImageRefused:  # by today's limits of this function; the checks have judged it by the run's
-        names = frozenset()
+    except MemoryError as error:
+        raise OutOfResources("the memory does not suffice to look at an image; run fewer tasks on this worker") from error
     return " ".join([WITH_TEXT if read else LOOKED_AT, *(name for name in FINDINGS if name in names)])
 
 
