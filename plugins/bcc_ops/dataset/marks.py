@@ -157,6 +157,7 @@ def shows_flow(rgb: Pixels) -> bool:
 
 
 _CENTRE = (0.3, 0.7)
+_NARROWEST = 32
 _SEAM = 4.0
 _SEAM_STEP = 12.0
 _GAP_DARK, _GAP_PART = 8, 0.01
@@ -165,6 +166,8 @@ _GAP_DARK, _GAP_PART = 8, 0.01
 def shows_two_views(gray: Gray) -> bool:
     """Return whether a straight seam, or a black gap, from top to bottom parts the image near its middle."""
     height, width = gray.shape
+    if min(height, width) < _NARROWEST:
+        return False
     rows = gray[: round(height * 0.85)]  # the lower edge has marks of its own
     columns = rows.astype(np.int16)
     steps = np.median(np.abs(np.diff(columns, axis=1)), axis=0)  # most rows: a measuring line is in few of them
