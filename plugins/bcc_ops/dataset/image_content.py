@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bcc_ops.config import FINDINGS
-from bcc_ops.dataset import marks
+from bcc_ops.dataset import marks, text_reader
 from bcc_ops.dataset.burned_in_text import UNREAD, classify_text
 from bcc_ops.dataset.content_findings import LOOKED_AT, WITH_TEXT
 from bcc_ops.dataset.decoding import decode_image, memory_for, read_image_file
 from bcc_ops.dataset.fingerprints import to_gray
 from bcc_ops.dataset.resources import cores
-from bcc_ops.dataset.text_reader import Line, Pixels, can_read, read_lines
+from bcc_ops.dataset.text_reader import Line, Pixels
 from bcc_ops.exceptions import OutOfResources
 from bcc_ops.runs.tables import ContentRow
 
@@ -37,7 +37,7 @@ def find_content(rgb: Pixels, *, read: bool) -> frozenset[str]:
         read: whether to read text; letters that are cut off are looked for in any case.
     """
     gray = to_gray(rgb)
-    lines = read_lines(rgb) if read else []
+    lines = text_reader.read_lines(rgb) if read else []
     crosses = marks.find_calipers(rgb, gray)
     # The strokes of large letters cross too, and the number beside a caliper's cross is not a text.
     calipers = [cross for cross in crosses if not any(_holds(line, cross) and _is_word(line) for line in lines)]
@@ -69,7 +69,7 @@ def find_in_contents(
     Returns:
         sha256 -> how it was looked at, then the findings' names, separated by spaces: `ContentRow.findings`.
     """
-    read = can_read()
+    read = text_reader.can_read()
     if not read:
         log.warning("RapidOCR is not installed: text in the images is not looked for")
     known = {row.sha256: row.findings for row in previous if row.sha256 in paths} | memory.recall_findings(paths)

@@ -10,7 +10,6 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -49,6 +48,8 @@ def read_lines(rgb: Pixels) -> list[Line]:
     Args:
         rgb: uint8 (height, width, 3). Any number of threads may call this at once; each call uses one processor.
     """
+    import cv2
+
     height, width = rgb.shape[:2]
     scale = min(1.0, MOST_SIDE / max(height, width))
     image = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
