@@ -43,8 +43,8 @@ def draw_contact_sheets(checks: ImageChecks, paths: Mapping[str, Path], folder: 
         if found.finding != "unknown_text":
             shown = [(key, paths[key]) for key in found.keys[:SHOWN_A_FINDING]]
             title = f"{FINDINGS[found.finding]}: {len(shown)} of {found.images}"
-            rows = [(title, shown[start : start + 3]) for start in range(0, len(shown), 3)]
-            written.append(draw_sheet(rows, folder / f"finding-{found.finding}.png"))
+            lines_of = [(title, shown[start : start + 3]) for start in range(0, len(shown), 3)]
+            written.append(draw_sheet(lines_of, folder / f"finding-{found.finding}.png"))
     key_of: dict[str, str] = {}
     for row in checks.contents:
         key_of.setdefault(row.sha256, row.key)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcc_ops.dataset import image_content
+from bcc_ops.dataset import image_content, marks, text_reader
 from bcc_ops.dataset.inspection_cache import InspectionCache
 from bcc_ops.dataset.marks import Mark
 from bcc_ops.dataset.text_reader import Line
@@ -28,7 +28,7 @@ def looked(monkeypatch):
         return frozenset({"axilla"} if read else {"calipers"})
 
     monkeypatch.setattr(image_content, "find_content", find)
-    monkeypatch.setattr(image_content.text_reader, "can_read", lambda: True)
+    monkeypatch.setattr(text_reader, "can_read", lambda: True)
     return seen
 
 
@@ -56,7 +56,7 @@ def test_what_another_method_or_no_reader_found_is_looked_at_again(tmp_path, gra
 
 
 def test_without_a_reader_marks_are_found_and_text_of_earlier_runs_is_kept(tmp_path, gray_image, looked, monkeypatch):
-    monkeypatch.setattr(image_content.text_reader, "can_read", lambda: False)
+    monkeypatch.setattr(text_reader, "can_read", lambda: False)
     with InspectionCache(tmp_path / "memory") as memory:
         paths = {"a": gray_image, "b": gray_image}
         assert image_content.find_in_contents(paths, [row("b", "1t axilla")], memory, 1) == {"a": "1 calipers", "b": "1t axilla"}
@@ -66,8 +66,8 @@ def test_the_strokes_of_a_word_are_no_calipers_and_a_calipers_number_is_no_text(
     rgb = np.random.default_rng(3).integers(40, 90, (200, 200, 3), np.uint8)
     word, number = Line("BREAST", 20, 20, 90, 40), Line("14", 100, 100, 130, 130)
     in_word, in_number = Mark(38, 18, 24, 24), Mark(103, 103, 24, 24)
-    monkeypatch.setattr(image_content.text_reader, "read_lines", lambda _: [word, number])
-    monkeypatch.setattr(image_content.marks, "find_calipers", lambda *_: [in_word])
+    monkeypatch.setattr(text_reader, "read_lines", lambda _: [word, number])
+    monkeypatch.setattr(marks, "find_calipers", lambda *_: [in_word])
     assert image_content.find_content(rgb, read=True) == {"position", "unread_text"}
-    monkeypatch.setattr(image_content.marks, "find_calipers", lambda *_: [in_word, in_number])
+    monkeypatch.setattr(marks, "find_calipers", lambda *_: [in_word, in_number])
     assert image_content.find_content(rgb, read=True) == {"position", "calipers"}
