@@ -26,6 +26,7 @@ def main() -> int:
         for name, arguments in (
             ("near_duplicates", ["--images", images]),
             ("shortcuts", ["--images", images, "--write"]),
+            ("findings", []),
             ("speed", []),
             ("download", ["--images", images]),
             ("split_histories", []),

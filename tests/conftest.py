@@ -137,3 +137,9 @@ def airflow_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
         initdb()
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the tests the reading of text, of which each image takes some tenths of a second: `test_text_reader.py` reads."""
+    monkeypatch.setattr("bcc_ops.dataset.text_reader.can_read", lambda: False)

@@ -36,6 +36,11 @@ dataset/        snapshot           a listing as of a moment -> the images of a r
                 metadata           rows -> what is known of each image, without what identifies a patient
                 metadata_source    the table of a snapshot or of a folder, and what is odd in it
                 pseudonyms         patients' identifiers -> salted digests
+                image_content      look for text and marks in an image, once per content
+                content_findings   what was found, and what a run does about it
+                text_reader        read what is burned into an image, if RapidOCR is there
+                burned_in_text     what a line of text is about: armpit, side, device, perhaps a name
+                marks              calipers, Doppler colour, two views, letters cut off, blanks
                 near_duplicates    near-duplicates -> groups; one lesion under two labels -> conflict
                 properties         what an image file tells without its content: size, border, colour, compression
                 shortcuts          how well these alone predict the class

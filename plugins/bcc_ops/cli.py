@@ -58,7 +58,12 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="validate and split a labelled folder, as a run would")
     check.add_argument("folder", type=Path, metavar="DIR", help="a folder with a folder of images a class")
     _json_file(check, "write the finding as a document")
-    check.add_argument("--sheets", type=Path, metavar="DIR", help="draw contact sheets of doubtful pairs into this folder")
+    check.add_argument(
+        "--sheets",
+        type=Path,
+        metavar="DIR",
+        help="draw contact sheets of doubtful pairs and of content findings into this folder",
+    )
     _parameters(check)
     check.set_defaults(command=check_command)
 

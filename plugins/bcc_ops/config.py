@@ -72,6 +72,26 @@ LARGEST_IMAGE = 50_000_000
 """Pixels that an image has at most, whatever a run's parameters say. Pillow itself refuses more than 89.5 million."""
 
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+FINDINGS: dict[str, str] = {
+    "axilla": "text says that the image shows the armpit",
+    "position": "text names a side, a quadrant or an hour",
+    "device": "text names the scanner or one of its settings",
+    "measurement": "text gives a length or a volume",
+    "unknown_text": "text of unknown meaning, which may be a name",
+    "unread_text": "letters that cannot be read, or are cut off at the edge",
+    "calipers": "measuring marks",
+    "doppler": "Doppler colour",
+    "two_views": "two views in one image",
+    "not_ultrasound": "white like paper, or coloured like a photograph",
+    "nearly_blank": "next to nothing is to be seen",
+}
+"""What the image checks may find in an image besides a scan of the breast."""
+
+FINDING_ACTIONS = ("ignore", "report", "exclude_from_training", "exclude")
+"""What a run does about a finding, the strictest last. `exclude`: from training and from the evidence."""
+
+NO_FINDINGS = ", ".join(f"{name}=ignore" for name in FINDINGS)
+"""The value of `content_findings` with which images are not looked at."""
 
 _DATA, _CHECKS, _SPLIT = "Images", "Checks", "Split"
 _MODEL, _FIT, _AUGMENTATION = "Model", "Training", "Augmentation"
@@ -208,6 +228,14 @@ class RetrainingConfig(BaseModel):
         _CHECKS,
         ge=0.1,
         le=1,
+    )
+
+    content_findings: str = _parameter(
+        "not_ultrasound=exclude, nearly_blank=exclude",
+        "Content findings",
+        "Comma-separated finding=action: ignore, report, exclude_from_training, exclude. What is not named is reported: "
+        f"{', '.join(FINDINGS)}.",
+        _CHECKS,
     )
 
     # Split
@@ -413,6 +441,22 @@ class RetrainingConfig(BaseModel):
         """The sets of `external_prefixes`, in its order."""
         return _read_external_sets(self.external_prefixes)
 
+    @field_validator("content_findings")
+    @classmethod
+    def _findings_have_actions(cls, actions: str) -> str:
+        _finding_actions(actions)
+        return actions
+
+    @cached_property
+    def finding_actions(self) -> dict[str, str]:
+        """Every finding, and the action on it that `content_findings` asks for."""
+        return {**dict.fromkeys(FINDINGS, "report"), **_finding_actions(self.content_findings)}
+
+    @property
+    def ignores_findings(self) -> bool:
+        """Whether nobody wants to know what is found, so that nothing need be looked for."""
+        return set(self.finding_actions.values()) == {"ignore"}
+
     @cached_property
     def ignored_names(self) -> tuple[str, ...]:
         """The patterns of `ignore_patterns`, one by one."""
@@ -465,6 +509,20 @@ class RetrainingConfig(BaseModel):
             return "preset" if parameter in PRESETS[self.preset] else "default"
 
         return {parameter: origin(parameter) for parameter in type(self).model_fields}
+
+
+def _finding_actions(text: str) -> dict[str, str]:
+    actions: dict[str, str] = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        finding, _, action = (part.strip() for part in pair.partition("="))
+        if finding not in FINDINGS:
+            raise ValueError(f"{finding!r} is not a finding; there are {', '.join(FINDINGS)}")
+        if action not in FINDING_ACTIONS:
+            raise ValueError(f"{finding}: the action must be one of {', '.join(FINDING_ACTIONS)}, not {action!r}")
+        if finding in actions:
+            raise ValueError(f"{finding} is named twice")
+        actions[finding] = action
+    return actions
 
 
 def _of_the_deployment(preset: str, deployment: Mapping[str, Any]) -> dict[str, Any]:

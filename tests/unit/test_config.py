@@ -271,3 +271,17 @@ def test_the_form_names_the_positive_class_of_the_deployment() -> None:
     assert form["title"] == "Finding groups to compare on"
     shown = " ".join(f"{form['title']} {form['description']}" for _, form in form_fields({}, "finding").values())
     assert "finding" in shown and "malignant" not in shown.lower()
+
+
+@pytest.mark.parametrize(
+    ("actions", "problem"),
+    [
+        ("armpit=report", "'armpit' is not a finding"),
+        ("axilla=remove", "the action must be one of ignore, report, exclude_from_training, exclude, not 'remove'"),
+        ("axilla", "the action must be one of"),
+        ("axilla=report, axilla=ignore", "axilla is named twice"),
+    ],
+)
+def test_content_findings_name_a_finding_and_an_action(actions, problem):
+    with pytest.raises(ConfigError, match=problem):
+        RetrainingConfig.resolve({"content_findings": actions})

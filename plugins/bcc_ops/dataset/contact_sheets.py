@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
+from bcc_ops.config import FINDINGS
 from bcc_ops.dataset.decoding import decode_rgb
 
 if TYPE_CHECKING:
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
 
 PAIRS_NEAREST = 30
 PAIRS_A_SHEET = 5
+SHOWN_A_FINDING = 12
 _CELL = (420, 340)
 _CAPTION = 18
 
 
 def draw_contact_sheets(checks: ImageChecks, paths: Mapping[str, Path], folder: Path) -> list[Path]:
-    """Draw a sheet for every conflict, and sheets of the pairs that were accepted or rejected most narrowly.
+    """Draw a sheet for every conflict and content finding, and sheets of the pairs that were accepted or rejected most narrowly.
+
+    Text of unknown meaning is not drawn: it may be a name.
 
     Args:
         checks: what was found.
@@ -28,13 +32,19 @@ def draw_contact_sheets(checks: ImageChecks, paths: Mapping[str, Path], folder: 
         folder: where the PNG files go; made if it is not there.
 
     Returns:
-        The files written: `conflict-01.png`, …, `nearest-01.png`, …
+        The files written: `conflict-01.png`, …, `finding-axilla.png`, …, `nearest-01.png`, …
     """
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for number, group in enumerate(checks.document.conflicts, start=1):
         rows = [[(key, paths[key]) for key in group.keys[start : start + 3]] for start in range(0, len(group.keys), 3)]
         written.append(draw_sheet([(f"{' / '.join(group.labels)}", row) for row in rows], folder / f"conflict-{number:02}.png"))
+    for found in checks.document.findings:
+        if found.finding != "unknown_text":
+            shown = [(key, paths[key]) for key in found.keys[:SHOWN_A_FINDING]]
+            title = f"{FINDINGS[found.finding]}: {len(shown)} of {found.images}"
+            lines_of = [(title, shown[start : start + 3]) for start in range(0, len(shown), 3)]
+            written.append(draw_sheet(lines_of, folder / f"finding-{found.finding}.png"))
     key_of: dict[str, str] = {}
     for row in checks.contents:
         key_of.setdefault(row.sha256, row.key)

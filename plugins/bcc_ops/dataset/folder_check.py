@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bcc_ops.config import FINDINGS
 from bcc_ops.dataset.image_cache import sha256_of_file
 from bcc_ops.dataset.image_checks import ImageChecks, check_images
 from bcc_ops.dataset.metadata_source import folder_metadata
@@ -66,12 +67,7 @@ def check_labelled_folder(
     Returns:
         The classes, the images and what was ignored, as listed; and the checks.
     """
-    if not folder.is_dir():
-        raise NoImages(f"{folder} is not a folder")
-    classes = tuple(classes) if classes else tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-    images, ignored, digest = _list_folder(folder, classes, config)
-    if not images:
-        raise NoImages(f"{folder} holds no image in a folder named after a class ({', '.join(classes) or 'there is none'})")
+    classes, images, ignored, digest = list_labelled_folder(folder, config, classes=classes)
     table, metadata = folder_metadata(folder, images, config)
     with tempfile.TemporaryDirectory(prefix="bcc-check-") as scratch:
         checks = check_images(
@@ -85,6 +81,26 @@ def check_labelled_folder(
             table=table,
         )
     return classes, images, ignored, checks
+
+
+def list_labelled_folder(
+    folder: Path, config: RetrainingConfig, *, classes: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], list[LocalImage], tuple[IgnoredKeys, ...], str]:
+    """List a folder that holds one folder per class.
+
+    Returns:
+        The classes, the images, what was ignored, and a digest of the images.
+
+    Raises:
+        NoImages: there is not an image in it, or no folder at all.
+    """
+    if not folder.is_dir():
+        raise NoImages(f"{folder} is not a folder")
+    classes = tuple(classes) if classes else tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    images, ignored, digest = _list_folder(folder, classes, config)
+    if not images:
+        raise NoImages(f"{folder} holds no image in a folder named after a class ({', '.join(classes) or 'there is none'})")
+    return classes, images, ignored, digest
 
 
 def check_tables(document: CheckDocument) -> list[RenderableType]:
@@ -122,6 +138,7 @@ def check_tables(document: CheckDocument) -> list[RenderableType]:
         for group in checks.conflicts[:_LISTED_AT_MOST]:
             conflicts.add_row(Text("\n".join(group.keys)), Text(", ".join(group.labels)))
         tables.append(_cut(conflicts, len(checks.conflicts)))
+    tables += _finding_tables(checks)
     if checks.shortcuts:
         tables.append(_shortcut_table(checks))
     if checks.metadata:
@@ -150,6 +167,22 @@ def _metadata_tables(document: MetadataDocument) -> list[RenderableType]:
     for finding in document.findings:
         odd.add_row(str(finding.count), Text(finding.reason), Text(", ".join(finding.examples)))
     return [told, odd]
+
+
+def _finding_tables(checks: ChecksDocument) -> list[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table("finding", "images", "action", *checks.usable, title="Content findings", title_justify="left")
+    for one in checks.findings:
+        by_class = (str(one.labels.get(name, 0)) for name in checks.usable)
+        found.add_row(FINDINGS[one.finding], str(one.images), one.action, *by_class)
+    armpit = [key for one in checks.findings if one.finding == "axilla" for key in one.keys]
+    keys = Table("image", title="Marked as axilla", title_justify="left")
+    for key in armpit:
+        keys.add_row(Text(key))
+    unavailable = [Text(f"content findings: {checks.findings_unavailable}")] if checks.findings_unavailable else []
+    return [*([found] if checks.findings else []), *([keys] if armpit else []), *unavailable]
 
 
 def _shortcut_table(checks: ChecksDocument) -> RenderableType:

@@ -15,10 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from bcc_ops.dataset.content_findings import FINDING, action_on, list_findings, text_was_read, warnings_about
 from bcc_ops.dataset.decoding import DecodedImage, decode_image, memory_for, read_image_file
 from bcc_ops.dataset.dicom import DicomTags
 from bcc_ops.dataset.drift import compare_distributions
 from bcc_ops.dataset.fingerprints import fingerprint, to_gray
+from bcc_ops.dataset.image_content import find_in_contents
 from bcc_ops.dataset.inspection_cache import ContentFacts, InspectionCache
 from bcc_ops.dataset.metadata import Metadata
 from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, find_near_duplicates
@@ -96,6 +98,8 @@ def check_images(
         raise NoImages("there is not an image to check")
     with InspectionCache(memory_path) as memory:
         facts, copies = _inspect_and_group(images, config, memory)
+        usable_files = {image.sha256: image.path for image in images if not facts[image.sha256].reason}
+        findings = {} if config.ignores_findings else find_in_contents(usable_files, previous or (), memory)
     checked = len(images) + len(unreadable)
     refused = [
         RefusedImage(key=image.key, reason=facts[image.sha256].reason, detail=facts[image.sha256].detail)
@@ -106,7 +110,9 @@ def check_images(
     refused.sort(key=lambda image: image.key)
     _fail_if_too_many(refused, checked, config.max_refused_fraction)
 
-    groups, conflicts, contents = _describe(images, facts, copies, metadata or Metadata())
+    groups, conflicts, rows = _describe(images, facts, copies, metadata or Metadata(), findings)
+    contents = _exclude(rows, config)
+    found = list_findings(contents, config)
     dicom = {image.key: tags for image in images if (tags := facts[image.sha256].tags) is not None}
     burned_in = sum(tags.burned_in is True for tags in dicom.values())
     usable = Counter(row.label for row in contents if not row.refused)
@@ -135,11 +141,15 @@ def check_images(
         shortcuts_unavailable=audit.unavailable,
         patients=_count_patients(contents, config.patient_pattern),
         metadata=table,
+        findings=found,
+        findings_unavailable=_why_not_found(contents, config),
+        excluded=_count_excluded(contents, config),
         warnings=(
             *_warnings(contents, groups, conflicts, burned_in),
             *(finding.sentence for finding in drift if finding.warning),
             *audit.warnings(),
             *_metadata_warnings(table),
+            *warnings_about(found),
         ),
         contents=None,
     )
@@ -158,7 +168,7 @@ def check_contents(
         metadata: what is known of them; nothing by default.
     """
     facts, copies = _inspect_and_group(images, config, memory)
-    return _describe(images, facts, copies, metadata or Metadata())[2]
+    return _describe(images, facts, copies, metadata or Metadata(), {})[2]
 
 
 def _inspect_and_group(
@@ -171,12 +181,16 @@ def _inspect_and_group(
 
 
 def _describe(
-    images: Sequence[LocalImage], facts: Mapping[str, ContentFacts], copies: NearDuplicates, metadata: Metadata
+    images: Sequence[LocalImage],
+    facts: Mapping[str, ContentFacts],
+    copies: NearDuplicates,
+    metadata: Metadata,
+    findings: Mapping[str, str],
 ) -> tuple[list[ImageGroup], tuple[ImageGroup, ...], tuple[ContentRow, ...]]:
     """Return the groups of two and more usable images, those under two labels, and the row of each image."""
     groups = _name_groups([image for image in images if not facts[image.sha256].reason], copies)
     conflicts = tuple(group for group in groups if len(group.labels) > 1)
-    return groups, conflicts, _rows(images, facts, copies, conflicts, metadata)
+    return groups, conflicts, _rows(images, facts, copies, conflicts, metadata=metadata, findings=findings)
 
 
 def summary(document: ChecksDocument) -> list[str]:
@@ -291,7 +305,9 @@ def _rows(
     facts: Mapping[str, ContentFacts],
     copies: NearDuplicates,
     conflicts: Iterable[ImageGroup],
+    *,
     metadata: Metadata,
+    findings: Mapping[str, str],
 ) -> tuple[ContentRow, ...]:
     conflicting = {key for group in conflicts for key in group.keys}
     return tuple(
@@ -308,6 +324,7 @@ def _rows(
             group=copies.group_of.get(image.sha256, image.sha256),
             refused=known.reason or (CONFLICT if image.key in conflicting else ""),
             pixels=known.fingerprint.pixels if known.fingerprint else "",
+            findings=findings.get(image.sha256, ""),
             **(known.properties._asdict() if known.properties else {}),
             patient=metadata.patient(image.key),
         )
@@ -325,6 +342,24 @@ def _count_patients(contents: Iterable[ContentRow], pattern: str) -> int | None:
 def _metadata_warnings(table: MetadataDocument | None) -> Iterable[str]:
     if table is not None and table.problem:
         yield f"the metadata table is not used: {table.problem}"
+
+
+def _exclude(rows: Iterable[ContentRow], config: RetrainingConfig) -> tuple[ContentRow, ...]:
+    """Mark the images that a finding excludes altogether. They keep their fold, as conflicts do, for when they are used again."""
+    return tuple(
+        row._replace(refused=FINDING) if not row.refused and action_on(row.findings, config) == "exclude" else row for row in rows
+    )
+
+
+def _why_not_found(rows: Sequence[ContentRow], config: RetrainingConfig) -> str | None:
+    if config.ignores_findings:
+        return "content_findings says that all are ignored: nobody has looked"
+    return None if text_was_read(rows) else "text was not looked for: RapidOCR is not installed on the worker"
+
+
+def _count_excluded(rows: Iterable[ContentRow], config: RetrainingConfig) -> dict[str, int]:
+    actions = Counter(action_on(row.findings, config) for row in rows if row.refused in ("", FINDING))
+    return {action: count for action, count in sorted(actions.items()) if action.startswith("exclude")}
 
 
 def _warnings(

@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -34,10 +34,11 @@ CREATE TABLE IF NOT EXISTS facts (
     tags TEXT, PRIMARY KEY (sha256, min_side, max_pixels)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS similarity (
     one TEXT, other TEXT, similarity REAL, overlap REAL, PRIMARY KEY (one, other)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS findings (sha256 TEXT PRIMARY KEY, found TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS feature_searches (number INTEGER PRIMARY KEY, contents TEXT, pairs TEXT);
 DROP TABLE IF EXISTS searches;
 """
-_FORGET = "DROP TABLE IF EXISTS facts; DROP TABLE IF EXISTS similarity; DROP TABLE IF EXISTS feature_searches;"
+_FORGET = "".join(f"DROP TABLE IF EXISTS {table};" for table in ("facts", "findings", "similarity", "feature_searches"))
 _FACTS = ("reason", "detail", "width", "height", "mode", "mean", "contrast")
 _REMEMBER = "INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _ROWS_A_COMMIT = 500
@@ -143,16 +144,35 @@ class InspectionCache:
         What is returned reads the features from the file, as what `recall` returns.
         """
         kept: dict[str, ContentFacts] = {}
-        pending: list[tuple[object, ...]] = []
-        saved = time.monotonic()
-        for sha256, facts in learned:
-            mark = facts.fingerprint
-            kept[sha256] = replace(facts, fingerprint=self._fingerprint(sha256, mark.pixels, mark.hash)) if mark else facts
-            pending.append((sha256, min_side, max_pixels, *_columns(facts)))
-            if len(pending) == _ROWS_A_COMMIT or time.monotonic() - saved >= _SECONDS_A_COMMIT:
-                self._write(_REMEMBER, pending)
-                pending, saved = [], time.monotonic()
-        self._write(_REMEMBER, pending)
+
+        def rows() -> Iterator[tuple[object, ...]]:
+            for sha256, facts in learned:
+                mark = facts.fingerprint
+                kept[sha256] = replace(facts, fingerprint=self._fingerprint(sha256, mark.pixels, mark.hash)) if mark else facts
+                yield sha256, min_side, max_pixels, *_columns(facts)
+
+        self._write_as_they_come(_REMEMBER, rows())
+        return kept
+
+    def recall_findings(self, contents: Iterable[str]) -> dict[str, str]:
+        """Return what these contents were found to hold, as `ContentRow.findings`; those that were not looked at are absent."""
+        known = {}
+        for sha256 in contents:
+            row = self._db.execute("SELECT found FROM findings WHERE sha256 = ?", (sha256,)).fetchone()
+            if row:
+                known[sha256] = str(row[0])
+        return known
+
+    def remember_findings(self, learned: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """Keep (sha256, findings) pairs as they come and return them."""
+        kept: dict[str, str] = {}
+
+        def rows() -> Iterator[tuple[object, ...]]:
+            for sha256, found in learned:
+                kept[sha256] = found
+                yield sha256, found
+
+        self._write_as_they_come("INSERT OR REPLACE INTO findings VALUES (?,?)", rows())
         return kept
 
     def recall_features(self, sha256: str) -> Features | None:
@@ -210,6 +230,16 @@ class InspectionCache:
         """Keep how alike pairs are."""
         rows = [(*pair, *like) for pair, like in learned.items()]
         self._write("INSERT OR REPLACE INTO similarity VALUES (?,?,?,?)", rows)
+
+    def _write_as_they_come(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+        pending: list[tuple[object, ...]] = []
+        saved = time.monotonic()
+        for row in rows:
+            pending.append(row)
+            if len(pending) == _ROWS_A_COMMIT or time.monotonic() - saved >= _SECONDS_A_COMMIT:
+                self._write(statement, pending)
+                pending, saved = [], time.monotonic()
+        self._write(statement, pending)
 
     def _write(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
         self._db.execute("BEGIN IMMEDIATE")

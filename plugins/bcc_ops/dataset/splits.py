@@ -12,6 +12,7 @@ overrules the other, since a fold too few does no harm and a patient in two fold
   lowest fold are used; the others are left out for as long as they belong together. So no model is asked about what it was
   trained on.
 - An image of which the metadata tells no patient any more counts as of the one that it last told.
+- An image that a content finding excludes from training has a fold too: its model is asked about it, and none is trained on it.
 - Only groups that are new altogether are drawn: the largest first, then in an order fixed by a salted digest of their content,
   each into the fold that has least of its classes. The result depends on the set of images alone, not on a listing's order.
 - What an older release held out is fold 1. What it trained on is drawn into the folds 2 to 5, so that with its model fold 1
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bcc_ops.dataset.content_findings import action_on
 from bcc_ops.exceptions import SplitError
 from bcc_ops.runs.documents import FOLDS, OLDER_TRAINING, LeftOutImage, Reference, SplitDocument, digest_of
 from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow
@@ -114,7 +116,7 @@ def split_images(
     Args:
         images: the results of the image checks. Refused images, conflicts among them, are skipped.
         assigned: the images to which earlier runs gave a fold.
-        config: `folds`, `split_salt` and `patient_pattern` count.
+        config: `folds`, `split_salt`, `patient_pattern` and `content_findings` count.
         classes: the classes that every model must be trained on and asked about.
 
     Raises:
@@ -136,7 +138,8 @@ def split_images(
         for image in group.images:
             fold = placed.get(image.key)
             if fold:
-                rows.append(SplitRow(image.key, image.sha256, image.label, group.name, fold, image.pixels))
+                trained_on = not _untrained(image, config)
+                rows.append(SplitRow(image.key, image.sha256, image.label, group.name, fold, image.pixels, trained_on))
             else:
                 left_out.append(LeftOutImage(key=image.key, reason=_bridge_reason(group)))
     split = Split(
@@ -187,6 +190,16 @@ def class_weights(counts: Mapping[str, int]) -> dict[str, float]:
     return {name: total / (len(counts) * count) for name, count in counts.items()}
 
 
+def _untrained(image: ContentRow, config: RetrainingConfig) -> tuple[str, ...]:
+    action = action_on(image.findings, config)
+    return (action,) if action == "exclude_from_training" else ()
+
+
+def _count_trained_on(rows: Iterable[SplitRow], classes: Sequence[str]) -> dict[str, int]:
+    counted = Counter(row.label for row in rows if row.trained_on)
+    return {name: counted[name] for name in classes}
+
+
 def held_out_digest(rows: Iterable[SplitRow], folds: int) -> str:
     """Name of the evidence: sha256 over the sorted content digests of the images that are held out in turn.
 
@@ -198,7 +211,7 @@ def held_out_digest(rows: Iterable[SplitRow], folds: int) -> str:
 def split_is_made_of(images: Iterable[ContentRow], config: RetrainingConfig) -> str:
     """Return a digest of everything that decides about a split besides the assignments of earlier runs."""
     images = list(images)
-    rows = sorted((image.key, image.sha256, image.group, image.refused) for image in images)
+    rows = sorted((image.key, image.sha256, image.group, image.refused, *_untrained(image, config)) for image in images)
     patients = sorted((image.key, image.patient) for image in images if image.patient)
     parts = [rows, (config.folds, config.split_salt, config.patient_pattern)]
     return digest_of([*parts, patients] if patients else parts)
@@ -228,7 +241,7 @@ def describe_split(
     return SplitDocument(
         classes=tuple(classes),
         counts=counts,
-        weights=class_weights({name: sum(of_fold[name] for of_fold in counts.values()) for name in classes}),
+        weights=class_weights(_count_trained_on(split.rows, classes)),
         grouping="patient" if config.patient_pattern or split.patients[0] else "near-duplicate group",
         salt=config.split_salt,
         carried_forward=split.carried_forward,
@@ -414,8 +427,8 @@ def _check(split: Split, groups: Sequence[_Group], classes: Sequence[str]) -> No
     counts = count_folds(split.rows, classes)
     asked = FOLDS[: split.folds]
     for name in classes:
-        total = sum(of_fold[name] for of_fold in counts.values())
-        untrained = [fold for fold in asked if total == counts[fold][name]]
+        trained_on = Counter(row.fold for row in split.rows if row.label == name and row.trained_on)
+        untrained = [fold for fold in asked if trained_on.total() == trained_on[fold]]
         unasked = not any(counts[fold][name] for fold in asked)
         if not untrained and not unasked:
             continue

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from bcc_ops.dataset.content_findings import names_of
 from bcc_ops.dataset.metadata import ACQUIRED, PATIENT, Metadata, periods
 from bcc_ops.evaluation.comparison import AnswersOfVersion, EvaluationPlan
 from bcc_ops.evaluation.metrics import Evaluation, Mask, ScoredModel, paired_difference
@@ -32,7 +33,7 @@ def slice_values(
 
     Args:
         rows: of the images.
-        contents: widths and heights of this snapshot's images.
+        contents: widths, heights and content findings of this snapshot's images.
         earlier: sha256 of the images that were held out before; None in the first run.
         pattern: regular expression whose first group names the slice that a key belongs to; "" for none.
         metadata: what else is known of the images.
@@ -47,6 +48,8 @@ def slice_values(
     by = {"image size": [(small if size <= middle else large) if size else "" for size in sizes]}
     if earlier is not None:
         by["new images"] = ["held out before" if row.sha256 in earlier else "new" for row in rows]
+    armpit = {row.key for row in contents if "axilla" in names_of(row.findings)}
+    by["armpit"] = ["marked as axilla" if row.key in armpit else "without axilla images" for row in rows]
     if pattern:
         matches = [re.search(pattern, row.key) for row in rows]
         by[KEY_PATTERN] = [(match.group(1) or "") if match else "" for match in matches]

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from bcc_ops.config import FINDINGS
 from bcc_ops.report.line_chart import LineChart, line_chart
 from bcc_ops.report.metric_names import spelled, tone
 from bcc_ops.report.progress import RunProgress, TaskProgress
@@ -272,6 +273,7 @@ def render_report(
         external=[_external(one, run.evaluation.positive_class) for one in run.evaluation.external] if run.evaluation else [],
         tells_of_file=_tells_of_file(run.evaluation),
         shortcuts=_shortcuts(run),
+        finding_names=FINDINGS,
         plots_there=plots_there,
         plots_of=plots_of,
         files=[_File(name, *files[name], FILES[name][0]) for name in FILES if name in files and name not in FOLD_FILES],

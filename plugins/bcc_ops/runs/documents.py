@@ -357,6 +357,20 @@ class ShortcutFinding(Part):
     warning: bool
 
 
+class ContentFinding(Part):
+    """What some images hold besides a scan of the breast."""
+
+    finding: str
+    """One of `config.FINDINGS`."""
+    action: str
+    """One of `config.FINDING_ACTIONS`."""
+    images: int
+    labels: dict[str, int]
+    """Class -> images."""
+    keys: tuple[str, ...]
+    """Of very many images, the first by key."""
+
+
 class ChecksDocument(Document):
     """Which images may be used, and why the others may not."""
 
@@ -386,6 +400,11 @@ class ChecksDocument(Document):
     """Patients that the usable images are of, as far as they are known; null if none is."""
     metadata: MetadataDocument | None = None
     """As in snapshot.json."""
+    findings: tuple[ContentFinding, ...] = ()
+    findings_unavailable: str | None = "written by an older release"
+    """Why text was not looked for in the images; null if it was."""
+    excluded: dict[str, int] = Field(default_factory=dict)
+    """Action -> images that are excluded by their findings."""
     warnings: tuple[str, ...]
     contents: Reference | None
     """`contents.parquet`: one row per image checked."""

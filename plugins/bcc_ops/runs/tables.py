@@ -40,6 +40,7 @@ class ContentRow(NamedTuple):
     described in `dataset.properties.Properties`; `file_format` is "" if it was not measured (refused, or an older release).
     `patient` is the pseudonym of the patient in the metadata, "" if it does not tell; several, with a space between, if it
     contradicts itself.
+    `findings` tells how the content was looked at, then the findings' names, separated by spaces; "" if nobody has looked.
     """
 
     key: str
@@ -71,10 +72,14 @@ class ContentRow(NamedTuple):
     saturation: float = 0.0
     strokes: float = 0.0
     patient: str = ""
+    findings: str = ""
 
 
 class SplitRow(NamedTuple):
-    """split.parquet: an image in a fold, which this run uses. `sha256` and `pixels` as in `ContentRow`."""
+    """split.parquet: an image in a fold, which this run uses. `sha256` and `pixels` as in `ContentRow`.
+
+    No model of the run is trained on an image that is not `trained_on`; the model of its fold is asked about it.
+    """
 
     key: str
     sha256: str
@@ -82,6 +87,7 @@ class SplitRow(NamedTuple):
     group: str
     fold: int
     pixels: str = ""
+    trained_on: bool = True
 
 
 class AssignmentRow(NamedTuple):
@@ -206,10 +212,11 @@ def read_answers(content: bytes, classes: Sequence[str]) -> tuple[list[SplitRow]
         ArtifactError: it is not such a file, or it is about other classes.
     """
     table = _from_bytes(content)
-    wanted = [*SplitRow._fields, *(f"p_{name}" for name in classes)]
+    fields = [name for name in SplitRow._fields if name != "trained_on" or name in table.column_names]  # not in older ones
+    wanted = [*fields, *(f"p_{name}" for name in classes)]
     if sorted(table.column_names) != sorted(wanted):
         raise ArtifactError(f"the table of answers has the columns {table.column_names}, not {wanted}")
-    rows = [SplitRow(*values) for values in zip(*(table.column(name).to_pylist() for name in SplitRow._fields))]
+    rows = [SplitRow(*values) for values in zip(*(table.column(name).to_pylist() for name in fields))]
     columns = [table.column(f"p_{name}").to_numpy() for name in classes]
     return rows, np.stack(columns, axis=1) if rows else np.zeros((0, len(classes)))
 

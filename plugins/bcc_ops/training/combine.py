@@ -71,7 +71,7 @@ def combine_folds(paths: RunPaths, folds: Sequence[FoldDocument], models: Sequen
         epochs=max(fold.epochs for fold in folds),
         seconds=sum(fold.seconds for fold in folds),
         peak_memory_mb=max(fold.peak_memory_mb for fold in folds),
-        images=first.images if len(folds) == 1 else first.images + len(tables[0][0]),
+        images=first.images if len(folds) == 1 else first.images + sum(row.trained_on for row in tables[0][0]),
         folds=tuple(
             FoldSummary(
                 held_out=len(table),

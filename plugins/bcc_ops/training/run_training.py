@@ -66,6 +66,11 @@ class FoldInputs:
     scratch: Path
 
     @property
+    def trained_on(self) -> list[SplitRow]:
+        """The images that the model learns from."""
+        return [row for row in self.rows if row.fold != self.fold and row.trained_on]
+
+    @property
     def held_out(self) -> list[SplitRow]:
         """The images that the model is asked about."""
         return [row for row in self.rows if row.fold == self.fold]
@@ -111,7 +116,7 @@ def train_fold(
     images = {image.key: image for image in inputs.images()}
     record = train(
         classifier,
-        _decode([images[row.key] for row in inputs.rows if row.fold != inputs.fold], inputs),
+        _decode([images[row.key] for row in inputs.trained_on], inputs),
         _decode([images[row.key] for row in inputs.held_out], inputs),
         fold=inputs.fold,
         class_weights=inputs.split.weights,
@@ -186,7 +191,7 @@ def _describe(
         versions=versions(),
         devices=devices.names,
         host=platform.node(),
-        images=sum(row.fold != inputs.fold for row in inputs.rows),
+        images=len(inputs.trained_on),
         epochs=len(record.rows),
         resumed_after_epochs=record.resumed_after,
         seconds=record.seconds,

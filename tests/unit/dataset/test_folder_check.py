@@ -115,6 +115,19 @@ def test_contact_sheets_show_every_conflict_and_the_nearest_pairs(folder, tmp_pa
         assert sheet.width == 3 * 420
 
 
+def test_a_finding_is_counted_listed_and_drawn_and_what_it_excludes_is_in_no_fold(folder, tmp_path):
+    Image.new("RGB", (300, 200), (250, 250, 250)).save(folder / "benign" / "page.png")
+    document = check_folder(folder, CONFIG, sheets=tmp_path / "sheets")
+    (found,) = [one for one in document.checks.findings if one.finding == "not_ultrasound"]
+    assert (found.action, found.images, found.labels, found.keys) == ("exclude", 1, {"benign": 1}, ("benign/page.png",))
+    assert document.checks.excluded == {"exclude": 1}
+    assert document.checks.usable == {"benign": 5, "malignant": 5} and "benign/page.png" not in document.folds
+    assert document.checks.findings_unavailable == "text was not looked for: RapidOCR is not installed on the worker"
+    told = printed(document)
+    assert "white like paper" in told and "text was not looked for" in told
+    assert (tmp_path / "sheets" / "finding-not_ultrasound.png").exists()
+
+
 @pytest.mark.slow
 def test_the_real_images(real_images, tmp_path):
     document = check_folder(real_images, RetrainingConfig.resolve({}), memory_path=tmp_path / "memory.sqlite3")

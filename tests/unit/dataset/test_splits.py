@@ -542,3 +542,22 @@ def test_decisions_are_counted_per_held_out_image():
         split = night(images, split)
     assert [row.decisions for row in split.assignments if "late" not in row.key] == [31] * 90
     assert 25 < split.holdout_reuse < 31
+
+
+def test_an_image_excluded_from_training_has_a_fold_and_is_not_trained_on():
+    images = [image(f"{label}{number}", label) for label in CLASSES for number in range(10)]
+    images[0] = images[0]._replace(findings="1t axilla")
+    config = RetrainingConfig.resolve({"content_findings": "axilla=exclude_from_training"})
+    split = split_images(images, (), config, CLASSES)
+    assert [row.key for row in split.rows if not row.trained_on] == [images[0].key]
+    assert folds(split) == folds(split_images(images, (), CONFIG, CLASSES))
+    document = describe_split(split, config, CLASSES)
+    assert sum(by["benign"] for by in document.counts.values()) == 10
+    assert document.weights["benign"] == pytest.approx(29 / (3 * 9))
+
+
+def test_a_class_of_which_nothing_may_be_trained_on_is_refused():
+    images = [image(f"{label}{number}", label) for label in CLASSES for number in range(10)]
+    images = [one._replace(findings="1t axilla") if one.label == "malignant" else one for one in images]
+    with pytest.raises(SplitError, match="class malignant has no image outside of fold 1 to train on"):
+        split_images(images, (), RetrainingConfig.resolve({"content_findings": "axilla=exclude_from_training"}), CLASSES)

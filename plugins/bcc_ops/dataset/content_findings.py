@@ -1,0 +1,81 @@
+"""What was found in the images besides a scan of the breast, and what a run does about it.
+
+`dataset.image_content` looks, once per content. What it found is in `ContentRow.findings`, and everything here follows from that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from bcc_ops.config import FINDING_ACTIONS, FINDINGS
+from bcc_ops.runs.documents import ContentFinding
+from bcc_ops.runs.tables import ContentRow
+
+if TYPE_CHECKING:
+    from bcc_ops.config import RetrainingConfig
+
+FINDING = "content finding"
+"""What `ContentRow.refused` says of an image that a finding excludes from training and evidence."""
+
+LOOKED_AT = "1"
+"""How an image was looked at; another number if the same image may be found to hold something else, so that all are looked at
+again."""
+WITH_TEXT = f"{LOOKED_AT}t"
+"""The same, and its text was read."""
+
+MOST_LISTED = 2000
+"""Keys per finding in checks.json. All of them are in contents.parquet."""
+
+
+def names_of(findings: str) -> tuple[str, ...]:
+    """Return the findings' names in `ContentRow.findings`."""
+    return tuple(findings.split()[1:])
+
+
+def text_was_read(rows: Iterable[ContentRow]) -> bool:
+    """Return whether text was looked for in every image that can be used."""
+    return all(row.findings.partition(" ")[0] == WITH_TEXT for row in rows if row.findings)
+
+
+def action_on(findings: str, config: RetrainingConfig) -> str:
+    """Return the strictest action (of `FINDING_ACTIONS`) that the parameters ask for on an image with these findings."""
+    wanted = config.finding_actions
+    return max((wanted[name] for name in names_of(findings) if name in wanted), key=FINDING_ACTIONS.index, default="ignore")
+
+
+def list_findings(rows: Sequence[ContentRow], config: RetrainingConfig) -> tuple[ContentFinding, ...]:
+    """Return what was found in the images, in the order of `FINDINGS`; what is ignored, and what nothing shows, is left out."""
+    listed = []
+    for name in FINDINGS:
+        holding = [row for row in rows if name in names_of(row.findings)]
+        if holding and config.finding_actions[name] != "ignore":
+            listed.append(
+                ContentFinding(
+                    finding=name,
+                    action=config.finding_actions[name],
+                    images=len(holding),
+                    labels=dict(sorted(Counter(row.label for row in holding).items())),
+                    keys=tuple(row.key for row in holding[:MOST_LISTED]),
+                )
+            )
+    return tuple(listed)
+
+
+def warnings_about(findings: Iterable[ContentFinding]) -> list[str]:
+    """Return a sentence for each finding that a person must look at."""
+    said = []
+    for found in findings:
+        if found.finding == "unknown_text":
+            said.append(
+                f"{found.images} images hold text of unknown meaning, which may be a patient's name: look at them before "
+                "anybody else is shown this run's images"
+            )
+        elif found.action.startswith("exclude"):
+            said.append(f"{found.images} images are left out of {_left_out_of(found.action)}: {FINDINGS[found.finding]}")
+    return said
+
+
+def _left_out_of(action: str) -> str:
+    return "training" if action == "exclude_from_training" else "training and evidence"
