@@ -150,7 +150,7 @@ def _refusing_dag(dag_id: str, first_task: str, problem: str) -> DAG:
         doc_md=f"**No run can start.** {problem}",
     ) as dag:
 
-        @task(task_id=first_task, execution_timeout=timedelta(minutes=5))
+        @task(task_id=first_task, execution_timeout=timedelta(minutes=5))  # type: ignore[untyped-decorator] # Airflow is Any
         def refuse() -> None:
             raise AirflowFailException(problem)
 

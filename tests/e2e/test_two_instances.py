@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -66,12 +67,12 @@ def nights(stack: LocalStack) -> dict[str, str]:
     """Instance -> id of its run of last night, which has ended. Airflow makes it when a DAG is switched on."""
     for name in INSTANCES:
         dag_id = f"bcc_retraining__{name}"
-        wait_for(lambda dag_id=dag_id: stack.api.dag(dag_id), f"{dag_id} was not parsed")
+        wait_for(partial(stack.api.dag, dag_id), f"{dag_id} was not parsed")
         stack.api.set_paused(dag_id, False)
     ended = {}
     for name in INSTANCES:
         dag_id = f"bcc_retraining__{name}"
-        ended[name] = wait_for(lambda dag_id=dag_id: stack.api.runs(dag_id), f"Airflow made no run of {dag_id}")[0]["dag_run_id"]
+        ended[name] = wait_for(partial(stack.api.runs, dag_id), f"Airflow made no run of {dag_id}")[0]["dag_run_id"]
         stack.api.wait_for_run(dag_id, ended[name], 2400, stack.supervisor.check)
     return ended
 
