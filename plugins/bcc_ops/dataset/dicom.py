@@ -191,10 +191,10 @@ def _regions(parts: DicomParts, header: Header) -> tuple[tuple[int, int, int, in
     if not boxes:
         return None, None
     edges = np.array(boxes)
-    box = (*edges[:, :2].min(axis=0).tolist(), *edges[:, 2:].max(axis=0).tolist())
+    (left, top), (right, bottom) = edges[:, :2].min(axis=0).tolist(), edges[:, 2:].max(axis=0).tolist()
     spacing = spacings.pop() if len(spacings) == 1 else None
-    whole = box == (0, 0, header.columns, header.rows)
-    return None if whole else box, round(10 * spacing, 6) if spacing and 0 < spacing < 10 else None
+    whole = (left, top, right, bottom) == (0, 0, header.columns, header.rows)
+    return None if whole else (left, top, right, bottom), round(10 * spacing, 6) if spacing and 0 < spacing < 10 else None
 
 
 def _unpacked(value: bytes | None, kind: str) -> Any:

@@ -230,7 +230,8 @@ def _decode_with_pydicom(syntax: str, header: Header, frame: bytes) -> npt.NDArr
         planar_configuration=header.planar,
         pixel_keyword="PixelData",
     )
-    return values
+    decoded: npt.NDArray[Any] = values
+    return decoded
 
 
 def _decode_lossless(header: Header, frame: bytes) -> npt.NDArray[Any]:
@@ -298,7 +299,7 @@ def _gray(parts: DicomParts, header: Header, stored: npt.NDArray[Any]) -> Bytes8
         slope, intercept = parts.number(_SLOPE), parts.number(_INTERCEPT)
         if slope not in (None, 0, 1) or intercept:
             values = values.astype(np.float32) * np.float32(slope or 1) + np.float32(intercept or 0)
-            limits = limits * np.float32(slope or 1) + np.float32(intercept or 0)
+            limits = limits * float(slope or 1) + float(intercept or 0)
     center, width = parts.number(_WINDOW_CENTER), parts.number(_WINDOW_WIDTH)
     if voi is not None:
         shown = voi.look_up(values).astype(np.float32) / voi.most
@@ -323,11 +324,14 @@ def _without_other_bits(header: Header, stored: npt.NDArray[Any]) -> npt.NDArray
 
 def _window(values: npt.NDArray[np.float32], center: float, width: float, function: str) -> npt.NDArray[np.float32]:
     """Return values through a window, 0 to 1 and beyond (PS3.3, C.11.2.1)."""
+    shown: npt.NDArray[np.float32]
     if function == "SIGMOID":
-        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -50, 50)))
-    if function == "LINEAR_EXACT":
-        return (values - center) / width + 0.5
-    return (values - (center - 0.5)) / max(width - 1, 1e-6) + 0.5
+        shown = 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -50, 50)))
+    elif function == "LINEAR_EXACT":
+        shown = (values - center) / width + 0.5
+    else:
+        shown = (values - (center - 0.5)) / max(width - 1, 1e-6) + 0.5
+    return shown
 
 
 class _Table(NamedTuple):
@@ -345,7 +349,8 @@ class _Table(NamedTuple):
     def look_up(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the entry of each value."""
         places = np.clip(np.rint(values).astype(np.int64) - self.first, 0, len(self.entries) - 1)
-        return self.entries[places]
+        found: npt.NDArray[Any] = self.entries[places]
+        return found
 
 
 def _table(parts: DicomParts, descriptor: bytes, data: bytes) -> _Table:
