@@ -29,6 +29,7 @@ NOTEBOOK: dict[str, Any] = {
     "weights": "none",
     "image_size": 500,
     "keep_aspect": False,
+    "standardize": False,
     "batch_size": 32,
     "epochs": 20,
     "learning_rate": 0.001,
@@ -183,6 +184,12 @@ class RetrainingConfig(BaseModel):
     image_size: int = _parameter(256, "Image size (px)", "Side of the square that the network sees.", _MODEL, ge=32, le=1024)
     keep_aspect: bool = _parameter(
         True, "Keep the aspect", "Pad images with black to the square. Off: squeeze them to it, whatever their aspect.", _MODEL
+    )
+    standardize: bool = _parameter(
+        True,
+        "Standardize brightness",
+        "The network first turns each image gray and gives it the same mean brightness and contrast.",
+        _MODEL,
     )
     batch_size: int = _parameter(16, "Batch size", "Images a step.", _FIT, ge=1, le=512)
     epochs: int = _parameter(12, "Epochs", "Passes over the images that a fold's model is trained on.", _FIT, ge=1, le=500)
