@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 _INVERSE_PENALTY = 0.003
 _MOST_STEPS = 300
@@ -30,6 +28,9 @@ def fit_last_layer(
     Returns:
         float32, (width, classes) and (classes,); None if a class has no image.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     if set(np.unique(labels).tolist()) != set(class_weights):
         return None
     scaler = StandardScaler().fit(features)
