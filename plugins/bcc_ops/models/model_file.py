@@ -45,17 +45,7 @@ LAYERS = frozenset(
     {
         *("InputLayer", "Rescaling", "Normalization", "Resizing", "CenterCrop", "ZeroPadding2D", "Cropping2D"),
         *("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense", "BatchNormalization", "LayerNormalization"),
-        *(
-            "GroupNormalization",
-            "UnitNormalization",
-            "Activation",
-            "ReLU",
-            "LeakyReLU",
-            "PReLU",
-            "Softmax",
-            "Dropout",
-            "SpatialDropout2D",
-        ),
+        *("GroupNormalization", "Activation", "ReLU", "LeakyReLU", "PReLU", "Softmax", "Dropout", "SpatialDropout2D"),
         *("MaxPooling2D", "AveragePooling2D", "GlobalAveragePooling2D", "GlobalMaxPooling2D"),
         *("Flatten", "Reshape", "Permute", "Add", "Average", "Concatenate", "Multiply"),
     }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,27 +106,32 @@ def standardized(pixels: Any) -> Any:
     Returns:
         Symbolic, of the same shape and range. Stock layers only, in float32: the sums over an image are too large for float16.
     """
-    side, exact = int(pixels.shape[1]), {"dtype": "float32"}
-    to_gray = layers.Conv2D(1, 1, use_bias=False, trainable=False, name="gray", **exact)
-    gray = to_gray(pixels)
-    to_gray.set_weights([np.array(_LUMA, np.float32).reshape(1, 1, 3, 1)])
+    exact = {"dtype": "float32"}
+    gray = _mixed(pixels, _LUMA, "gray")
     shown = layers.ReLU(1.0, name="shown", **exact)(gray)  # 1 where there is anything to see, 0 where it is black
-    # Each number of `direction` is 1 / sqrt(pixels that show something): it projects on what is constant over these.
-    # In a row, since an `.h5` does not keep several axes of this layer.
-    direction = layers.UnitNormalization(name="direction", **exact)(layers.Flatten(name="in_a_row", **exact)(shown))
-    direction = layers.Reshape((side, side, 1), **exact)(direction)
-    along = layers.GlobalAveragePooling2D(keepdims=True, **exact)(layers.Multiply(**exact)([gray, direction]))
-    minus_mean = layers.Rescaling(-float(side**2), name="minus_mean", **exact)(layers.Multiply(**exact)([along, direction]))
+    # With its negative beside it, its mean is 0 and its deviation the square root of the part of the square that shows something.
+    pair = layers.Concatenate(name="pair", **exact)([shown, layers.Rescaling(-1.0, **exact)(shown)])
+    pair = layers.GroupNormalization(1, epsilon=1e-6, center=False, scale=False, name="pair_over_root", **exact)(pair)
+    over_root = _mixed(pair, (1, 0), "shown_over_root")
+    along = layers.GlobalAveragePooling2D(keepdims=True, **exact)(layers.Multiply(**exact)([gray, over_root]))
+    minus_mean = layers.Rescaling(-1.0, name="minus_mean", **exact)(layers.Multiply(**exact)([along, over_root]))
     centred = layers.Add(name="centred", **exact)([gray, minus_mean])
-    # The deviation over the square is too small by the square root of the part of it that shows something.
+    # The deviation over the whole square is too small by that root.
     spread = layers.GroupNormalization(1, epsilon=1.0, center=False, scale=False, name="spread", **exact)(centred)
-    root = layers.Rescaling(_SPREAD * side, name="root", **exact)(
-        layers.GlobalAveragePooling2D(keepdims=True, **exact)(layers.Multiply(**exact)([shown, direction]))
-    )
+    root = layers.GlobalAveragePooling2D(keepdims=True, **exact)(layers.Multiply(**exact)([shown, over_root]))
+    root = layers.Rescaling(_SPREAD, name="root", **exact)(root)
     level = layers.Rescaling(_MEAN, name="level", **exact)(shown)
     standard = layers.Add(name="standard", **exact)([layers.Multiply(**exact)([spread, root]), level])
     standard = layers.ReLU(255.0, name="in_range", **exact)(standard)
     return layers.Concatenate(name="three_channels", **exact)([standard] * 3)
+
+
+def _mixed(x: Any, parts: Sequence[float], name: str) -> Any:
+    """Return one channel that is this fixed mixture of the channels."""
+    layer = layers.Conv2D(1, 1, use_bias=False, trainable=False, name=name, dtype="float32")
+    mixed = layer(x)
+    layer.set_weights([np.array(parts, np.float32).reshape(1, 1, len(parts), 1)])
+    return mixed
 
 
 def with_mirror_image(classifier: keras.Model) -> keras.Model:
