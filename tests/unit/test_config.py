@@ -17,6 +17,7 @@ def test_notebook_preset_is_the_original_recipe() -> None:
     config = RetrainingConfig.resolve({"preset": "notebook"})
     assert (config.architecture, config.image_size, config.batch_size, config.epochs) == ("cnn", 500, 32, 20)
     assert not config.keep_aspect, "image_dataset_from_directory squeezes"
+    assert not config.standardize, "it only rescaled"
     assert config.folds == 1, "it trained one model, on 80 % of the images"
 
 

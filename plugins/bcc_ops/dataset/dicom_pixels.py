@@ -291,10 +291,10 @@ def _jpeg_frame(frame: bytes) -> tuple[int, int, int, int, int]:
 def _gray(parts: DicomParts, header: Header, stored: npt.NDArray[Any]) -> Bytes8:
     """Scale gray values to 8 bits as they are to be shown: rescaled, through the window or the table, inverted."""
     low, high = (-(1 << header.stored - 1), (1 << header.stored - 1) - 1) if header.signed else (0, (1 << header.stored) - 1)
-    values, limits = _without_other_bits(header, stored), np.array([low, high], np.float32)
+    values, limits = _without_other_bits(header, stored), np.array([low, high], np.float64)
     modality, voi = _first_table(parts, _MODALITY_TABLES), _first_table(parts, _VOI_TABLES)
     if modality is not None:
-        values, limits = modality.look_up(values), np.array([0, modality.most], np.float32)
+        values, limits = modality.look_up(values), np.array([0, modality.most], np.float64)
     else:
         slope, intercept = parts.number(_SLOPE), parts.number(_INTERCEPT)
         if slope not in (None, 0, 1) or intercept:

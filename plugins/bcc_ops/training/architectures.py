@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,22 @@ _STAGES = (  # kernel, stride, expansion, filters, repeats: table 1 of arXiv:190
     (3, 1, 6, 320, 1),
 )
 _EPSILON = 1e-3
+_LUMA = (0.299, 0.587, 0.114)
+_MEAN, _SPREAD = 80.0, 50.0
 _LAST = "probabilities"
 _CNN_FILTERS = (16, 32, 64, 128)
 _CNN_SMALLEST = 46
 
 
 def build_classifier(
-    architecture: str, image_size: int, classes: int, *, dropout: float, weights: str | Path | Arrays | None, frozen_part: float
+    architecture: str,
+    image_size: int,
+    classes: int,
+    *,
+    dropout: float,
+    weights: str | Path | Arrays | None,
+    frozen_part: float,
+    standardize: bool = False,
 ) -> keras.Model:
     """Return the network that is trained: pixels in, probabilities out.
 
@@ -57,6 +66,7 @@ def build_classifier(
             pretrained backbone are frozen throughout: batch normalisation, since the statistics of a batch of 16 are
             worse than those of ImageNet, and depthwise filters, since they are 5 % of the weights, cost a fifth of a
             step on a processor, and come out no better for it (docs/training-trials.md).
+        standardize: whether the network begins with `standardized`.
 
     Returns:
         A model from (n, image_size, image_size, 3) in 0-255 to float32 (n, classes).
@@ -66,14 +76,15 @@ def build_classifier(
         WeightsUnavailable: the weights do not fit or are not available.
     """
     pixels = keras.Input((image_size, image_size, 3), name="pixels")
+    seen = standardized(pixels) if standardize else pixels
     if architecture == "cnn":
-        return keras.Model(pixels, _cnn(pixels, classes, dropout), name="classifier")
+        return keras.Model(pixels, _cnn(seen, classes, dropout), name="classifier")
     if architecture == "efficientnet_lite0":
-        scaled: Any = layers.Rescaling(1 / 128, offset=-127 / 128, name="scale")(pixels)
+        scaled: Any = layers.Rescaling(1 / 128, offset=-127 / 128, name="scale")(seen)
         backbone = efficientnet_lite0(image_size, weights)
     else:
         constructor, preprocess = _keras_application(architecture)
-        scaled = _as_layer(preprocess)(pixels)
+        scaled = _as_layer(preprocess)(seen)
         backbone = _load_application(constructor, image_size, weights)
     if weights is not None:
         _freeze(backbone, frozen_part)
@@ -81,6 +92,46 @@ def build_classifier(
     features = layers.Dropout(dropout, name="dropout")(features)
     probabilities = layers.Dense(classes, activation="softmax", dtype="float32", name=_LAST)(features)
     return keras.Model(pixels, probabilities, name="classifier")
+
+
+def standardized(pixels: Any) -> Any:
+    """Return the same images in shades of gray, with the mean and the standard deviation of brightness that `_MEAN` and `_SPREAD`
+    state: machines differ in gain, in dynamic range and in the tint of their display.
+
+    Padding does not count, nor does anything else that is black, and it stays black. An image of one shade stays one shade.
+
+    Args:
+        pixels: symbolic, (n, side, side, 3) in 0-255.
+
+    Returns:
+        Symbolic, of the same shape and range. Stock layers only, in float32: the sums over an image are too large for float16.
+    """
+    exact = {"dtype": "float32"}
+    gray = _mixed(pixels, _LUMA, "gray")
+    shown = layers.ReLU(1.0, name="shown", **exact)(gray)  # 1 where there is anything to see, 0 where it is black
+    # With its negative beside it, its mean is 0 and its deviation the square root of the part of the square that shows something.
+    pair = layers.Concatenate(name="pair", **exact)([shown, layers.Rescaling(-1.0, **exact)(shown)])
+    pair = layers.GroupNormalization(1, epsilon=1e-6, center=False, scale=False, name="pair_over_root", **exact)(pair)
+    over_root = _mixed(pair, (1, 0), "shown_over_root")
+    along = layers.GlobalAveragePooling2D(keepdims=True, **exact)(layers.Multiply(**exact)([gray, over_root]))
+    minus_mean = layers.Rescaling(-1.0, name="minus_mean", **exact)(layers.Multiply(**exact)([along, over_root]))
+    centred = layers.Add(name="centred", **exact)([gray, minus_mean])
+    # The deviation over the whole square is too small by that root.
+    spread = layers.GroupNormalization(1, epsilon=1.0, center=False, scale=False, name="spread", **exact)(centred)
+    root = layers.GlobalAveragePooling2D(keepdims=True, **exact)(layers.Multiply(**exact)([shown, over_root]))
+    root = layers.Rescaling(_SPREAD, name="root", **exact)(root)
+    level = layers.Rescaling(_MEAN, name="level", **exact)(shown)
+    standard = layers.Add(name="standard", **exact)([layers.Multiply(**exact)([spread, root]), level])
+    standard = layers.ReLU(255.0, name="in_range", **exact)(standard)
+    return layers.Concatenate(name="three_channels", **exact)([standard] * 3)
+
+
+def _mixed(x: Any, parts: Sequence[float], name: str) -> Any:
+    """Return one channel that is this fixed mixture of the channels."""
+    layer = layers.Conv2D(1, 1, use_bias=False, trainable=False, name=name, dtype="float32")
+    mixed = layer(x)
+    layer.set_weights([np.array(parts, np.float32).reshape(1, 1, len(parts), 1)])
+    return mixed
 
 
 def with_mirror_image(classifier: keras.Model) -> keras.Model:

@@ -61,6 +61,8 @@ def describe_preprocessing(config: RetrainingConfig) -> str:
     """Say in a sentence what must be done to an image, and what the model file does besides the network that was trained."""
     fitted = "scaled to fit the square, padded evenly with black" if config.keep_aspect else "squeezed to the square"
     sentence = f"before the model: the image is {fitted}; inside the model: it takes raw 0-255 RGB pixels"
+    if config.standardize:
+        sentence += ", turns them gray, standardizes mean and deviation of what is not black"
     if config.test_time_flip:
         sentence += " and answers the mean over the image and its mirror image"
     return sentence

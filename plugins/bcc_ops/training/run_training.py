@@ -158,6 +158,7 @@ def _build(inputs: FoldInputs, devices: Devices) -> keras.Model:
             dropout=config.dropout,
             weights=weights,
             frozen_part=config.frozen_part,
+            standardize=config.standardize,
         )
 
 

@@ -64,6 +64,7 @@ def test_models_of_before_see_squeezed_images() -> None:
     training = parse_document(TrainingDocument, OLDER.joinpath("training.json").read_bytes(), "training.json")
     model = parse_document(ModelDocument, OLDER.joinpath("model.json").read_bytes(), "model.json")
     assert (config.config.keep_aspect, training.keep_aspect, model.keep_aspect) == (False, False, False)
+    assert not config.config.standardize
 
 
 def test_a_night_of_before_counts_as_one_with_the_deployments_parameters() -> None:

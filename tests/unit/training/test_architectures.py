@@ -15,11 +15,13 @@ import pytest
 from PIL import Image
 
 from bcc_ops.exceptions import ConfigError, WeightsUnavailable
+from bcc_ops.models.classifier import load_model
 from bcc_ops.models.combination import model_file_of
 from bcc_ops.training import architectures
 from bcc_ops.training.architectures import (
     build_classifier,
     efficientnet_lite0,
+    standardized,
     with_mirror_image,
 )
 from bcc_ops.training.pretrained import efficientnet_lite0_weights
@@ -218,3 +220,62 @@ def test_images_that_are_too_small_for_the_notebooks_network_are_told() -> None:
     assert build_classifier("cnn", 46, 3, dropout=0.5, weights=None, frozen_part=0.0).output_shape == (None, 3)
     with pytest.raises(ConfigError, match="at least 46"):
         build_classifier("cnn", 45, 3, dropout=0.5, weights=None, frozen_part=0.0)
+
+
+@pytest.fixture(scope="module")
+def standardize() -> keras.Model:
+    pixels = keras.Input((32, 32, 3))
+    return keras.Model(pixels, standardized(pixels))
+
+
+def _padded(rng: np.random.Generator, gray: tuple[int, int]) -> np.ndarray:
+    """Return a landscape image between black bars: (1, 32, 32, 3)."""
+    square = np.zeros((1, 32, 32, 3), np.float32)
+    square[:, 8:24] = rng.integers(*gray, (1, 16, 32, 1))
+    return square
+
+
+def test_brightness_is_standardized_where_there_is_something_to_see(standardize: keras.Model) -> None:
+    square = _padded(np.random.default_rng(1), (20, 90))
+
+    answer = np.asarray(standardize.predict_on_batch(square))
+
+    shown = answer[:, 8:24]
+    assert (answer[:, :8].max(), answer[:, 24:].max()) == (0, 0), "padding stays black"
+    assert (float(shown.mean()), float(shown.std())) == pytest.approx((80, 50), abs=1)
+
+
+def test_gain_and_black_level_of_a_machine_do_not_matter(standardize: keras.Model) -> None:
+    square = _padded(np.random.default_rng(1), (20, 90))
+    brighter = np.where(square > 0, square * 1.8 + 30, 0).astype(np.float32)
+
+    first, second = (np.asarray(standardize.predict_on_batch(each)) for each in (square, brighter))
+
+    np.testing.assert_allclose(first, second, atol=0.5)
+
+
+def test_the_tint_of_a_display_does_not_matter(standardize: keras.Model) -> None:
+    square = _padded(np.random.default_rng(1), (20, 90))
+    tinted = square * np.array([0.9, 0.95, 1.2], np.float32)
+
+    first, second = (np.asarray(standardize.predict_on_batch(each)) for each in (square, tinted))
+
+    np.testing.assert_allclose(first, second, atol=0.1)
+    assert np.ptp(second, axis=-1).max() == 0, "all three channels are alike"
+
+
+@pytest.mark.parametrize(("shade", "expected"), [(0, 0.0), (77, 80.0), (255, 80.0)])
+def test_an_image_of_one_shade_stays_one(standardize: keras.Model, shade: int, expected: float) -> None:
+    answer = np.asarray(standardize.predict_on_batch(np.full((1, 32, 32, 3), shade, np.float32)))
+    np.testing.assert_allclose(answer, expected, atol=0.05)
+
+
+def test_a_file_that_standardizes_answers_as_the_network_that_was_saved(tmp_path: Path) -> None:
+    classifier = build_classifier("cnn", 46, 3, dropout=0.5, weights=None, frozen_part=0.0, standardize=True)
+    path = tmp_path / "model.h5"
+    path.write_bytes(model_file_of(with_mirror_image(classifier)))
+    square = np.random.default_rng(1).integers(0, 255, (1, 46, 46, 3)).astype(np.float32)
+
+    both = (classifier.predict_on_batch(view) for view in (square, square[:, :, ::-1]))
+
+    np.testing.assert_allclose(load_model(path).predict_on_batch(square), np.mean(list(both), axis=0), atol=1e-5)
