@@ -27,6 +27,9 @@ from pydicom.uid import (
     UltrasoundMultiFrameImageStorage,
 )
 
+from bcc_ops.dataset.decoding import decode_image
+from bcc_ops.dataset.dicom import DicomTags, keep_of_dicom
+
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 LOSSLESS = (*NATIVE, RLELossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless)
 LOSSY = (JPEGBaseline8Bit,)
@@ -218,3 +221,30 @@ def deflated(content: bytes) -> bytes:
     """Return content as a deflated DICOM file has it."""
     deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     return deflater.compress(content) + deflater.flush()
+
+
+def speckle(rows: int = 40, columns: int = 48, seed: int = 0) -> np.ndarray:
+    """A smooth gray image with a patch of noise."""
+    rng = np.random.default_rng(seed)
+    gray = (np.add.outer(np.arange(rows) * 2, np.arange(columns)) % 256).astype(np.uint8)
+    gray[5:15, 10:30] = rng.integers(0, 256, (10, 20))
+    return gray
+
+
+GRAY = speckle()
+COLOUR = np.dstack([GRAY, np.roll(GRAY, 3), 255 - GRAY])
+
+
+def shown(content: bytes) -> np.ndarray:
+    """The pixels that every later step sees of a file: (rows, columns, 3)."""
+    return decode_image(keep_of_dicom(content)).rgb
+
+
+def tags(content: bytes) -> DicomTags:
+    found = decode_image(keep_of_dicom(content)).tags
+    assert found is not None
+    return found
+
+
+def in_rgb(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)

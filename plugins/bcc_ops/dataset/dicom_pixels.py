@@ -301,6 +301,7 @@ def _gray(parts: DicomParts, header: Header, stored: npt.NDArray[Any]) -> Bytes8
             values = values.astype(np.float32) * np.float32(slope or 1) + np.float32(intercept or 0)
             limits = limits * float(slope or 1) + float(intercept or 0)
     center, width = parts.number(_WINDOW_CENTER), parts.number(_WINDOW_WIDTH)
+    shown: npt.NDArray[Any] | None
     if voi is not None:
         shown = voi.look_up(values).astype(np.float32) / voi.most
     elif center is not None and width is not None and width >= 1:
@@ -308,7 +309,7 @@ def _gray(parts: DicomParts, header: Header, stored: npt.NDArray[Any]) -> Bytes8
     elif (limits[0], limits[1]) == (0, 255):
         shown = None
     else:
-        shown = (values.astype(np.float32) - limits.min()) / max(1e-6, float(np.ptp(limits)))
+        shown = (values.astype(np.float32) - np.float32(limits.min())) / np.float32(max(1e-6, float(np.ptp(limits))))
     gray = values.astype(np.uint8) if shown is None else np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8)
     return 255 - gray if header.photometric == "MONOCHROME1" else gray
 

@@ -237,7 +237,7 @@ def test_the_weights_are_the_mean_over_the_epochs_of_the_last_two_thirds(tmp_pat
 
 
 def test_a_pretrained_network_starts_with_a_fitted_last_layer(tmp_path: Path) -> None:
-    pretrained = {
+    pretrained: dict[str, Any] = {
         "architecture": "efficientnet_lite0",
         "weights": "imagenet",
         "epochs": 1,
