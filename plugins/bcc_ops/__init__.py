@@ -63,7 +63,6 @@ training/       architectures      the networks
                 pretrained         the backbone's weights, without PyTorch
                 devices            accelerators, precision, determinism: as they are
                 checkpoints        where an unfinished training survives
-                linear_probe       the last layer, fitted before anything else is trained
                 fit                epochs -> TrainingRecord; resume
                 completed          a training that an earlier attempt finished and could not report
                 run_training       documents of a run in, the contents of a fold's files out

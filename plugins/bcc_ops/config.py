@@ -40,7 +40,6 @@ NOTEBOOK: dict[str, Any] = {
     "image_size": 500,
     "keep_aspect": False,
     "standardize": False,
-    "linear_probe": False,
     "batch_size": 32,
     "epochs": 20,
     "learning_rate": 0.001,
@@ -280,18 +279,15 @@ class RetrainingConfig(BaseModel):
     )
     batch_size: int = _parameter(16, "Batch size", "Images a step.", _FIT, ge=1, le=512)
     epochs: int = _parameter(12, "Epochs", "Passes over the images that a fold's model is trained on.", _FIT, ge=1, le=500)
-    learning_rate: float = _parameter(0.0003, "Learning rate", "Of Adam, at its peak.", _FIT, gt=0, le=1)
+    learning_rate: float = _parameter(0.0005, "Learning rate", "Of Adam, at its peak.", _FIT, gt=0, le=1)
     warmup_epochs: int = _parameter(
         1, "Warm-up epochs", "Epochs over which the learning rate rises to its peak.", _FIT, ge=0, le=50
     )
-    cosine_decay: bool = _parameter(False, "Cosine decay", "Let the learning rate fall along a cosine.", _FIT)
+    cosine_decay: bool = _parameter(True, "Cosine decay", "Let the learning rate fall along a cosine.", _FIT)
     weight_decay: float = _parameter(0.0001, "Weight decay", "Decoupled, of the kernels.", _FIT, ge=0, le=1)
     label_smoothing: float = _parameter(0.05, "Label smoothing", "0 trains on hard labels.", _FIT, ge=0, lt=1)
-    linear_probe: bool = _parameter(
-        True, "Fit the last layer first", "Of a pretrained network, to its features as they are, before it is trained.", _FIT
-    )
     dropout: float = _parameter(0.3, "Dropout", "Before the last layer.", _FIT, ge=0, lt=1)
-    ema: bool = _parameter(True, "Average weights", "Save the mean of the weights after each epoch of the last two thirds.", _FIT)
+    ema: bool = _parameter(True, "Average weights", "Evaluate and save an exponential moving average of the weights.", _FIT)
     seed: int = _parameter(20261122, "Seed", "Of every random draw in training.", _FIT, ge=0, le=2**31 - 1)
     deterministic: bool = _parameter(True, "Deterministic", "The same seed gives the same metrics on the same device.", _FIT)
     mixed_precision: bool = _parameter(True, "Mixed precision", "Compute in 16 bit where the GPU has it.", _FIT)

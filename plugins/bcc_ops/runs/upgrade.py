@@ -97,8 +97,7 @@ def upgraded(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(fields["config"], dict):
             fields["config"].setdefault("folds", 1)  # of the one model that there was
             fields["config"].setdefault("keep_aspect", False)
-            for name in ("standardize", "linear_probe"):
-                fields["config"].setdefault(name, False)
+            fields["config"].setdefault("standardize", False)
     renamed: dict[str, Any] = _renamed(respelled(kind, fields))
     return {**renamed, "schema_version": 4}
 

@@ -1,8 +1,7 @@
 """Train a fold's model: images in, the last epoch's weights and the record of its training out.
 
 The held-out fold decides nothing here, or its answers would not be out-of-fold: no epoch is chosen and nothing ends early. Its
-loss after each epoch is shown to people. The rate stays high, and the mean of the weights along the way is kept: it is in the
-middle of a wide valley of the loss, which is what other hospitals' images need (Cha et al., "SWAD", NeurIPS 2021).
+loss after each epoch is shown to people. The learning rate falls along a cosine, so that the last epoch is the one to keep.
 
 After each epoch, the whole state of the training is in a checkpoint. What an epoch does is a function of that and of (seed,
 epoch), so a training that was taken up again ends with the metrics of one that nobody disturbed.
@@ -29,12 +28,11 @@ from bcc_ops.runs.documents import EpochRow
 from bcc_ops.runs.epochs import describe_epoch
 from bcc_ops.training.checkpoints import Checkpoint, CheckpointFolder
 from bcc_ops.training.devices import Devices, telling_out_of_memory
-from bcc_ops.training.linear_probe import fit_last_layer
-from bcc_ops.training.pretrained import begins_at_random
 
 log = logging.getLogger(__name__)
 
 _EXPLODED = 10.0
+_EMA_MOMENTUM = 0.98
 _HELD_OUT_BATCH = 32
 
 
@@ -43,7 +41,7 @@ class TrainingRecord:
     """What came of a training.
 
     Attributes:
-        weights: of the classifier that is kept, in the order of `classifier.weights`.
+        weights: of the classifier after the last epoch, in the order of `classifier.weights`.
         rows: one row per epoch.
         resumed_after: for each resumption, how many epochs were done by then.
         seconds: spent on epochs, over all attempts.
@@ -90,7 +88,7 @@ def train(
     trainer = _Trainer.prepare(
         classifier, pixels, held_out, fold=fold, class_weights=class_weights, config=config, devices=devices, stop=stop
     )
-    reached = trainer.resume(checkpoints.load()) or trainer.begin()
+    reached = trainer.resume(checkpoints.load()) or Checkpoint((), (), (), (), 0.0)
     while reached.epochs < config.epochs:
         reached = trainer.run_epoch(reached)
         checkpoints.save(reached)
@@ -153,20 +151,6 @@ class _Trainer:
         log.info("going on after epoch %d, from a checkpoint", found.epochs)
         return replace(found, resumed_after=(*found.resumed_after, found.epochs))
 
-    def begin(self) -> Checkpoint:
-        """Fit the last layer of a pretrained network to images augmented as in training; no epoch is done then."""
-        config = self.config
-        if config.linear_probe and not begins_at_random(config.architecture, config.weights):
-            last = self.classifier.layers[-1]
-            features_of = keras.Model(self.classifier.inputs, last.input)
-            batches = training_batches(self.pixels, Augmentation.of(config), config.batch_size, config.seed, epoch=0)
-            with telling_out_of_memory(config.batch_size):
-                found = [(features_of.predict_on_batch(images), one_hot.numpy().argmax(axis=1)) for images, one_hot in batches]
-            features, labels = (np.concatenate(parts) for parts in zip(*found))
-            if layer := fit_last_layer(features.astype(np.float32), labels, self.class_weights):
-                last.set_weights(list(layer))
-        return Checkpoint((), (), (), (), 0.0)
-
     def run_epoch(self, reached: Checkpoint) -> Checkpoint:
         """Train one epoch more, and look at the held-out fold.
 
@@ -176,10 +160,7 @@ class _Trainer:
         epoch, began, rate = reached.epochs + 1, time.monotonic(), float(self.optimizer.learning_rate)
         logs = self._fit(epoch)
         trained = time.monotonic() - began
-        raw = tuple(self.classifier.get_weights())
-        earlier = epoch - 1 - self.config.epochs // 3 if self.config.ema else 0  # the first third is on its way only
-        averaged = _mean(reached.weights, raw, earlier + 1) if earlier > 0 else raw
-        self.classifier.set_weights(averaged)
+        averaged, raw = _averaged_weights(self.classifier, self.optimizer, self.config)
         probabilities = predict(self.classifier, self.held_out)
         losses = cross_entropies(probabilities, self.held_out.labels)
         if not np.isfinite(losses).all():  # no later batch of this epoch sees what its last batch's update did
@@ -197,7 +178,7 @@ class _Trainer:
             seconds=time.monotonic() - began,
             images_per_second=len(self.pixels) / trained,
         )
-        self.classifier.set_weights(raw)
+        _assign(self.classifier.trainable_variables, raw)
         return replace(
             reached,
             variables=_values(self.state),
@@ -228,7 +209,9 @@ def _compile(classifier: keras.Model, config: RetrainingConfig, devices: Devices
         )
     elif warmup:
         rate = keras.optimizers.schedules.PolynomialDecay(config.learning_rate / warmup, warmup, config.learning_rate)
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
+    optimizer = keras.optimizers.AdamW(
+        rate, weight_decay=config.weight_decay, use_ema=config.ema, ema_momentum=_EMA_MOMENTUM, ema_overwrite_frequency=None
+    )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     classifier.compile(
         optimizer,
@@ -250,9 +233,14 @@ def _assign(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
         variable.assign(value)
 
 
-def _mean(weights: Sequence[np.ndarray], more: Sequence[np.ndarray], count: int) -> tuple[np.ndarray, ...]:
-    """Return the mean of `count` networks' weights: those of all but one, averaged, and those of the last."""
-    return tuple(mean + (last - mean) / count for mean, last in zip(weights, more))
+def _averaged_weights(
+    classifier: keras.Model, optimizer: keras.Optimizer, config: RetrainingConfig
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Put the weights' moving average into the model: all weights then, and the trainable ones as training left them."""
+    raw = _values(classifier.trainable_variables)
+    if config.ema:
+        optimizer.finalize_variable_values(classifier.trainable_variables)
+    return tuple(classifier.get_weights()), raw
 
 
 def predict(classifier: keras.Model, pixels: Pixels) -> np.ndarray:

@@ -41,7 +41,6 @@ PARAMS: dict[str, Any] = {
     "batch_size": 4,
     "epochs": 4,
     "learning_rate": 0.002,
-    "cosine_decay": True,
     "dropout": 0.3,
     "seed": 7,
 }
@@ -220,32 +219,6 @@ def test_the_weights_are_those_of_the_last_epoch(tmp_path: Path, monkeypatch: py
 
     assert all(np.array_equal(weight, last) for weight, last in zip(record.weights, kept[-1]))
     assert not all(np.array_equal(weight, lowest) for weight, lowest in zip(record.weights, kept[0]))
-
-
-def test_the_weights_are_the_mean_over_the_epochs_of_the_last_two_thirds(tmp_path: Path) -> None:
-    built: list[keras.Model] = []
-    left: list[list[np.ndarray]] = []
-
-    def network(dropout: float) -> keras.Model:
-        built.append(_classifier(dropout))
-        return built[-1]
-
-    record = _train(tmp_path, on_epoch=lambda rows: left.append(built[-1].get_weights()), network=network)
-
-    for kept, *after in zip(record.weights, *left[1:]):  # 4 epochs: the first one is not part of it
-        np.testing.assert_allclose(kept, np.mean(after, axis=0), atol=1e-5)
-
-
-def test_a_pretrained_network_starts_with_a_fitted_last_layer(tmp_path: Path) -> None:
-    pretrained: dict[str, Any] = {
-        "architecture": "efficientnet_lite0",
-        "weights": "imagenet",
-        "epochs": 1,
-        "warmup_epochs": 0,
-        "learning_rate": 1e-9,
-    }
-    fitted, drawn = (_train(tmp_path / str(probe), linear_probe=probe, **pretrained) for probe in (True, False))
-    assert fitted.rows[0].loss < drawn.rows[0].loss - 0.1
 
 
 def test_every_epoch_is_of_the_fold_that_is_held_out(tmp_path: Path) -> None:
