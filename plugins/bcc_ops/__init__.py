@@ -27,6 +27,10 @@ dataset/        snapshot           a listing as of a moment -> the images of a r
                 decoding           image file -> RGB pixels, the same for checks, training and prediction
                 image_checks       which images may be used, and why the others may not
                 inspection_cache   what the checks learned of each content, kept between nights
+                metadata_table     metadata.csv or .parquet -> rows of cells, bounded
+                metadata           rows -> what is known of each image, without what identifies a patient
+                metadata_source    the table of a snapshot or of a folder, and what is odd in it
+                pseudonyms         patients' identifiers -> salted digests
                 near_duplicates    near-duplicates -> groups; one lesion under two labels -> conflict
                 properties         what an image file tells without its content: size, border, colour, compression
                 shortcuts          how well these alone predict the class
@@ -57,6 +61,7 @@ evaluation/     metrics            probabilities -> metrics, with confidence int
                 intervals          95 % intervals that keep their word for few images
                 comparison         the challenger beside another version, by honest answers of both
                 evaluate           out-of-fold answers, comparisons, the file's check -> EvaluationDocument
+                subgroups          the models on parts of the images: by site, device, year, …
                 shortcuts          do the answers follow simple properties of the files
                 grad_cam           where a network looked
                 folder             the images of a labelled folder that a model can fairly be evaluated on

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from bcc_ops.exceptions import ConfigError
 
@@ -111,6 +111,13 @@ class RetrainingConfig(BaseModel):
         "",
         "External test images",
         "Prefix with one folder per class. Never trained on; reported in each run, and the gate compares the models on them.",
+        _DATA,
+    )
+
+    require_metadata: bool = _parameter(
+        False,
+        "Metadata required",
+        "The run fails without a metadata table that can be read and that says of each image which patient it is of.",
         _DATA,
     )
 
@@ -242,7 +249,13 @@ class RetrainingConfig(BaseModel):
         0.9, "Wanted malignant sensitivity", "Of the operating point, chosen on the out-of-fold answers.", _EVALUATION, gt=0, lt=1
     )
     slice_pattern: str = _parameter(
-        "", "Slice pattern", "Regular expression whose first group names the slice that a key belongs to.", _EVALUATION
+        "",
+        "Slice pattern",
+        "Regular expression whose first group names the subgroup that a key belongs to, as a column of the metadata does.",
+        _EVALUATION,
+    )
+    min_subgroup_images: int = _parameter(
+        20, "Images of a subgroup", "Subgroups with fewer images are counted and not evaluated.", _EVALUATION, ge=5
     )
 
     # Gate
@@ -291,6 +304,13 @@ class RetrainingConfig(BaseModel):
         "Fewer fail the comparison: with fewer, not even an identical model could be told from one that is worse.",
         _GATE,
         ge=1,
+    )
+    subgroup_malignant_groups: int = _parameter(
+        0,
+        "Malignant groups of a subgroup",
+        "If above 0: with confidence, no subgroup with so many malignant groups may be worse than with the champion.",
+        _GATE,
+        ge=0,
     )
     max_holdout_reuse: int = _parameter(
         30,
@@ -523,6 +543,7 @@ class Settings(BaseModel):
     gpu_limit: int = Field(0, ge=0)
     sqs_queue_url: str = ""
     model_card_template: str = ""
+    metadata_salt: SecretStr = SecretStr("")
     slack_conn_id: str = ""
     smtp_conn_id: str = ""
     notify_email: str = ""

@@ -20,6 +20,7 @@ BccError                          one clear line that names the thing and the wa
 │   ├── ImageRefused              one image cannot be used; carries the reason
 │   ├── TooManyRefused
 │   ├── TooManyRemoved            a large part of the previous run's images is gone
+│   ├── MetadataProblem           the metadata table beside the images cannot be used as it is
 │   ├── SnapshotChanged           the images of a past moment are not those that were sighted
 │   └── SplitError
 ├── TrainingError
@@ -132,6 +133,10 @@ class TooManyRefused(DataError):
 
 class TooManyRemoved(DataError):
     """More of the previous run's images are gone than `max_removed_fraction` allows."""
+
+
+class MetadataProblem(DataError):
+    """The metadata table beside the images cannot be used as it is. Fails a run only if `require_metadata` is on."""
 
 
 class SnapshotChanged(DataError):

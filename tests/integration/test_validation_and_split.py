@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import pyarrow.parquet as pq
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
@@ -171,3 +174,98 @@ def test_training_is_mapped_over_the_folds_that_are_held_out(place: Place) -> No
     assert (five.mapped, one.mapped) == ([1, 2, 3, 4, 5], [1])
     assert one.folds == five.folds  # a quick look divides as every run does
     assert one.split.held_out_digest != five.split.held_out_digest
+
+
+def upload_table(place: Place, text: str) -> None:
+    place.store.put("images/metadata.csv", text.encode())
+
+
+def table_of(files: list[Path], per_patient: int = 2) -> str:
+    """A table in which neighbours are of one patient, with markers in every place that could tell who it is."""
+    header = "key,patient_id,patient_name,age,acquired_at,site\n"
+    rows = (
+        f"{path.parent.name}/{path.name},MARKER-{number // per_patient},Name MARKER {number},45,2023-05-17,North"
+        for number, path in enumerate(files)
+    )
+    return header + "\n".join(rows)
+
+
+def everything_told(store: ObjectStore, prefix: str) -> str:
+    """All that is stored under a prefix, its Parquet tables unpacked."""
+    told = []
+    for entry in store.list_objects(prefix):
+        content = store.get(entry["Key"])
+        told.append(f"{entry['Key']} {content.decode(errors='replace')}")
+        if entry["Key"].endswith(".parquet"):
+            told.append(str(pq.read_table(io.BytesIO(content)).to_pydict()))
+    return "\n".join(told)
+
+
+def test_patients_of_a_metadata_table_stay_in_one_fold_and_no_document_tells_who_they_are(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    upload(place, place.files)
+    upload_table(place, table_of(place.files) + "\nbenign/Maria MARKER.png,MARKER,MARKER,MARKER,MARKER,MARKER\n,MARKER")
+    one = place.play(1)
+    folds = [{one.folds[f"images/{path.parent.name}/{path.name}"] for path in pair} for pair in zip(*[iter(place.files)] * 2)]
+    assert all(len(found) == 1 for found in folds) and set.union(*folds) == set(FOLDS)
+    assert (one.split.grouping, one.split.patients_unknown, one.checks.patients) == ("patient", 0, 18)
+    table = one.snapshot.metadata
+    assert table is not None and table == one.checks.metadata
+    assert table.sha256 == Reference.of("", place.store.get("images/metadata.csv")).sha256
+    assert {finding.reason: finding.examples for finding in table.findings} == {
+        "rows without an image": ("row 38",),
+        "rows with more or fewer cells than there are columns": ("row 39",),
+        "values of fewer than 5 known patients, not used": ("patient_name",),
+    }
+    assert [(column.name, column.images) for column in table.columns] == [
+        (name, 36) for name in ("acquired_at", "age", "patient_id", "site")
+    ]
+    assert not one.snapshot.ignored
+
+    # The table changes: that is no news, and the run that took its snapshot before keeps to what it said then.
+    upload_table(place, table_of(place.files, per_patient=3))
+    again = place.play(1)
+    assert (again.snapshot, again.folds, again.contents) == (one.snapshot, one.folds, one.contents)
+    place.store.client.delete_object(Bucket=place.store.bucket, Key="images/metadata.csv")
+    lost = place.play(2)
+    assert lost.snapshot.metadata is None and lost.snapshot.digest == one.snapshot.digest
+    assert (lost.folds, lost.split.grouping) == (one.folds, "patient")
+
+    told = everything_told(place.store, "artifacts/")
+    assert "pseudonym" not in told and "2023-Q2" in told and "40 to 49" in told
+    assert "MARKER" not in told and "MARKER" not in caplog.text
+
+
+def test_a_table_that_cannot_be_used_is_told_and_fails_only_who_requires_it(place: Place) -> None:
+    upload(place, place.files)
+    with pytest.raises(AirflowFailException, match=r"MetadataProblem: there is no metadata.parquet or metadata.csv"):
+        place.play(1, require_metadata=True)
+    place.store.put("images/metadata.parquet", b"PAR1 MARKER")
+    upload_table(place, table_of(place.files))
+    night = place.play(2)
+    assert night.checks.warnings[-1] == (
+        "the metadata table is not used: metadata.parquet is not a Parquet file that can be read (ArrowInvalid)"
+    )
+    assert (night.split.grouping, night.checks.patients) == ("near-duplicate group", None)
+    with pytest.raises(AirflowFailException, match="not a Parquet file"):
+        place.play(3, require_metadata=True)
+    place.store.client.delete_object(Bucket=place.store.bucket, Key="images/metadata.parquet")
+    upload_table(place, table_of(place.files[:-1]))
+    with pytest.raises(AirflowFailException, match="does not tell whose images 1 of 36 are"):
+        place.play(4, require_metadata=True)
+
+
+def test_a_past_moment_has_the_table_of_that_moment(make_store: Callable[..., ObjectStore], tmp_path: Path) -> None:
+    store = make_store(versioned=True)
+    rules = ImageRules.of(Settings(), RetrainingConfig.resolve({}))
+    store.put("images/benign/a.png", b"an image")
+    store.put("images/metadata.csv", b"key,patient_id\nbenign/a.png,A\n")
+    then = datetime.now(timezone.utc) + timedelta(seconds=1)
+    time.sleep(2.1)  # the store tells whole seconds
+    store.put("images/metadata.csv", b"key,patient_id\nbenign/a.png,B\n")
+    was, now = list_images(store, rules, then), list_images(store, rules)
+    assert was.digest == now.digest
+    contents = [store.get(listing.tables[0].key, listing.tables[0].version_id) for listing in (was, now)]
+    assert [content[-2:-1] for content in contents] == [b"A", b"B"]

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from bcc_ops.dataset.image_cache import sha256_of_file
 from bcc_ops.dataset.image_checks import ImageChecks, check_images
+from bcc_ops.dataset.metadata_source import folder_metadata
 from bcc_ops.dataset.snapshot import ImageRules, ListingBuilder, digest_of_images
 from bcc_ops.dataset.splits import Split, describe_split, split_images
 from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.exceptions import NoImages, SplitError
-from bcc_ops.runs.documents import FOLDS, CheckDocument, ChecksDocument, IgnoredKeys, name_fold
+from bcc_ops.runs.documents import FOLDS, CheckDocument, ChecksDocument, IgnoredKeys, MetadataDocument, name_fold
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,6 +72,7 @@ def check_labelled_folder(
     images, ignored, digest = _list_folder(folder, classes, config)
     if not images:
         raise NoImages(f"{folder} holds no image in a folder named after a class ({', '.join(classes) or 'there is none'})")
+    table, metadata = folder_metadata(folder, images, config)
     with tempfile.TemporaryDirectory(prefix="bcc-check-") as scratch:
         checks = check_images(
             images,
@@ -79,6 +81,8 @@ def check_labelled_folder(
             snapshot_digest=digest,
             classes=classes,
             previous=None,
+            metadata=metadata,
+            table=table,
         )
     return classes, images, ignored, checks
 
@@ -120,12 +124,32 @@ def check_tables(document: CheckDocument) -> list[RenderableType]:
         tables.append(_cut(conflicts, len(checks.conflicts)))
     if checks.shortcuts:
         tables.append(_shortcut_table(checks))
+    if checks.metadata:
+        tables.extend(_metadata_tables(checks.metadata))
     tables.extend(Text(f"warning: {warning}") for warning in checks.warnings)
     if checks.shortcuts_unavailable:
         tables.append(Text(f"shortcuts cannot be told: {checks.shortcuts_unavailable}"))
     if document.split_problem:
         tables.append(Text(f"no split: {document.split_problem}"))
     return tables
+
+
+def _metadata_tables(document: MetadataDocument) -> list[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    told = Table(title=Text(f"Metadata: {document.key}"), title_justify="left", show_header=False)
+    told.add_row("rows", str(document.rows))
+    told.add_row("images with a row", str(document.images))
+    told.add_row("patients", str(document.patients))
+    for column in document.columns:
+        told.add_row(Text(column.name), f"{column.images} images, {column.values} values")
+    if not document.findings:
+        return [told]
+    odd = Table("count", "finding", "such as", title="Odd in the metadata", title_justify="left")
+    for finding in document.findings:
+        odd.add_row(str(finding.count), Text(finding.reason), Text(", ".join(finding.examples)))
+    return [told, odd]
 
 
 def _shortcut_table(checks: ChecksDocument) -> RenderableType:

@@ -20,13 +20,15 @@ from bcc_ops.dataset.dicom import DicomTags
 from bcc_ops.dataset.drift import compare_distributions
 from bcc_ops.dataset.fingerprints import fingerprint, to_gray
 from bcc_ops.dataset.inspection_cache import ContentFacts, InspectionCache
+from bcc_ops.dataset.metadata import Metadata
 from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, find_near_duplicates
 from bcc_ops.dataset.properties import measure_properties
 from bcc_ops.dataset.resources import cores
 from bcc_ops.dataset.shortcuts import audit_shortcuts
+from bcc_ops.dataset.splits import patient_reader, patient_ties
 from bcc_ops.dataset.synthetic import is_synthetic
 from bcc_ops.exceptions import ImageRefused, NoImages, OutOfResources, TooManyRefused
-from bcc_ops.runs.documents import ChecksDocument, ImageGroup, RefusedImage
+from bcc_ops.runs.documents import ChecksDocument, ImageGroup, MetadataDocument, RefusedImage
 from bcc_ops.runs.tables import ContentRow
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ def check_images(
     classes: Sequence[str],
     previous: Sequence[ContentRow] | None,
     unreadable: Mapping[str, str] = MappingProxyType({}),
+    metadata: Metadata | None = None,
+    table: MetadataDocument | None = None,
 ) -> ImageChecks:
     """Check every image of a snapshot, find near-duplicates and conflicts, and compare what is new with what was there.
 
@@ -81,6 +85,8 @@ def check_images(
         classes: every class is counted, those without an image too.
         previous: contents.parquet of the last assessed earlier run; None without one.
         unreadable: key -> why the store does not give it, of the snapshot's images that are not in `images`. They are refused.
+        metadata: what is known of the images; nothing by default.
+        table: describes where that is from, for the document.
 
     Raises:
         NoImages: there is none at all.
@@ -105,7 +111,7 @@ def check_images(
 
     groups = _name_groups([image for image in images if not facts[image.sha256].reason], copies)
     conflicts = tuple(group for group in groups if len(group.labels) > 1)
-    contents = _rows(images, facts, copies, conflicts)
+    contents = _rows(images, facts, copies, conflicts, metadata or Metadata())
     dicom = {image.key: tags for image in images if (tags := facts[image.sha256].tags) is not None}
     burned_in = sum(tags.burned_in is True for tags in dicom.values())
     usable = Counter(row.label for row in contents if not row.refused)
@@ -132,10 +138,13 @@ def check_images(
         drift_unavailable=drift_unavailable,
         shortcuts=audit.findings,
         shortcuts_unavailable=audit.unavailable,
+        patients=_count_patients(contents, config.patient_pattern),
+        metadata=table,
         warnings=(
             *_warnings(contents, groups, conflicts, burned_in),
             *(finding.sentence for finding in drift if finding.warning),
             *audit.warnings(),
+            *_metadata_warnings(table),
         ),
         contents=None,
     )
@@ -151,8 +160,18 @@ def summary(document: ChecksDocument) -> list[str]:
     return [
         f"{document.checked} images checked, {len(document.refused)} refused{reasons}; usable: {usable}",
         f"{len(document.groups)} groups of near-duplicates hold {alike} images; {len(document.conflicts)} conflicts",
+        *describe_metadata(document.metadata),
         *(f"warning: {warning}" for warning in document.warnings),
     ]
+
+
+def describe_metadata(table: MetadataDocument | None) -> list[str]:
+    """Return what a metadata table told, one line per finding; nothing if there is none or if it is not used."""
+    if table is None or table.problem:
+        return []
+    columns = ", ".join(column.name for column in table.columns) or "no column that is used"
+    told = f"the metadata table has {table.rows} rows about {table.images} images of {table.patients} known patients: {columns}"
+    return [told, *(f"metadata: {one.count} {one.reason} ({', '.join(one.examples)})" for one in table.findings)]
 
 
 def inspect_contents(
@@ -244,6 +263,7 @@ def _rows(
     facts: Mapping[str, ContentFacts],
     copies: NearDuplicates,
     conflicts: Iterable[ImageGroup],
+    metadata: Metadata,
 ) -> tuple[ContentRow, ...]:
     conflicting = {key for group in conflicts for key in group.keys}
     return tuple(
@@ -261,9 +281,22 @@ def _rows(
             refused=known.reason or (CONFLICT if image.key in conflicting else ""),
             pixels=known.fingerprint.pixels if known.fingerprint else "",
             **(known.properties._asdict() if known.properties else {}),
+            patient=metadata.patient(image.key),
         )
         for image, known in ((image, facts[image.sha256]) for image in sorted(images, key=lambda image: image.key))
     )
+
+
+def _count_patients(contents: Iterable[ContentRow], pattern: str) -> int | None:
+    """Return how many patients the usable images are of, by the metadata or else by their keys; None if none is known."""
+    patient = patient_reader(pattern)
+    ties = (patient_ties(row, patient) for row in contents if not row.refused)
+    return len({known[0] for known in ties if known}) or None
+
+
+def _metadata_warnings(table: MetadataDocument | None) -> Iterable[str]:
+    if table is not None and table.problem:
+        yield f"the metadata table is not used: {table.problem}"
 
 
 def _warnings(

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcc_ops.dataset.near_duplicates import group_contents
-from bcc_ops.dataset.splits import patient_reader
+from bcc_ops.dataset.splits import patient_reader, patient_ties
 from bcc_ops.runs.documents import Estimate, ShortcutFinding
 from bcc_ops.runs.tables import ContentRow
 
@@ -174,10 +174,7 @@ def _groups(rows: Sequence[ContentRow], patient_pattern: str) -> dict[str, str]:
     links: dict[tuple[str, str], str] = {}
     patient = patient_reader(patient_pattern)
     for row in rows:
-        ties = [("near-duplicates", row.group)]
-        if name := patient(row.key):
-            ties.append(("patient", name))
-        for tie in ties:
+        for tie in [("near-duplicates", row.group), *patient_ties(row, patient)]:
             links[(first.setdefault(tie, row.key), row.key)] = tie[0]
     return group_contents(sorted(row.key for row in rows), links)[0]
 

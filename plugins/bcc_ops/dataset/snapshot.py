@@ -18,10 +18,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.dataset.metadata_table import TABLE_NAMES
 from bcc_ops.exceptions import ArtifactError, DatedInTheFuture, NoImages, TooManyRemoved
 from bcc_ops.runs.documents import (
     ConfigDocument,
     IgnoredKeys,
+    MetadataDocument,
     Reference,
     RunKind,
     SnapshotChange,
@@ -77,6 +79,8 @@ class Listing:
     ignored: tuple[IgnoredKeys, ...]
     versioned: bool
     newest: datetime | None
+    tables: tuple[ImageRow, ...] = ()
+    """The metadata tables beside the images, the one that is read first. They are no news: only images start a run."""
 
     @cached_property
     def digest(self) -> str:
@@ -100,6 +104,7 @@ class ListingBuilder:
         self._classes = {name: name for name in rules.classes}
         self._ignored_name = re.compile("|".join(translate(name.lower()) for name in rules.ignored_names) or r"(?!)")
         self._max_bytes = rules.max_bytes
+        self._tables = [f"{self._root}{name}" for name in TABLE_NAMES]
         self._versioned = versioned
         self._as_of = as_of
         self._newest: datetime | None = None
@@ -109,9 +114,10 @@ class ListingBuilder:
     def add(self, entry: Mapping[str, Any]) -> None:
         """Take one entry as boto3 gives it: Key, Size, ETag, LastModified, and VersionId, IsLatest, DeleteMarker."""
         moment = entry["LastModified"].astimezone(timezone.utc)
-        if self._as_of is not None and moment > self._as_of:
-            return
         key = entry["Key"]
+        # Without versions the table of that moment may be gone. The one that is there now says who is who as well.
+        if self._as_of is not None and moment > self._as_of and (self._versioned or key not in self._tables):
+            return
         latest = entry.get("IsLatest", True)
         deleted = entry.get("DeleteMarker", False)
         if self._as_of is None and not latest:
@@ -136,6 +142,11 @@ class ListingBuilder:
 
         images: list[ImageRow] = []
         newest: datetime | None = None
+        tables: list[ImageRow] = []
+        for key in self._tables:
+            moment, _, present, size, etag, version = self._seen.pop(key, (None, False, False, 0, "", ""))
+            if moment is not None and present:
+                tables.append(ImageRow(key, "", size, etag, version, moment))
         for key in sorted(self._seen):
             moment, _, present, size, etag, version = self._seen[key]
             label, reason = self._judge(key, size if present else 1)
@@ -150,7 +161,7 @@ class ListingBuilder:
             IgnoredKeys(reason=reason, count=count, examples=tuple(examples))
             for reason, (count, examples) in sorted(self._ignored.items())
         )
-        return Listing(images, ignored, self._versioned, newest)
+        return Listing(images, ignored, self._versioned, newest, tuple(tables))
 
     def _judge(self, key: str, size: int) -> tuple[str | None, str]:  # noqa: PLR0911 (one return per reason)
         folder, slash, name = key[len(self._root) :].partition("/")
@@ -333,6 +344,7 @@ def describe_snapshot(
     run_id: str,
     run_kind: RunKind,
     max_removed_fraction: float,
+    metadata: MetadataDocument | None = None,
 ) -> tuple[SnapshotDocument, bytes]:
     """Return a run's snapshot.json and images.parquet.
 
@@ -343,6 +355,7 @@ def describe_snapshot(
         previous: what the images are compared with.
         run_id, run_kind: of the run.
         max_removed_fraction: part of the previous run's images that may be gone.
+        metadata: what the table beside the images says; None if there is none.
 
     Raises:
         NoImages: there are none; the message counts what is there instead.
@@ -371,6 +384,7 @@ def describe_snapshot(
         change=previous.change_to(listing),
         ignored=listing.ignored,
         images=Reference.of(paths.document("images.parquet"), images),
+        metadata=metadata,
     )
     return document, images
 

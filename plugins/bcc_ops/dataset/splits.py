@@ -1,14 +1,17 @@
 """The sticky, group-safe split into five folds, and the class weights.
 
 A *group* is what must stay in one fold: near-duplicates, or all images of a patient if patients are known. The model of a fold is
-trained on the other folds, and asked about its own.
+trained on the other folds, and asked about its own. What the metadata and the patient pattern call one patient is one: neither
+overrules the other, since a fold too few does no harm and a patient in two folds does.
 
 - An image that ever had a fold keeps it, whether or not every run since saw it. It is recognised by its bytes or its pixels, so
   that growth, absence, renaming, a second upload and lossless re-encoding move nothing.
 - A group with members in one fold takes its new images to that fold.
-- If a group has members in several folds, because a new image or a patient pattern joins what was apart, its new images are left
-  out and nobody changes folds. Of the members that belong together without the new images, only those of the lowest fold are
-  used; the others are left out for as long as they belong together. So no model is asked about what it was trained on.
+- If a group has members in several folds, because a new image, the metadata or a patient pattern joins what was apart, its new
+  images are left out and nobody changes folds. Of the members that belong together without the new images, only those of the
+  lowest fold are used; the others are left out for as long as they belong together. So no model is asked about what it was
+  trained on.
+- An image of which the metadata tells no patient any more counts as of the one that it last told.
 - Only groups that are new altogether are drawn: the largest first, then in an order fixed by a salted digest of their content,
   each into the fold that has least of its classes. The result depends on the set of images alone, not on a listing's order.
 - What an older release held out is fold 1. What it trained on is drawn into the folds 2 to 5, so that with its model fold 1
@@ -35,7 +38,7 @@ GROUPS_NEEDED = 2
 """Groups that a class needs at least: one to train on, and one to be asked about."""
 
 Tie = tuple[str, str]
-"""What two images of a group have in common: a kind ("bytes", "pixels", "near-duplicates", "patient") and a name."""
+"""What two images of a group have in common: a kind ("bytes", "pixels", "near-duplicates", "patient", …) and a name."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Split:
         assignments: one row per content that has a fold, from earlier runs or from this one, sorted by sha256.
         carried_forward: how many images of `rows` kept the fold that an earlier run gave to their content.
         folds: how many of the folds are held out in turn.
+        patients: images of `rows` whose patient is known, and those of whom it is not.
     """
 
     rows: tuple[SplitRow, ...]
@@ -55,6 +59,7 @@ class Split:
     assignments: tuple[AssignmentRow, ...]
     carried_forward: int
     folds: int
+    patients: tuple[int, int] = (0, 0)
 
     @property
     def holdout_reuse(self) -> float:
@@ -77,6 +82,11 @@ class _Assigned:
     def fold(self, image: ContentRow) -> int | None:
         row = self.find(image)
         return row.fold if row else None
+
+    def patient(self, image: ContentRow) -> str:
+        """Return whose image the metadata last told that it is: a table that is gone for a night sets nobody apart."""
+        row = self.find(image)
+        return row.patient if row else ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,7 @@ def split_images(
     """
     usable = sorted((image for image in images if not image.refused), key=lambda image: image.key)
     known = _Assigned(fold_older(assigned))
+    usable = [image if image.patient else image._replace(patient=known.patient(image)) for image in usable]
     patient = patient_reader(config.patient_pattern)
     groups = _group_images(usable, known, patient)
     placed: dict[str, int] = {}
@@ -134,6 +145,7 @@ def split_images(
         _assignments(groups, placed, known, config.folds),
         sum(known.find(image) is not None for image in usable if image.key in placed),
         config.folds,
+        _count_patients(usable, placed, patient),
     )
     _check(split, groups, classes)
     return split
@@ -185,8 +197,11 @@ def held_out_digest(rows: Iterable[SplitRow], folds: int) -> str:
 
 def split_is_made_of(images: Iterable[ContentRow], config: RetrainingConfig) -> str:
     """Return a digest of everything that decides about a split besides the assignments of earlier runs."""
+    images = list(images)
     rows = sorted((image.key, image.sha256, image.group, image.refused) for image in images)
-    return digest_of([rows, (config.folds, config.split_salt, config.patient_pattern)])
+    patients = sorted((image.key, image.patient) for image in images if image.patient)
+    parts = [rows, (config.folds, config.split_salt, config.patient_pattern)]
+    return digest_of([*parts, patients] if patients else parts)
 
 
 def describe_split(
@@ -214,7 +229,7 @@ def describe_split(
         classes=tuple(classes),
         counts=counts,
         weights=class_weights({name: sum(of_fold[name] for of_fold in counts.values()) for name in classes}),
-        grouping="patient" if config.patient_pattern else "near-duplicate group",
+        grouping="patient" if config.patient_pattern or split.patients[0] else "near-duplicate group",
         salt=config.split_salt,
         carried_forward=split.carried_forward,
         previous_run=previous_run,
@@ -225,6 +240,7 @@ def describe_split(
         ancestors=tuple(ancestors),
         holdout_reuse=round(split.holdout_reuse, 2),
         made_of=made_of,
+        patients_unknown=split.patients[1] if split.patients[0] else 0,
     )
 
 
@@ -250,13 +266,29 @@ def patient_reader(pattern: str) -> Callable[[str], str | None]:
     return read
 
 
-def _ties(row: ContentRow | AssignmentRow, patient: Callable[[str], str | None]) -> list[Tie]:
-    ties = [("bytes", row.sha256)]
-    if row.pixels:
-        ties.append(("pixels", row.pixels))
+def patient_ties(row: ContentRow | AssignmentRow, patient: Callable[[str], str | None]) -> list[Tie]:
+    """Return what an image has in common with the others of its patient: by the metadata, and by its key.
+
+    Args:
+        row: the image.
+        patient: as `patient_reader` returns it.
+    """
+    ties = [("patient", name) for name in row.patient.split()]
     if name := patient(row.key):
-        ties.append(("patient", name))
+        ties.append(("patient by key", name))
     return ties
+
+
+def _ties(row: ContentRow | AssignmentRow, patient: Callable[[str], str | None]) -> list[Tie]:
+    pixels = [("pixels", row.pixels)] if row.pixels else []
+    return [("bytes", row.sha256), *pixels, *patient_ties(row, patient)]
+
+
+def _count_patients(
+    images: Iterable[ContentRow], placed: Mapping[str, int], patient: Callable[[str], str | None]
+) -> tuple[int, int]:
+    known = [bool(patient_ties(image, patient)) for image in images if image.key in placed]
+    return sum(known), len(known) - sum(known)
 
 
 def _join(ties_of: Iterable[Sequence[Tie]]) -> Callable[[Tie], Tie]:
@@ -368,7 +400,8 @@ def _assignments(groups: Sequence[_Group], placed: Mapping[str, int], known: _As
             seen.add(image.sha256)
             decided = fold <= folds and image.key in placed
             decisions = (before.decisions if before else 0) + decided
-            rows[image.sha256] = AssignmentRow(image.key, image.sha256, image.pixels, image.label, group.name, fold, decisions)
+            named = (image.key, image.sha256, image.pixels, image.label, group.name)
+            rows[image.sha256] = AssignmentRow(*named, fold, decisions, image.patient)
     return tuple(rows[sha256] for sha256 in sorted(rows))
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from bcc_ops.dataset.metadata import Metadata
 from bcc_ops.evaluation.metrics import (
     Evaluation,
     Floats,
@@ -52,6 +53,7 @@ class EvaluationPlan:
     wanted_sensitivity: float
     grouping: str
     slice_pattern: str = ""
+    smallest_slice: int = 20
     batch_size: int = 32
 
     @property
@@ -110,12 +112,14 @@ class RunImages:
         contents: the run's `contents.parquet`; its groups are near-duplicates, refused images included.
         assignments: the run's `assignments.parquet`, which knows the groups of images that are absent by now.
         paths: key -> local file, of the split's images at least.
+        metadata: what is known of them beside their pixels.
     """
 
     split: Sequence[SplitRow]
     contents: Sequence[ContentRow]
     assignments: Sequence[AssignmentRow]
     paths: Mapping[str, Path]
+    metadata: Metadata = field(default_factory=Metadata)
 
 
 def score(model: PredictsImages, images: LabelledImages, plan: EvaluationPlan, order: Sequence[str] | None = None) -> Scores:
@@ -319,9 +323,29 @@ def as_shipped(version: ChampionModel, scores: Scores, plan: EvaluationPlan) -> 
     return ScoredModel(scores, _shipped_threshold(version, plan), version.temperature)
 
 
+@dataclass(frozen=True)
+class AnswersOfVersion:
+    """A version's honest answers about some of the images that the challenger answered about.
+
+    Attributes:
+        chosen: (n,) about which of them.
+        scored: these answers, in the same order.
+    """
+
+    chosen: Mask
+    scored: ScoredModel
+
+    @property
+    def probabilities(self) -> Floats:
+        """(n, k) its answers, NaN where it has none."""
+        answers = np.full((len(self.chosen), self.scored.scores.classes_count), np.nan)
+        answers[self.chosen] = self.scored.scores.probabilities
+        return answers
+
+
 def compare(
     version: ChampionModel, challenger: ScoredModel, rows: Sequence[SplitRow], images: RunImages, plan: EvaluationPlan
-) -> tuple[Comparison, Floats | None]:
+) -> tuple[Comparison, AnswersOfVersion | None]:
     """Compare the challenger with another version.
 
     Args:
@@ -332,8 +356,7 @@ def compare(
         plan: classes and the like.
 
     Returns:
-        The comparison, and the version's answers about `rows` (n, k), NaN where it was not compared; None if it could not be
-        compared at all.
+        The comparison, and the version's answers; None if it could not be compared at all.
     """
     problem = version.problem or record_problem(version, images)
     if problem is None and set(version.classes) != set(plan.classes):
@@ -368,9 +391,7 @@ def compare(
         problem=None,
         caution=caution,
     )
-    probabilities = np.full((len(rows), len(plan.classes)), np.nan)
-    probabilities[theirs.places] = theirs.scored.scores.probabilities
-    return comparison, probabilities
+    return comparison, AnswersOfVersion(chosen, theirs.scored)
 
 
 def paired_differences(one: Evaluation, other: Evaluation) -> dict[str, Estimate]:

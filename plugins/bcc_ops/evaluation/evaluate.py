@@ -6,9 +6,8 @@ file is that is made from those models can only be told on images from elsewhere
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -29,6 +28,7 @@ from bcc_ops.evaluation.comparison import (
 )
 from bcc_ops.evaluation.intervals import student
 from bcc_ops.evaluation.metrics import Evaluation, Floats, ScoredModel, Scores, Threshold, amount, cross_fit, variance_of
+from bcc_ops.evaluation.subgroups import evaluate_slices, slice_values
 from bcc_ops.exceptions import DataError, ModelError
 from bcc_ops.models.champion import ChampionModel, PredictsImages
 from bcc_ops.models.probabilities import cross_entropies
@@ -38,12 +38,9 @@ from bcc_ops.runs.documents import (
     ExternalEvaluation,
     FileCheck,
     Reference,
-    SliceEvaluation,
 )
-from bcc_ops.runs.tables import ContentRow, SplitRow, write_predictions
+from bcc_ops.runs.tables import SplitRow, write_predictions
 
-SMALLEST_SLICE = 10
-"""Images. A slice of fewer says nothing with an interval worth reading."""
 MOST_CHECKED = 200
 """Images from elsewhere that the file and its folds' models are compared on."""
 FILE_SAMPLE = 100
@@ -127,13 +124,13 @@ def evaluate(
     parts = np.array([row.fold for row in rows], dtype=np.int64)
     scored = cross_fit(scores, parts, plan.positive, plan.wanted_sensitivity, OUT_OF_FOLD)
     answers: dict[str, Floats] = {"challenger": scores.probabilities}
-    comparisons = {}
+    comparisons, answered = {}, {}
     for name, version in (("champion", models.champion), ("anchor", models.anchor)):
         if version is not None:
             comparisons[name], theirs = compare(version, scored, rows, inputs.images, plan)
             say(describe_comparison(comparisons[name]))
             if theirs is not None:
-                answers[name] = theirs
+                answers[name], answered[name] = theirs.probabilities, theirs
     sample = LabelledImages.of_rows(rows, inputs.images.paths).first(FILE_SAMPLE)
     external = inputs.external if inputs.external is not None and inputs.external.keys else None
     elsewhere = score(models.file, external, plan) if external else None
@@ -141,7 +138,7 @@ def evaluate(
     answers["file"] = _of_sample(rows, sample, file.own)
     folds = [_AskedFold.ask(fold, load(), file) for fold, load in models.folds.items()]
     _require_own_answers(inputs, sample, folds)
-    slices, slices_unavailable = _slices(rows, scored, inputs, plan)
+    by = slice_values(rows, inputs.images.contents, _known_before(inputs), plan.slice_pattern, inputs.images.metadata)
     document = EvaluationDocument(
         classes=plan.classes,
         positive_class=plan.positive_class,
@@ -151,8 +148,8 @@ def evaluate(
         challenger=_of(scored, plan).evaluation(),
         comparison=comparisons.get("champion"),
         anchor=comparisons.get("anchor"),
-        slices=slices,
-        slices_unavailable=slices_unavailable,
+        slices=evaluate_slices(by, scored, answered.get("champion"), plan),
+        slices_unavailable=None if by else "not available: nothing tells one part of the images from another",
         external=_external(file, scored, models.champion),
         external_note=inputs.external_note,
         file_check=_check_file(file, folds, scored.threshold.value) if len(folds) > 1 else None,
@@ -318,58 +315,9 @@ def _of_sample(rows: Sequence[SplitRow], sample: LabelledImages, scores: Scores)
     return answers
 
 
-def _slices(
-    rows: Sequence[SplitRow], scored: ScoredModel, inputs: EvaluationInputs, plan: EvaluationPlan
-) -> tuple[tuple[SliceEvaluation, ...], str | None]:
-    found: list[SliceEvaluation] = []
-    for by, values in slice_values(rows, inputs.images.contents, _known_before(inputs), plan.slice_pattern).items():
-        for value in sorted(set(values) - {""}):
-            chosen = np.array([own == value for own in values])
-            found.append(_slice(by, value, scored, chosen, plan))
-    return tuple(found), None if found else "not available: nothing tells one part of the images from another"
-
-
 def _known_before(inputs: EvaluationInputs) -> frozenset[str] | None:
     """Return sha256 of the images that were held out before; None in the first run."""
     return None if inputs.first else frozenset(row.sha256 for row in inputs.images.assignments if row.decisions > 1)
-
-
-def slice_values(
-    rows: Sequence[SplitRow], contents: Sequence[ContentRow], earlier: frozenset[str] | None, pattern: str
-) -> dict[str, list[str]]:
-    """Return what the images can be told apart by.
-
-    Args:
-        rows: of the images.
-        contents: widths and heights of this snapshot's images.
-        earlier: sha256 of the images that were held out before; None in the first run.
-        pattern: regular expression whose first group names the slice that a key belongs to; "" for none.
-
-    Returns:
-        What is sliced by -> one value per row, "" for a row in no slice. Nothing where all rows have the same value.
-    """
-    pixels = {row.key: row.width * row.height for row in contents}
-    sizes = [pixels.get(row.key, 0) for row in rows]
-    middle = float(np.median([size for size in sizes if size] or [0]))
-    small, large = f"up to {middle / 1e6:.2f} megapixels", f"more than {middle / 1e6:.2f} megapixels"
-    by = {"image size": [(small if size <= middle else large) if size else "" for size in sizes]}
-    if earlier is not None:
-        by["new images"] = ["held out before" if row.sha256 in earlier else "new" for row in rows]
-    if pattern:
-        matches = [re.search(pattern, row.key) for row in rows]
-        by["key pattern"] = [(match.group(1) or "") if match else "" for match in matches]
-    return {name: values for name, values in by.items() if len(set(values) - {""}) > 1}
-
-
-def _slice(by: str, value: str, scored: ScoredModel, chosen: np.ndarray, plan: EvaluationPlan) -> SliceEvaluation:
-    count = int(chosen.sum())
-    if count < SMALLEST_SLICE:
-        missing = Estimate.missing(f"{count} images are too few")
-        return SliceEvaluation(by=by, value=value, images=count, balanced_accuracy=missing, positive_sensitivity=missing)
-    part = _of(replace(scored.subset(chosen), temperature=None, temperatures=None), plan)
-    sensitivity = part.estimate("operating.sensitivity")
-    balanced = part.estimate("balanced_accuracy")
-    return SliceEvaluation(by=by, value=value, images=count, balanced_accuracy=balanced, positive_sensitivity=sensitivity)
 
 
 def _predictions(rows: Sequence[SplitRow], answers: dict[str, Floats], plan: EvaluationPlan) -> bytes:

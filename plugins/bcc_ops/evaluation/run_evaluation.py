@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.metadata_source import read_metadata
 from bcc_ops.dataset.snapshot import ImageRules, list_images
 from bcc_ops.dataset.splits import group_images
 from bcc_ops.evaluation.comparison import EvaluationPlan, LabelledImages, RunImages
@@ -95,7 +96,7 @@ def evaluate_run(
             anchor=anchor,
         ),
         EvaluationInputs(
-            images=RunImages(split, contents, assignments, inputs.images),
+            images=RunImages(split, contents, assignments, inputs.images, read_metadata(store, inputs.snapshot.metadata)),
             rows=rows,
             answers=answers,
             first=inputs.split.previous_run is None,
@@ -139,6 +140,7 @@ def plan_of(inputs: RunInputs) -> EvaluationPlan:
         wanted_sensitivity=inputs.config.wanted_sensitivity,
         grouping=inputs.split.grouping,
         slice_pattern=inputs.config.slice_pattern,
+        smallest_slice=inputs.config.min_subgroup_images,
     )
 
 

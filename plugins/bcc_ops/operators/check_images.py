@@ -29,6 +29,7 @@ class CheckImagesOperator(BccOperator):
     def work(self, context: Context) -> dict[str, str]:
         """Validate the run's images."""
         from bcc_ops.dataset.image_checks import MEMORY_FILE, check_images, summary
+        from bcc_ops.dataset.metadata_source import read_metadata
         from bcc_ops.runs.previous import previous_contents
         from bcc_ops.runs.tables import ContentRow, write_rows
 
@@ -42,6 +43,8 @@ class CheckImagesOperator(BccOperator):
             classes=run.snapshot.classes,
             previous=previous_contents(self.store, run.paths, run.snapshot),
             unreadable=unreadable,
+            metadata=read_metadata(self.store, run.snapshot.metadata),
+            table=run.snapshot.metadata,
         )
         rows = self.store.put_referenced(run.paths.document("contents.parquet"), write_rows(ContentRow, result.contents))
         document = result.document.model_copy(update={"contents": rows})

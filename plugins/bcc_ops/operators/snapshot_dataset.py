@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class SnapshotDatasetOperator(BccOperator):
     """List the images as of the moment that the sensor decided on, and write config.json, images.parquet and snapshot.json.
 
+    If there is a metadata table beside the images, metadata.parquet has what it says, without what identifies a patient.
+
     If the images are no longer those that the sensor saw, they must settle again first. A run whose snapshot is there already
     keeps to it, and one whose model came into use keeps its parameters too. Returns the run's handle, from which every later
     task loads the run.
@@ -36,6 +38,8 @@ class SnapshotDatasetOperator(BccOperator):
 
     def work(self, context: Context) -> dict[str, str]:
         """Take the run's snapshot."""
+        from bcc_ops.dataset.metadata_source import METADATA_FILE, snapshot_metadata
+
         config = self.deployment.resolve(context["params"])
         run_id, kind = context["run_id"], run_kind(context)
         prefix = self.settings.artifacts_prefix
@@ -49,16 +53,21 @@ class SnapshotDatasetOperator(BccOperator):
             check = ArrivalCheck(self.store, self.settings, config)
             as_of, listing = check.listing_of(self.arrivals, may_settle=about_now, sleep=time.sleep)
             paths = RunPaths.of(prefix, as_of, run_id)
+            previous = PreviousSnapshot.before(self.store, prefix, paths.as_of)
+            metadata, rows = snapshot_metadata(self.store, self.settings, config, listing, paths=paths, previous=previous)
             document, images = describe_snapshot(
                 listing,
                 self.settings,
                 paths,
-                PreviousSnapshot.before(self.store, prefix, paths.as_of),
+                previous,
                 run_id=run_id,
                 run_kind=kind,
                 max_removed_fraction=config.max_removed_fraction,
+                metadata=metadata,
             )
             self.store.put(paths.document("images.parquet"), images)
+            if metadata is not None:
+                self.store.put(paths.document(METADATA_FILE), rows)
             snapshot = self.store.save(paths.document("snapshot.json"), document)
         config_key = paths.document("config.json")
         kept = saved is not None and self.promoted(paths) is not None and self.store.head(config_key) is not None

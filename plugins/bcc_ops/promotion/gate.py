@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from statistics import NormalDist
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.models.registry import Pointer
@@ -111,6 +112,7 @@ def decide(
         _auc_not_worse(positive, anchor or against),
         _better_than_champion(positive, against, anchor),
         _external(evaluation.external, positive, champion, config),
+        *_subgroups(evaluation, champion, config),
         *_file_check(evaluation.file_check),
         _newer(as_of, champion),
         _backfill(run_kind, config),
@@ -356,6 +358,40 @@ def _external(
         return _not_applicable(rule, sentence, threshold=-margin)
     difference = external.differences.get(f"{positive}_auc", Estimate.missing("it was not measured"))
     return _margin(rule, name, "the champion", difference, margin)
+
+
+def _subgroups(
+    evaluation: EvaluationDocument, champion: ChampionState | None, config: RetrainingConfig
+) -> tuple[RuleResult, ...]:
+    """Reject a model that finds fewer cancers in a subgroup than the champion, with confidence; a rule only if it is switched on.
+
+    One of many subgroups looks worse by chance. So the bound is that of Bonferroni: of two equal models, one in forty is rejected
+    for any of its subgroups.
+    """
+    rule, needed = "no_subgroup_worse", config.subgroup_malignant_groups
+    if not needed:
+        return ()
+    metric = f"{evaluation.positive_class}_sensitivity"
+    name = f"{evaluation.positive_class.capitalize()} sensitivity in subgroups"
+    if champion is None:
+        return (_not_applicable(rule, f"{name}: no champion to compare with.", threshold=0),)
+    parts = [part for part in evaluation.slices if part.compared_positive_groups >= needed]
+    found = {f"{part.by} {part.value}": part.differences[metric] for part in parts if metric in part.differences}
+    wider = NormalDist().inv_cdf(1 - 0.025 / max(1, len(found))) / NormalDist().inv_cdf(0.975)
+    bounds = {
+        of: difference.value + wider * (difference.high - difference.value)
+        for of, difference in found.items()
+        if difference.value is not None and difference.high is not None
+    }
+    if not bounds:
+        return (_not_applicable(rule, f"{name}: none has {needed} malignant groups to compare on.", threshold=0),)
+    worst = min(bounds, key=lambda of: bounds[of])
+    passed = bounds[worst] >= 0
+    sentence = (
+        f"{name}: of {len(bounds)} with {needed} malignant groups or more, {worst} differs most from the champion, by "
+        f"{found[worst]}: it is {'not ' if passed else ''}lower with confidence (upper bound {bounds[worst]:.3f})."
+    )
+    return (_rule(rule, passed, sentence, value=bounds[worst], threshold=0),)
 
 
 def _file_check(check: FileCheck | None) -> tuple[RuleResult, ...]:

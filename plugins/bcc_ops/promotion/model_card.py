@@ -214,17 +214,17 @@ def _metrics(evaluation: EvaluationDocument) -> str:
     ]
     if evaluation.slices:
         slices = [
-            (part.by, part.value, part.images, format(part.balanced_accuracy), format(part.positive_sensitivity))
+            (part.by, part.value, part.images, format(part.positive_sensitivity), format(part.positive_specificity))
             for part in evaluation.slices
         ]
         blocks.append(
             _table(
-                ("by", "slice", "images", "balanced accuracy", f"{evaluation.positive_class} sensitivity at operating point"),
+                ("by", "subgroup", "images", f"{evaluation.positive_class} sensitivity at operating point", "specificity there"),
                 slices,
             )
         )
     else:
-        blocks.append(f"Slices: {evaluation.slices_unavailable}.")
+        blocks.append(f"Subgroups: {evaluation.slices_unavailable}.")
     return "\n\n".join(blocks)
 
 
@@ -317,6 +317,8 @@ def _limits(run: RunDocuments) -> str:
             "Patients are not known: images of one patient that are not near-duplicates may be in several folds, "
             "which flatters the metrics."
         )
+    if weights.patients_unknown:
+        limits.append(f"The patients of {weights.patients_unknown} images are not known: they may be in several folds.")
     if evaluation.external is None:
         limits.append("Not evaluated on images from another site or device.")
     if snapshot.as_of_source != "versions":

@@ -235,6 +235,48 @@ class SnapshotChange(Part):
         return self.added + self.changed + self.removed
 
 
+class MetadataFinding(Part):
+    """What is odd in a metadata table: how often, and some examples (keys of images, numbers of rows, names of columns)."""
+
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+
+class MetadataColumn(Part):
+    """A column of the metadata that is used."""
+
+    name: str
+    images: int
+    """Images with a value."""
+    values: int
+    """Different values."""
+
+
+class MetadataDocument(Part):
+    """What the metadata table beside the images says, without what would identify a patient."""
+
+    key: str
+    etag: str
+    version_id: str
+    last_modified: datetime
+    size: int
+    sha256: str | None = None
+    """Of the table's bytes; null if they could not be read."""
+    problem: str | None = None
+    """Why the table is not used at all; null if it is."""
+    rows: int = 0
+    images: int = 0
+    """Images that a row is about."""
+    patients: int = 0
+    columns: tuple[MetadataColumn, ...] = ()
+    findings: tuple[MetadataFinding, ...] = ()
+    salt: str = ""
+    """Names the salt of the patients' pseudonyms; it does not tell the salt."""
+    table: Reference | None = None
+    """`metadata.parquet`: one row per image and column."""
+
+
 class SnapshotDocument(Document):
     """Which images a run is about: those under the prefix, as of a moment."""
 
@@ -257,6 +299,8 @@ class SnapshotDocument(Document):
     """Against `previous_run`; null without one."""
     ignored: tuple[IgnoredKeys, ...]
     images: Reference
+    metadata: MetadataDocument | None = None
+    """Null if there is no metadata table, and in documents of older releases."""
 
     @property
     def total(self) -> int:
@@ -334,6 +378,10 @@ class ChecksDocument(Document):
     shortcuts: tuple[ShortcutFinding, ...] = ()
     shortcuts_unavailable: str | None = None
     """Why nothing can be told about shortcuts; null if there are findings, and in documents of older releases."""
+    patients: int | None = None
+    """Patients that the usable images are of, as far as they are known; null if none is."""
+    metadata: MetadataDocument | None = None
+    """As in snapshot.json."""
     warnings: tuple[str, ...]
     contents: Reference | None
     """`contents.parquet`: one row per image checked."""
@@ -376,6 +424,8 @@ class SplitDocument(Document):
     """Gate decisions per held-out image, this run's included."""
     made_of: str = ""
     """Digest of what the split was made of: a run that is done again with the same keeps its split."""
+    patients_unknown: int = 0
+    """Images in a fold whose patient is not known although those of others are."""
 
     def held_out(self, folds: int) -> list[int]:
         """Return which of the first so many folds are held out in turn: those that have an image. Few groups do not fill five."""
@@ -618,13 +668,26 @@ class FileCheck(Part):
 
 
 class SliceEvaluation(Part):
-    """The challenger on part of the held-out images."""
+    """The challenger on part of the held-out images, and the champion beside it on those of them that both are compared on."""
 
     by: str
+    """"image size", "new images", "key pattern", or a column of the metadata."""
     value: str
     images: int
     balanced_accuracy: Estimate
     positive_sensitivity: Estimate
+    """At the operating point."""
+    positive_specificity: Estimate = Estimate.missing("written by an older release")
+    groups: int = 0
+    positive_groups: int = 0
+    compared: int = 0
+    """Images that both are compared on; 0 if they are too few, or if there is no champion."""
+    compared_positive_groups: int = 0
+    champion_sensitivity: Estimate | None = None
+    """At its own operating point, on the images compared on."""
+    champion_specificity: Estimate | None = None
+    differences: dict[str, Estimate] = Field(default_factory=dict)
+    """Challenger minus champion, paired, by some of the names that `Comparison.differences` has."""
 
 
 class FollowedShortcut(Part):

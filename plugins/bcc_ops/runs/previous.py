@@ -85,8 +85,9 @@ def merge_assignments(newest: Sequence[AssignmentRow], others: Iterable[Sequence
             if known:
                 drawn_since = known.fold == OLDER_TRAINING and row.fold in FOLDS[1:]
                 fold = row.fold if drawn_since else known.fold
-                by_bytes[known.sha256] = known._replace(fold=fold)
-                merged = row._replace(fold=fold, decisions=max(known.decisions, row.decisions))
+                patient = known.patient or row.patient
+                by_bytes[known.sha256] = known._replace(fold=fold, patient=patient)
+                merged = row._replace(fold=fold, decisions=max(known.decisions, row.decisions), patient=patient)
             by_bytes[row.sha256] = merged
             if row.pixels:
                 by_pixels[row.pixels] = merged

@@ -7,7 +7,7 @@ may be missing at the end: older releases did not write it.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -37,6 +37,8 @@ class ContentRow(NamedTuple):
     values, 0 to 255 (0 if refused). `pixels` is the sha256 of the decoded pixels ("" if refused): it survives lossless
     re-encoding and the removal of metadata, which change `sha256`, that of the file's bytes. What follows `pixels` is
     described in `dataset.properties.Properties`; `file_format` is "" if it was not measured (refused, or an older release).
+    `patient` is the pseudonym of the patient in the metadata, "" if it does not tell; several, with a space between, if it
+    contradicts itself.
     """
 
     key: str
@@ -67,6 +69,7 @@ class ContentRow(NamedTuple):
     coloured: float = 0.0
     saturation: float = 0.0
     strokes: float = 0.0
+    patient: str = ""
 
 
 class SplitRow(NamedTuple):
@@ -84,7 +87,7 @@ class AssignmentRow(NamedTuple):
     """assignments.parquet: an image that has a fold for good, whether or not this run uses it.
 
     `key` and `group` are those of the last run that saw the image. `decisions` counts the gate decisions that it was held out
-    for.
+    for. `patient` is as in `ContentRow`, as the metadata last told it.
     """
 
     key: str
@@ -94,6 +97,15 @@ class AssignmentRow(NamedTuple):
     group: str
     fold: int
     decisions: int
+    patient: str = ""
+
+
+class MetadataRow(NamedTuple):
+    """metadata.parquet: what is known of an image in one column. `patient_id` holds pseudonyms, never identifiers."""
+
+    key: str
+    column: str
+    value: str
 
 
 _TYPES: Mapping[Any, pa.DataType] = {
@@ -200,6 +212,56 @@ def read_predictions(content: bytes) -> dict[str, list[Any]]:
     """Return the columns of predictions.parquet, by name."""
     columns: dict[str, list[Any]] = _from_bytes(content).to_pydict()
     return columns
+
+
+def read_foreign_table(
+    content: bytes, text: Callable[[Any], str], *, most_rows: int, most_columns: int, most_bytes: int
+) -> tuple[list[str], list[str], Iterator[list[str]]]:
+    """Read a Parquet file that anybody may have written.
+
+    Args:
+        content: of the file.
+        text: turns a value into text; asked once for each different text of a column, so that a small file stays small.
+        most_rows, most_columns: that it may have.
+        most_bytes: that it may state for its columns before compression.
+
+    Returns:
+        The names of the columns with plain values, those of the others, and the rows of the former.
+
+    Raises:
+        ArtifactError: the file is not one, or has more; the rows raise it too. The message is the end of a sentence about it.
+    """
+    try:
+        schema = pq.read_schema(io.BytesIO(content))
+        plain = [one.name for one in schema if not pa.types.is_nested(one.type)]
+        file = pq.ParquetFile(io.BytesIO(content), read_dictionary=plain)
+        groups = [file.metadata.row_group(number) for number in range(min(file.metadata.num_row_groups, most_rows))]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ArtifactError(_not_parquet(error)) from None
+    if file.metadata.num_rows > most_rows or len(schema) > most_columns:
+        raise ArtifactError(f"has more than {most_rows:,} rows or {most_columns} columns")
+    if sum(group.total_byte_size for group in groups) > most_bytes:
+        raise ArtifactError(f"unpacks to more than {most_bytes / 1e6:g} MB")
+    return plain, sorted({one.name for one in schema} - set(plain)), _foreign_rows(file, plain, text)
+
+
+def _foreign_rows(file: pq.ParquetFile, columns: list[str], text: Callable[[Any], str]) -> Iterator[list[str]]:
+    try:
+        for batch in file.iter_batches(batch_size=10_000, columns=columns):
+            yield from (list(row) for row in zip(*(_texts(column, text) for column in batch.columns)))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ArtifactError(_not_parquet(error)) from None
+
+
+def _not_parquet(error: Exception) -> str:
+    return f"is not a Parquet file that can be read ({type(error).__name__})"
+
+
+def _texts(column: pa.Array, text: Callable[[Any], str]) -> list[str]:
+    if not pa.types.is_dictionary(column.type):
+        return [text(value) for value in column.to_pylist()]
+    values = [text(value) for value in column.dictionary.to_pylist()]
+    return [text(None) if place is None else values[place] for place in column.indices.to_pylist()]
 
 
 def _to_bytes(table: pa.Table) -> bytes:

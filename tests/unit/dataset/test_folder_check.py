@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.folder_check import check_folder, check_tables
-from bcc_ops.exceptions import NoImages
+from bcc_ops.exceptions import MetadataProblem, NoImages
 from bcc_ops.runs.documents import FOLDS, CheckDocument, parse_document
 from tests.factories.images import scan_png
 
@@ -63,6 +63,21 @@ def test_an_empty_file_is_refused_and_told(folder):
     document = check_folder(folder, CONFIG)
     assert [(one.key, one.reason) for one in document.checks.refused] == [("benign/nothing [0].png", "empty")]
     assert "nothing [0].png" in printed(document)  # brackets are no markup
+
+
+def test_patients_of_a_table_in_the_folder_stay_together(folder):
+    (folder / "metadata.csv").write_text("key,patient_id,age\n*(0).png,MARKER,45\n*(1).png,B,45\n*gone.png,C,45\n")
+    document = check_folder(folder, CONFIG)
+    assert document.folds["benign/benign (0).png"] == document.folds["malignant/malignant (0).png"]
+    assert (document.split.grouping, document.split.patients_unknown, document.checks.patients) == ("patient", 6, 2)
+    assert {one.reason: one.count for one in document.ignored}["in no class folder"] == 1
+    told = printed(document)
+    assert "rows without an image" in told and "row 4" in told
+    assert "MARKER" not in told + document.to_json().decode()
+    (folder / "metadata.csv").write_text("no key\n")
+    assert "has no column named `key`" in printed(check_folder(folder, CONFIG))
+    with pytest.raises(MetadataProblem, match="require_metadata"):
+        check_folder(folder, CONFIG.model_copy(update={"require_metadata": True}))
 
 
 def test_conflicts_are_listed(folder):

@@ -222,3 +222,19 @@ def test_one_object_dated_in_the_future_is_told_and_makes_no_model_of_then() -> 
     assert moment_of(now, now + timedelta(minutes=59)) == now + timedelta(minutes=59)
     with pytest.raises(DatedInTheFuture, match=r"an image is dated 2099-01-01 .* and it is 2026-11-22 02:00:00 UTC here"):
         moment_of(now, datetime(2099, 1, 1, tzinfo=timezone.utc))
+
+
+def test_the_metadata_table_is_neither_an_image_nor_ignored_and_is_no_news() -> None:
+    images = [entry("images/benign/a.png"), entry("images/malignant/metadata.csv")]
+    without = listing(*images)
+    found = listing(*images, entry("images/metadata.csv", NOON + timedelta(days=1)), entry("images/metadata.parquet"))
+    assert [table.key for table in found.tables] == ["images/metadata.parquet", "images/metadata.csv"]
+    assert (found.digest, found.newest, found.ignored) == (without.digest, NOON, without.ignored)
+
+
+def test_a_past_moment_has_its_own_table_only_where_versions_are_kept() -> None:
+    table = [version("images/metadata.csv", "t2", minutes=9, latest=True), version("images/metadata.csv", "t1", minutes=0)]
+    assert [one.version_id for one in listing(*table, versioned=True, as_of=NOON).tables] == ["t1"]
+    assert listing(removal("images/metadata.csv", minutes=2), *table[1:], versioned=True).tables == ()
+    later = entry("images/metadata.csv", NOON + timedelta(minutes=9))
+    assert [one.last_modified for one in listing(later, as_of=NOON).tables] == [NOON + timedelta(minutes=9)]

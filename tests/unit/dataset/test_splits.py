@@ -16,9 +16,10 @@ from bcc_ops.dataset.splits import (
     fold_older,
     held_out_digest,
     split_images,
+    split_is_made_of,
 )
 from bcc_ops.exceptions import SplitError
-from bcc_ops.runs.documents import FOLDS
+from bcc_ops.runs.documents import FOLDS, digest_of
 from bcc_ops.runs.tables import AssignmentRow, ContentRow
 
 CLASSES = ("benign", "malignant", "normal")
@@ -383,6 +384,106 @@ def test_a_patient_pattern_that_is_switched_on_lets_no_patient_cross_and_nobody_
     third = night(images + new, second, patients)
     assert_no_patient_crosses(third)
     assert all(folds(first).get(key, side) == side for key, side in folds(third).items())
+
+
+def of_patients(images):
+    """The images with the patient in their key told by the metadata instead."""
+    return [row._replace(patient=f"pseudonym-{row.key.split('/')[-1].split('_')[0]}") for row in images]
+
+
+def test_patients_of_the_metadata_stay_together_as_those_of_a_pattern_do():
+    images = [image(f"P{number // 4:02d}_{number}", CLASSES[(number // 4) % 3]) for number in range(180)]
+    pattern = RetrainingConfig.resolve({"patient_pattern": r"(P\d+)_"})
+    by_metadata, by_key = night(of_patients(images)), night(images, config=pattern)
+    assert folds(by_metadata) == folds(by_key)
+    assert_no_patient_crosses(by_metadata)
+    for split, config in ((by_metadata, CONFIG), (by_key, pattern)):
+        document = describe_split(split, config, CLASSES)
+        assert (document.grouping, document.patients_unknown) == ("patient", 0)
+
+
+def test_a_table_that_arrives_lets_no_patient_cross_and_nobody_change_folds():
+    images = [image(f"P{number // 3:02d}_{number}", CLASSES[(number // 3) % 3]) for number in range(180)]
+    first = night(images)
+    second = night(of_patients(images), first)
+    assert_no_patient_crosses(second)
+    assert second.left_out
+    assert all(folds(first)[key] == side for key, side in folds(second).items())
+
+
+def test_a_table_that_is_lost_for_a_night_sets_nobody_apart():
+    """Forgotten, new images of a patient would be drawn into other folds as soon as the old ones are gone."""
+    images = [image(f"P{number:02d}_a", CLASSES[number % 3]) for number in range(60)]
+    first = night(of_patients(images))
+    without = night(images, first)
+    assert folds(without) == folds(first) and describe_split(without, CONFIG, CLASSES).grouping == "patient"
+    here = [row for number, row in enumerate(images) if number % 2]
+    late = [image(f"P{number:02d}_b", CLASSES[number % 3]) for number in range(0, 60, 2)]
+    third = night(of_patients(here + late), without)
+    for row in late:
+        assert folds(third)[row.key] == folds(first)[row.key.replace("_b", "_a")]
+
+
+def test_of_a_key_and_the_metadata_neither_overrules_the_other():
+    pattern = RetrainingConfig.resolve({"patient_pattern": r"(P\d+)_"})
+    images = [image(f"P{number:02d}_{view}", CLASSES[number % 3]) for number in range(40) for view in "ab"]
+    married = {"P00": "now one", "P39": "now one"}
+    told = [row._replace(patient=married.get(row.key.split("/")[-1][:3], "")) for row in images]
+    split = night(told, config=pattern)
+    assert_no_patient_crosses(split)
+    assert len({row.fold for row in split.rows if row.key.split("/")[-1][:3] in married}) == 1
+
+
+def test_an_image_that_two_patients_claim_keeps_both_in_its_fold():
+    images = [image(f"{name}_{number}", CLASSES[number % 3]) for name in "ABCDEFGHIJKL" for number in range(3)]
+    told = [row._replace(patient=row.key.split("/")[-1][0]) for row in images]
+    told.append(image("between")._replace(patient="A B"))
+    split = night(told)
+    assert len({row.fold for row in split.rows if row.key.split("/")[-1][0] in "ABb"}) == 1
+
+
+def test_images_whose_patient_is_not_known_are_counted_where_others_are_known():
+    images = singles("k", 60)
+    told = [row._replace(patient=f"p{number}") for number, row in enumerate(images[:50])] + images[50:]
+    assert describe_split(night(told), CONFIG, CLASSES).patients_unknown == 10
+    assert describe_split(night(images), CONFIG, CLASSES).patients_unknown == 0
+
+
+def test_a_split_is_made_of_patients_too_and_as_ever_without_them():
+    images = singles("m", 9)
+    assert split_is_made_of(of_patients(images), CONFIG) != split_is_made_of(images, CONFIG)
+    older = digest_of(
+        [sorted((row.key, row.sha256, row.group, row.refused) for row in images), (CONFIG.folds, CONFIG.split_salt, "")]
+    )
+    assert split_is_made_of(images, CONFIG) == older
+
+
+@holds
+@given(datasets(least=8), st.integers(2, 9), st.lists(st.booleans(), min_size=4, max_size=4), st.randoms(use_true_random=False))
+def test_through_any_history_of_the_table_no_image_changes_folds_and_no_known_patient_crosses(images, shared, there, draw):
+    """The table comes, goes and is corrected from night to night; images come and go."""
+    patients = {row.sha256: f"p{draw.randrange(len(images) // shared + 2)}" for row in images}
+    given_to: dict[str, int] = {}
+    split = None
+    for is_there in there:
+        if draw.random() < 0.3:
+            patients[draw.choice(images).sha256] = "corrected"
+        present = [row for row in images if draw.random() < 0.9]
+        told = [row._replace(patient=patients[row.sha256] if is_there and draw.random() < 0.9 else "") for row in present]
+        try:
+            split = night(told, split)
+        except SplitError:  # that night ends without a split
+            continue
+        for row in split.rows:
+            assert given_to.setdefault(row.sha256, row.fold) == row.fold
+        for row in split.assignments:
+            given_to.setdefault(row.sha256, row.fold)
+        on: defaultdict[str, set[int]] = defaultdict(set)
+        fold_of = contents_by_fold(split)
+        for row in told:
+            if row.patient and row.sha256 in fold_of:
+                on[row.patient].add(fold_of[row.sha256])
+        assert {patient: where for patient, where in on.items() if len(where) > 1} == {}
 
 
 def assert_no_patient_crosses(split):

@@ -49,7 +49,8 @@ def compared(
     version: ChampionModel, images: RunImages | None = None, split: list[SplitRow] | None = None
 ) -> tuple[Comparison, np.ndarray | None]:
     asked = SPLIT if split is None else split
-    return compare(version, challenger(asked), asked, images or images_of(asked), PLAN)
+    comparison, theirs = compare(version, challenger(asked), asked, images or images_of(asked), PLAN)
+    return comparison, theirs.probabilities if theirs else None
 
 
 # By recorded answers --------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from bcc_ops.evaluation.evaluate import (
     Models,
     evaluate,
     evaluate_folder,
-    slice_values,
 )
 from bcc_ops.evaluation.metrics import Threshold
 from bcc_ops.exceptions import DataError, ModelError
@@ -256,10 +255,6 @@ def test_nothing_to_slice_by_is_said() -> None:
     document = run(images=images_of(contents=[content(row) for row in SPLIT])).document
     assert document.slices == ()
     assert document.slices_unavailable == "not available: nothing tells one part of the images from another"
-
-
-def test_a_pattern_that_matches_no_key_slices_nothing() -> None:
-    assert "key pattern" not in slice_values(SPLIT, [], None, r"site-(\w+)")
 
 
 # Elsewhere ------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from bcc_ops.runs.documents import (
     ModelEvaluation,
     RuleResult,
     RunKind,
+    SliceEvaluation,
 )
 from tests.unit.report.samples import (
     AS_OF,
@@ -409,3 +410,60 @@ def test_a_file_that_does_not_keep_what_its_folds_promised_is_rejected() -> None
     assert rejecting(rejected) == ["file_as_good_as_folds"]
     assert "log loss 0.700 and 0.419 on 60 external test images" in rejected.reasons[0]
     assert not [rule for rule in gate().rules if rule.rule == "file_as_good_as_folds"]
+
+
+# Subgroups ------------------------------------------------------------------------------------------------------------
+
+
+def subgroup(value: str, difference: Estimate, groups: int = 30) -> SliceEvaluation:
+    fine = Estimate(value=0.9, low=0.8, high=0.95)
+    return SliceEvaluation(
+        by="site",
+        value=value,
+        images=90,
+        balanced_accuracy=fine,
+        positive_sensitivity=fine,
+        compared=80,
+        compared_positive_groups=groups,
+        differences={"malignant_sensitivity": difference},
+    )
+
+
+EQUAL = Estimate(value=0.0, low=-0.1, high=0.1)
+LOWER = Estimate(value=-0.2, low=-0.3, high=-0.1)
+"""By twice its half width: in forty subgroups, one of two equal models differs so by chance."""
+
+
+def with_subgroups(*parts: SliceEvaluation, needed: int = 20, champion: ChampionState | None = CHAMPION) -> GateDocument:
+    return gate(evaluation(slices=parts), champion, subgroup_malignant_groups=needed)
+
+
+def test_subgroups_decide_nothing_unless_the_rule_is_switched_on() -> None:
+    document = gate(evaluation(slices=(subgroup("North", LOWER),)))
+    assert document.verdict == "approved"
+    assert "no_subgroup_worse" not in {rule.rule for rule in document.rules}
+
+
+def test_a_model_that_finds_fewer_cancers_in_a_subgroup_is_rejected() -> None:
+    document = with_subgroups(subgroup("North", EQUAL), subgroup("South", LOWER))
+    assert rejecting(document) == ["no_subgroup_worse"]
+    rule = shown(document, "no_subgroup_worse")
+    assert "site South differs most from the champion, by -0.200 (-0.300 to -0.100)" in rule.sentence
+    assert rule.value == pytest.approx(-0.2 + 0.1 * 2.2414 / 1.95996, abs=1e-4)
+
+
+def test_one_of_many_subgroups_may_look_worse_by_chance() -> None:
+    slightly = Estimate(value=-0.11, low=-0.21, high=-0.01)
+    assert rejecting(with_subgroups(subgroup("A", slightly))) == ["no_subgroup_worse"]
+    many = with_subgroups(subgroup("A", slightly), *(subgroup(str(number), EQUAL) for number in range(9)))
+    assert many.verdict == "approved"
+    assert shown(many, "no_subgroup_worse").value == pytest.approx(-0.11 + 0.1 * 2.80703 / 1.95996, abs=1e-4)
+
+
+def test_a_subgroup_of_few_cancers_and_one_that_cannot_be_compared_decide_nothing() -> None:
+    missing = Estimate.missing("none of the images is malignant")
+    document = with_subgroups(subgroup("North", LOWER, groups=19), subgroup("South", missing))
+    assert document.verdict == "approved"
+    assert not shown(document, "no_subgroup_worse").applies
+    first = with_subgroups(subgroup("North", LOWER), champion=None)
+    assert not shown(first, "no_subgroup_worse").applies

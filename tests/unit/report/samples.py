@@ -67,6 +67,19 @@ def around(value: float, half: float = 0.05) -> Estimate:
     return Estimate(value=value, low=value - half, high=min(1.0, value + half))
 
 
+COMPARED_SLICE: dict[str, Any] = {
+    "compared": 74,
+    "compared_positive_groups": 22,
+    "champion_sensitivity": around(0.84, 0.09),
+    "champion_specificity": around(0.66, 0.1),
+    "differences": {
+        "malignant_sensitivity": around(0.01, 0.06),
+        "malignant_sensitivity_at_operating_point": around(0.02, 0.07),
+        "malignant_specificity_at_operating_point": around(0.04, 0.08),
+    },
+}
+
+
 def config_document(run_id: str = RUN_ID, **given: Any) -> ConfigDocument:
     config = RetrainingConfig.resolve(given)
     return ConfigDocument(
@@ -415,7 +428,15 @@ def evaluation_document(columns: dict[str, list[Any]] | None = None, champion: b
         "shortcuts": (FollowedShortcut(properties="size and aspect", correlation=around(0.31, 0.15), warning=True),),
         "slices": (
             SliceEvaluation(
-                by="site", value="A", images=80, balanced_accuracy=around(0.82), positive_sensitivity=around(0.86, 0.09)
+                by="site",
+                value="A",
+                images=80,
+                groups=61,
+                positive_groups=24,
+                balanced_accuracy=around(0.82),
+                positive_sensitivity=around(0.86, 0.09),
+                positive_specificity=around(0.7, 0.1),
+                **(COMPARED_SLICE if champion else {}),
             ),
             SliceEvaluation(
                 by="site",

@@ -1,0 +1,99 @@
+"""Parts of the images: what tells them apart, and the two models on each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bcc_ops.dataset.metadata import Metadata
+from bcc_ops.evaluation.comparison import AnswersOfVersion, scores_of
+from bcc_ops.evaluation.metrics import ScoredModel, Threshold
+from bcc_ops.evaluation.subgroups import evaluate_slices, slice_values
+from bcc_ops.runs.documents import Estimate, SliceEvaluation
+from bcc_ops.runs.tables import SplitRow
+from tests.unit.evaluation.answering import PLAN, SPLIT
+
+
+def known(**columns: list[str]) -> Metadata:
+    return Metadata(
+        {row.key: {name: values[place] for name, values in columns.items() if values[place]} for place, row in enumerate(SPLIT)}
+    )
+
+
+def test_a_pattern_that_matches_no_key_slices_nothing() -> None:
+    assert "key pattern" not in slice_values(SPLIT, [], None, r"site-(\w+)")
+
+
+def test_every_column_that_tells_images_apart_is_sliced_by_and_the_patient_is_not() -> None:
+    north = ["North", "South", ""] * 40
+    metadata = known(site=north, device=["E9"] * 120, patient_id=[str(place) for place in range(120)])
+    assert slice_values(SPLIT, [], None, "", metadata) == {"site": north}
+
+
+def test_dates_are_sliced_by_quarters_or_by_years_if_these_are_many() -> None:
+    months = [f"20{year}-Q{part}" for year in (20, 21, 22) for part in (1, 2, 3, 4)] * 10
+    assert set(slice_values(SPLIT, [], None, "", known(acquired_at=months))["acquired_at"]) == {"2020", "2021", "2022"}
+    few = ["2020-Q1", "2020-Q2"] * 60
+    assert slice_values(SPLIT, [], None, "", known(acquired_at=few)) == {"acquired_at": few}
+
+
+def test_a_key_pattern_and_a_column_that_say_the_same_give_the_same_metrics() -> None:
+    pattern = slice_values(SPLIT, [], None, r"fold(\d)-")
+    column = slice_values(SPLIT, [], None, "", known(site=[str(row.fold) for row in SPLIT]))
+    by_key, by_column = (evaluate_slices(by, answering(0.9), None, PLAN) for by in (pattern, column))
+    assert [part.model_copy(update={"by": "site"}) for part in by_key] == list(by_column)
+
+
+def answering(right: float, rows: list[SplitRow] = SPLIT, wrong: tuple[str, ...] = ()) -> ScoredModel:
+    """Give the true class a probability, but for the malignant images whose keys end with `wrong`."""
+    answers = np.full((len(rows), 3), (1 - right) / 2)
+    for place, row in enumerate(rows):
+        truth = PLAN.classes.index(row.label)
+        missed = row.label == "malignant" and row.key.endswith(wrong)
+        answers[place, 0 if missed else truth] = right
+    scores = scores_of([row.label for row in rows], [row.group for row in rows], answers, PLAN)
+    return ScoredModel(scores, Threshold(0.5, 0.9, "the test"), None)
+
+
+def slices(challenger: ScoredModel, champion: AnswersOfVersion | None, **plan: int) -> dict[str, SliceEvaluation]:
+    values = ["North" if row.fold < 4 else "South" for row in SPLIT]
+    return {part.value: part for part in evaluate_slices({"site": values}, challenger, champion, replace(PLAN, **plan))}
+
+
+def test_each_subgroup_has_sensitivity_and_specificity_at_the_operating_point_with_intervals() -> None:
+    found = slices(answering(0.9, wrong=("1", "4")), None)
+    north = found["North"]
+    assert (north.images, north.groups, north.positive_groups) == (72, 72, 24)
+    assert north.positive_sensitivity.value == pytest.approx(18 / 24)  # of the 8 of each fold, 1 and 4 end so
+    assert north.positive_specificity.value == 1
+    assert north.positive_specificity.low < 0.96
+    assert (north.compared, north.champion_sensitivity, north.differences) == (0, None, {})
+
+
+def test_intervals_are_over_groups() -> None:
+    together = [row._replace(group=f"{row.fold} {row.label}") for row in SPLIT]
+    single, grouped = answering(0.9, wrong=("1", "4")), answering(0.9, together, wrong=("1", "4"))
+    ours, theirs = (slices(scored, None)["North"].positive_specificity for scored in (single, grouped))
+    assert theirs.low < ours.low
+
+
+def test_the_champion_is_beside_the_challenger_where_both_have_an_answer() -> None:
+    chosen = np.array([row.fold != 1 for row in SPLIT])
+    rows = [row for row, is_chosen in zip(SPLIT, chosen) if is_chosen]
+    champion = AnswersOfVersion(chosen, answering(0.9, rows, wrong=("1", "4", "7", "0")))
+    north = slices(answering(0.9, wrong=("1", "4")), champion)["North"]
+    assert (north.images, north.compared, north.compared_positive_groups) == (72, 48, 16)
+    theirs = north.champion_sensitivity.value
+    ours = 1 - sum(row.label == "malignant" and row.fold in (2, 3) and row.key.endswith(("1", "4")) for row in SPLIT) / 16
+    assert north.differences["malignant_sensitivity_at_operating_point"].value == pytest.approx(ours - theirs)
+    assert north.differences["malignant_sensitivity"].low < north.differences["malignant_sensitivity"].value
+    assert north.champion_specificity.value == 1
+
+
+def test_too_few_images_are_counted_and_not_evaluated() -> None:
+    champion = AnswersOfVersion(np.ones(120, bool), answering(0.9))
+    found = slices(answering(0.9), champion, smallest_slice=49)
+    assert found["South"].positive_sensitivity == Estimate.missing("48 images are too few")
+    assert (found["South"].images, found["South"].compared, found["North"].compared) == (48, 0, 72)
