@@ -67,7 +67,7 @@ def dicom_file(
     if frames > 1:
         dataset.NumberOfFrames = frames
     if syntax in NATIVE:
-        order = ">" if syntax == ExplicitVRBigEndian else "<"
+        order: Any = ">" if syntax == ExplicitVRBigEndian else "<"
         content = b"".join(picture.astype(picture.dtype.newbyteorder(order)).tobytes() for picture in stored)
         dataset.PixelData = content + b"\0" * (len(content) % 2)
     else:
@@ -116,7 +116,7 @@ def palette_file(indices: np.ndarray, colours: np.ndarray, syntax: str = Explici
         indices: uint8, (rows, columns).
         colours: uint8, (entries, 3); stored with 16 bits per entry, as scanners do.
     """
-    tables = {}
+    tables: dict[str, Any] = {}
     for place, name in enumerate(("Red", "Green", "Blue")):
         tables[f"{name}PaletteColorLookupTableDescriptor"] = [len(colours), 0, 16]
         order = ">u2" if syntax == ExplicitVRBigEndian else "<u2"
