@@ -16,11 +16,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bcc_ops.dataset.decoding import DecodedImage, decode_image, memory_for, read_image_file
-from bcc_ops.dataset.dicom import DicomTags
+from bcc_ops.dataset.dicom import DicomTags, GivesPseudonyms
 from bcc_ops.dataset.drift import compare_distributions
 from bcc_ops.dataset.fingerprints import fingerprint, to_gray
 from bcc_ops.dataset.inspection_cache import ContentFacts, InspectionCache
-from bcc_ops.dataset.metadata import Metadata
+from bcc_ops.dataset.metadata import PATIENT, Metadata
 from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, find_near_duplicates
 from bcc_ops.dataset.properties import measure_properties
 from bcc_ops.dataset.resources import cores
@@ -74,6 +74,7 @@ def check_images(
     unreadable: Mapping[str, str] = MappingProxyType({}),
     metadata: Metadata | None = None,
     table: MetadataDocument | None = None,
+    pseudonyms: GivesPseudonyms | None = None,
 ) -> ImageChecks:
     """Check every image of a snapshot, find near-duplicates and conflicts, and compare what is new with what was there.
 
@@ -87,6 +88,7 @@ def check_images(
         unreadable: key -> why the store does not give it, of the snapshot's images that are not in `images`. They are refused.
         metadata: what is known of the images; nothing by default.
         table: describes where that is from, for the document.
+        pseudonyms: those that DICOM files were read with. Whom a file names under another salt is not known.
 
     Raises:
         NoImages: there is none at all.
@@ -111,8 +113,9 @@ def check_images(
 
     groups = _name_groups([image for image in images if not facts[image.sha256].reason], copies)
     conflicts = tuple(group for group in groups if len(group.labels) > 1)
-    contents = _rows(images, facts, copies, conflicts, metadata or Metadata())
     dicom = {image.key: tags for image in images if (tags := facts[image.sha256].tags) is not None}
+    named = (metadata or Metadata()).or_else(_patients_in(dicom, pseudonyms))
+    contents = _rows(images, facts, copies, conflicts, named)
     burned_in = sum(tags.burned_in is True for tags in dicom.values())
     usable = Counter(row.label for row in contents if not row.refused)
     audit = audit_shortcuts(contents, classes, config.patient_pattern)
@@ -285,6 +288,13 @@ def _rows(
         )
         for image, known in ((image, facts[image.sha256]) for image in sorted(images, key=lambda image: image.key))
     )
+
+
+def _patients_in(dicom: Mapping[str, DicomTags], pseudonyms: GivesPseudonyms | None) -> Metadata:
+    """Return whom DICOM files name, if it is under the salt of today."""
+    of = {key: tags for key, tags in dicom.items() if tags.patient}
+    salt = pseudonyms().salt_name if of and pseudonyms else ""
+    return Metadata({key: {PATIENT: tags.patient} for key, tags in of.items() if tags.salt == salt})
 
 
 def _count_patients(contents: Iterable[ContentRow], pattern: str) -> int | None:

@@ -45,6 +45,7 @@ class CheckImagesOperator(BccOperator):
             unreadable=unreadable,
             metadata=read_metadata(self.store, run.snapshot.metadata),
             table=run.snapshot.metadata,
+            pseudonyms=lambda: self.pseudonyms,
         )
         rows = self.store.put_referenced(run.paths.document("contents.parquet"), write_rows(ContentRow, result.contents))
         document = result.document.model_copy(update={"contents": rows})
