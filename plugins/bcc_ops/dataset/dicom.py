@@ -10,9 +10,9 @@ import io
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -23,10 +23,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bcc_ops.dataset.dicom_elements import DEFLATED, LONGEST_TEXT, DicomParts, take_apart, transfer_syntax_of
 from bcc_ops.dataset.dicom_pixels import PIXEL_TAGS, Header, decode_pixels, read_header, refuse_undecodable
+from bcc_ops.dataset.pseudonyms import NOT_KNOWN, Pseudonyms
 from bcc_ops.dataset.resources import IMAGES
 from bcc_ops.exceptions import ImageRefused, OutOfResources
 
-METHOD = 1
+METHOD = 2
 """Goes up whenever the same file gives other pixels or tags: what was made otherwise is fetched again. `fingerprints.METHOD` goes
 up with it."""
 
@@ -43,11 +44,11 @@ _INFLATING = threading.Lock()
 """A deflated file is held whole, so that there is one at a time."""
 
 _STUDY_DATE, _ACQUISITION_DATE, _CONTENT_DATE = 0x00080020, 0x00080022, 0x00080023
-_MANUFACTURER, _MODEL, _AGE = 0x00080070, 0x00081090, 0x00101010
+_MANUFACTURER, _MODEL, _AGE, _PATIENT = 0x00080070, 0x00081090, 0x00101010, 0x00100020
 _LATERALITY, _IMAGE_LATERALITY = 0x00200060, 0x00200062
 _BURNED_IN, _REGIONS = 0x00280301, 0x00186011
 _ALLOWED = PIXEL_TAGS | {
-    *(_STUDY_DATE, _ACQUISITION_DATE, _CONTENT_DATE, _MANUFACTURER, _MODEL, _AGE),
+    *(_STUDY_DATE, _ACQUISITION_DATE, _CONTENT_DATE, _MANUFACTURER, _MODEL, _AGE, _PATIENT),
     *(_LATERALITY, _IMAGE_LATERALITY, _BURNED_IN, _REGIONS),
 }
 """The elements that are read. No other is."""
@@ -57,6 +58,9 @@ _REGION_FORMAT = 0x00186012
 _REGION_BOX = (0x00186018, 0x0018601A, 0x0018601C, 0x0018601E)
 _REGION_UNITS, _REGION_DELTAS = (0x00186024, 0x00186026), (0x0018602C, 0x0018602E)
 _TWO_DIMENSIONAL, _CENTIMETRES = 1, 3
+
+
+GivesPseudonyms = Callable[[], Pseudonyms]
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class DicomTags:
         frame: the one that is used, from 0.
         frames: how many there are.
         cropped: whether only the regions that show an image were kept.
+        patient: pseudonym of the patient; "" if pseudonyms were not asked for.
+        salt: names the salt of the pseudonym.
     """
 
     device: str = ""
@@ -86,6 +92,8 @@ class DicomTags:
     frame: int = 0
     frames: int = 1
     cropped: bool = False
+    patient: str = ""
+    salt: str = ""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, str_max_length=LONGEST_TEXT)
 
@@ -93,7 +101,7 @@ class DicomTags:
 _TAGS = TypeAdapter(DicomTags)
 
 
-def dicom_to_png(content: bytes | memoryview) -> bytes:
+def dicom_to_png(content: bytes | memoryview, pseudonyms: GivesPseudonyms | None = None) -> bytes:
     """Return the PNG that is kept of a DICOM file; `tags_of` reads the tags in it.
 
     Of several frames it has the representative one if the file names one, else the middle one. The ultrasound regions that show
@@ -101,6 +109,7 @@ def dicom_to_png(content: bytes | memoryview) -> bytes:
 
     Args:
         content: the file; `dicom_elements.is_dicom` says that it is one.
+        pseudonyms: gives what becomes of the patient's identifier; asked if there is one. None keeps nothing of it.
 
     Raises:
         ImageRefused: "not an image", "unsupported format", "too large", "too many parts", "truncated" or "damaged". The detail
@@ -115,15 +124,15 @@ def dicom_to_png(content: bytes | memoryview) -> bytes:
             parts = take_apart(view, _ALLOWED)
             header = read_header(parts)
             with IMAGES.reserve(_BYTES_PER_PIXEL * header.rows * header.columns):
-                return _to_png(parts, header)
+                return _to_png(parts, header, pseudonyms)
     except MemoryError as error:
         raise OutOfResources("the memory does not suffice to decode a DICOM file; run fewer tasks on this worker") from error
 
 
-def keep_of_dicom(content: bytes | memoryview) -> bytes:
-    """Return what is kept of a DICOM file: its PNG, or why there is none, for `refuse_again`."""
+def keep_of_dicom(content: bytes | memoryview, pseudonyms: GivesPseudonyms | None = None) -> bytes:
+    """Return what is kept of a DICOM file: its PNG, or why there is none, for `refuse_again`. Arguments as of `dicom_to_png`."""
     try:
-        return dicom_to_png(content)
+        return dicom_to_png(content, pseudonyms)
     except ImageRefused as refusal:
         return _REFUSED + json.dumps([refusal.reason, refusal.detail]).encode()
 
@@ -156,14 +165,19 @@ def tags_of(info: Mapping[str, Any]) -> DicomTags | None:
         return None
 
 
-def _to_png(parts: DicomParts, header: Header) -> bytes:
+def _to_png(parts: DicomParts, header: Header, pseudonyms: GivesPseudonyms | None) -> bytes:
     pixels = decode_pixels(parts, header)
     box, spacing = _regions(parts, header)
     if box is not None:
         left, top, right, bottom = box
         pixels = pixels[top:bottom, left:right]
+    tags = _read_tags(parts, header, spacing, cropped=box is not None)
+    patient = parts.text(_PATIENT)
+    if pseudonyms is not None and patient and patient.casefold() not in NOT_KNOWN:
+        names = pseudonyms()
+        tags = replace(tags, patient=names.of(patient), salt=names.salt_name)
     info = PngInfo()
-    info.add_text(_TAGS_CHUNK, json.dumps(asdict(_read_tags(parts, header, spacing, cropped=box is not None))))
+    info.add_text(_TAGS_CHUNK, json.dumps(asdict(tags)))
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", pnginfo=info)
     return file.getvalue()

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-METHOD = 6
+METHOD = 7
 """Goes up whenever decoding, properties, fingerprints or the comparison of pixels change: what was learned otherwise is
 forgotten."""
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from bcc_ops.dataset.content_findings import FINDING, action_on, list_findings, text_was_read, warnings_about
 from bcc_ops.dataset.decoding import DecodedImage, decode_image, memory_for, read_image_file
-from bcc_ops.dataset.dicom import DicomTags
+from bcc_ops.dataset.dicom import DicomTags, GivesPseudonyms
 from bcc_ops.dataset.drift import compare_distributions
 from bcc_ops.dataset.fingerprints import fingerprint, to_gray
 from bcc_ops.dataset.image_content import find_in_contents
 from bcc_ops.dataset.inspection_cache import ContentFacts, InspectionCache
-from bcc_ops.dataset.metadata import Metadata
+from bcc_ops.dataset.metadata import ACQUIRED, AGE, LATERALITY, PATIENT, Metadata, decade, quarter, without_rare_values
 from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, find_near_duplicates
 from bcc_ops.dataset.properties import measure_properties
 from bcc_ops.dataset.resources import cores
@@ -63,6 +63,7 @@ class ImageChecks:
     contents: tuple[ContentRow, ...]
     near_duplicates: NearDuplicates
     dicom: Mapping[str, DicomTags]
+    by_files: Metadata
 
 
 def check_images(
@@ -76,6 +77,7 @@ def check_images(
     unreadable: Mapping[str, str] = MappingProxyType({}),
     metadata: Metadata | None = None,
     table: MetadataDocument | None = None,
+    pseudonyms: GivesPseudonyms | None = None,
 ) -> ImageChecks:
     """Check every image of a snapshot, find near-duplicates and conflicts, and compare what is new with what was there.
 
@@ -89,6 +91,7 @@ def check_images(
         unreadable: key -> why the store does not give it, of the snapshot's images that are not in `images`. They are refused.
         metadata: what is known of the images; nothing by default.
         table: describes where that is from, for the document.
+        pseudonyms: those that DICOM files were read with. Whom a file names under another salt is not known.
 
     Raises:
         NoImages: there is none at all.
@@ -110,10 +113,11 @@ def check_images(
     refused.sort(key=lambda image: image.key)
     _fail_if_too_many(refused, checked, config.max_refused_fraction)
 
-    groups, conflicts, rows = _describe(images, facts, copies, metadata or Metadata(), findings)
+    dicom = {image.key: tags for image in images if (tags := facts[image.sha256].tags) is not None}
+    by_files = _told_by_files(dicom, pseudonyms)
+    groups, conflicts, rows = _describe(images, facts, copies, (metadata or Metadata()).or_else(by_files), findings)
     contents = _exclude(rows, config)
     found = list_findings(contents, config)
-    dicom = {image.key: tags for image in images if (tags := facts[image.sha256].tags) is not None}
     burned_in = sum(tags.burned_in is True for tags in dicom.values())
     usable = Counter(row.label for row in contents if not row.refused)
     audit = audit_shortcuts(contents, classes, config.patient_pattern)
@@ -153,7 +157,7 @@ def check_images(
         ),
         contents=None,
     )
-    return ImageChecks(document, contents, copies, dicom)
+    return ImageChecks(document, contents, copies, dicom, by_files)
 
 
 def check_contents(
@@ -330,6 +334,22 @@ def _rows(
         )
         for image, known in ((image, facts[image.sha256]) for image in sorted(images, key=lambda image: image.key))
     )
+
+
+def _told_by_files(dicom: Mapping[str, DicomTags], pseudonyms: GivesPseudonyms | None) -> Metadata:
+    """Return what DICOM files tell of themselves. Whom they name counts only if it is under the salt of today."""
+    salt = pseudonyms().salt_name if pseudonyms and any(tags.patient for tags in dicom.values()) else ""
+    cells = {
+        key: {
+            PATIENT: tags.patient if tags.salt == salt else "",
+            "device": tags.device,
+            ACQUIRED: quarter(tags.acquired_at) or "",
+            LATERALITY: tags.laterality,
+            AGE: decade(str(tags.age)) or "",
+        }
+        for key, tags in dicom.items()
+    }
+    return without_rare_values(cells)
 
 
 def _count_patients(contents: Iterable[ContentRow], pattern: str) -> int | None:

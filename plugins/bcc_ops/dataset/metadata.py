@@ -22,7 +22,7 @@ from fnmatch import translate
 from typing import NamedTuple
 
 from bcc_ops.dataset.metadata_table import Findings, Table, TableRow, shown
-from bcc_ops.dataset.pseudonyms import Pseudonyms
+from bcc_ops.dataset.pseudonyms import NOT_KNOWN, Pseudonyms
 from bcc_ops.runs.documents import MetadataColumn
 from bcc_ops.runs.tables import MetadataRow
 
@@ -38,8 +38,6 @@ MOST_COMPARISONS = 5_000_000
 """Of a pattern with a key that begins as it does."""
 MOST_ROWS_OF_IMAGE = 20
 
-NOT_KNOWN = frozenset(("na", "n/a", "nan", "none", "null", "nil", "unknown", "not known", "anonymous", "anonymized", "-", "?"))
-"""What stands for an empty cell, whatever its case. As a patient, it would make one group of all who are not known."""
 
 _SIDES = {"l": "left", "left": "left", "r": "right", "right": "right", "b": "both", "both": "both", "bilateral": "both"}
 _DATE = re.compile(r"(\d{4})(?:-?(\d{2})(?:-?(\d{2}))?)?(?:[T ].*|\.\d+)?")
@@ -296,6 +294,16 @@ def _without_rare_values(
         for key, of_image in cells.items()
     )
     return {key: of_image for key, of_image in kept if of_image}
+
+
+def without_rare_values(cells: Mapping[str, Mapping[str, str]]) -> Metadata:
+    """Return what is known of images, without empty cells and without values that few patients share.
+
+    Args:
+        cells: key -> column -> value, with pseudonyms, quarters and decades already.
+    """
+    told = {key: {column: value for column, value in of_image.items() if value} for key, of_image in cells.items()}
+    return Metadata(_without_rare_values(told, {}, Findings()))
 
 
 def periods(quarters: Sequence[str], most: int = 8) -> list[str]:

@@ -18,7 +18,7 @@ from bcc_ops.dataset.pseudonyms import Pseudonyms, passing_pseudonyms, pseudonym
 from bcc_ops.dataset.snapshot import NO_VERSION, Listing, PreviousSnapshot
 from bcc_ops.dataset.splits import patient_reader
 from bcc_ops.exceptions import MetadataProblem, StorageError
-from bcc_ops.runs.documents import MetadataDocument, Reference
+from bcc_ops.runs.documents import ChecksDocument, MetadataDocument, Reference
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 METADATA_FILE = "metadata.parquet"
 """In a run's folder: what the table says of each image, with pseudonyms in place of patients' identifiers."""
+FILE_METADATA = "file-metadata.parquet"
+"""In a run's folder: what DICOM files tell of themselves, in the same form."""
 _EXAMPLES = 3
 
 
@@ -133,6 +135,15 @@ def read_metadata(store: ObjectStore, document: MetadataDocument | None) -> Meta
     if document is None or document.table is None:
         return Metadata()
     return Metadata.of_rows(read_rows(MetadataRow, store.get_referenced(document.table)))
+
+
+def read_file_metadata(store: ObjectStore, checks: ChecksDocument) -> Metadata:
+    """Return what a run's DICOM files tell of themselves; nothing if there are none."""
+    from bcc_ops.runs.tables import MetadataRow, read_rows
+
+    if checks.file_metadata is None:
+        return Metadata()
+    return Metadata.of_rows(read_rows(MetadataRow, store.get_referenced(checks.file_metadata)))
 
 
 def _fetch(store: ObjectStore, table: ImageRow) -> tuple[bytes, str]:

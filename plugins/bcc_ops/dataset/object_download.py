@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from bcc_ops.dataset.dicom import keep_of_dicom
+from bcc_ops.dataset.dicom import GivesPseudonyms, keep_of_dicom
 from bcc_ops.dataset.dicom_elements import HEAD, is_dicom
 from bcc_ops.exceptions import ObjectChanged, ObjectNotFound, PreconditionFailed, StorageUnavailable
 from bcc_ops.runs.object_store import ObjectStore
@@ -60,10 +60,12 @@ class Transfer:
     Args:
         store: the bucket. Its client's endpoint and credentials serve obstore too.
         attempts: how often an object is requested before the store counts as unavailable.
+        pseudonyms: of the patients in DICOM files; None keeps nothing of who they are.
     """
 
-    def __init__(self, store: ObjectStore, attempts: int = ATTEMPTS) -> None:
+    def __init__(self, store: ObjectStore, attempts: int = ATTEMPTS, pseudonyms: GivesPseudonyms | None = None) -> None:
         self.store = store
+        self.pseudonyms = pseudonyms
         self.attempts = attempts
         self._fast = _obstore_for(store)
         self._fast_failures = 0
@@ -143,7 +145,7 @@ class Transfer:
                 raise _NotAsPromised(f"{size} bytes arrived instead of {image.size}")
             if _MD5.fullmatch(image.etag) and md5.hexdigest() != image.etag and self._etag_must_be_md5(image):
                 raise _NotAsPromised(f"the bytes that arrived have the MD5 {md5.hexdigest()} and not the ETag {image.etag}")
-            return Fetched(sha256.hexdigest(), _keep(file, target) if is_dicom(head) else None)
+            return Fetched(sha256.hexdigest(), _keep(file, target, self.pseudonyms) if is_dicom(head) else None)
 
     def _etag_must_be_md5(self, image: ImageRow) -> bool:
         """Return whether a mismatch is damage. Objects encrypted with a key of KMS or of the customer have other ETags."""
@@ -172,10 +174,10 @@ def _nameless(directory: Path) -> IO[bytes]:
     return TemporaryFile(dir=directory)
 
 
-def _keep(file: IO[bytes], target: Path) -> str:
+def _keep(file: IO[bytes], target: Path, pseudonyms: GivesPseudonyms | None) -> str:
     """Write what is kept of a DICOM file to `target` and return its sha256."""
     file.flush()
-    kept = keep_of_dicom(memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)))
+    kept = keep_of_dicom(memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)), pseudonyms)
     with open(target, "wb", opener=_read_only) as place:
         place.write(kept)
     return hashlib.sha256(kept).hexdigest()

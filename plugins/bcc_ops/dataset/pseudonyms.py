@@ -23,6 +23,9 @@ SHORTEST_SALT = 16
 SALT_FILE = "metadata-salt"
 """Under the artifacts prefix: the salt that the first run with patients makes if the deployment has none."""
 
+NOT_KNOWN = frozenset(("na", "n/a", "nan", "none", "null", "nil", "unknown", "not known", "anonymous", "anonymized", "-", "?"))
+"""What stands for an empty cell, whatever its case. As a patient, it would make one group of all who are not known."""
+
 _WHOLE_NUMBER = re.compile(r"(\d+)\.0+")
 
 

@@ -26,6 +26,7 @@ from bcc_ops.exceptions import BucketNotFound, ConfigError, ObjectChanged, Stora
 from bcc_ops.runs.object_store import ObjectStore
 
 if TYPE_CHECKING:
+    from bcc_ops.dataset.dicom import GivesPseudonyms
     from bcc_ops.runs.tables import ImageRow
 
 __all__ = ["ImageCache", "LocalImage", "sync_images", "training_view"]
@@ -78,6 +79,7 @@ def sync_images(
     parallel: int = PARALLEL,
     counts: Counts | None = None,
     unreadable: dict[str, str] | None = None,
+    pseudonyms: GivesPseudonyms | None = None,
 ) -> list[LocalImage]:
     """Return the files of a snapshot's images, in the snapshot's order.
 
@@ -93,6 +95,7 @@ def sync_images(
         counts: filled in, for those who tell.
         unreadable: filled in with key -> why the store refuses this object while it gives others; these are left out of the
             result. None: such an object is an error.
+        pseudonyms: of the patients in DICOM files; None keeps nothing of who they are.
 
     Raises:
         ObjectChanged: an object is no longer the one that the snapshot lists.
@@ -108,7 +111,7 @@ def sync_images(
         needed = sum(row.size for _, row in missing)
         log.info("%d of %d images are in %s; fetching %.1f MB", len(held), len(rows), cache.directory, needed / 1e6)
         cache.make_room(needed)
-        arrived, refused = _fetch_all(store, missing, cache, parallel, counts)
+        arrived, refused = _fetch_all(Transfer(store, pseudonyms=pseudonyms), missing, cache, parallel, counts)
         held.update(arrived)
         if refused:
             readable = (row for name, row in zip(names, rows) if name in held)
@@ -145,10 +148,10 @@ def _identity_in(bucket: str, row: ImageRow) -> bytes:
 
 
 def _fetch_all(
-    store: ObjectStore, missing: list[tuple[bytes, ImageRow]], cache: ImageCache, parallel: int, counts: Counts
+    transfer: Transfer, missing: list[tuple[bytes, ImageRow]], cache: ImageCache, parallel: int, counts: Counts
 ) -> tuple[dict[bytes, str], list[_Refusal]]:
     """Fetch what is missing: identity -> sha256 of what arrived, and what the store refused for good."""
-    transfer, incoming = Transfer(store), cache.incoming()
+    incoming = cache.incoming()
     progress = _Progress(len(missing), sum(row.size for _, row in missing))
     tasks = iter(enumerate(missing))
     taking, stop = threading.Lock(), threading.Event()

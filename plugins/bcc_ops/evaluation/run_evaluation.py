@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.dataset.metadata_source import read_metadata
+from bcc_ops.dataset.metadata_source import read_file_metadata, read_metadata
 from bcc_ops.evaluation.comparison import EvaluationPlan, RunImages
 from bcc_ops.evaluation.evaluate import Evaluated, EvaluationInputs, Models, evaluate
 from bcc_ops.evaluation.external import ExternalSearch, OwnImages
@@ -88,6 +88,7 @@ def evaluate_run(
     external = external_search(store, inputs, OwnImages.of(split, seen, inputs.images)).find(inputs.memory_path)
     for one in external:
         say(f"External test set {one.name}: {one.note}")
+    metadata = read_metadata(store, inputs.snapshot.metadata).or_else(read_file_metadata(store, inputs.checks))
     evaluated = evaluate(
         plan_of(inputs),
         Models(
@@ -97,7 +98,7 @@ def evaluate_run(
             anchor=anchor,
         ),
         EvaluationInputs(
-            images=RunImages(split, contents, assignments, inputs.images, read_metadata(store, inputs.snapshot.metadata)),
+            images=RunImages(split, contents, assignments, inputs.images, metadata),
             rows=rows,
             answers=answers,
             first=inputs.split.previous_run is None,

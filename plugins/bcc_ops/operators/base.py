@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from bcc_ops.dataset.image_cache import ImageCache
+    from bcc_ops.dataset.pseudonyms import Pseudonyms
     from bcc_ops.dataset.sync import Counts, LocalImage
 
 log = logging.getLogger(__name__)
@@ -231,7 +232,22 @@ class BccOperator(BaseOperator):
         from bcc_ops.dataset.sync import sync_images
 
         rows = [row for row in read_images(self.store, snapshot) if row.key not in without]
-        return sync_images(self.store, rows, self.image_cache, reread=reread, counts=counts, unreadable=unreadable)
+        return sync_images(
+            self.store,
+            rows,
+            self.image_cache,
+            reread=reread,
+            counts=counts,
+            unreadable=unreadable,
+            pseudonyms=lambda: self.pseudonyms,
+        )
+
+    @cached_property
+    def pseudonyms(self) -> Pseudonyms:
+        """The deployment's pseudonyms of patients. Ask only if there are patients: the first to ask makes a salt."""
+        from bcc_ops.dataset.pseudonyms import pseudonyms_of
+
+        return pseudonyms_of(self.settings, self.store)
 
     @cached_property
     def image_cache(self) -> ImageCache:

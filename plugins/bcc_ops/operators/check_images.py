@@ -29,7 +29,7 @@ class CheckImagesOperator(BccOperator):
     def work(self, context: Context) -> dict[str, str]:
         """Validate the run's images."""
         from bcc_ops.dataset.image_checks import MEMORY_FILE, check_images, summary
-        from bcc_ops.dataset.metadata_source import read_metadata
+        from bcc_ops.dataset.metadata_source import FILE_METADATA, read_metadata, write_metadata
         from bcc_ops.runs.previous import previous_contents
         from bcc_ops.runs.tables import ContentRow, write_rows
 
@@ -45,9 +45,13 @@ class CheckImagesOperator(BccOperator):
             unreadable=unreadable,
             metadata=read_metadata(self.store, run.snapshot.metadata),
             table=run.snapshot.metadata,
+            pseudonyms=lambda: self.pseudonyms,
         )
         rows = self.store.put_referenced(run.paths.document("contents.parquet"), write_rows(ContentRow, result.contents))
         document = result.document.model_copy(update={"contents": rows})
+        if result.by_files.cells:
+            told = self.store.put_referenced(run.paths.document(FILE_METADATA), write_metadata(result.by_files))
+            document = document.model_copy(update={"file_metadata": told})
         for line in summary(document):
             self.log.info("%s", line)
         return self.store.save(run.paths.document("checks.json"), document).to_xcom()

@@ -408,6 +408,8 @@ class ChecksDocument(Document):
     warnings: tuple[str, ...]
     contents: Reference | None
     """`contents.parquet`: one row per image checked."""
+    file_metadata: Reference | None = None
+    """`file-metadata.parquet`: what DICOM files tell of themselves; null if there are none."""
 
 
 # split.json --------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pydicom.sequence import Sequence
 
 from bcc_ops.dataset.decoding import decode_image, decode_rgb, read_image_file
 from bcc_ops.dataset.dicom import DicomTags, dicom_to_png, keep_of_dicom, tags_of
+from bcc_ops.dataset.pseudonyms import Pseudonyms
 from bcc_ops.exceptions import ImageRefused
 from tests.factories.dicom_files import (
     COLOUR,
@@ -74,6 +75,15 @@ def test_nothing_but_the_allowed_tags_is_kept() -> None:
     assert dicom_file(GRAY).count(MARKER.encode()) >= 8
     kept = keep_of_dicom(dicom_file(GRAY))
     assert MARKER.encode() not in kept and b"1.2.3.4.5" not in kept and b"1970" not in kept and b"120102" not in kept
+
+
+def test_of_the_patient_only_the_pseudonym_is_kept() -> None:
+    names = Pseudonyms(b"a salt of some length")
+    kept = keep_of_dicom(dicom_file(GRAY), lambda: names)
+    found = decode_image(kept).tags
+    assert (found.patient, found.salt) == (names.of(MARKER.lower()), names.salt_name)
+    assert MARKER.encode() not in kept
+    assert decode_image(keep_of_dicom(dicom_file(GRAY, PatientID="ANONYMOUS"), lambda: names)).tags.patient == ""
 
 
 def test_the_same_file_gives_the_same_bytes() -> None:

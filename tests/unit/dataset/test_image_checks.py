@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import hashlib
 from pathlib import Path
 
@@ -10,13 +12,17 @@ from PIL import Image
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset import image_checks
 from bcc_ops.dataset.decoding import decode_image
+from bcc_ops.dataset.dicom import keep_of_dicom
 from bcc_ops.dataset.image_checks import CONFLICT, UNREADABLE, check_images, summary
 from bcc_ops.dataset.inspection_cache import InspectionCache
+from bcc_ops.dataset.metadata import Metadata
+from bcc_ops.dataset.pseudonyms import Pseudonyms
 from bcc_ops.dataset.splits import count_folds, split_images
 from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.dataset.synthetic import draw_image, write_images
 from bcc_ops.exceptions import NoImages, OutOfResources, TooManyRefused
 from bcc_ops.runs.tables import ContentRow, read_rows, write_rows
+from tests.factories.dicom_files import dicom_file
 from tests.unit.dataset.broken_images import MAX_PIXELS, MIN_SIDE, broken_files, encoded
 
 CLASSES = ("benign", "malignant", "normal")
@@ -248,3 +254,22 @@ def test_what_the_machine_could_not_do_is_never_remembered_of_an_image(tmp_path,
     assert caught.value.retryable
     monkeypatch.undo()
     assert check(good, memory).document.refused == ()
+
+
+def test_patients_whom_dicom_files_name_are_known_by_their_pseudonyms_unless_the_salt_is_another(tmp_path):
+    names, others = Pseudonyms(b"the salt of today"), Pseudonyms(b"another salt, of before")
+    images = []
+    for number, (patient, salt) in enumerate((("P 1", names), ("P 1", names), ("P 2", names), ("P 2", others))):
+        path = tmp_path / f"{number}.dcm"
+        picture = draw_image("benign", np.random.default_rng(number))
+        path.write_bytes(keep_of_dicom(dicom_file(np.ascontiguousarray(picture), PatientID=patient), lambda salt=salt: salt))
+        images.append(local(path, "benign"))
+    table = Metadata({images[2].key: {"patient_id": "from the table"}})
+    config = RetrainingConfig.resolve({"min_side": MIN_SIDE})
+    given: dict[str, Any] = {"snapshot_digest": "digest", "classes": CLASSES, "previous": None, "metadata": table}
+    result = check_images(images, config, memory_path=tmp_path / "memory.sqlite3", pseudonyms=lambda: names, **given)
+    assert [row.patient for row in result.contents] == [names.of("P 1"), names.of("P 1"), "from the table", ""]
+    assert (result.document.dicom, result.document.burned_in, result.document.patients) == (4, 4, 2)
+    told = {"patient_id": names.of("P 1"), "acquired_at": "2026-Q1", "laterality": "left", "age": "50 to 59"}
+    assert result.by_files.cells[images[0].key] == told  # two patients are too few for the device to be told
+    assert any("4 DICOM images say that text is burned" in warning for warning in result.document.warnings)
