@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
+from bcc_ops.config import NO_FINDINGS
 from bcc_ops.dataset.synthetic import write_images
 from bcc_ops.runs.paths import RunPaths
 from local.airflow_api import AirflowApi, parse_moment
@@ -40,6 +41,7 @@ TINY = {
     "min_malignant_sensitivity": 0,
     "min_malignant_specificity": 0,
     "max_refused_fraction": 0.2,
+    "content_findings": NO_FINDINGS,  # reading text takes some tenths of a second per image
 }
 """Parameters of a training that takes seconds and that the gate, with its floors down, approves."""
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from typing import Any
-
 import hashlib
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -257,12 +257,13 @@ def test_what_the_machine_could_not_do_is_never_remembered_of_an_image(tmp_path,
 
 
 def test_patients_whom_dicom_files_name_are_known_by_their_pseudonyms_unless_the_salt_is_another(tmp_path):
-    names, others = Pseudonyms(b"the salt of today"), Pseudonyms(b"another salt, of before")
     images = []
-    for number, (patient, salt) in enumerate((("P 1", names), ("P 1", names), ("P 2", names), ("P 2", others))):
+    today, before = b"the salt of today", b"another salt, of before"
+    names = Pseudonyms(today)
+    for number, (patient, salt) in enumerate((("P 1", today), ("P 1", today), ("P 2", today), ("P 2", before))):
         path = tmp_path / f"{number}.dcm"
         picture = draw_image("benign", np.random.default_rng(number))
-        path.write_bytes(keep_of_dicom(dicom_file(np.ascontiguousarray(picture), PatientID=patient), lambda salt=salt: salt))
+        path.write_bytes(keep_of_dicom(dicom_file(np.ascontiguousarray(picture), PatientID=patient), partial(Pseudonyms, salt)))
         images.append(local(path, "benign"))
     table = Metadata({images[2].key: {"patient_id": "from the table"}})
     config = RetrainingConfig.resolve({"min_side": MIN_SIDE})
