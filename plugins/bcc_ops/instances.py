@@ -30,8 +30,9 @@ RETRAINING, SET_CHAMPION = "bcc_retraining", "bcc_set_champion"
 _NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
 _LONGEST_NAME = 40
 _PREFIXES = ("images_prefix", "artifacts_prefix", "models_prefix")
-OWN_SETTINGS = frozenset(Settings.model_fields) - {"parameters", "cache_dir"}
-"""What an instance may set, beside `parameters`. The cache's place belongs to the worker."""
+OWN_SETTINGS = frozenset(Settings.model_fields) - {"parameters", "cache_dir", "metadata_salt"}
+"""What an instance may set, beside `parameters`. The cache's place belongs to the worker, and the salt is a secret of workers: every
+component reads this file."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def find_instance(name: str, environment: Mapping[str, str] | None = None) -> In
         return found
     names = [instance.name for instance in instances if instance.name]
     if not names:
+        if problem := instances[0].deployment.problem:
+            raise ConfigError(problem)
         raise ConfigError(f"there is no instance {name!r}: the file that BCC_PARAMETERS names lists no instances")
     if not name:
         raise ConfigError(f"this deployment has several instances, and none was named: choose one of {', '.join(names)}")

@@ -119,6 +119,7 @@ def check_images(
     contents = _exclude(rows, config)
     found = list_findings(contents, config)
     burned_in = sum(tags.burned_in is True for tags in dicom.values())
+    lost = sum(bool(tags.patient) and not by_files.patient(key) for key, tags in dicom.items())
     usable = Counter(row.label for row in contents if not row.refused)
     audit = audit_shortcuts(contents, classes, config.patient_pattern)
     drift, drift_unavailable = compare_distributions(contents, previous, classes)
@@ -150,6 +151,7 @@ def check_images(
         excluded=_count_excluded(contents, config),
         warnings=(
             *_warnings(contents, groups, conflicts, burned_in),
+            *_lost_patients(lost),
             *(finding.sentence for finding in drift if finding.warning),
             *audit.warnings(),
             *_metadata_warnings(table),
@@ -350,6 +352,14 @@ def _told_by_files(dicom: Mapping[str, DicomTags], pseudonyms: GivesPseudonyms |
         for key, tags in dicom.items()
     }
     return without_rare_values(cells)
+
+
+def _lost_patients(images: int) -> Iterable[str]:
+    if images:
+        yield (
+            f"{images} DICOM images were read when the salt was another: their patients are not known. Empty the workers' caches, "
+            "with what is learned of the images in them"
+        )
 
 
 def _count_patients(contents: Iterable[ContentRow], pattern: str) -> int | None:

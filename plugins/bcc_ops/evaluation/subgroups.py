@@ -57,7 +57,8 @@ def slice_values(
         for column in metadata.columns:
             if column.name != PATIENT:
                 values = [metadata.value(row.key, column.name) for row in rows]
-                by[column.name] = periods(values) if column.name == ACQUIRED else values
+                name = f"{column.name} (metadata)" if column.name in by else column.name
+                by[name] = periods(values) if column.name == ACQUIRED else values
     return {name: values for name, values in by.items() if len(set(values) - {""}) > 1}
 
 

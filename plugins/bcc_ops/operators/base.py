@@ -229,18 +229,19 @@ class BccOperator(BaseOperator):
             reread, counts, unreadable: as in `sync_images`.
         """
         from bcc_ops.dataset.snapshot import read_images
-        from bcc_ops.dataset.sync import sync_images
 
         rows = [row for row in read_images(self.store, snapshot) if row.key not in without]
-        return sync_images(
-            self.store,
-            rows,
-            self.image_cache,
-            reread=reread,
-            counts=counts,
-            unreadable=unreadable,
-            pseudonyms=lambda: self.pseudonyms,
-        )
+        return self.fetch_images(rows, reread=reread, counts=counts, unreadable=unreadable)
+
+    def fetch_images(self, rows: Sequence[ImageRow], **how: Any) -> list[LocalImage]:
+        """Return the files of images, from this worker's cache or the bucket; arguments are those of `sync_images`.
+
+        Patients whom DICOM files name get the deployment's pseudonyms, whatever the images are fetched for: the cache and what is
+        learned of a content outlast the task.
+        """
+        from bcc_ops.dataset.sync import sync_images
+
+        return sync_images(self.store, rows, self.image_cache, pseudonyms=lambda: self.pseudonyms, **how)
 
     @cached_property
     def pseudonyms(self) -> Pseudonyms:

@@ -40,7 +40,6 @@ class EvaluateModelOperator(BccOperator):
     def work(self, context: Context) -> dict[str, str]:
         """Load what was trained and what is in use, evaluate, write."""
         from bcc_ops.dataset.image_checks import MEMORY_FILE
-        from bcc_ops.dataset.sync import sync_images
         from bcc_ops.evaluation.evaluate import with_references
         from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
         from bcc_ops.models.champion import load_anchor, load_champion
@@ -59,7 +58,7 @@ class EvaluateModelOperator(BccOperator):
             split=self.load_document(SplitDocument, run, self.split),
             training=self.load_document(TrainingDocument, run, self.training),
             images={image.key: image.path for image in self.local_images(run.snapshot, without=refused)},
-            fetch=partial(sync_images, self.store, cache=self.image_cache, unreadable={}),
+            fetch=partial(self.fetch_images, unreadable={}),
             memory_path=self.settings.cache_dir / MEMORY_FILE,
         )
         with tempfile.TemporaryDirectory(prefix="bcc-evaluate-") as folder:

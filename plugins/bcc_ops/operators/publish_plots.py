@@ -74,8 +74,7 @@ class PublishPlotsOperator(BccOperator):
     def _local_files(self, snapshot: SnapshotDocument, keys: Iterable[str]) -> Mapping[str, Path]:
         """Return the files of a few of the snapshot's images; what is missing on this worker is fetched."""
         from bcc_ops.dataset.snapshot import read_images
-        from bcc_ops.dataset.sync import sync_images
 
         wanted = set(keys)
         rows = [row for row in read_images(self.store, snapshot) if row.key in wanted]
-        return {image.key: image.path for image in sync_images(self.store, rows, self.image_cache)}
+        return {image.key: image.path for image in self.fetch_images(rows)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +38,6 @@ class SetChampionOperator(BccOperator):
 
     def work(self, context: Context) -> dict[str, str | None]:
         """Check the form, test the file, move the pointer, announce."""
-        from bcc_ops.dataset.sync import sync_images
         from bcc_ops.models.registry import ModelRegistry
         from bcc_ops.promotion.promote import release_hold, set_champion
         from bcc_ops.promotion.run_upload import smoke_test_version
@@ -48,7 +46,7 @@ class SetChampionOperator(BccOperator):
         if not reason or not (version or release):
             raise ConfigError("a reason is needed, and a version or release_hold; `python -m bcc_ops models` lists the versions")
         registry = ModelRegistry(self.store, self.settings.models_prefix)
-        fetch = partial(sync_images, self.store, cache=self.image_cache)
+        fetch = self.fetch_images
 
         def smoke_test(document: ModelDocument, path: Path) -> None:
             smoke_test_version(document, path, fetch, self.log.info)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bcc_ops.exceptions import PromotionLost
@@ -47,7 +46,6 @@ class UploadModelOperator(BccOperator):
 
     def work(self, context: Context) -> dict[str, str]:
         """Upload, promote, announce."""
-        from bcc_ops.dataset.sync import sync_images
         from bcc_ops.models.registry import ModelRegistry
         from bcc_ops.promotion.model_card import RunDocuments
         from bcc_ops.promotion.run_upload import require_same_model, upload_run
@@ -74,7 +72,7 @@ class UploadModelOperator(BccOperator):
                 run.paths,
                 documents,
                 template=self.settings.model_card_template,
-                fetch=partial(sync_images, self.store, cache=self.image_cache),
+                fetch=self.fetch_images,
                 by=by,
                 now=datetime.now(timezone.utc),
             )

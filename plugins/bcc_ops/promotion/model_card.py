@@ -142,6 +142,7 @@ def _flow(run: RunDocuments) -> str:
         ),
         *((f"– refused: {reason}", count) for reason, count in sorted(refused.items())),
         ("– one lesion under two labels", conflicts),
+        *((("– content findings", excluded),) if (excluded := checks.excluded.get("exclude", 0)) else ()),
         ("= usable", sum(checks.usable.values())),
         *((f"– left out: {reason}", count) for reason, count in sorted(left_out.items())),
         *((f"= {name_fold(fold)}", sum(counts.values())) for fold, counts in weights.counts.items()),

@@ -722,7 +722,7 @@ class SliceEvaluation(Part):
     """The challenger on part of the held-out images, and the champion beside it on those of them that both are compared on."""
 
     by: str
-    """"image size", "new images", "key pattern", or a column of the metadata."""
+    """"image size", "new images", "armpit", "key pattern", or a column of the metadata."""
     value: str
     images: int
     balanced_accuracy: Estimate

@@ -109,8 +109,10 @@ def respelled(kind: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
         kind: name of its class.
         document: as JSON values.
     """
-    if kind == "ConfigDocument" and isinstance(document.get("config"), dict) and "external_prefix" in document["config"]:
-        return _with_parameters(document)
+    if kind == "ConfigDocument" and isinstance(document.get("config"), dict):
+        config = {"standardize": False, **document["config"]}  # of before there was the parameter
+        document = {**document, "config": config}
+        return _with_parameters(document) if "external_prefix" in config else document
     if kind == "EvaluationDocument" and not isinstance(document.get("external"), list):
         one, note = document.get("external") or {}, document.get("external_note")
         if isinstance(one, dict):

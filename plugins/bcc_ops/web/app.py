@@ -406,7 +406,7 @@ def _known_run(request: Request, dag_id: str, run_id: str) -> RunProgress:
         PageError: another DAG, no such run, or the settings cannot be read.
     """
     if _find(request) is None:
-        raise PageError(404, "No model report", f"Only runs of {RETRAINING} have one.")
+        raise PageError(404, "No model report", "This DAG belongs to no model of this deployment.")
     # PostgreSQL raises on a NUL character instead of finding nothing.
     progress = find_progress(dag_id, run_id) if "\0" not in run_id and len(run_id) <= LONGEST_ID else None
     if progress is None:
