@@ -31,8 +31,8 @@ _NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
 _LONGEST_NAME = 40
 _PREFIXES = ("images_prefix", "artifacts_prefix", "models_prefix")
 OWN_SETTINGS = frozenset(Settings.model_fields) - {"parameters", "cache_dir", "metadata_salt"}
-"""What an instance may set, beside `parameters`. The cache's place belongs to the worker, and the salt is a secret of workers: every
-component reads this file."""
+"""What an instance may set, beside `parameters`. The cache's place belongs to the worker, and the salt is a secret of workers,
+while every component reads this file."""
 
 
 @dataclass(frozen=True)

@@ -298,7 +298,7 @@ def test_a_first_model_is_evaluated_approved_tested_and_promoted(place: Place, m
     assert document.run == run.paths.folder_name
     assert place.store.load(EvaluationDocument, document.evaluation) == evaluation
     card = place.store.get(place.registry.key(done.version, "model_card.md")).decode()
-    assert card.startswith(f"# Breast-ultrasound classifier {done.version}")
+    assert card.startswith(f"# Breast ultrasound classifier {done.version}")
     assert all(place.store.head(place.registry.key(done.version, name)) for name in MODEL_FILES)
     assert run.upload() == done
 

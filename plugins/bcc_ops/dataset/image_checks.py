@@ -357,8 +357,8 @@ def _told_by_files(dicom: Mapping[str, DicomTags], pseudonyms: GivesPseudonyms |
 def _lost_patients(images: int) -> Iterable[str]:
     if images:
         yield (
-            f"{images} DICOM images were read when the salt was another: their patients are not known. Empty the workers' caches, "
-            "with what is learned of the images in them"
+            f"{images} DICOM images were read when the salt was another: their patients are not known. "
+            "Empty the workers' caches, with what is learned of the images in them"
         )
 
 

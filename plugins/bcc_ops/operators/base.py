@@ -6,7 +6,7 @@ Permanent errors fail immediately, transient errors are retried, and a run witho
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from bcc_ops.dataset.image_cache import ImageCache
     from bcc_ops.dataset.pseudonyms import Pseudonyms
     from bcc_ops.dataset.sync import Counts, LocalImage
+    from bcc_ops.runs.tables import ImageRow
 
 log = logging.getLogger(__name__)
 

@@ -367,7 +367,7 @@ def _on_external_set(
     if groups < config.min_malignant_groups:
         sentence = f"{name}: {groups} {positive} groups are too few for a rule; {config.min_malignant_groups} are needed."
         return _not_applicable(rule, sentence, threshold=-margin)
-    if not sum(count for label, count in external.counts.items() if label != positive):
+    if external.counts and not sum(count for label, count in external.counts.items() if label != positive):
         return _not_applicable(rule, f"{name}: it has only images of {positive}.", threshold=-margin)
     difference = external.differences.get(f"{positive}_auc", Estimate.missing("it was not measured"))
     return _margin(rule, name, "the champion", difference, margin)
@@ -384,8 +384,8 @@ def _subgroups(
     rule, needed = "no_subgroup_worse", config.subgroup_malignant_groups
     if not needed:
         return ()
-    metric = f"{evaluation.positive_class}_sensitivity"
-    name = f"{evaluation.positive_class.capitalize()} sensitivity in subgroups"
+    positive = evaluation.positive_class
+    metric, name = f"{positive}_sensitivity", f"{positive.capitalize()} sensitivity in subgroups"
     if champion is None:
         return (_not_applicable(rule, f"{name}: no champion to compare with.", threshold=0),)
     parts = [part for part in evaluation.slices if part.compared_positive_groups >= needed]
@@ -397,13 +397,11 @@ def _subgroups(
         if difference.value is not None and difference.high is not None
     }
     if not bounds:
-        return (
-            _not_applicable(rule, f"{name}: none has {needed} {evaluation.positive_class} groups to compare on.", threshold=0),
-        )
+        return (_not_applicable(rule, f"{name}: none has {needed} {positive} groups to compare on.", threshold=0),)
     worst = min(bounds, key=lambda of: bounds[of])
     passed = bounds[worst] >= 0
     sentence = (
-        f"{name}: of {len(bounds)} with {needed} {evaluation.positive_class} groups or more, {worst} looks worst; it differs from the champion's "
+        f"{name}: of {len(bounds)} with {needed} {positive} groups or more, {worst} looks worst; it differs from the champion's "
         f"by {found[worst]}: it is {'not ' if passed else ''}lower with confidence (upper bound {bounds[worst]:.3f})."
     )
     return (_rule(rule, passed, sentence, value=bounds[worst], threshold=0),)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.dataset.decoding import Box, box_in_square, decode_image, decode_rgb, fit_square
+from bcc_ops.dataset.decoding import Box, box_in_square, decode_image, decode_rgb, fit_square, read_image_file
 from bcc_ops.exceptions import DataError, ImageRefused, OutOfResources
 from tests.conftest import REPOSITORY
 from tests.factories.hostile_images import hostile_files
@@ -23,9 +23,11 @@ def test_there_are_fifty_different_defects():
 
 
 @pytest.mark.parametrize(("content", "reason"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
-def test_a_broken_file_is_refused_for_the_right_reason(content, reason):
+def test_a_broken_file_is_refused_for_the_right_reason(tmp_path, content, reason):
+    path = tmp_path / "broken"
+    path.write_bytes(content)
     with pytest.raises(ImageRefused) as caught:
-        decode_image(content, MIN_SIDE, MAX_PIXELS)
+        decode_image(read_image_file(path), MIN_SIDE, MAX_PIXELS)
     assert caught.value.reason == reason, caught.value
     assert caught.value.detail
     assert "\n" not in str(caught.value)

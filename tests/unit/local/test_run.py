@@ -47,7 +47,10 @@ def _make_run(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[s
         ({"ONCE": "perhaps"}, "ONCE=perhaps: 1 or 0"),
         ({"PORT": "http"}, "PORT=http is not a port"),
         ({"BCC_CLASSES": "benign"}, "classes: at least two different names"),
-        ({"BCC_CLASSES": "cat,dog", "BCC_POSITIVE_CLASS": "dog"}, "synthetic images exist for benign, malignant, normal only"),
+        (
+            {"BCC_CLASSES": "cat,dog", "BCC_POSITIVE_CLASS": "dog"},
+            "synthetic images exist for benign, malignant, normal, finding, no_finding only",
+        ),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_status_2(

@@ -31,6 +31,9 @@ def pages_not_imported() -> Iterator[None]:
     for name in [name for name in sys.modules if name.startswith(("bcc_ops.web.", "bcc_ops.dags"))]:
         del sys.modules[name]
     sys.modules.update(imported)
+    for name, module in imported.items():  # a package has its modules as attributes too
+        package, _, own = name.rpartition(".")
+        setattr(sys.modules[package], own, module)
 
 
 def closed(addresses: list[str] = ADDRESSES) -> str:
