@@ -287,7 +287,10 @@ class ArrivalCheck:
             return None
         news = arrivals.change.total if arrivals.change else arrivals.images
         if news < self.config.min_new_images:
-            watch.dismiss(f"{news} images are new, changed or gone, and {self.config.min_new_images} are needed")
+            reason = f"{news} images are new, changed or gone, and {self.config.min_new_images} are needed"
+            if watch.arriving:  # the waiting time is over, and what settled in it is too little
+                raise NothingNew(f"Nothing to train on until {watch.deadline:%Y-%m-%d %H:%M} UTC: {reason}.{watch.ignored}")
+            watch.dismiss(reason)
             watch.look(listing, now)
             return None
         return arrivals

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -25,7 +26,12 @@ from bcc_ops.dataset.dicom_elements import DEFLATED, LONGEST_TEXT, DicomParts, t
 from bcc_ops.dataset.dicom_pixels import PIXEL_TAGS, Header, decode_pixels, read_header, refuse_undecodable
 from bcc_ops.dataset.pseudonyms import NOT_KNOWN, Pseudonyms
 from bcc_ops.dataset.resources import IMAGES
-from bcc_ops.exceptions import ImageRefused, OutOfResources
+from bcc_ops.exceptions import BccError, ImageRefused, OutOfResources
+
+log = logging.getLogger(__name__)
+
+LONGEST_DETAIL = 300
+"""Characters of why a file is refused."""
 
 METHOD = 2
 """Goes up whenever the same file gives other pixels or tags: what was made otherwise is fetched again. `fingerprints.METHOD` goes
@@ -134,7 +140,12 @@ def keep_of_dicom(content: bytes | memoryview, pseudonyms: GivesPseudonyms | Non
     try:
         return dicom_to_png(content, pseudonyms)
     except ImageRefused as refusal:
-        return _REFUSED + json.dumps([refusal.reason, refusal.detail]).encode()
+        return _REFUSED + json.dumps([refusal.reason, refusal.detail[:LONGEST_DETAIL]]).encode()
+    except (BccError, MemoryError, OSError):  # not a property of the file
+        raise
+    except Exception as error:  # a file that nobody thought of must not stop a run
+        log.exception("a DICOM file cannot be decoded")
+        return _REFUSED + json.dumps(["damaged", f"the decoder failed: {type(error).__name__}"]).encode()
 
 
 def refuse_again(content: bytes) -> None:
@@ -149,7 +160,7 @@ def refuse_again(content: bytes) -> None:
         reason, detail = json.loads(content[len(_REFUSED) :])
     except ValueError:
         reason, detail = "", ""
-    if reason not in _REASONS or not isinstance(detail, str):  # an uploader wrote this
+    if reason not in _REASONS or not isinstance(detail, str) or len(detail) > LONGEST_DETAIL:  # an uploader wrote this
         raise ImageRefused("not an image", f"its first bytes are {content[:8]!r}")
     raise ImageRefused(reason, detail)
 

@@ -181,9 +181,9 @@ def _encapsulated(parts: DicomParts, header: Header, found: list[Element]) -> by
     if header.frames == 1:
         return b"".join(parts.content[piece.value : piece.end] for piece in pieces)
     if len(pieces) > header.frames:
-        offsets = np.frombuffer(parts.value(_EXTENDED_OFFSETS), "<u8")
+        offsets = _offsets(parts.value(_EXTENDED_OFFSETS), "<u8")
         if not len(offsets):
-            offsets = np.frombuffer(parts.content[table.value : table.end][: 4 * header.frames], "<u4")
+            offsets = _offsets(parts.content[table.value : table.end][: 4 * header.frames], "<u4")
         if len(offsets) != header.frames:
             raise ImageRefused("damaged", "no table says which fragments of its pixel data are which frame")
         first = pieces[0].start
@@ -193,6 +193,12 @@ def _encapsulated(parts: DicomParts, header: Header, found: list[Element]) -> by
     else:
         pieces = [pieces[header.frame]]
     return b"".join(parts.content[piece.value : piece.end] for piece in pieces)
+
+
+def _offsets(table: bytes | memoryview, kind: str) -> npt.NDArray[Any]:
+    if len(table) % np.dtype(kind).itemsize:
+        raise ImageRefused("damaged", "its table of frames is cut off")
+    return np.frombuffer(table, kind)
 
 
 def _decode(parts: DicomParts, header: Header, frame: bytes) -> npt.NDArray[Any]:

@@ -23,6 +23,7 @@ from bcc_ops.dataset.fingerprints import fingerprint, to_gray
 from bcc_ops.dataset.image_content import find_in_contents
 from bcc_ops.dataset.inspection_cache import ContentFacts, InspectionCache
 from bcc_ops.dataset.metadata import ACQUIRED, AGE, LATERALITY, PATIENT, Metadata, decade, quarter, without_rare_values
+from bcc_ops.dataset.metadata_table import shown
 from bcc_ops.dataset.near_duplicates import NearDuplicates, Thresholds, find_near_duplicates
 from bcc_ops.dataset.properties import measure_properties
 from bcc_ops.dataset.resources import cores
@@ -343,8 +344,8 @@ def _told_by_files(dicom: Mapping[str, DicomTags], pseudonyms: GivesPseudonyms |
     salt = pseudonyms().salt_name if pseudonyms and any(tags.patient for tags in dicom.values()) else ""
     cells = {
         key: {
-            PATIENT: tags.patient if tags.salt == salt else "",
-            "device": tags.device,
+            PATIENT: tags.patient if salt and tags.salt == salt else "",
+            "device": shown(tags.device),
             ACQUIRED: quarter(tags.acquired_at) or "",
             LATERALITY: tags.laterality,
             AGE: decade(str(tags.age)) or "",

@@ -72,8 +72,12 @@ def find_in_contents(
     read = text_reader.can_read()
     if not read:
         log.warning("RapidOCR is not installed: text in the images is not looked for")
-    known = {row.sha256: row.findings for row in previous if row.sha256 in paths} | memory.recall_findings(paths)
-    known = {sha256: found for sha256, found in known.items() if _is_current(found, read)}
+    told = [(row.sha256, row.findings) for row in previous if row.sha256 in paths]
+    # What a worker without RapidOCR saw does not overrule what another one read, wherever it was remembered.
+    known: dict[str, str] = {}
+    for sha256, found in (*told, *memory.recall_findings(paths).items()):
+        if _is_current(found, read) and not known.get(sha256, "").startswith(WITH_TEXT):
+            known[sha256] = found
     missing = sorted(set(paths) - set(known))
     if missing:
         log.info("looking for text and marks in %d of %d contents, the others are known", len(missing), len(paths))

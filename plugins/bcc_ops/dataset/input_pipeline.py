@@ -23,6 +23,7 @@ from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.decoding import Box, box_in_square, decode_rgb, fit_square
 from bcc_ops.dataset.resources import cores
 from bcc_ops.dataset.sync import LocalImage, training_view
+from bcc_ops.exceptions import DataError
 
 log = logging.getLogger(__name__)
 
@@ -107,9 +108,12 @@ def read_as_notebook(
             shuffle=False,
             verbose=False,
         )
+        position = -1
         for position, (image, label) in enumerate(dataset.as_numpy_iterator()):
             pixels[position] = np.clip(np.rint(image), 0, 255)
             labels[position] = label
+    if position + 1 != len(images):
+        raise DataError(f"Keras read {position + 1} of {len(images)} images: it does not know the names of the others")
     return Pixels(pixels, labels, tuple(classes))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -204,7 +205,8 @@ class InspectionCache:
         found = []
         for row in self._db.execute("SELECT contents, pairs FROM feature_searches ORDER BY number"):
             contents, pairs = (json.loads(column) for column in row)
-            found.append(FeatureSearch(tuple(contents), frozenset((contents[one], contents[other]) for one, other in pairs)))
+            contents = tuple(map(sys.intern, contents))  # the searches have most of them in common
+            found.append(FeatureSearch(contents, frozenset((contents[one], contents[other]) for one, other in pairs)))
         return found
 
     def remember_search(self, search: FeatureSearch) -> None:

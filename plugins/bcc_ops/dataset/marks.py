@@ -37,6 +37,8 @@ _STEEP, _STEEP_COLOURED = 20.0, 12.0
 _COLOURED_CROSS, _TINT = 0.55, 8.0
 _PAD = 8
 _MOST_SIDE = 1600
+_MOST_MARKS = 200
+"""Of one kind: an image of thousands was drawn to keep a worker busy."""
 
 _SHAPES = ((6, 3, False), (7, 3, False), (8, 3, False), (9, 3, False), (8, 1, False), (4, 1, True), (5, 1, True))
 """Length of an arm and width of a stroke in pixels, and whether the middle is open, as coloured crosses have it."""
@@ -61,7 +63,7 @@ def find_calipers(rgb: Pixels, gray: Gray) -> list[Mark]:
             continue
         crosses += _correlate(padded, tint if is_open else None, arm, stroke)
     distinct: list[tuple[float, int, int]] = []
-    for value, x, y in sorted(crosses, reverse=True):
+    for value, x, y in sorted(crosses, reverse=True)[:_MOST_MARKS]:
         if all(max(abs(x - other[1]), abs(y - other[2])) >= _APART for other in distinct):
             distinct.append((value, x, y))
     if not distinct or (len(distinct) < 2 and distinct[0][0] < _CROSS):
@@ -133,6 +135,8 @@ def find_cut_letters(gray: Gray) -> list[Mark]:
         rim = (cv2.dilate(sign, np.ones((3, 3), np.uint8)) - sign) > 0
         if rim.sum() >= 6 and (reach[around][rim] <= _DARK).mean() >= _OUTLINED:
             letters.append(Mark(left, top, width, height))
+        if len(letters) == _MOST_MARKS:
+            break
     return [one for one in letters if any(_are_neighbours(one, other) for other in letters if other is not one)]
 
 

@@ -36,6 +36,9 @@ MANY_IMAGES = 100
 """Of one patient: then the identifier may stand for "not known"."""
 MOST_COMPARISONS = 5_000_000
 """Of a pattern with a key that begins as it does."""
+_COST_OF_A_PATTERN = 500
+"""Comparisons that reading a pattern costs."""
+LONGEST_PATTERN = 200
 MOST_ROWS_OF_IMAGE = 20
 
 
@@ -62,9 +65,16 @@ class Metadata:
     cells: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def or_else(self, other: Metadata) -> Metadata:
-        """Return what is known by both; if they differ in a column of an image, this one counts."""
+        """Return what is known by both; if they differ in a column of an image, this one counts.
+
+        Of two patients, none does: the image is tied to both, so that neither source can set apart what the other joins.
+        """
         keys = self.cells.keys() | other.cells.keys()
-        return Metadata({key: {**other.cells.get(key, {}), **self.cells.get(key, {})} for key in keys})
+        joined = {key: {**other.cells.get(key, {}), **self.cells.get(key, {})} for key in keys}
+        for key, cells in joined.items():
+            if patients := sorted({*self.patient(key).split(), *other.patient(key).split()}):
+                cells[PATIENT] = " ".join(patients)
+        return Metadata(joined)
 
     def value(self, key: str, column: str) -> str:
         """Return what is known of an image in a column; "" if nothing is."""
@@ -214,10 +224,10 @@ def _match(table: Table, keys: Mapping[str, str], findings: Findings) -> dict[st
     for row in patterns:
         begins = _PATTERN.split(row.key, maxsplit=1)[0]
         first, end = bisect_left(paths, begins), bisect_left(paths, begins + chr(0x10FFFF))
-        left -= end - first
-        if left < 0:
+        left -= (end - first) + _COST_OF_A_PATTERN
+        if left < 0 or len(row.key) > LONGEST_PATTERN:
             findings.add(
-                "patterns left out: too many comparisons. Begin patterns with the folder, or name keys", f"row {row.number}"
+                "patterns left out: too many, or too long. Begin patterns with the folder, or name keys", f"row {row.number}"
             )
             continue
         fits = re.compile(translate(row.key)).match

@@ -298,7 +298,12 @@ def training_view(images: Sequence[LocalImage], directory: Path) -> Path:
     return directory
 
 
+_KERAS_READS = (".png", ".jpg", ".jpeg", ".bmp")
+"""`image_dataset_from_directory` passes over other names without a word."""
+
+
 def _link_name(number: int, key: str) -> str:
     name = PurePosixPath(key.rpartition("/")[2])
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", name.stem)[:60].strip("-")
-    return f"{number:07d}-{readable}{name.suffix.lower()}"
+    suffix = name.suffix.lower()
+    return f"{number:07d}-{readable}{suffix if suffix in _KERAS_READS else '.png'}"  # of DICOM, the cache holds a PNG

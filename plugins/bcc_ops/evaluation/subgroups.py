@@ -7,6 +7,7 @@ and one value per image.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -20,6 +21,8 @@ from bcc_ops.runs.documents import Estimate, SliceEvaluation
 from bcc_ops.runs.tables import ContentRow, SplitRow
 
 KEY_PATTERN = "key pattern"
+MOST_VALUES = 20
+"""Of a column, that become subgroups: the most frequent ones."""
 
 
 def slice_values(
@@ -56,10 +59,16 @@ def slice_values(
     if metadata is not None:
         for column in metadata.columns:
             if column.name != PATIENT:
-                values = [metadata.value(row.key, column.name) for row in rows]
+                values = _common([metadata.value(row.key, column.name) for row in rows])
                 name = f"{column.name} (metadata)" if column.name in by else column.name
                 by[name] = periods(values) if column.name == ACQUIRED else values
     return {name: values for name, values in by.items() if len(set(values) - {""}) > 1}
+
+
+def _common(values: Sequence[str]) -> list[str]:
+    """Return the values, "" in place of all but the most frequent ones: a page of thousands of subgroups tells nothing."""
+    kept = {value for value, _ in Counter(value for value in values if value).most_common(MOST_VALUES)}
+    return [value if value in kept else "" for value in values]
 
 
 def evaluate_slices(

@@ -271,6 +271,9 @@ def read_foreign_table(
         raise ArtifactError(_not_parquet(error)) from None
     if file.metadata.num_rows > most_rows or len(schema) > most_columns:
         raise ArtifactError(f"has more than {most_rows:,} rows or {most_columns} columns")
+    codecs = {group.column(place).compression for group in groups for place in range(group.num_columns)}
+    if codecs - {"UNCOMPRESSED", "SNAPPY"}:  # what the file says of its size may be a lie, and these cannot grow much
+        raise ArtifactError("is compressed otherwise than with Snappy: write it with compression='snappy' or 'none'")
     if sum(group.total_byte_size for group in groups) > most_bytes:
         raise ArtifactError(f"unpacks to more than {most_bytes / 1e6:g} MB")
     return plain, sorted({one.name for one in schema} - set(plain)), _foreign_rows(file, plain, text)
@@ -280,7 +283,7 @@ def _foreign_rows(file: pq.ParquetFile, columns: list[str], text: Callable[[Any]
     try:
         for batch in file.iter_batches(batch_size=10_000, columns=columns):
             yield from (list(row) for row in zip(*(_texts(column, text) for column in batch.columns)))
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError) as error:  # times beyond Python's
         raise ArtifactError(_not_parquet(error)) from None
 
 

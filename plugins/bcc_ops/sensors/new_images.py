@@ -67,7 +67,7 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
         if another_run_waits:
             self._watch.hurry()
         arrivals = self._arrival_check(context).advance(self._watch)
-        if arrivals is None and self._watch.idle and another_run_waits:
+        if arrivals is None and self._watch.idle and not self._watch.failures and another_run_waits:
             raise exceptions.NothingNew(GAVE_WAY)
         return PokeReturnValue(arrivals is not None, arrivals and arrivals.to_xcom())
 

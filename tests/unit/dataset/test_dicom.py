@@ -124,3 +124,18 @@ def test_a_dicom_file_is_read_wherever_an_image_file_is(tmp_path) -> None:
     assert np.array_equal(decode_rgb(path.read_bytes()), COLOUR)
     assert read_image_file(path) == keep_of_dicom(path.read_bytes())
     assert decode_image(read_image_file(path)).file_format == "DICOM"
+
+
+def test_a_refusal_of_any_length_is_not_taken_from_an_uploader() -> None:
+    with pytest.raises(ImageRefused) as caught:
+        decode_image(b"BCC-REFUSED-DICOM\n" + json.dumps(["damaged", "x" * 5_000_000]).encode())
+    assert len(caught.value.detail) < 100
+
+
+def test_a_failure_that_nobody_thought_of_refuses_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("buffer size must be a multiple of element size")
+
+    monkeypatch.setattr("bcc_ops.dataset.dicom.dicom_to_png", fail)
+    with pytest.raises(ImageRefused, match="damaged: the decoder failed: ValueError"):
+        decode_image(keep_of_dicom(b""))

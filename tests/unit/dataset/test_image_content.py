@@ -55,6 +55,16 @@ def test_what_another_method_or_no_reader_found_is_looked_at_again(tmp_path, gra
         assert image_content.find_in_contents({"a": gray_image}, [row("a", before)], memory, 1) == {"a": "1t axilla"}
 
 
+@pytest.mark.parametrize("can_read", [True, False])
+def test_what_was_read_counts_before_what_was_only_looked_at(tmp_path, gray_image, looked, monkeypatch, can_read):
+    monkeypatch.setattr(text_reader, "can_read", lambda: can_read)
+    with InspectionCache(tmp_path / "memory") as memory:
+        memory.remember_findings([("a", "1"), ("b", "1t axilla")])
+        told = [row("a", "1t axilla"), row("b", "1")]
+        found = image_content.find_in_contents({"a": gray_image, "b": gray_image}, told, memory, 1)
+    assert found == {"a": "1t axilla", "b": "1t axilla"} and looked == []
+
+
 def test_without_a_reader_marks_are_found_and_text_of_earlier_runs_is_kept(tmp_path, gray_image, looked, monkeypatch):
     monkeypatch.setattr(text_reader, "can_read", lambda: False)
     with InspectionCache(tmp_path / "memory") as memory:

@@ -83,3 +83,12 @@ def test_no_shape_is_too_small(shape):
     assert marks.find_calipers(colour(gray), gray) == []
     assert marks.find_cut_letters(gray) == []
     assert not marks.shows_two_views(gray)
+
+
+def test_an_image_of_thousands_of_signs_is_not_compared_all_with_all():
+    strokes = np.zeros((600, 600), np.uint8)
+    for top in range(2, 590, 12):
+        for left in range(2, 590, 8):
+            strokes[top : top + 6, left] = 255
+    assert len(marks.find_cut_letters(strokes)) <= 200
+    assert len(marks.find_calipers(colour(strokes), strokes)) <= 200

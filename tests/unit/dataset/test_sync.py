@@ -128,6 +128,13 @@ def test_a_view_for_training_holds_each_image_once_below_its_class(store: Object
     assert len([path for path in view.rglob("*") if not path.is_dir()]) == 1
 
 
+def test_a_view_names_every_image_so_that_keras_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    keys = ["images/benign/scan.dcm", "images/benign/IM0001", "images/benign/1.2.840.113619", "images/benign/x.JPG"]
+    view = training_view([LocalImage(key, "benign", "0" * 64, tmp_path / "file") for key in keys], tmp_path / "view")
+    assert [path.suffix for path in sorted((view / "benign").iterdir())] == [".png", ".png", ".png", ".jpg"]
+
+
 def test_a_view_never_leaves_its_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     keys = ["images/benign/../../../escape.png", "images/benign//etc/passwd.png", "images/benign/..png", "/etc/x.png"]

@@ -33,6 +33,20 @@ def test_every_column_that_tells_images_apart_is_sliced_by_and_the_patient_is_no
     assert slice_values(SPLIT, [], None, "", metadata) == {"site": north}
 
 
+def test_of_many_values_only_the_most_frequent_become_subgroups() -> None:
+    sites = [f"site {number % 60}" for number in range(len(SPLIT))]
+    sliced = slice_values(SPLIT, [], None, "", known(site=sites))["site"]
+    assert len(set(sliced) - {""}) == 20
+
+
+def test_a_column_does_not_take_the_place_of_a_slice_of_our_own() -> None:
+    sites = ["x", "y"] * (len(SPLIT) // 2)
+    named = slice_values(
+        SPLIT, [], None, r"fold(\d)-", Metadata({row.key: {"key pattern": site} for row, site in zip(SPLIT, sites)})
+    )
+    assert set(named) == {"key pattern", "key pattern (metadata)"}
+
+
 def test_dates_are_sliced_by_quarters_or_by_years_if_these_are_many() -> None:
     months = [f"20{year}-Q{part}" for year in (20, 21, 22) for part in (1, 2, 3, 4)] * 10
     assert set(slice_values(SPLIT, [], None, "", known(acquired_at=months))["acquired_at"]) == {"2020", "2021", "2022"}

@@ -17,6 +17,7 @@ from bcc_ops.runs.tables import (
     SplitRow,
     iterate_rows,
     read_answers,
+    read_foreign_table,
     read_predictions,
     read_rows,
     write_answers,
@@ -139,3 +140,24 @@ def test_of_a_table_of_before_what_was_held_out_is_fold_1_and_the_rest_has_no_fo
 def test_a_table_with_a_partition_that_never_was_is_refused() -> None:
     with pytest.raises(ArtifactError, match="partition"):
         read_rows(SplitRow, older(SplitRow, "train", "elsewhere"))
+
+
+def foreign(table: pa.Table, **how: str) -> list[list[str]]:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **how)
+    return list(read_foreign_table(sink.getvalue(), str, most_rows=10, most_columns=3, most_bytes=10_000)[2])
+
+
+def test_a_table_of_somebody_else_is_read_as_text() -> None:
+    assert foreign(pa.table({"key": ["a", "b"], "age": [45, 46]})) == [["a", "45"], ["b", "46"]]
+
+
+def test_a_compression_that_may_grow_without_bound_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="compressed otherwise than with Snappy"):
+        foreign(pa.table({"key": ["a" * 1000]}), compression="zstd")
+
+
+@pytest.mark.parametrize("column", [pa.array([2**40], pa.timestamp("s")), pa.array([0], pa.timestamp("s", tz="Foo/Bar"))])
+def test_times_that_python_does_not_know_are_a_table_that_cannot_be_read(column: pa.Array) -> None:
+    with pytest.raises(ArtifactError, match="is not a Parquet file that can be read"):
+        foreign(pa.table({"key": ["a"], "acquired_at": column}))
