@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import MPEG4HP41, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
+from bcc_ops.dataset import dicom_pixels
 from bcc_ops.dataset.dicom import dicom_to_png
 from bcc_ops.exceptions import ImageRefused
 from tests.factories.dicom_files import (
@@ -118,3 +119,9 @@ def test_a_transfer_syntax_that_cannot_be_decoded_is_refused_by_its_name() -> No
 
 def test_extra_bytes_after_the_pixels_are_let_be() -> None:
     assert np.array_equal(shown(dicom_file(GRAY, ExplicitVRLittleEndian, DataSetTrailingPadding=bytes(64))), in_rgb(GRAY))
+
+
+@pytest.mark.parametrize(("table", "kind"), [(b"abc", "<u4"), (b"abcdefghijkl", "<u8")])
+def test_a_table_of_frames_that_is_cut_off_is_refused(table: bytes, kind: str) -> None:
+    with pytest.raises(ImageRefused, match="damaged: its table of frames is cut off"):
+        dicom_pixels._offsets(table, kind)
