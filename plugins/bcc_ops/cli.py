@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -496,11 +496,13 @@ def _spoken_answer(answer: OutOfFoldAnswer) -> str:
 
 def doctor_command(given: argparse.Namespace) -> int:
     """Check the deployment from where this runs; 1 if something stops a run."""
-    from bcc_ops.deployment_facts import gather
     from bcc_ops.doctor import examine, has_problem
 
-    with _quiet_log():
-        checks = examine(gather(given.instance))
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # what matters of Airflow's log is one of the checks
+        from bcc_ops.deployment_facts import gather
+
+        facts = gather(given.instance)
+    checks = examine(facts)
     problem = has_problem(checks)
     if given.json:
         told = {"instance": given.instance, "problem": problem, "checks": [check.to_json() for check in checks]}
@@ -510,13 +512,3 @@ def doctor_command(given: argparse.Namespace) -> int:
         if check.command:
             print(f"{'':<35} > {check.command}")
     return 1 if problem else 0
-
-
-@contextmanager
-def _quiet_log() -> Iterator[None]:
-    """Keep back what Airflow logs: what matters of it is one of the checks."""
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -17,6 +17,8 @@ from bcc_ops.dataset.pseudonyms import SHORTEST_SALT
 from bcc_ops.exceptions import BccError, BucketNotFound, ConfigError, StorageUnavailable, UnsafeStore
 from bcc_ops.installation import (
     AMAZON_PROVIDER,
+    INSTALL_AIRFLOW,
+    INSTALL_AMAZON,
     INSTALL_WORKER,
     WORKER_PACKAGES,
     airflow_too_new,
@@ -199,12 +201,10 @@ def _python(facts: Facts) -> Judgement:
 
 def _airflow(facts: Facts) -> Judgement:
     if facts.airflow is None:
-        return _problem(
-            f"Airflow is not installed here, and bcc_ops needs {known_airflows()}", "pip install 'apache-airflow>=3.1,<3.4'"
-        )
+        return _problem(f"Airflow is not installed here, and bcc_ops needs {known_airflows()}", INSTALL_AIRFLOW)
     too_old = airflow_too_old(facts.airflow)
     if too_old:
-        return _problem(too_old, "pip install 'apache-airflow>=3.1,<3.4'")
+        return _problem(too_old, INSTALL_AIRFLOW)
     too_new = airflow_too_new(facts.airflow)
     if too_new:
         return _warning(f"{too_new}. Its pages are closed until then", "pip install --upgrade breast-ultrasound-retraining")
@@ -212,11 +212,10 @@ def _airflow(facts: Facts) -> Judgement:
 
 
 def _amazon(facts: Facts) -> Judgement:
-    command = f"pip install '{AMAZON_PROVIDER}[aiobotocore]>=9.14,<10'"
     if facts.amazon is None:
-        return _problem(f"{AMAZON_PROVIDER} is not installed: no task can reach the bucket", command)
+        return _problem(f"{AMAZON_PROVIDER} is not installed: no task can reach the bucket", INSTALL_AMAZON)
     problem = amazon_unsuitable(facts.amazon)
-    return _problem(problem, command) if problem else _good(f"{AMAZON_PROVIDER} {facts.amazon}")
+    return _problem(problem, INSTALL_AMAZON) if problem else _good(f"{AMAZON_PROVIDER} {facts.amazon}")
 
 
 def _copies(facts: Facts) -> Judgement:
@@ -334,7 +333,7 @@ def _images(store: StoreFacts, settings: Settings) -> Judgement:
     if missing:
         prefix = f"s3://{settings.bucket}/{settings.images_prefix}"
         copy = f"aws s3 cp --recursive {shlex.quote(missing[0])}/ {shlex.quote(f'{prefix}/{missing[0]}/')}"
-        return _warning(f"under {prefix} is no image of {', '.join(missing)}", copy)
+        return _warning(f"{prefix} has no image of {', '.join(missing)}", copy)
     counted = ", ".join(f"{store.images[name]} {name}" for name in settings.classes)
     return _good(f"{counted}; one of them was read")
 

@@ -23,6 +23,9 @@ OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
 AMAZON_PROVIDER, OLDEST_AMAZON, NEXT_AMAZON = "apache-airflow-providers-amazon", (9, 14), (10,)
 """The provider of the connection to S3: from the first version on, and before the second."""
 
+INSTALL_AIRFLOW = "pip install 'apache-airflow>=3.1,<3.4'"
+INSTALL_AMAZON = f"pip install '{AMAZON_PROVIDER}[aiobotocore]>=9.14,<10'"
+
 INSTALL_WORKER = "pip install 'breast-ultrasound-retraining[worker]'"
 WORKER_PACKAGES = (
     *(
