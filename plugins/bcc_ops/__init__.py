@@ -101,7 +101,9 @@ notifications   on failure and on verdict, by Airflow's notifiers
 web/            the FastAPI app behind the UI's tabs, and who may see it
 dags            the DAGs, made of all this
 plugin          what Airflow registers: the pages, the tab, the links
-cli             python -m bcc_ops check | evaluate | predict | models | trace
+doctor          facts about a deployment -> what is wrong with it, and the command that mends it
+deployment_facts    what doctor asks of Airflow, of the store and of this machine
+cli             python -m bcc_ops check | evaluate | predict | models | trace | doctor
 """
 
 __version__ = "0.1.0"

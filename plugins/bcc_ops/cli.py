@@ -1,18 +1,19 @@
-"""`python -m bcc_ops check | evaluate | predict | models | trace`: the pipeline's parts on folders and files.
+"""`python -m bcc_ops check | evaluate | predict | models | trace | doctor`: the pipeline's parts on folders and files.
 
-Works without Airflow, and all but `models` and `trace` without S3. Exit status 0 done, 1 a finding or a failure told in one line,
-2 wrong use.
+All but `doctor` work without Airflow, and all but it, `models` and `trace` without S3. Exit status 0 done, 1 a finding or a
+failure told in one line, 2 wrong use.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.exceptions import BccError, ConfigError, DataError, ModelError
 from bcc_ops.instances import find_instance
-from bcc_ops.runs.documents import Document, Estimate, EvaluationDocument, ModelDocument, name_fold, parse_document
+from bcc_ops.runs.documents import Estimate, EvaluationDocument, ModelDocument, name_fold, parse_document
 
 if TYPE_CHECKING:
     from bcc_ops.models.classifier import Classifier
@@ -94,6 +95,11 @@ def parser() -> argparse.ArgumentParser:
     trace.add_argument("--json", action="store_true", help="print one JSON object")
     _instance(trace)
     trace.set_defaults(command=trace_command)
+
+    doctor = commands.add_parser("doctor", help="say what is wrong with this deployment, and the command that mends it")
+    _json_file(doctor, "write the checks")
+    _instance(doctor)
+    doctor.set_defaults(command=doctor_command)
     return top
 
 
@@ -134,9 +140,9 @@ def _config(given: argparse.Namespace) -> RetrainingConfig:
     return RetrainingConfig.resolve({name: value for name, _, value in pairs})
 
 
-def _write(path: Path, document: Document) -> None:
+def _write(path: Path, content: bytes) -> None:
     try:
-        path.write_bytes(document.to_json())
+        path.write_bytes(content)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
 
@@ -152,7 +158,7 @@ def check_command(given: argparse.Namespace) -> int:
 
     document = check_folder(given.folder, _config(given), sheets=given.sheets)
     if given.json:
-        _write(given.json, document)
+        _write(given.json, document.to_json())
     console = Console()
     for table in check_tables(document):
         console.print(table)
@@ -261,7 +267,7 @@ def evaluate_command(given: argparse.Namespace) -> int:
         classifier, found.images, plan, synthetic=found.checks.synthetic > 0, digest=found.digest, threshold=threshold
     )
     if given.json:
-        _write(given.json, document)
+        _write(given.json, document.to_json())
     _print_evaluation(document, len(found.checks.refused), sum(len(group.keys) for group in found.checks.conflicts))
     return 0
 
@@ -483,3 +489,26 @@ def _print_trace(trace: Trace) -> None:
 
 def _spoken_answer(answer: OutOfFoldAnswer) -> str:
     return ", ".join(f"{name} {probability:.3f}" for name, probability in answer.probabilities.items())
+
+
+# doctor ---------------------------------------------------------------------------------------------------------------
+
+
+def doctor_command(given: argparse.Namespace) -> int:
+    """Check the deployment from where this runs; 1 if something stops a run."""
+    from bcc_ops.doctor import examine, has_problem
+
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # what matters of Airflow's log is one of the checks
+        from bcc_ops.deployment_facts import gather
+
+        facts = gather(given.instance)
+    checks = examine(facts)
+    problem = has_problem(checks)
+    if given.json:
+        told = {"instance": given.instance, "problem": problem, "checks": [check.to_json() for check in checks]}
+        _write(given.json, json.dumps(told, indent=2, ensure_ascii=False).encode())
+    for check in checks:
+        print(f"{check.state:<12} {check.name:<22} {check.sentence}")
+        if check.command:
+            print(f"{'':<35} > {check.command}")
+    return 1 if problem else 0

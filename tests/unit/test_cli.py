@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ import pytest
 from PIL import Image
 
 from bcc_ops import cli
+from bcc_ops.doctor import Facts
 from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.runs.documents import EvaluationDocument, parse_document
 from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
 from tests.conftest import REPOSITORY
 from tests.unit.promotion.samples import AS_OF, NOW, model_document, upload
+from tests.unit.test_doctor import HEALTHY
 
 CLASSES = ("benign", "malignant", "normal")
 
@@ -350,3 +352,30 @@ def test_models_of_one_of_several_instances(
     assert capsys.readouterr().out == "There are no versions yet.\n"
     assert run("models") == 1
     assert "choose one of breast, textures" in error_of(capsys)
+
+
+# doctor ---------------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_prints_the_way_out_and_exits_with_1_only_if_there_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = []
+
+    def gather(instance: str) -> Facts:
+        asked.append(instance)
+        sys.stdout.write("a line of Airflow's log\n")
+        return facts
+
+    monkeypatch.setattr("bcc_ops.deployment_facts.gather", gather)
+    facts = replace(HEALTHY, pool_slots=None)
+    assert run("doctor", "--instance", "textures", "--json", tmp_path / "doctor.json") == 1
+    told = capsys.readouterr().out
+    assert "problem      pool" in told and '> airflow pools set gpu 1 "one slot per GPU"' in told
+    assert "log" not in told
+    document = json.loads((tmp_path / "doctor.json").read_bytes())
+    assert (document["instance"], document["problem"], asked) == ("textures", True, ["textures"])
+    assert [check["name"] for check in document["checks"] if check["state"] != "good"] == ["pool"]
+    facts = HEALTHY
+    assert run("doctor") == 0
+    assert "problem " not in capsys.readouterr().out

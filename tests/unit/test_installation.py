@@ -6,7 +6,24 @@ import pytest
 
 from bcc_ops import __version__
 from bcc_ops.exceptions import ConfigError
-from bcc_ops.installation import airflow_too_new, airflow_too_old, different_copies, require_suitable
+from bcc_ops.installation import (
+    INSTALL_AIRFLOW,
+    INSTALL_AMAZON,
+    WORKER_PACKAGES,
+    airflow_too_new,
+    airflow_too_old,
+    amazon_unsuitable,
+    different_copies,
+    missing_worker_packages,
+    python_unsuitable,
+    require_suitable,
+)
+from tests.conftest import REPOSITORY
+
+
+def requirements_of(name: str) -> list[str]:
+    lines = (REPOSITORY / name).read_text().splitlines()
+    return [line.partition("#")[0].strip() for line in lines if line.partition("#")[0].strip()]
 
 
 def put_copy(folder: Path, version: str) -> str:
@@ -52,3 +69,25 @@ def test_the_version_is_found_in_the_package_itself(tmp_path: Path) -> None:
     other = put_copy(tmp_path, "9.9.9")
     problem = different_copies([str(Path(__file__).resolve().parents[2] / "plugins"), other])
     assert problem is not None and f"({__version__} in " in problem
+
+
+@pytest.mark.parametrize("command", [INSTALL_AIRFLOW, INSTALL_AMAZON])
+def test_the_commands_name_the_ranges_of_the_wheel(command: str) -> None:
+    assert command.removeprefix("pip install '").removesuffix("'") in requirements_of("requirements-base.in")
+
+
+@pytest.mark.parametrize(("version", "suits"), [("9.13.9", False), ("9.14.0", True), ("9.39.0", True), ("10.0.0", False)])
+def test_the_amazon_provider_suits_from_9_14_to_below_10(version: str, suits: bool) -> None:
+    assert (amazon_unsuitable(version) is None) == suits
+
+
+@pytest.mark.parametrize(("version", "suits"), [("3.9.20", False), ("3.10.0", True), ("3.12.9", True), ("3.13.0", False)])
+def test_python_suits_from_3_10_to_3_12(version: str, suits: bool) -> None:
+    assert (python_unsuitable(version) is None) == suits
+
+
+def test_every_package_of_the_worker_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(WORKER_PACKAGES) == len(requirements_of("requirements-worker.in"))
+    assert missing_worker_packages() == ()
+    monkeypatch.setattr("bcc_ops.installation.WORKER_PACKAGES", ("numpy", "no_such_package"))
+    assert missing_worker_packages() == ("no_such_package",)

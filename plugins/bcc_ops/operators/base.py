@@ -20,6 +20,7 @@ from bcc_ops import metrics
 from bcc_ops.airflow_names import AirflowFailException, AirflowSkipException
 from bcc_ops.config import DeploymentParameters, RetrainingConfig, Settings
 from bcc_ops.exceptions import ArtifactError, BccError, NothingNew
+from bcc_ops.installation import INSTALL_WORKER
 from bcc_ops.instances import Instance, find_instance
 from bcc_ops.runs.documents import ConfigDocument, D, PromotionDocument, Reference, RunHandle, RunKind, SnapshotDocument
 from bcc_ops.runs.object_store import ObjectStore
@@ -49,13 +50,13 @@ def airflow_errors() -> Iterator[None]:
             raise
         raise AirflowFailException(f"{type(error).__name__}: {error}") from None
     except ModuleNotFoundError as error:
-        brings = "pip install 'breast-ultrasound-retraining[worker]' brings what tasks need"
+        brings = f"{INSTALL_WORKER} brings what tasks need"
         raise AirflowFailException(f"this worker lacks the package {error.name}: {brings}") from error
 
 
-def open_store(settings: Settings) -> ObjectStore:
-    """Return the configured bucket, through the configured Airflow connection."""
-    return ObjectStore(S3Hook(aws_conn_id=settings.aws_conn_id).get_conn(), settings.bucket)
+def open_store(settings: Settings, **client: Any) -> ObjectStore:
+    """Return the configured bucket, through the configured Airflow connection; `client` goes to the hook."""
+    return ObjectStore(S3Hook(aws_conn_id=settings.aws_conn_id, **client).get_conn(), settings.bucket)
 
 
 def run_kind(context: Context) -> RunKind:

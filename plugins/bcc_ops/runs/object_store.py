@@ -43,10 +43,15 @@ _KINDS: Mapping[str, type[StorageError]] = {
 """S3's error codes, and the names of botocore's errors that have none, by what they mean to the pipeline."""
 
 _HINTS: Mapping[type[StorageError], str] = {
-    BucketNotFound: "the bucket does not exist",
+    BucketNotFound: "the bucket does not exist: make it with `aws s3 mb`, or correct BCC_BUCKET",
     ObjectNotFound: "there is no such object",
     AccessDenied: "check the connection's credentials and its policy",
 }
+
+_NO_CREDENTIALS = (
+    "in a task: Airflow lacks the connection that BCC_AWS_CONN_ID names, or it has no login; "
+    "`airflow connections add` makes it, and `python -m bcc_ops doctor` says how"
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def translate(error: Exception, what: str) -> StorageError:
     fallback = StorageUnavailable if no_answer or status >= 500 else StorageError
     kind = _KINDS.get(code, AccessDenied if status == 403 else fallback)
     said = response.get("Error", {}).get("Message") or (str(error) if no_answer else code)
-    hint = _HINTS.get(kind)
+    hint = _NO_CREDENTIALS if code == "NoCredentialsError" else _HINTS.get(kind)
     return kind(f"{what}: {said}" + (f" ({hint})" if hint else ""))
 
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 
 import pytest
+from botocore.exceptions import ClientError, NoCredentialsError
 
 from bcc_ops.exceptions import (
     AccessDenied,
@@ -17,7 +18,7 @@ from bcc_ops.exceptions import (
 )
 from bcc_ops.runs.documents import ApprovalDocument, Reference
 from bcc_ops.runs.index import assessed_runs, find_run, list_runs
-from bcc_ops.runs.object_store import ObjectStore, split_uri
+from bcc_ops.runs.object_store import ObjectStore, split_uri, translate
 from bcc_ops.runs.paths import RunPaths
 from local.s3_server import S3Server, free_ports
 from tests.unit.report.samples import config_document
@@ -139,3 +140,11 @@ def test_a_folder_is_removed_whole_and_nothing_beside_it(store: ObjectStore) -> 
         store.put(key, b"")
     assert store.delete_folder("c/a") == 2
     assert [entry["Key"] for entry in store.list_objects("c/")] == ["c/ab/3"]
+
+
+def test_missing_credentials_and_a_missing_bucket_are_told_with_the_command_that_helps() -> None:
+    lacking = translate(NoCredentialsError(), "listing s3://bucket/images")
+    assert isinstance(lacking, AccessDenied) and "`airflow connections add`" in str(lacking)
+    error = ClientError({"Error": {"Code": "NoSuchBucket", "Message": "gone"}}, "ListObjectsV2")
+    gone = translate(error, "listing s3://bucket/images")
+    assert isinstance(gone, BucketNotFound) and "`aws s3 mb`" in str(gone) and "does not exist" in str(gone)

@@ -1,0 +1,252 @@
+"""What `doctor` asks of Airflow, of the store and of this machine. Nothing here judges.
+
+Needs no service to be up: what cannot be found out here is `Unknown` and says where to ask. TensorFlow is not loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.dataset.arrivals import utc_now
+from bcc_ops.dataset.external import require_external_images
+from bcc_ops.dataset.pseudonyms import SALT_FILE
+from bcc_ops.dataset.resources import memory_limit
+from bcc_ops.dataset.snapshot import ImageRules, Listing, list_images
+from bcc_ops.doctor import Facts, StoreFacts, Unknown
+from bcc_ops.exceptions import BccError, ConfigError
+from bcc_ops.installation import AMAZON_PROVIDER, airflow_too_old, different_copies, missing_worker_packages
+from bcc_ops.instances import Instance, find_instance
+from bcc_ops.models.registry import ModelRegistry
+from bcc_ops.runs.object_store import ObjectStore
+
+CONNECT_SECONDS, READ_SECONDS = 5, 20
+SMI_SECONDS = 20
+NO_DATABASE = "Airflow's metadata database cannot be reached from here: ask where the scheduler runs"
+NO_STORE = "the store gave no answer"
+
+T = TypeVar("T")
+
+
+def gather(instance_name: str = "") -> Facts:
+    """Collect what is known of the deployment from where this runs.
+
+    A passing object is written under the artifacts and deleted again; nothing else changes.
+
+    Args:
+        instance_name: the model, if the deployment has several.
+    """
+    airflow, amazon = _installed("apache-airflow"), _installed(AMAZON_PROVIDER)
+    copies = different_copies([*sys.path, os.environ.get("AIRFLOW__CORE__PLUGINS_FOLDER", "")])
+    instance: Instance | ConfigError
+    try:
+        instance = find_instance(instance_name)
+    except ConfigError as error:
+        instance = error
+    settings = None if isinstance(instance, ConfigError) else instance.given_settings
+    unusable = _unusable_airflow(airflow, amazon, copies)
+    asked: dict[str, Any] = dict.fromkeys(("executor", "pool_slots", "schedule", "connection", "store", "clock_ahead"), unusable)
+    if unusable is None and settings is not None:
+        asked = ask_airflow(settings)
+        asked |= ask_store(settings, _config_of(instance))
+    elif unusable is None:
+        asked = dict.fromkeys(asked, Unknown("the settings cannot be used"))
+    cache = settings.cache_dir if settings else Settings().cache_dir
+    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    return Facts(
+        python=platform.python_version(),
+        airflow=airflow,
+        amazon=amazon,
+        copies=copies,
+        instance=instance,
+        **asked,
+        missing_packages=missing_worker_packages(),
+        gpus=visible_gpus(),
+        cuda_packages=any(_installed(f"nvidia-cudnn-cu{cuda}") for cuda in (12, 13)),
+        disk_free=shutil.disk_usage(there).free,
+        cache_used=sum(path.lstat().st_size for path in cache.rglob("*") if path.is_file()),
+        memory=memory_limit(),
+        cache_writable=os.access(there, os.W_OK),
+    )
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _unusable_airflow(airflow: str | None, amazon: str | None, copies: str | None) -> Unknown | None:
+    if airflow is None or airflow_too_old(airflow):
+        return Unknown("there is no suitable Airflow here")
+    if amazon is None or find_spec("airflow.providers.amazon") is None:
+        return Unknown("the amazon provider is missing")
+    return Unknown("the package is installed in two versions") if copies else None
+
+
+def _config_of(instance: Instance | ConfigError) -> RetrainingConfig:
+    """Return the parameters of nightly runs; the defaults if they cannot be used, which is told elsewhere."""
+    try:
+        if isinstance(instance, Instance):
+            return instance.deployment.resolve({})
+    except ConfigError:
+        pass
+    return RetrainingConfig()
+
+
+# Airflow --------------------------------------------------------------------------------------------------------------
+
+
+def ask_airflow(settings: Settings) -> dict[str, Any]:
+    """Return Airflow's executor, the slots of the GPU pool, the schedule's problem, and whether the connection is there.
+
+    A connection of the metadata database is put into this process' environment, where Airflow's hooks find it: outside of a task
+    they do not ask the database.
+    """
+    from bcc_ops.airflow_names import conf
+    from bcc_ops.dags import timetable_of
+
+    try:
+        timetable_of(settings)
+        schedule = None
+    except ConfigError as error:
+        schedule = str(error)
+    slots = _pool_slots(settings.gpu_pool)
+    connection = _find_connection(settings.aws_conn_id)
+    known = connection or not isinstance(slots, Unknown)
+    return {
+        "executor": str(conf.get("core", "executor")),
+        "pool_slots": slots,
+        "schedule": schedule,
+        "connection": connection if known else Unknown(NO_DATABASE),
+    }
+
+
+def _pool_slots(name: str) -> int | Unknown | None:
+    try:
+        from airflow.models import Pool
+
+        pool = Pool.get_pool(name)
+    except Exception:  # each database's driver, and Airflow's own ban of databases in tasks, has errors of its own
+        return Unknown(NO_DATABASE)
+    return None if pool is None else int(pool.slots)
+
+
+def _find_connection(name: str) -> bool:
+    from airflow.exceptions import AirflowNotFoundException
+    from airflow.models import Connection
+
+    try:
+        connection = Connection.get_connection_from_secrets(name)
+    except AirflowNotFoundException:
+        return False
+    os.environ.setdefault(f"AIRFLOW_CONN_{name.upper()}", connection.as_json())
+    return True
+
+
+# The store ------------------------------------------------------------------------------------------------------------
+
+
+def ask_store(settings: Settings, config: RetrainingConfig) -> dict[str, Any]:
+    """Return what the bucket answers, and how far the store's clock is ahead."""
+    from botocore.config import Config
+
+    from bcc_ops.operators.base import open_store
+
+    patience = Config(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries={"total_max_attempts": 2})
+    try:
+        store = open_store(settings, config=patience)
+    except Exception as error:  # the hook's, of a connection whose extra cannot be
+        return {
+            "store": ConfigError(f"the connection {settings.aws_conn_id!r} cannot be used: {error}"),
+            "clock_ahead": Unknown(NO_STORE),
+        }
+    try:
+        store.check()
+    except BccError as error:
+        answer = getattr(error.__cause__ or error.__context__, "response", {})
+        return {"store": error, "clock_ahead": _clock_ahead(answer)}
+    clock_ahead = _clock_ahead(dict(store.client.head_bucket(Bucket=store.bucket)))  # before anything that takes time
+    return {"store": describe_store(store, settings, config), "clock_ahead": clock_ahead}
+
+
+def _clock_ahead(answer: dict[str, Any]) -> timedelta | Unknown:
+    """Return the store's clock less this machine's, in whole seconds, as the answer's `Date` header tells it."""
+    told = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    if not told:
+        return Unknown(NO_STORE)
+    moment: datetime = parsedate_to_datetime(told)
+    return timedelta(seconds=round((moment - utc_now()).total_seconds() + 0.5))
+
+
+def describe_store(store: ObjectStore, settings: Settings, config: RetrainingConfig) -> StoreFacts:
+    """Try what a run does in the bucket: list and read images, write and delete a checkpoint, read the pointer."""
+    registry = ModelRegistry(store, settings.models_prefix)
+    listing = _attempt(lambda: list_images(store, ImageRules.of(settings, config)))
+    write, delete = _write_and_delete(store, settings)
+    external = _attempt(lambda: require_external_images(store, settings.classes, config, utc_now()))
+    salt = _attempt(lambda: store.head(f"{settings.artifacts_prefix}/{SALT_FILE}"))
+    return StoreFacts(
+        versioned=_attempt(store.is_versioned),
+        images=listing if isinstance(listing, BccError) else Counter(image.label for image in listing.images),
+        read=_error(lambda: _read_one(store, listing)),
+        write=write,
+        delete=delete,
+        models=_error(registry.read_pointer),
+        external=external,
+        own_salt=salt if isinstance(salt, BccError) else salt is not None,
+    )
+
+
+def _read_one(store: ObjectStore, listing: Listing | BccError) -> None:
+    if isinstance(listing, Listing) and listing.images:
+        image = listing.images[0]
+        store.get_with_etag(image.key, image.version_id, at_most=1)
+
+
+def _write_and_delete(store: ObjectStore, settings: Settings) -> tuple[BccError | None, BccError | None]:
+    """Write where checkpoints are stored, under a name of its own: deploy/iam-policy.json allows to delete only there."""
+    folder = f"{settings.artifacts_prefix}/checkpoints/doctor-{uuid.uuid4().hex}"
+    write = _error(ModelRegistry(store, folder).require_conditional_writes)
+    return write, _error(lambda: store.delete_folder(folder))
+
+
+def _attempt(action: Callable[[], T]) -> T | BccError:
+    try:
+        return action()
+    except BccError as error:
+        return error
+
+
+def _error(action: Callable[[], object]) -> BccError | None:
+    found = _attempt(action)
+    return found if isinstance(found, BccError) else None
+
+
+# This machine ---------------------------------------------------------------------------------------------------------
+
+
+def visible_gpus(command: str = "nvidia-smi") -> tuple[str, ...] | None:
+    """Return the names of the GPUs that NVIDIA's driver sees; None if its tool is not installed."""
+    program = shutil.which(command)
+    if program is None:
+        return None
+    try:
+        asked = [program, "--query-gpu=name", "--format=csv,noheader"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=SMI_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
