@@ -195,13 +195,13 @@ def _clock_ahead(answer: dict[str, Any]) -> timedelta | Unknown:
 def describe_store(store: ObjectStore, settings: Settings, config: RetrainingConfig) -> StoreFacts:
     """Try what a run does in the bucket: list and read images, write and delete a checkpoint, read the pointer."""
     registry = ModelRegistry(store, settings.models_prefix)
-    listing = _attempt(lambda: list_images(store, ImageRules.of(settings, config)))
+    listing = _attempt_on_worker(lambda: list_images(store, ImageRules.of(settings, config)))
     write, delete = _write_and_delete(store, settings)
-    external = _attempt(lambda: require_external_images(store, settings.classes, config, utc_now()))
+    external = _attempt_on_worker(lambda: require_external_images(store, settings.classes, config, utc_now()))
     salt = _attempt(lambda: store.head(f"{settings.artifacts_prefix}/{SALT_FILE}"))
     return StoreFacts(
         versioned=_attempt(store.is_versioned),
-        images=listing if isinstance(listing, BccError) else Counter(image.label for image in listing.images),
+        images=Counter(image.label for image in listing.images) if isinstance(listing, Listing) else listing,
         read=_error(lambda: _read_one(store, listing)),
         write=write,
         delete=delete,
@@ -211,7 +211,7 @@ def describe_store(store: ObjectStore, settings: Settings, config: RetrainingCon
     )
 
 
-def _read_one(store: ObjectStore, listing: Listing | BccError) -> None:
+def _read_one(store: ObjectStore, listing: Listing | BccError | Unknown) -> None:
     if isinstance(listing, Listing) and listing.images:
         image = listing.images[0]
         store.get_with_etag(image.key, image.version_id, at_most=1)
@@ -229,6 +229,14 @@ def _attempt(action: Callable[[], T]) -> T | BccError:
         return action()
     except BccError as error:
         return error
+
+
+def _attempt_on_worker(action: Callable[[], T]) -> T | BccError | Unknown:
+    """Attempt what needs the extra [worker]: a listing is a list of rows for a Parquet table."""
+    try:
+        return _attempt(action)
+    except ModuleNotFoundError as error:
+        return Unknown(f"the package {error.name} is missing here: ask on a worker")
 
 
 def _error(action: Callable[[], object]) -> BccError | None:

@@ -64,12 +64,12 @@ class StoreFacts:
     """
 
     versioned: bool | BccError = True
-    images: Mapping[str, int] | BccError = field(default_factory=dict)
+    images: Mapping[str, int] | BccError | Unknown = field(default_factory=dict)
     read: BccError | None = None
     write: BccError | None = None
     delete: BccError | None = None
     models: BccError | None = None
-    external: Sequence[str] | BccError = ()
+    external: Sequence[str] | BccError | Unknown = ()
     own_salt: bool | BccError = False
 
 
@@ -325,6 +325,8 @@ def _versions(store: StoreFacts, settings: Settings) -> Judgement:
 
 
 def _images(store: StoreFacts, settings: Settings) -> Judgement:
+    if isinstance(store.images, Unknown):
+        return _not_checked(store.images.reason)
     if isinstance(store.images, BccError):
         return _problem(str(store.images), POLICY)
     if store.read is not None:
@@ -366,6 +368,8 @@ def _models(store: StoreFacts, settings: Settings) -> Judgement:
 
 
 def _external(store: StoreFacts, settings: Settings) -> Judgement:
+    if isinstance(store.external, Unknown):
+        return _not_checked(store.external.reason)
     if isinstance(store.external, BccError):
         return _problem(str(store.external))
     return (

@@ -12,6 +12,7 @@ import pytest
 
 from bcc_ops import deployment_facts
 from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.dataset.arrivals import utc_now
 from bcc_ops.deployment_facts import ask_store, describe_store, gather, visible_gpus
 from bcc_ops.doctor import Facts, StoreFacts, Unknown, examine
 from bcc_ops.exceptions import AccessDenied, BucketNotFound, ConfigError, UnsafeStore
@@ -101,8 +102,7 @@ def test_a_missing_bucket_and_a_wrong_key_are_told_apart(
 
 
 def test_the_clock_of_the_store_is_compared_with_this_machines(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = deployment_facts.utc_now
-    monkeypatch.setattr(deployment_facts, "utc_now", lambda: now() - timedelta(hours=1))
+    monkeypatch.setattr(deployment_facts, "utc_now", lambda: utc_now() - timedelta(hours=1))
     ahead = ask_store(settings, RetrainingConfig())["clock_ahead"]
     assert timedelta(minutes=59) < ahead < timedelta(minutes=61)
 
@@ -129,6 +129,18 @@ def test_a_store_that_ignores_conditions_is_found_out(settings: Settings, store:
     found = describe_store(Ignoring(store.client, store.bucket), settings, RetrainingConfig())
     assert isinstance(found.write, UnsafeStore)
     assert not [key for key in keys(store) if "doctor" in key]
+
+
+def test_without_the_workers_packages_the_images_are_not_checked_and_the_rest_is(
+    settings: Settings, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*arguments: object) -> None:
+        raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
+
+    monkeypatch.setattr(deployment_facts, "list_images", lacking)
+    found = describe_store(store, settings, RetrainingConfig())
+    assert found.images == Unknown("the package numpy is missing here: ask on a worker")
+    assert (found.read, found.write, found.delete, found.models) == (None, None, None, None)
 
 
 def test_settings_that_cannot_be_are_told_and_no_service_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,6 +156,15 @@ def test_what_cannot_be_found_out_here_is_not_checked_and_says_where_to_ask() ->
     assert checks["images"].state == checks["models"].state == "not checked"
 
 
+def test_a_scheduler_leaves_the_images_to_a_worker() -> None:
+    elsewhere = Unknown("ask on a worker")
+    checks = {
+        check.name: check for check in examine(replace(HEALTHY, store=replace(STORE, images=elsewhere, external=elsewhere)))
+    }
+    assert (checks["images"].state, checks["external test sets"].state) == ("not checked", "not checked")
+    assert checks["artifacts"].state == "good"
+
+
 def test_a_cache_that_fills_its_budget_is_no_lack_of_room() -> None:
     assert not complaints(replace(HEALTHY, disk_free=5 * 10**9, cache_used=18 * 10**9))
 
