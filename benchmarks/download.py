@@ -34,7 +34,8 @@ from bcc_ops.dataset.image_cache import ImageCache
 from bcc_ops.dataset.snapshot import ImageRules, ListingBuilder, compare, list_images
 from bcc_ops.dataset.sync import sync_images
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.tables import ImageRow, read_rows, write_rows
+from bcc_ops.runs.rows import ImageRow
+from bcc_ops.runs.tables import read_rows, write_rows
 from benchmarks.report import write_section
 from local.s3_server import S3Server, serve
 

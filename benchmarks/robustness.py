@@ -25,7 +25,8 @@ from bcc_ops.dataset.resources import cores
 from bcc_ops.evaluation.metrics import Evaluation
 from bcc_ops.runs.documents import FOLDS, FoldDocument, parse_document
 from bcc_ops.runs.paths import fold_file
-from bcc_ops.runs.tables import SplitRow, read_answers
+from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.tables import read_answers
 from benchmarks.report import write_section
 from benchmarks.training import CLASSES, evaluated, list_images
 

@@ -140,7 +140,8 @@ def synthetic_facts(folder: Path, count: int) -> Iterator[tuple[str, Any]]:
 def measure_listing(size: int) -> dict[str, Any]:
     """List, write and compare a snapshot of so many objects; count the listings of an idle night."""
     from bcc_ops.dataset.snapshot import ImageRules, ListingBuilder, compare, write_images
-    from bcc_ops.runs.tables import ImageRow, iterate_rows
+    from bcc_ops.runs.rows import ImageRow
+    from bcc_ops.runs.tables import iterate_rows
 
     used = time.process_time()
     builder = ListingBuilder(ImageRules("images", CLASSES, ("*_mask*",)), versioned=True)

@@ -21,7 +21,7 @@ import numpy as np
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.folder_check import check_labelled_folder
 from bcc_ops.dataset.shortcuts import PROPERTY_SETS, WARNS_FROM, ShortcutAudit, audit_shortcuts
-from bcc_ops.runs.tables import ContentRow
+from bcc_ops.runs.rows import ContentRow
 from benchmarks.near_duplicates import BUSI
 from benchmarks.report import write_section
 

@@ -27,7 +27,7 @@ from bcc_ops.exceptions import SplitError
 from bcc_ops.models.champion import ChampionModel
 from bcc_ops.runs.documents import OLDER_TRAINING
 from bcc_ops.runs.previous import merge_assignments
-from bcc_ops.runs.tables import AssignmentRow, ContentRow
+from bcc_ops.runs.rows import AssignmentRow, ContentRow
 
 CLASSES = ("benign", "malignant", "normal")
 HISTORIES = 500

@@ -35,7 +35,8 @@ from bcc_ops.dataset.sync import LocalImage, training_view
 from bcc_ops.evaluation.metrics import Evaluation, ScoredModel, Scores, Threshold, cross_fit
 from bcc_ops.runs.documents import FOLDS, Estimate, FoldDocument, Reference, SnapshotDocument, parse_document
 from bcc_ops.runs.paths import RunPaths, fold_file
-from bcc_ops.runs.tables import AssignmentRow, SplitRow, read_answers, read_rows, write_rows
+from bcc_ops.runs.rows import AssignmentRow, SplitRow
+from bcc_ops.runs.tables import read_answers, read_rows, write_rows
 from benchmarks.report import write_section
 
 CLASSES, POSITIVE = ("benign", "malignant", "normal"), 1

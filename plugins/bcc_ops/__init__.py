@@ -10,7 +10,8 @@ runs/           documents          the JSON documents of a run, and the referenc
                 upgrade            read what an older release wrote
                 paths              where each document of a run is stored
                 object_store       the bucket: what the pipeline needs of S3
-                tables             the Parquet tables of a run
+                rows               the rows of a run's tables
+                tables             these tables, as Parquet
                 index              which runs there are, and which were assessed
                 previous           what the last assessed run left behind: its split, its contents
                 epochs             the history of a fold's training, one row per epoch

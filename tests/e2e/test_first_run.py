@@ -32,7 +32,8 @@ from bcc_ops.runs.documents import (
     TrainingDocument,
 )
 from bcc_ops.runs.paths import PLOTS, champion_pointer, fold_file, model_file
-from bcc_ops.runs.tables import ImageRow, SplitRow, read_predictions, read_rows
+from bcc_ops.runs.rows import ImageRow, SplitRow
+from bcc_ops.runs.tables import read_predictions, read_rows
 from local.airflow_api import parse_moment
 from local.stack import DAG_ID, LocalStack
 from tests.conftest import REAL_IMAGES

@@ -17,7 +17,8 @@ from botocore.config import Config
 from bcc_ops.dataset.snapshot import ImageRules, list_images
 from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.tables import ImageRow, write_rows
+from bcc_ops.runs.rows import ImageRow
+from bcc_ops.runs.tables import write_rows
 from local.s3_server import S3Server
 from tests.services.faulty_proxy import faulty
 
@@ -57,7 +58,8 @@ from pathlib import Path
 from bcc_ops.dataset.image_cache import ImageCache
 from bcc_ops.dataset.sync import sync_images
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.tables import ImageRow, read_rows
+from bcc_ops.runs.rows import ImageRow
+from bcc_ops.runs.tables import read_rows
 from local.s3_server import S3Server
 endpoint, access, secret, bucket, rows, directory, budget = sys.argv[1:]
 store = ObjectStore(S3Server(endpoint, access, secret, 0).client(), bucket)

@@ -48,7 +48,8 @@ from bcc_ops.runs.documents import (
 )
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths, run_slug
-from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow, write_answers, write_rows
+from bcc_ops.runs.rows import AssignmentRow, ContentRow, SplitRow
+from bcc_ops.runs.tables import write_answers, write_rows
 from local.s3_server import S3Server
 from tests.services.faulty_proxy import FAULTS, faulty
 from tests.unit.report.samples import (

@@ -31,7 +31,8 @@ from bcc_ops.operators.train_model import TrainModelOperator
 from bcc_ops.runs.documents import ConfigDocument, EpochRow, FoldDocument, SnapshotDocument, SplitDocument, TrainingDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths, checkpoint_folder
-from bcc_ops.runs.tables import SplitRow, read_answers, read_rows
+from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.tables import read_answers, read_rows
 from bcc_ops.sensors.new_images import NewImagesSensor
 from local.s3_server import S3Server
 

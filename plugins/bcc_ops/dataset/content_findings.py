@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bcc_ops.config import FINDING_ACTIONS, FINDINGS
 from bcc_ops.runs.documents import ContentFinding
-from bcc_ops.runs.tables import ContentRow
+from bcc_ops.runs.rows import ContentRow
 
 if TYPE_CHECKING:
     from bcc_ops.config import RetrainingConfig

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bcc_ops.runs.documents import DriftFinding
-from bcc_ops.runs.tables import ContentRow
+from bcc_ops.runs.rows import ContentRow
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -32,7 +32,7 @@ from bcc_ops.dataset.splits import patient_reader, patient_ties
 from bcc_ops.dataset.synthetic import is_synthetic
 from bcc_ops.exceptions import ImageRefused, NoImages, OutOfResources, TooManyRefused
 from bcc_ops.runs.documents import ChecksDocument, ImageGroup, MetadataDocument, RefusedImage
-from bcc_ops.runs.tables import ContentRow
+from bcc_ops.runs.rows import ContentRow
 
 if TYPE_CHECKING:
     from bcc_ops.config import RetrainingConfig

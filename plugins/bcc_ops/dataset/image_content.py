@@ -21,7 +21,7 @@ from bcc_ops.dataset.fingerprints import to_gray
 from bcc_ops.dataset.resources import cores
 from bcc_ops.dataset.text_reader import Line, Pixels
 from bcc_ops.exceptions import OutOfResources
-from bcc_ops.runs.tables import ContentRow
+from bcc_ops.runs.rows import ContentRow
 
 if TYPE_CHECKING:
     from bcc_ops.dataset.inspection_cache import InspectionCache

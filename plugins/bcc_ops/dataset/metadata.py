@@ -24,7 +24,7 @@ from typing import NamedTuple
 from bcc_ops.dataset.metadata_table import Findings, Table, TableRow, shown
 from bcc_ops.dataset.pseudonyms import NOT_KNOWN, Pseudonyms
 from bcc_ops.runs.documents import MetadataColumn
-from bcc_ops.runs.tables import MetadataRow
+from bcc_ops.runs.rows import MetadataRow
 
 PATIENT, ACQUIRED, AGE, LATERALITY = "patient_id", "acquired_at", "age", "laterality"
 LABELS = ("label", "class")

@@ -24,7 +24,7 @@ from bcc_ops.runs.paths import RunPaths
 
 if TYPE_CHECKING:
     from bcc_ops.dataset.sync import LocalImage
-    from bcc_ops.runs.tables import ImageRow
+    from bcc_ops.runs.rows import ImageRow
 
 METADATA_FILE = "metadata.parquet"
 """In a run's folder: what the table says of each image, with pseudonyms in place of patients' identifiers."""
@@ -100,7 +100,7 @@ def folder_metadata(
     Raises:
         MetadataProblem: as `snapshot_metadata` does.
     """
-    from bcc_ops.runs.tables import ImageRow
+    from bcc_ops.runs.rows import ImageRow
 
     path = next((folder / name for name in TABLE_NAMES if (folder / name).is_file()), None)
     if path is None:
@@ -123,14 +123,16 @@ def folder_metadata(
 
 def write_metadata(metadata: Metadata) -> bytes:
     """metadata.parquet."""
-    from bcc_ops.runs.tables import MetadataRow, write_rows
+    from bcc_ops.runs.rows import MetadataRow
+    from bcc_ops.runs.tables import write_rows
 
     return write_rows(MetadataRow, metadata.rows())
 
 
 def read_metadata(store: ObjectStore, document: MetadataDocument | None) -> Metadata:
     """Return what the table of a run's snapshot says of its images; nothing if there is no table."""
-    from bcc_ops.runs.tables import MetadataRow, read_rows
+    from bcc_ops.runs.rows import MetadataRow
+    from bcc_ops.runs.tables import read_rows
 
     if document is None or document.table is None:
         return Metadata()
@@ -139,7 +141,8 @@ def read_metadata(store: ObjectStore, document: MetadataDocument | None) -> Meta
 
 def read_file_metadata(store: ObjectStore, checks: ChecksDocument) -> Metadata:
     """Return what a run's DICOM files tell of themselves; nothing if there are none."""
-    from bcc_ops.runs.tables import MetadataRow, read_rows
+    from bcc_ops.runs.rows import MetadataRow
+    from bcc_ops.runs.tables import read_rows
 
     if checks.file_metadata is None:
         return Metadata()

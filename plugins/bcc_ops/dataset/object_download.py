@@ -29,7 +29,7 @@ from bcc_ops.exceptions import ObjectChanged, ObjectNotFound, PreconditionFailed
 from bcc_ops.runs.object_store import ObjectStore
 
 if TYPE_CHECKING:
-    from bcc_ops.runs.tables import ImageRow
+    from bcc_ops.runs.rows import ImageRow
 
 log = logging.getLogger(__name__)
 

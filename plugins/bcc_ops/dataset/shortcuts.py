@@ -21,7 +21,7 @@ import numpy.typing as npt
 from bcc_ops.dataset.near_duplicates import group_contents
 from bcc_ops.dataset.splits import patient_reader, patient_ties
 from bcc_ops.runs.documents import Estimate, ShortcutFinding
-from bcc_ops.runs.tables import ContentRow
+from bcc_ops.runs.rows import ContentRow
 
 Floats = npt.NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 from fnmatch import translate
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.dataset.metadata_table import TABLE_NAMES
@@ -33,9 +33,7 @@ from bcc_ops.runs.documents import (
 from bcc_ops.runs.index import find_run, last_that_counts
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
-
-if TYPE_CHECKING:
-    from bcc_ops.runs.tables import ImageRow
+from bcc_ops.runs.rows import ImageRow
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".dcm")
 _UID = re.compile(r"\d+(\.\d+)*")
@@ -138,8 +136,6 @@ class ListingBuilder:
 
     def build(self) -> Listing:
         """Return the listing of everything that was added. The builder is empty afterwards: it would hold it all twice."""
-        from bcc_ops.runs.tables import ImageRow
-
         images: list[ImageRow] = []
         newest: datetime | None = None
         tables: list[ImageRow] = []
@@ -319,21 +315,21 @@ class PreviousSnapshot:
 
 def write_images(images: Iterable[ImageRow]) -> bytes:
     """images.parquet."""
-    from bcc_ops.runs.tables import ImageRow, write_rows
+    from bcc_ops.runs.tables import write_rows
 
     return write_rows(ImageRow, images)
 
 
 def read_images(store: ObjectStore, document: SnapshotDocument) -> list[ImageRow]:
     """Return the rows of a snapshot's images.parquet."""
-    from bcc_ops.runs.tables import ImageRow, read_rows
+    from bcc_ops.runs.tables import read_rows
 
     return read_rows(ImageRow, store.get_referenced(document.images))
 
 
 def iterate_images(store: ObjectStore, document: SnapshotDocument) -> Iterator[ImageRow]:
     """Yield the rows of a snapshot's images.parquet without holding all of them."""
-    from bcc_ops.runs.tables import ImageRow, iterate_rows
+    from bcc_ops.runs.tables import iterate_rows
 
     return iterate_rows(ImageRow, store.get_referenced(document.images))
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 from bcc_ops.dataset.content_findings import action_on
 from bcc_ops.exceptions import SplitError
 from bcc_ops.runs.documents import FOLDS, OLDER_TRAINING, LeftOutImage, Reference, SplitDocument, digest_of
-from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow
+from bcc_ops.runs.rows import AssignmentRow, ContentRow, SplitRow
 
 if TYPE_CHECKING:
     from bcc_ops.config import RetrainingConfig

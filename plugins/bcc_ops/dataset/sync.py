@@ -27,7 +27,7 @@ from bcc_ops.runs.object_store import ObjectStore
 
 if TYPE_CHECKING:
     from bcc_ops.dataset.dicom import GivesPseudonyms
-    from bcc_ops.runs.tables import ImageRow
+    from bcc_ops.runs.rows import ImageRow
 
 __all__ = ["ImageCache", "LocalImage", "sync_images", "training_view"]
 

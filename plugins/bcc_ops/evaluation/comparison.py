@@ -30,7 +30,7 @@ from bcc_ops.evaluation.metrics import (
 from bcc_ops.exceptions import DataError, ModelError
 from bcc_ops.models.champion import ChampionModel, PredictsImages
 from bcc_ops.runs.documents import Comparison, Estimate
-from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow
+from bcc_ops.runs.rows import AssignmentRow, ContentRow, SplitRow
 
 log = logging.getLogger(__name__)
 

@@ -41,7 +41,8 @@ from bcc_ops.runs.documents import (
     ModelEvaluation,
     Reference,
 )
-from bcc_ops.runs.tables import SplitRow, write_predictions
+from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.tables import write_predictions
 
 MOST_CHECKED = 200
 """Images from elsewhere that the file and its folds' models are compared on."""

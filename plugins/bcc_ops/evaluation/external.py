@@ -20,7 +20,7 @@ from bcc_ops.dataset.splits import group_images
 from bcc_ops.evaluation.comparison import LabelledImages
 from bcc_ops.runs.documents import ExternalDuplicate
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.tables import ContentRow, ImageRow, SplitRow
+from bcc_ops.runs.rows import ContentRow, ImageRow, SplitRow
 
 if TYPE_CHECKING:
     from bcc_ops.dataset.fingerprints import Fingerprint

@@ -27,7 +27,8 @@ from bcc_ops.runs.documents import (
     TrainingDocument,
 )
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.tables import AssignmentRow, ContentRow, ImageRow, Row, SplitRow, read_answers, read_rows
+from bcc_ops.runs.rows import AssignmentRow, ContentRow, ImageRow, SplitRow
+from bcc_ops.runs.tables import Row, read_answers, read_rows
 
 if TYPE_CHECKING:
     from bcc_ops.dataset.sync import LocalImage

@@ -17,7 +17,8 @@ from bcc_ops.dataset.shortcuts import PROPERTY_SETS, audit_shortcuts
 from bcc_ops.evaluation.evaluate import Evaluated
 from bcc_ops.evaluation.intervals import student
 from bcc_ops.runs.documents import Estimate, FollowedShortcut
-from bcc_ops.runs.tables import ContentRow, read_predictions
+from bcc_ops.runs.rows import ContentRow
+from bcc_ops.runs.tables import read_predictions
 
 WARNS_FROM = 0.1
 """A correlation warns if the lower end of its interval is above this: that of chance alone exceeds 0 once in forty times."""

@@ -18,7 +18,7 @@ from bcc_ops.dataset.metadata import ACQUIRED, PATIENT, Metadata, periods
 from bcc_ops.evaluation.comparison import AnswersOfVersion, EvaluationPlan
 from bcc_ops.evaluation.metrics import Evaluation, Mask, ScoredModel, paired_difference
 from bcc_ops.runs.documents import Estimate, SliceEvaluation
-from bcc_ops.runs.tables import ContentRow, SplitRow
+from bcc_ops.runs.rows import ContentRow, SplitRow
 
 KEY_PATTERN = "key pattern"
 MOST_VALUES = 20

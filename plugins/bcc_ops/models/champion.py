@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from bcc_ops.exceptions import ArtifactError, ModelError, ObjectNotFound
 from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.runs.documents import ModelDocument, OperatingPoint
-from bcc_ops.runs.tables import SplitRow, read_answers, read_rows
+from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.tables import read_answers, read_rows
 
 
 class PredictsImages(Protocol):

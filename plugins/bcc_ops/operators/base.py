@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from bcc_ops.dataset.image_cache import ImageCache
     from bcc_ops.dataset.pseudonyms import Pseudonyms
     from bcc_ops.dataset.sync import Counts, LocalImage
-    from bcc_ops.runs.tables import ImageRow
+    from bcc_ops.runs.rows import ImageRow
 
 log = logging.getLogger(__name__)
 

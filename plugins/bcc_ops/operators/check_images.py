@@ -31,7 +31,8 @@ class CheckImagesOperator(BccOperator):
         from bcc_ops.dataset.image_checks import MEMORY_FILE, check_images, summary
         from bcc_ops.dataset.metadata_source import FILE_METADATA, read_metadata, write_metadata
         from bcc_ops.runs.previous import previous_contents
-        from bcc_ops.runs.tables import ContentRow, write_rows
+        from bcc_ops.runs.rows import ContentRow
+        from bcc_ops.runs.tables import write_rows
 
         run = self.load_run(self.run, context)
         unreadable: dict[str, str] = {}

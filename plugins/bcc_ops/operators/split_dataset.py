@@ -41,7 +41,8 @@ class SplitDatasetOperator(BccOperator):
     def _split(self, run: Run) -> tuple[Reference, SplitDocument]:
         from bcc_ops.dataset.splits import describe_split, split_images, split_is_made_of
         from bcc_ops.runs.previous import assigned_before, read_contents
-        from bcc_ops.runs.tables import AssignmentRow, SplitRow, write_rows
+        from bcc_ops.runs.rows import AssignmentRow, SplitRow
+        from bcc_ops.runs.tables import write_rows
 
         checks = self.load_document(ChecksDocument, run, self.checks)
         contents = read_contents(self.store, checks)

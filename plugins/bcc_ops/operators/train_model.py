@@ -87,7 +87,8 @@ class TrainModelOperator(BccOperator):
     def _train(
         self, run: Run, fold: int, split: SplitDocument, split_reference: Reference, checkpoints: CheckpointFolder
     ) -> Reference:
-        from bcc_ops.runs.tables import SplitRow, read_rows
+        from bcc_ops.runs.rows import SplitRow
+        from bcc_ops.runs.tables import read_rows
         from bcc_ops.training.pretrained import backbone_weights
         from bcc_ops.training.run_training import FoldInputs, train_fold
 

@@ -16,7 +16,8 @@ from bcc_ops.promotion.smoke_test import Sample, run_smoke_test
 from bcc_ops.runs.documents import ModelDocument, PromotionDocument, Reference, SmokeTestImage
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
-from bcc_ops.runs.tables import ImageRow, read_predictions, read_rows
+from bcc_ops.runs.rows import ImageRow
+from bcc_ops.runs.tables import read_predictions, read_rows
 
 if TYPE_CHECKING:
     from bcc_ops.dataset.sync import LocalImage

@@ -23,7 +23,8 @@ from bcc_ops.runs.index import list_runs
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 from bcc_ops.runs.record import FILES, HISTORIES, RunRecord, read_record
-from bcc_ops.runs.tables import SplitRow, read_predictions, read_rows
+from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.tables import read_predictions, read_rows
 
 FetchFiles = Callable[[Iterable[str]], Mapping[str, Path]]
 """Keys of the snapshot's images -> their files on this worker."""

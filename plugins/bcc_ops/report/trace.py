@@ -20,7 +20,8 @@ from bcc_ops.runs.documents import FOLDS, EvaluationDocument, SnapshotDocument
 from bcc_ops.runs.index import list_runs
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths, fold_file
-from bcc_ops.runs.tables import ContentRow, ImageRow, SplitRow, read_answers, read_predictions, read_rows
+from bcc_ops.runs.rows import ContentRow, ImageRow, SplitRow
+from bcc_ops.runs.tables import read_answers, read_predictions, read_rows
 
 
 @dataclass(frozen=True)

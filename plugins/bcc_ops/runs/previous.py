@@ -11,7 +11,8 @@ from bcc_ops.runs.documents import FOLDS, OLDER_TRAINING, ChecksDocument, GateDo
 from bcc_ops.runs.index import assessed_runs
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
-from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow, read_rows
+from bcc_ops.runs.rows import AssignmentRow, ContentRow, SplitRow
+from bcc_ops.runs.tables import read_rows
 from bcc_ops.runs.upgrade import OLDER_FILES
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from bcc_ops.models.combination import model_file_of
 from bcc_ops.runs.documents import FoldDocument, Reference, SnapshotDocument, SplitDocument
 from bcc_ops.runs.epochs import history_csv
 from bcc_ops.runs.paths import RunPaths, fold_file
-from bcc_ops.runs.tables import SplitRow, write_answers
+from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.tables import write_answers
 from bcc_ops.training.architectures import build_classifier, with_mirror_image
 from bcc_ops.training.checkpoints import CheckpointFolder
 from bcc_ops.training.completed import describe_preprocessing

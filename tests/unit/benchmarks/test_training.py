@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bcc_ops.runs.documents import FOLDS
-from bcc_ops.runs.tables import SplitRow, write_answers, write_rows
+from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.tables import write_answers, write_rows
 from benchmarks.training import CLASSES, list_images, markdown
 
 

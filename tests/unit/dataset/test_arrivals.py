@@ -13,7 +13,7 @@ from bcc_ops.dataset.arrivals import FAILURES, ArrivalWatch
 from bcc_ops.dataset.snapshot import Listing
 from bcc_ops.exceptions import AccessDenied, NothingNew, StorageUnavailable
 from bcc_ops.runs.documents import IgnoredKeys
-from bcc_ops.runs.tables import ImageRow
+from bcc_ops.runs.rows import ImageRow
 
 TWO = datetime(2026, 11, 22, 2, tzinfo=timezone.utc)
 

@@ -4,7 +4,7 @@ import pytest
 
 from bcc_ops.config import FINDINGS, NO_FINDINGS, RetrainingConfig
 from bcc_ops.dataset.content_findings import action_on, list_findings, names_of, text_was_read, warnings_about
-from bcc_ops.runs.tables import ContentRow
+from bcc_ops.runs.rows import ContentRow
 
 
 def config(actions=""):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bcc_ops.dataset.drift import CLASS_MIX, compare_distributions
-from bcc_ops.runs.tables import ContentRow
+from bcc_ops.runs.rows import ContentRow
 
 CLASSES = ("benign", "malignant")
 

@@ -21,7 +21,8 @@ from bcc_ops.dataset.splits import count_folds, split_images
 from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.dataset.synthetic import draw_image, write_images
 from bcc_ops.exceptions import NoImages, OutOfResources, TooManyRefused
-from bcc_ops.runs.tables import ContentRow, read_rows, write_rows
+from bcc_ops.runs.rows import ContentRow
+from bcc_ops.runs.tables import read_rows, write_rows
 from tests.factories.dicom_files import dicom_file
 from tests.unit.dataset.broken_images import MAX_PIXELS, MIN_SIDE, broken_files, encoded
 

@@ -8,7 +8,7 @@ from bcc_ops.dataset import image_content, marks, text_reader
 from bcc_ops.dataset.inspection_cache import InspectionCache
 from bcc_ops.dataset.marks import Mark
 from bcc_ops.dataset.text_reader import Line
-from bcc_ops.runs.tables import ContentRow
+from bcc_ops.runs.rows import ContentRow
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from bcc_ops.dataset.snapshot import Listing, PreviousSnapshot
 from bcc_ops.exceptions import AccessDenied, MetadataProblem, StorageUnavailable
 from bcc_ops.runs.documents import MetadataDocument, Reference
 from bcc_ops.runs.paths import RunPaths
-from bcc_ops.runs.tables import ImageRow
+from bcc_ops.runs.rows import ImageRow
 from tests.unit.dataset.test_pseudonyms import Shelf
 from tests.unit.report.samples import snapshot_document
 

@@ -14,7 +14,7 @@ from bcc_ops.dataset.object_download import Transfer
 from bcc_ops.dataset.sync import sync_images
 from bcc_ops.exceptions import AccessDenied, StorageUnavailable
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.tables import ImageRow
+from bcc_ops.runs.rows import ImageRow
 from local.s3_server import S3Server
 from tests.factories.bucket_images import DENIED, client_at, contents, put, refusing, rows_of
 from tests.services.faulty_proxy import FAULTS, faulty, patience

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from bcc_ops.dataset.decoding import decode_image
 from bcc_ops.dataset.fingerprints import to_gray
 from bcc_ops.dataset.properties import Properties, measure_properties
-from bcc_ops.runs.tables import ContentRow
+from bcc_ops.runs.rows import ContentRow
 
 
 def measured(image: Image.Image, kind: str = "PNG", **options) -> Properties:

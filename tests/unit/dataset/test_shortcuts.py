@@ -13,7 +13,7 @@ from bcc_ops.dataset.folder_check import check_folder
 from bcc_ops.dataset.image_checks import check_images, summary
 from bcc_ops.dataset.shortcuts import PROPERTY_SETS, TOGETHER, audit_shortcuts
 from bcc_ops.dataset.sync import LocalImage
-from bcc_ops.runs.tables import ContentRow
+from bcc_ops.runs.rows import ContentRow
 from tests.factories.images import scan_pixels
 
 CLASSES = ("benign", "malignant", "normal")

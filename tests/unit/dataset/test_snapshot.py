@@ -21,7 +21,7 @@ from bcc_ops.dataset.snapshot import (
     moment_of,
 )
 from bcc_ops.exceptions import DatedInTheFuture
-from bcc_ops.runs.tables import ImageRow
+from bcc_ops.runs.rows import ImageRow
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
 RULES = ImageRules("images", ("benign", "malignant", "normal"), ("*_mask*", "thumb_?.png"))

@@ -20,7 +20,7 @@ from bcc_ops.dataset.splits import (
 )
 from bcc_ops.exceptions import SplitError
 from bcc_ops.runs.documents import FOLDS, digest_of
-from bcc_ops.runs.tables import AssignmentRow, ContentRow
+from bcc_ops.runs.rows import AssignmentRow, ContentRow
 
 CLASSES = ("benign", "malignant", "normal")
 CONFIG = RetrainingConfig.resolve({})

@@ -14,7 +14,7 @@ from bcc_ops.evaluation.comparison import EvaluationPlan, LabelledImages, RunIma
 from bcc_ops.evaluation.external import ExternalImages
 from bcc_ops.models.champion import ChampionModel
 from bcc_ops.runs.documents import Estimate, OperatingPoint
-from bcc_ops.runs.tables import ContentRow, SplitRow
+from bcc_ops.runs.rows import ContentRow, SplitRow
 
 CLASSES = ("benign", "malignant", "normal")
 PLAN = EvaluationPlan(CLASSES, "malignant", 0.9, "near-duplicate group")

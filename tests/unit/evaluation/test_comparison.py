@@ -23,7 +23,7 @@ from bcc_ops.evaluation.metrics import ScoredModel, choose_threshold, cross_fit
 from bcc_ops.exceptions import DataError, ModelError
 from bcc_ops.models.champion import ChampionModel
 from bcc_ops.runs.documents import Comparison
-from bcc_ops.runs.tables import AssignmentRow, SplitRow
+from bcc_ops.runs.rows import AssignmentRow, SplitRow
 from tests.unit.evaluation.answering import (
     CLASSES,
     PLAN,

@@ -23,7 +23,8 @@ from bcc_ops.evaluation.metrics import Threshold
 from bcc_ops.exceptions import DataError, ModelError
 from bcc_ops.models.champion import ChampionModel
 from bcc_ops.runs.documents import Estimate, FileCheck
-from bcc_ops.runs.tables import AssignmentRow, read_predictions
+from bcc_ops.runs.rows import AssignmentRow
+from bcc_ops.runs.tables import read_predictions
 from tests.unit.evaluation.answering import (
     AS_OF,
     CLASSES,

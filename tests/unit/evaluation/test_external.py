@@ -21,7 +21,7 @@ from bcc_ops.dataset.sync import sync_images
 from bcc_ops.evaluation.external import ExternalImages, ExternalSearch, OwnImages
 from bcc_ops.runs.documents import ExternalDuplicate
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.tables import SplitRow
+from bcc_ops.runs.rows import SplitRow
 
 CLASSES = ("benign", "malignant", "normal")
 

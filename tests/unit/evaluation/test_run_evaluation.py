@@ -21,7 +21,8 @@ from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
 from bcc_ops.exceptions import ArtifactError
 from bcc_ops.runs.documents import FOLDS, FoldSummary
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.tables import AssignmentRow, ContentRow, SplitRow, write_answers, write_rows
+from bcc_ops.runs.rows import AssignmentRow, ContentRow, SplitRow
+from bcc_ops.runs.tables import write_answers, write_rows
 from tests.unit.report.samples import (
     CLASSES,
     PATHS,

@@ -13,7 +13,7 @@ from bcc_ops.evaluation.comparison import AnswersOfVersion, scores_of
 from bcc_ops.evaluation.metrics import ScoredModel, Threshold
 from bcc_ops.evaluation.subgroups import evaluate_slices, slice_values
 from bcc_ops.runs.documents import Estimate, SliceEvaluation
-from bcc_ops.runs.tables import SplitRow
+from bcc_ops.runs.rows import SplitRow
 from tests.unit.evaluation.answering import PLAN, SPLIT
 
 

@@ -15,7 +15,8 @@ from bcc_ops.models.champion import answers_of, images_seen, load_anchor, load_c
 from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.runs.documents import FOLDS, OLDER_TRAINING, Anchor, ChampionDocument, ModelDocument, Reference
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.tables import SplitRow, write_answers, write_rows
+from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.tables import write_answers, write_rows
 from tests.unit.report.samples import CLASSES, model_document
 
 AS_OF = datetime(2026, 11, 15, 2, tzinfo=timezone.utc)

@@ -16,7 +16,8 @@ from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.operators.check_images import CheckImagesOperator
 from bcc_ops.runs.documents import ChecksDocument
 from bcc_ops.runs.object_store import ObjectStore
-from bcc_ops.runs.tables import ContentRow, read_rows
+from bcc_ops.runs.rows import ContentRow
+from bcc_ops.runs.tables import read_rows
 from tests.factories.images import scan_png
 from tests.factories.tasks import context, in_bucket
 from tests.unit.report.samples import PATHS, config_document, run_handle, snapshot_document

@@ -17,7 +17,8 @@ from bcc_ops.operators.combine_folds import CombineFoldsOperator
 from bcc_ops.runs.documents import Reference, TrainingDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import fold_file
-from bcc_ops.runs.tables import SplitRow, read_answers, write_answers
+from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.tables import read_answers, write_answers
 from tests.factories.tasks import context, in_bucket
 from tests.unit.report.samples import (
     CLASSES,

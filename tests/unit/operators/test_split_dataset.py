@@ -22,7 +22,8 @@ from bcc_ops.operators.split_dataset import SplitDatasetOperator
 from bcc_ops.runs.documents import FOLDS, ChecksDocument, Reference, SnapshotDocument, SplitDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
-from bcc_ops.runs.tables import ContentRow, SplitRow, read_rows
+from bcc_ops.runs.rows import ContentRow, SplitRow
+from bcc_ops.runs.tables import read_rows
 from local.s3_server import S3Server
 from tests.unit.report.samples import gate_document
 

@@ -51,7 +51,8 @@ from bcc_ops.runs.documents import (
 from bcc_ops.runs.epochs import history_csv
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths, fold_file
-from bcc_ops.runs.tables import SplitRow, write_answers, write_predictions
+from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.tables import write_answers, write_predictions
 
 AS_OF = datetime(2026, 11, 22, 2, 0, tzinfo=timezone.utc)
 RUN_ID = "scheduled__2026-11-22T02:00:00+00:00"

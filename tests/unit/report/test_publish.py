@@ -20,7 +20,8 @@ from bcc_ops.report.publish import _explainer, _samples, earlier_runs, publish_r
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 from bcc_ops.runs.record import RunRecord
-from bcc_ops.runs.tables import SplitRow, write_rows
+from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.tables import write_rows
 from tests.unit.report import samples
 
 HANDED_IN = ("snapshot", "checks", "split", "training", "evaluation", "gate")

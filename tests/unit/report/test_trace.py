@@ -16,7 +16,8 @@ from bcc_ops.report.trace import OutOfFoldAnswer, trace_image
 from bcc_ops.runs.documents import FOLDS, OLDER_TRAINING
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
-from bcc_ops.runs.tables import ContentRow, ImageRow, SplitRow, write_answers, write_rows
+from bcc_ops.runs.rows import ContentRow, ImageRow, SplitRow
+from bcc_ops.runs.tables import write_answers, write_rows
 from tests.unit.promotion.samples import NOW, upload
 from tests.unit.report import samples
 

@@ -11,7 +11,8 @@ from bcc_ops.runs.documents import OLDER_TRAINING
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 from bcc_ops.runs.previous import Assigned, assigned_before, merge_assignments
-from bcc_ops.runs.tables import AssignmentRow, write_rows
+from bcc_ops.runs.rows import AssignmentRow
+from bcc_ops.runs.tables import write_rows
 from tests.unit.report.samples import gate_document, split_document
 
 DAY = datetime(2026, 11, 20, 2, tzinfo=timezone.utc)

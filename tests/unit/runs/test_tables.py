@@ -10,11 +10,8 @@ import pytest
 
 from bcc_ops.exceptions import ArtifactError
 from bcc_ops.runs.documents import OLDER_TRAINING
+from bcc_ops.runs.rows import AssignmentRow, ContentRow, ImageRow, SplitRow
 from bcc_ops.runs.tables import (
-    AssignmentRow,
-    ContentRow,
-    ImageRow,
-    SplitRow,
     iterate_rows,
     read_answers,
     read_foreign_table,

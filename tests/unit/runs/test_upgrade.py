@@ -28,7 +28,8 @@ from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 from bcc_ops.runs.previous import assigned_before
 from bcc_ops.runs.record import RUN_DOCUMENTS, read_record
-from bcc_ops.runs.tables import ContentRow, SplitRow, read_rows
+from bcc_ops.runs.rows import ContentRow, SplitRow
+from bcc_ops.runs.tables import read_rows
 from tests.unit.report import samples
 
 OLDER = Path(__file__).resolve().parents[2] / "data" / "schema_1"

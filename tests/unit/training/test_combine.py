@@ -12,7 +12,8 @@ import pytest
 from bcc_ops.exceptions import ArtifactError, ModelError
 from bcc_ops.runs.documents import FoldDocument, Reference, TrainingDocument, parse_document
 from bcc_ops.runs.paths import fold_file
-from bcc_ops.runs.tables import SplitRow, read_answers, write_answers
+from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.tables import read_answers, write_answers
 from bcc_ops.training import combine
 from bcc_ops.training.combine import Combined, combine_folds
 from tests.unit.report.samples import CLASSES, PATHS, fold_document, reference

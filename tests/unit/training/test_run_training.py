@@ -10,7 +10,7 @@ import pytest
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.exceptions import GpuMissing, WeightsUnavailable
-from bcc_ops.runs.tables import SplitRow
+from bcc_ops.runs.rows import SplitRow
 from bcc_ops.training.checkpoints import CheckpointFolder
 from bcc_ops.training.run_training import FoldInputs, train_fold
 from tests.unit.report.samples import PATHS, reference, snapshot_document, split_document
