@@ -16,12 +16,20 @@ import psutil
 import pytest
 
 from local.airflow_api import parse_moment
-from local.compose_stack import AIRFLOW_SERVICES, REPOSITORY, ComposeStack
+from local.compose_stack import AIRFLOW_SERVICES, ComposeStack
 from tests.e2e.compose_runs import DAG_ID, TINY, stop_run, unpause, upload_synthetic_images, whole_documents
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 SECOND = "second_retraining"
+SECOND_FILE = f"""# The same DAG under another name: Airflow reads each file in a process of its own.
+import bcc_ops.instances
+
+bcc_ops.instances.RETRAINING = {SECOND!r}
+from bcc_ops.dags import retraining_dags
+
+globals().update(retraining_dags())
+"""
 """A second pipeline on the same workers: one DAG has one active run, so that two trainings at once take two DAGs."""
 GPU_TASKS = ("train_model[0]", "train_model[1]", "evaluate_model")
 
@@ -65,7 +73,7 @@ def statsd() -> Iterator[StatsdServer]:
 def stack(tmp_path_factory: pytest.TempPathFactory, statsd: StatsdServer) -> Iterator[ComposeStack]:
     folder = tmp_path_factory.mktemp("compose")
     second = folder / f"{SECOND}.py"
-    second.write_text((REPOSITORY / "dags" / f"{DAG_ID}.py").read_text().replace(f'"{DAG_ID}"', f'"{SECOND}"'))
+    second.write_text(SECOND_FILE)
     metrics = {"STATSD_ON": "true", "STATSD_HOST": "127.0.0.1", "STATSD_PORT": str(statsd.port)}
     with ComposeStack(folder / "stack", variables=metrics, extra_dags=[second]) as stack:
         upload_synthetic_images(stack.store, per_class=16, seed=1)
