@@ -188,6 +188,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, sqs: Queue) -> Iterator[Stor
     stack = LocalStack(tmp_path_factory.mktemp("stack"), bucket="run-kinds", dags=DAGS, variables=variables, wait=False)
     with stack:
         story = Story(stack, ticks)
+        stack.store.put("elsewhere/benign/1.png", b"an image of another hospital")  # a set without any fails its run
         for count, tick in zip((4, 3, 2), ticks.batches):
             wait_until(tick - timedelta(seconds=50))
             story.upload(count)
