@@ -21,6 +21,7 @@ from bcc_ops.exceptions import MetadataProblem, StorageError
 from bcc_ops.runs.documents import ChecksDocument, MetadataDocument, Reference
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
+from bcc_ops.runs.rows import MetadataRow
 
 if TYPE_CHECKING:
     from bcc_ops.dataset.sync import LocalImage
@@ -123,7 +124,6 @@ def folder_metadata(
 
 def write_metadata(metadata: Metadata) -> bytes:
     """metadata.parquet."""
-    from bcc_ops.runs.rows import MetadataRow
     from bcc_ops.runs.tables import write_rows
 
     return write_rows(MetadataRow, metadata.rows())
@@ -131,22 +131,18 @@ def write_metadata(metadata: Metadata) -> bytes:
 
 def read_metadata(store: ObjectStore, document: MetadataDocument | None) -> Metadata:
     """Return what the table of a run's snapshot says of its images; nothing if there is no table."""
-    from bcc_ops.runs.rows import MetadataRow
-    from bcc_ops.runs.tables import read_rows
-
-    if document is None or document.table is None:
-        return Metadata()
-    return Metadata.of_rows(read_rows(MetadataRow, store.get_referenced(document.table)))
+    return _read_rows(store, document.table if document else None)
 
 
 def read_file_metadata(store: ObjectStore, checks: ChecksDocument) -> Metadata:
     """Return what a run's DICOM files tell of themselves; nothing if there are none."""
-    from bcc_ops.runs.rows import MetadataRow
+    return _read_rows(store, checks.file_metadata)
+
+
+def _read_rows(store: ObjectStore, table: Reference | None) -> Metadata:
     from bcc_ops.runs.tables import read_rows
 
-    if checks.file_metadata is None:
-        return Metadata()
-    return Metadata.of_rows(read_rows(MetadataRow, store.get_referenced(checks.file_metadata)))
+    return Metadata.of_rows(read_rows(MetadataRow, store.get_referenced(table))) if table else Metadata()
 
 
 def _fetch(store: ObjectStore, table: ImageRow) -> tuple[bytes, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.image_cache import ImageCache
@@ -31,19 +29,6 @@ from tests.unit.report.samples import (
     split_document,
     training_document,
 )
-
-
-def picture(seed: int) -> Image.Image:
-    """Texture that no other seed has."""
-    noise = np.random.default_rng(seed).normal(0, 60, (24, 24))
-    smooth = Image.fromarray(np.clip(128 + noise, 0, 255).astype(np.uint8))
-    return smooth.resize((160, 160), Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
-    content = io.BytesIO()
-    image.save(content, kind)
-    return content.getvalue()
 
 
 @pytest.fixture

@@ -11,14 +11,13 @@ from airflow.sdk import DAG
 
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import PromotionLost
-from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.operators.assets import champion_asset
 from bcc_ops.operators.upload_model import UploadModelOperator
 from bcc_ops.runs.documents import ApprovalDocument, Document, PromotionDocument, Reference
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 from tests.factories.tasks import context, in_bucket
-from tests.unit.promotion.samples import NOW, upload
+from tests.unit.promotion.samples import NOW
 from tests.unit.report.samples import (
     AS_OF,
     PATHS,
@@ -31,19 +30,6 @@ from tests.unit.report.samples import (
     split_document,
     training_document,
 )
-
-
-@pytest.fixture
-def registry(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ModelRegistry:
-    """Two versions, the second in use; every smoke test passes."""
-    monkeypatch.setattr("bcc_ops.promotion.run_upload.smoke_test_version", lambda *given: None)
-    registry = ModelRegistry(store, "models")
-    for days, content in enumerate((b"one", b"two")):
-        one = upload(registry, content, days)
-        registry.write_once(one.document.version, "model.h5", content)
-        registry.write_once(one.document.version, "model.json", one.document.to_json())
-        registry.move(one.document, registry.read_pointer(), by="the gate", reason="better", at=NOW)
-    return registry
 
 
 def uploading(store: ObjectStore, approval: ApprovalDocument | None = None, verdict: str = "approved", **parameters: Any) -> Any:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +52,7 @@ from bcc_ops.runs.documents import (
     TrainingDocument,
 )
 from bcc_ops.runs.epochs import history_csv
+from bcc_ops.runs.history import RunSummary
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths, fold_file
 from bcc_ops.runs.rows import SplitRow
@@ -626,3 +630,26 @@ def run_handle(store: ObjectStore, config: ConfigDocument, snapshot: SnapshotDoc
     saved = {name: store.save(PATHS.document(f"{name}.json"), one) for name, one in (("config", config), ("snapshot", snapshot))}
     handle = RunHandle(folder=PATHS.folder_name, config=saved["config"].sha256, snapshot=saved["snapshot"].sha256)
     return handle.to_xcom()
+
+
+PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
+
+
+def loaded_by(module: str) -> set[str]:
+    """What a fresh interpreter has loaded after an import."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    return set(
+        subprocess.run([sys.executable, "-c", code], cwd=PLUGINS, check=True, capture_output=True, text=True).stdout.split()
+    )
+
+
+def summaries(count: int) -> list[RunSummary]:
+    return [
+        RunSummary(
+            f"f{day}",
+            AS_OF.replace(day=day),
+            verdict="approved" if day % 3 else "rejected",
+            macro_auc=around(0.9),
+        )
+        for day in range(1, count + 1)
+    ]

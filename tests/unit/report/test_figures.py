@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -18,8 +15,7 @@ from bcc_ops.report.misclassified import MisclassifiedImage
 from bcc_ops.runs.documents import Estimate
 from bcc_ops.runs.history import RunSummary
 from tests.unit.report import samples
-
-PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
+from tests.unit.report.samples import loaded_by, summaries
 
 
 def words(figure: object) -> str:
@@ -27,26 +23,6 @@ def words(figure: object) -> str:
 
     found = figure.findobj(Text)  # type: ignore[attr-defined]
     return " | ".join(text.get_text() for text in found if text.get_text())
-
-
-def loaded_by(module: str) -> set[str]:
-    """What a fresh interpreter has loaded after an import."""
-    code = f"import sys, {module}; print(*sys.modules)"
-    return set(
-        subprocess.run([sys.executable, "-c", code], cwd=PLUGINS, check=True, capture_output=True, text=True).stdout.split()
-    )
-
-
-def summaries(count: int) -> list[RunSummary]:
-    return [
-        RunSummary(
-            f"f{day}",
-            samples.AS_OF.replace(day=day),
-            verdict="approved" if day % 3 else "rejected",
-            macro_auc=samples.around(0.9),
-        )
-        for day in range(1, count + 1)
-    ]
 
 
 def test_the_same_documents_give_the_same_bytes() -> None:

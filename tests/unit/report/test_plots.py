@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
@@ -13,31 +10,9 @@ from PIL import Image
 
 from bcc_ops.report import figures
 from bcc_ops.report.plots import draw_plots
-from bcc_ops.runs.history import RunSummary
 from bcc_ops.runs.record import RunRecord, read_record
 from tests.unit.report import samples
-
-PLUGINS = Path(__file__).resolve().parents[3] / "plugins"
-
-
-def loaded_by(module: str) -> set[str]:
-    """What a fresh interpreter has loaded after an import."""
-    code = f"import sys, {module}; print(*sys.modules)"
-    return set(
-        subprocess.run([sys.executable, "-c", code], cwd=PLUGINS, check=True, capture_output=True, text=True).stdout.split()
-    )
-
-
-def summaries(count: int) -> list[RunSummary]:
-    return [
-        RunSummary(
-            f"f{day}",
-            samples.AS_OF.replace(day=day),
-            verdict="approved" if day % 3 else "rejected",
-            macro_auc=samples.around(0.9),
-        )
-        for day in range(1, count + 1)
-    ]
+from tests.unit.report.samples import loaded_by, summaries
 
 
 def test_a_whole_run_has_every_plot_that_shows_no_image() -> None:
