@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bcc_ops.dataset.dicom_elements import DEFLATED, LONGEST_TEXT, DicomParts, take_apart, transfer_syntax_of
-from bcc_ops.dataset.dicom_pixels import PIXEL_TAGS, Header, decode_pixels, read_header, refuse_undecodable
+from bcc_ops.dataset.dicom_pixels import PIXEL_TAGS, Header, decode_pixels, import_pydicom, read_header, refuse_undecodable
 from bcc_ops.dataset.pseudonyms import NOT_KNOWN, Pseudonyms
 from bcc_ops.dataset.resources import IMAGES
 from bcc_ops.exceptions import BccError, ImageRefused, OutOfResources
@@ -123,6 +123,7 @@ def dicom_to_png(content: bytes | memoryview, pseudonyms: GivesPseudonyms | None
         OutOfResources: the memory did not suffice.
     """
     view = memoryview(content)
+    import_pydicom()
     try:
         syntax, _ = transfer_syntax_of(view)
         refuse_undecodable(syntax)
@@ -141,7 +142,7 @@ def keep_of_dicom(content: bytes | memoryview, pseudonyms: GivesPseudonyms | Non
         return dicom_to_png(content, pseudonyms)
     except ImageRefused as refusal:
         return _REFUSED + json.dumps([refusal.reason, refusal.detail[:LONGEST_DETAIL]]).encode()
-    except (BccError, MemoryError, OSError):  # not a property of the file
+    except (BccError, ImportError, MemoryError, OSError):  # not a property of the file
         raise
     except Exception as error:  # a file that nobody thought of must not stop a run
         log.exception("a DICOM file cannot be decoded")

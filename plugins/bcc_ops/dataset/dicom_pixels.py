@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -83,6 +84,21 @@ class Header(NamedTuple):
         """Bytes of a frame that is not compressed."""
         samples = 2 if self.photometric == "YBR_FULL_422" else self.samples
         return self.rows * self.columns * samples * (self.allocated // 8)
+
+
+_IMPORTING = threading.Lock()
+
+
+def import_pydicom() -> None:
+    """Import what is used of pydicom, one thread at a time. Only a run with DICOM files needs it, so nothing imports it earlier.
+
+    Its modules import each other, so that of several threads that import it together some find a module half made. Their files
+    would be refused as damaged.
+    """
+    with _IMPORTING:
+        import pydicom.encaps
+        import pydicom.pixels.processing
+        import pydicom.uid  # noqa: F401
 
 
 def refuse_undecodable(syntax: str) -> None:

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRLittleEndian
 
 from bcc_ops.dataset.decoding import decode_image, decode_rgb, read_image_file
 from bcc_ops.dataset.dicom import DicomTags, dicom_to_png, keep_of_dicom, tags_of
@@ -139,3 +143,25 @@ def test_a_failure_that_nobody_thought_of_refuses_one_file(monkeypatch: pytest.M
     monkeypatch.setattr("bcc_ops.dataset.dicom.dicom_to_png", fail)
     with pytest.raises(ImageRefused, match="damaged: the decoder failed: ValueError"):
         decode_image(keep_of_dicom(b""))
+
+
+def test_the_first_files_of_a_process_are_read_when_threads_read_them_together(tmp_path) -> None:
+    (tmp_path / "0.dcm").write_bytes(dicom_file(GRAY))
+    (tmp_path / "1.dcm").write_bytes(dicom_file(GRAY).replace(ExplicitVRLittleEndian.encode(), b"1.2.840.10008.1.2.9"))
+    code = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from bcc_ops.dataset.dicom import keep_of_dicom
+sys.setswitchinterval(1e-4)  # the threads meet in the middle of an import
+files, together = [path.read_bytes() for path in sorted(Path(sys.argv[1]).iterdir())], Barrier(8)
+with ThreadPoolExecutor(8) as pool:
+    kept = [*pool.map(lambda i: together.wait() >= 0 and keep_of_dicom(files[i % 2]), range(8))]
+assert all(b"PNG" in content for content in kept[::2]), kept
+assert all(b"unsupported format" in content for content in kept[1::2]), kept
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
