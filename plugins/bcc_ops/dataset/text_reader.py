@@ -6,6 +6,7 @@ for a fraction of a second: its size, the places that are read and their shape a
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -56,7 +57,8 @@ def read_lines(rgb: Pixels) -> list[Line]:
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    detector, reader = _engines()
+    with _LOADING:  # or each thread that asks before the first is done would load engines of its own
+        detector, reader = _engines()
     found = detector(image)
     if found.boxes is None:
         return []
@@ -82,6 +84,9 @@ def _box(corners: npt.NDArray[Any], shape: tuple[int, ...]) -> tuple[int, int, i
     left, top = max(0, left - _MARGIN), max(0, top - _MARGIN)
     right, bottom = min(width, right + _MARGIN), min(height, bottom + _MARGIN)
     return int(left), int(top), int(min(right, left + _LONGEST * (bottom - top))), int(bottom)
+
+
+_LOADING = threading.Lock()
 
 
 @lru_cache(maxsize=1)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -31,3 +34,16 @@ def test_no_more_lines_are_read_than_the_limit(monkeypatch):
 @pytest.mark.parametrize("shape", [(1, 1, 3), (8, 900, 3), (900, 8, 3), (64, 64, 3)])
 def test_an_image_of_any_shape_without_text_gives_no_line(shape):
     assert text_reader.read_lines(np.full(shape, 60, np.uint8)) == []
+
+
+def test_threads_that_read_together_load_the_engines_once(monkeypatch):
+    import rapidocr
+
+    text_reader._engines.cache_clear()
+    made, build = [], rapidocr.RapidOCR
+    monkeypatch.setattr(rapidocr, "RapidOCR", lambda **given: made.append(given) or build(**given))
+    together = Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        read = [*pool.map(lambda _: together.wait() >= 0 and text_reader.read_lines(page("RT AXILLA")), range(4))]
+    assert len(made) == 2  # one that finds lines, one that reads them
+    assert all(lines == read[0] and len(lines) == 1 for lines in read)
