@@ -56,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
     parser.add_argument("versions", nargs="*", default=list(RELEASED), help=f"versions of Airflow; all of {' '.join(RELEASED)}")
     parser.add_argument("--python", nargs="*", default=["3.11"], help="interpreters, by version or path")
-    parser.add_argument("--full", action="store_true", help="with the extra worker, and one run on synthetic images")
+    parser.add_argument(
+        "--full", action="store_true", help="with the extra worker, as `airflow standalone`, and one run on synthetic images"
+    )
     parser.add_argument("--fab", action="store_true", help="with the FAB auth manager and its roles")
     parser.add_argument("--constraints", help="file or URL of Airflow's constraints, with {version} and {python}")
     parser.add_argument("--folder", type=Path, default=Path(".local/matrix"), help="for the environments, removed afterwards")
@@ -106,10 +108,11 @@ def try_case(case: Case, folder: Path, wheel: Path, s3: S3Server, constraints: s
     airflow.command("dag-processor", "--num-runs", "1")
     if case.version in RELEASED:
         airflow.command("scheduler", "--num-runs", "1")
-    if case.full:
-        airflow.command("dags", "test", "bcc_retraining", "--conf", json.dumps(QUICK))
+    airflow.command("pools", "set", "gpu", "1", "one slot per GPU")
     users = make_fab_users(airflow) if case.fab else {"admin": OPEN, "viewer": OPEN}
-    with airflow.api_server() as client:
+    with airflow.serving(*(["standalone"] if case.full else ["api-server", "--workers", "1"])) as client:
+        if case.full:
+            airflow.run_dag(client, QUICK, RUN_ID)
         walked = walk(client, seen["routes"], users, open_pages=case.version in RELEASED)
     verdict = told_of_run(s3, bucket) if case.full else "no run"
     return f"{environment.megabytes} MB, Python {seen['python']}, amazon {seen['amazon']}, {walked} answers, {verdict}"

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tests.matrix.environments import Environment, MatrixError, run
 DAG_FILE = "from bcc_ops.dags import all_dags  # Airflow's DAGs\n\nglobals().update(all_dags())\n"
 PASSWORD = "only-for-the-matrix"
 READY_WITHIN = 600.0
+RUN_WITHIN = 2400.0
 HERE = Path(__file__).parent
 
 
@@ -83,16 +84,19 @@ class Airflow:
         return run([str(self.environment.python), str(HERE / name), *arguments], self.variables)
 
     @contextmanager
-    def api_server(self) -> Iterator[httpx.Client]:
-        """Run the API server for as long as the block lasts; gives a client that is not logged in.
+    def serving(self, *words: str) -> Iterator[httpx.Client]:
+        """Run `airflow …` for as long as the block lasts; gives a client of its API server that is not logged in.
+
+        Args:
+            words: `standalone`, or `api-server` alone.
 
         Raises:
-            MatrixError: it did not answer within ten minutes.
+            MatrixError: the API server did not answer within ten minutes.
         """
-        log = self.home / "api-server.log"
+        log = self.home / "serving.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [self.environment.folder / "bin" / "airflow", "api-server", "--workers", "1"],
+                [self.environment.folder / "bin" / "airflow", *words],
                 env=self.variables,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -105,6 +109,37 @@ class Airflow:
         finally:
             os.killpg(process.pid, 15)
             process.wait(60)
+
+    def run_dag(self, client: httpx.Client, parameters: Mapping[str, object], run_id: str) -> None:
+        """Trigger `bcc_retraining` as its users do, and wait for the end of the run.
+
+        Raises:
+            MatrixError: the DAG did not appear, or the run did not succeed.
+        """
+        headers = login(client, "admin")
+        dag = "/api/v2/dags/bcc_retraining"
+        self._await_answer("the DAG", lambda: client.get(dag, headers=headers).status_code == httpx.codes.OK)
+        client.patch(dag, headers=headers, json={"is_paused": False}).raise_for_status()
+        asked = {"dag_run_id": run_id, "logical_date": None, "conf": dict(parameters)}
+        client.post(f"{dag}/dagRuns", headers=headers, json=asked).raise_for_status()
+
+        def state() -> str:
+            answer: str = client.get(f"{dag}/dagRuns/{run_id}", headers=headers).raise_for_status().json()["state"]
+            return answer
+
+        self._await_answer("the end of the run", lambda: state() in ("success", "failed"))
+        if state() != "success":
+            tasks = client.get(f"{dag}/dagRuns/{run_id}/taskInstances", headers=headers).json()["task_instances"]
+            raise MatrixError(f"the run failed: { {task['task_id']: task['state'] for task in tasks} }")
+
+    def _await_answer(self, what: str, is_there: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + RUN_WITHIN
+        while not is_there():
+            if time.monotonic() > deadline:
+                raise MatrixError(
+                    f"{what} did not come within {RUN_WITHIN:.0f} s: {(self.home / 'serving.log').read_text()[-3000:]}"
+                )
+            time.sleep(2)
 
     def _await(self, client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
         deadline = time.monotonic() + READY_WITHIN
