@@ -6,16 +6,14 @@ The screenshots go to the folder that BCC_SCREENSHOTS names, else to the test's 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 import yaml
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from bcc_ops.dataset.synthetic import TEXTURE_CLASSES, write_images
 from bcc_ops.instances import find_instance
@@ -23,9 +21,9 @@ from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.runs.documents import GateDocument, SnapshotDocument
 from bcc_ops.runs.index import list_runs
 from local.images import read_folder, upload
-from local.stack import USER, LocalStack
+from local.stack import LocalStack
+from tests.e2e.browser import camera, logged_in_page
 from tests.e2e.conftest import CLASSES, TINY, wait_for
-from tests.e2e.test_ui import CHROMIUM, MINUTES, OPTIONS, SCREEN
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3000)]
 
@@ -110,38 +108,26 @@ def test_the_one_without_a_bucket_says_so_in_its_first_task(stack: LocalStack, n
 @pytest.fixture(scope="module")
 def page(stack: LocalStack) -> Iterator[Page]:
     """A browser window in which somebody has logged in."""
-    if not CHROMIUM.exists():
-        pytest.skip("no /usr/bin/chromium: `apt-get install chromium` installs it")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=OPTIONS)
-        page = browser.new_context(viewport=SCREEN).new_page()
-        page.set_default_timeout(2 * MINUTES)
-        expect.set_options(timeout=2 * MINUTES)
-        page.goto(stack.address)
-        page.fill("input[name=username]", USER)
-        page.fill("input[name=password]", stack.passwords[USER])
-        page.keyboard.press("Enter")
-        expect(page.get_by_role("link", name="Models", exact=True)).to_be_visible()
+    with logged_in_page(stack) as page:
         yield page
-        browser.close()
 
 
-def shoot(page: Page, name: str, tmp_path: Path) -> None:
-    folder = Path(os.environ.get("BCC_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=folder / f"{name}.png", full_page=True)
+@pytest.fixture(scope="module")
+def shoot(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """Take a screenshot by name, `whole=True` with what lies below the window's edge too."""
+    return camera(page, tmp_path_factory.mktemp("screenshots"))
 
 
 @pytest.mark.parametrize("name", list(DRAWN))
 def test_each_report_speaks_of_its_own_classes(
-    page: Page, stack: LocalStack, nights: dict[str, str], name: str, tmp_path: Path
+    page: Page, stack: LocalStack, nights: dict[str, str], name: str, shoot: Callable[..., None]
 ) -> None:
     dag_id = f"bcc_retraining__{name}"
     page.goto(f"{stack.address}/dags/{dag_id}/runs/{quote(nights[name], safe='')}/plugin/model-report")
     report = page.frame_locator("iframe[title='Model report']")
     expect(report.get_by_role("heading", name="Approved, with no champion to compare with")).to_be_visible()
     page.goto(f"{stack.address}/bcc/runs/{dag_id}/{quote(nights[name], safe='')}/report")
-    shoot(page, f"report-{name}", tmp_path)
+    shoot(f"report-{name}", whole=True)
     shown = page.locator("main").inner_text().lower()
     assert INSTANCES[name]["title"].lower() in shown
     if name == "textures":
@@ -151,17 +137,17 @@ def test_each_report_speaks_of_its_own_classes(
 
 
 def test_the_navigation_lists_them_and_leads_to_each(
-    page: Page, stack: LocalStack, nights: dict[str, str], tmp_path: Path
+    page: Page, stack: LocalStack, nights: dict[str, str], shoot: Callable[..., None]
 ) -> None:
     page.goto(stack.address)
     page.get_by_role("link", name="Models", exact=True).click()
     models = page.frame_locator("iframe[title='Models']")
     expect(models.get_by_role("link", name="Breast ultrasound")).to_be_visible()
-    shoot(page, "models", tmp_path)
+    shoot("models", whole=True)
     models.get_by_role("link", name="Woven textures").click()
     expect(models.get_by_role("heading", name="The champion")).to_be_visible()
     expect(models.get_by_text("approved, first model")).to_be_visible()
-    shoot(page, "models-textures", tmp_path)
+    shoot("models-textures", whole=True)
     models.locator("#runs th a").first.click()
     expect(models.get_by_text("Woven textures", exact=False).first).to_be_visible()
 

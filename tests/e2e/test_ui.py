@@ -5,7 +5,6 @@ The screenshots go to the folder that BCC_SCREENSHOTS names, else to the test's 
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -13,19 +12,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import FrameLocator, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import FrameLocator, Page, expect
 
 from bcc_ops.dataset.synthetic import write_images
 from local.images import read_folder, upload
-from local.stack import DAG_ID, USER, LocalStack
+from local.stack import DAG_ID, LocalStack
+from tests.e2e.browser import MINUTES, SCREEN, camera, logged_in_page, need_chromium
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
-CHROMIUM = Path("/usr/bin/chromium")
-OPTIONS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 RUN_ID = "by_hand__from_the_form"
 PARAMS = {
     "Model": {"image_size": "64"},
@@ -40,15 +35,11 @@ PARAMS = {
 }
 """Section of the form -> parameter -> what is typed: a training of a minute, to be watched, which the gate approves."""
 
-MINUTES = 60_000.0
-SCREEN: ViewportSize = {"width": 1440, "height": 900}
-
 
 @pytest.fixture(scope="module")
 def ui_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """A stack of this module's own, with synthetic images, so that every picture may be shown to anybody."""
-    if not CHROMIUM.exists():
-        pytest.skip("no /usr/bin/chromium: `apt-get install chromium` installs it")
+    need_chromium()
     images = tmp_path_factory.mktemp("synthetic")
     write_images(images, 60)
     with LocalStack(tmp_path_factory.mktemp("ui-stack"), bucket="ui-images") as stack:
@@ -71,30 +62,14 @@ def end_the_nightly_run(stack: LocalStack) -> None:
 @pytest.fixture(scope="module")
 def page(ui_stack: LocalStack) -> Iterator[Page]:
     """A browser window in which somebody has logged in through the form."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=OPTIONS)
-        page = browser.new_context(viewport=SCREEN).new_page()
-        page.set_default_timeout(2 * MINUTES)
-        expect.set_options(timeout=2 * MINUTES)
-        page.goto(ui_stack.address)
-        page.fill("input[name=username]", USER)
-        page.fill("input[name=password]", ui_stack.passwords[USER])
-        page.keyboard.press("Enter")
-        expect(page.get_by_role("link", name="Models", exact=True)).to_be_visible()
+    with logged_in_page(ui_stack) as page:
         yield page
-        browser.close()
 
 
 @pytest.fixture(scope="module")
 def shoot(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     """Take a screenshot by name, `whole=True` with what lies below the window's edge too."""
-    folder = Path(os.environ.get("BCC_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def shoot(name: str, whole: bool = False) -> None:
-        page.screenshot(path=folder / f"{name}.png", full_page=whole)
-
-    return shoot
+    return camera(page, tmp_path_factory.mktemp("screenshots"))
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,12 @@ def test_threads_that_read_together_load_the_engines_once(monkeypatch):
     made, build = [], rapidocr.RapidOCR
     monkeypatch.setattr(rapidocr, "RapidOCR", lambda **given: made.append(given) or build(**given))
     together = Barrier(4)
+
+    def read_together(_):
+        together.wait()
+        return text_reader.read_lines(page("RT AXILLA"))
+
     with ThreadPoolExecutor(4) as pool:
-        read = [*pool.map(lambda _: together.wait() >= 0 and text_reader.read_lines(page("RT AXILLA")), range(4))]
+        read = [*pool.map(read_together, range(4))]
     assert len(made) == 2  # one that finds lines, one that reads them
     assert all(lines == read[0] and len(lines) == 1 for lines in read)
