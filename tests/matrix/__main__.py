@@ -154,7 +154,9 @@ def walk(client: httpx.Client, routes: list[str], users: dict[str, set[int]], op
         expect("the status of a closed page", answer.status_code, 503)
         expect("its sentence", "These pages are closed" in answer.text, True)
         return 1
-    addresses = ["/bcc" + route.format(dag_id="bcc_retraining", run_id=RUN_ID, name="roc.png") for route in routes]
+    addresses = [
+        "/bcc" + route.format(dag_id="bcc_retraining", run_id=RUN_ID, name="roc.png", instance="other") for route in routes
+    ]
     count = 0
     for who, headers, expected in [
         ("a stranger", {}, CLOSED),
