@@ -206,8 +206,12 @@ def fold_model(images: Sequence[LocalImage], config: RetrainingConfig, fold: int
 
 
 def combined(folder: Path, seed: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Combine the folds' models, and ask the file and each of them about the images from elsewhere."""
+    """Combine the folds' models, and ask them and the average of their weights about the images from elsewhere.
+
+    The file's answers are the mean of theirs: `tests/unit/models/test_combination.py` asks a real one.
+    """
     from bcc_ops.models.classifier import load_classifier
+    from bcc_ops.models.combination import average_weights
     from bcc_ops.training.combine import combine_folds
 
     began = time.monotonic()
@@ -217,12 +221,13 @@ def combined(folder: Path, seed: str, given: argparse.Namespace) -> dict[str, An
     }
     documents = [parse_document(FoldDocument, content, "fold") for content in stored["json"]]
     made = combine_folds(RunPaths.of("benchmark", datetime.now(timezone.utc), seed), documents, stored["h5"], stored["parquet"])
-    file = folder / f"seed-{seed}-model.h5"
-    file.write_bytes(made.model)
+    (folder / f"seed-{seed}-model.h5").write_bytes(made.model)
     (folder / f"seed-{seed}-out_of_fold.parquet").write_bytes(made.answers)
     seconds = time.monotonic() - began
+    average = folder / f"seed-{seed}-average.h5"
+    average.write_bytes(average_weights(stored["h5"]))
     elsewhere: dict[str, Any] = {}
-    files = [file, *(folder / f"seed-{seed}-{fold_file(fold, 'h5')}" for fold in FOLDS)]
+    files = [average, *(folder / f"seed-{seed}-{fold_file(fold, 'h5')}" for fold in FOLDS)]
     for place in given.external:
         images = list_images(place)
         paths = [image.path for image in images]
@@ -231,7 +236,8 @@ def combined(folder: Path, seed: str, given: argparse.Namespace) -> dict[str, An
         elsewhere[place.name] = {
             "labels": [CLASSES.index(image.label) for image in images],
             "groups": [match.group(1) if match else image.key for match, image in zip(matches, images)],
-            "file": answers[0],
+            "file": np.mean(answers[1:], axis=0).tolist(),
+            "average": answers[0],
             "folds": answers[1:],
         }
     return {"seconds": seconds, "file_mb": len(made.model) / 1e6, "combined": made.document.combined, "elsewhere": elsewhere}
@@ -375,19 +381,16 @@ def _costs(found: dict[str, Any], seeds: Sequence[int]) -> list[str]:
 
 def _elsewhere_table(found: dict[str, Any], seeds: Sequence[int]) -> list[str]:
     lines = [
-        "| malignant AUC elsewhere | the file | against benign | mean of the folds' answers | a fold's model, mean |",
-        "|---" * 5 + "|",
+        "| malignant AUC elsewhere | the file | against benign | average of weights | against benign | a fold's model, mean |",
+        "|---" * 6 + "|",
     ]
     for place in found[f"{seeds[0]}-file"]["elsewhere"]:
         sets = [found[f"{seed}-file"]["elsewhere"][place] for seed in seeds]
-        mean = [{**one, "file": np.mean(one["folds"], axis=0)} for one in sets]
-        file, against_benign, answers = (
-            [_auc(one, benign_only=only) for one in of] for of, only in ((sets, False), (sets, True), (mean, False))
-        )
+        average = [{**one, "file": one["average"]} for one in sets]
         each = [_auc({**one, "file": fold}).value for one in sets for fold in one["folds"]]
         cells = [
             f"{values[0]:.3f}" + (f"; seeds {', '.join(f'{v.value:.3f}' for v in values)}" if len(values) > 1 else "")
-            for values in (file, against_benign, answers)
+            for values in ([_auc(one, benign_only=only) for one in of] for of in (sets, average) for only in (False, True))
         ]
         lines.append(f"| {place} | {' | '.join(cells)} | {np.mean([value for value in each if value is not None]):.3f} |")
     return lines

@@ -331,6 +331,12 @@ class RetrainingConfig(BaseModel):
         "The saved model answers the mean over the image and its mirror image.",
         _EVALUATION,
     )
+    ensemble: bool = _parameter(
+        True,
+        "Keep the fold models",
+        "The file answers the mean of the fold models' answers. Off: it has their average weights, a fifth as large and slow.",
+        _EVALUATION,
+    )
     wanted_sensitivity: float = _parameter(
         0.9, "Wanted malignant sensitivity", "Of the operating point, chosen on the out-of-fold answers.", _EVALUATION, gt=0, lt=1
     )

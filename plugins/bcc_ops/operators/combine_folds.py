@@ -56,7 +56,7 @@ class CombineFoldsOperator(BccOperator):
         models, answers = (
             [self.store.get_referenced(named) for named in column] for column in zip(*((f.model, f.answers) for f in folds))
         )
-        combined = combine_folds(run.paths, folds, models, answers)
+        combined = combine_folds(run.paths, folds, models, answers, ensemble=run.config.ensemble)
         key = run.paths.document
         self.store.put(key("model.h5"), combined.model)
         self.store.put(key("out_of_fold.parquet"), combined.answers, content_type=PARQUET)

@@ -34,15 +34,17 @@ class Combined:
     answers: bytes
 
 
-def combine_folds(paths: RunPaths, folds: Sequence[FoldDocument], models: Sequence[bytes], answers: Sequence[bytes]) -> Combined:
+def combine_folds(
+    paths: RunPaths, folds: Sequence[FoldDocument], models: Sequence[bytes], answers: Sequence[bytes], *, ensemble: bool = True
+) -> Combined:
     """Make one model of the folds' models, and put their answers together.
-
-    The weights are averaged, unless training began with random ones.
 
     Args:
         paths: of the run's documents, to refer to them.
         folds: their documents.
         models, answers: the contents of their `.h5` and `.parquet` files, in the same order.
+        ensemble: the model answers the mean of what theirs answer. Otherwise it has the average of their weights, unless training
+            began with random ones: these have no average.
 
     Raises:
         ArtifactError: they are not of one training, or one is there twice.
@@ -57,8 +59,8 @@ def combine_folds(paths: RunPaths, folds: Sequence[FoldDocument], models: Sequen
     tables = [read_answers(content, classes) for content in answers]
     rows = [row for table, _ in tables for row in table]
     out_of_fold = write_answers(rows, classes, np.concatenate([probabilities for _, probabilities in tables]))
-    from_scratch = begins_at_random(first.architecture, first.weights)
-    model = mean_of_answers(models) if from_scratch else average_weights(models)
+    ensemble = ensemble or begins_at_random(first.architecture, first.weights)
+    model = mean_of_answers(models) if ensemble else average_weights(models)
     document = TrainingDocument(
         **first.model_dump(exclude={*_OF_ONE, "schema_version", "split"}),
         split=first.split,
@@ -80,7 +82,7 @@ def combine_folds(paths: RunPaths, folds: Sequence[FoldDocument], models: Sequen
             )
             for fold, (table, _) in zip(folds, tables)
         ),
-        combined="the one model" if len(folds) == 1 else (MEAN if from_scratch else AVERAGED).format(len(folds)),
+        combined="the one model" if len(folds) == 1 else (MEAN if ensemble else AVERAGED).format(len(folds)),
         model=Reference.of(paths.document("model.h5"), model),
         answers=Reference.of(paths.document("out_of_fold.parquet"), out_of_fold),
     )

@@ -27,9 +27,10 @@ def _measured(folder: Path, wrong_outside_of_fold_1: int = 0) -> None:
         "labels": [1, 1, 0, 0, 2, 2],
         "groups": ["a", "b", "c", "d", "e", "f"],
         "file": [[0.1, 0.8, 0.1], [0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.2, 0.2, 0.6]],
+        "average": [[0.1, 0.8, 0.1]] * 2 + [[0.8, 0.1, 0.1]] * 4,
         "folds": [[[0.1, 0.8, 0.1]] * 2 + [[0.8, 0.1, 0.1]] * 4],
     }
-    file = {"seconds": 2.0, "file_mb": 14.0, "combined": "average of the weights of 5 models", "elsewhere": {"there": there}}
+    file = {"seconds": 2.0, "file_mb": 14.0, "combined": "mean of the answers of 5 models", "elsewhere": {"there": there}}
     (folder / "1-file.json").write_text(json.dumps(file))
 
 
@@ -53,13 +54,14 @@ def test_the_pooled_folds_stand_beside_the_first_one_with_how_much_narrower_thei
 def test_what_it_costs_is_said_beside_one_fold(rows_of: dict[str, list[str]]) -> None:
     assert rows_of["five, one after the other"] == ["515 s (5.1 times one)"]
     assert rows_of["peak memory"] == ["2,005 MB"]
-    assert rows_of["the file"] == ["14.0 MB, average of the weights of 5 models"]
+    assert rows_of["the file"] == ["14.0 MB, mean of the answers of 5 models"]
 
 
 def test_the_file_is_judged_elsewhere_with_and_without_normal_images(rows_of: dict[str, list[str]]) -> None:
-    file, against_benign, _, _ = rows_of["there"]
+    file, against_benign, average, *_ = rows_of["there"]
     assert file.startswith("0.875 (")  # 7 of 8 pairs of a malignant and another image are in order
     assert against_benign.startswith("0.750 (")  # 3 of 4
+    assert average.startswith("1.000")
 
 
 def test_masks_are_no_images(tmp_path: Path) -> None:

@@ -66,12 +66,27 @@ def document(fold: int, **changes: Any) -> FoldDocument:
     return fold_document(fold, **{**own, **changes})
 
 
-def combined(*folds: int, **changes: Any) -> Combined:
+def combined(*folds: int, ensemble: bool = False, **changes: Any) -> Combined:
     documents = [document(fold, **changes) for fold in folds]
-    return combine_folds(PATHS, documents, [model(fold) for fold in folds], [answers(fold) for fold in folds])
+    models, tables = [model(fold) for fold in folds], [answers(fold) for fold in folds]
+    return combine_folds(PATHS, documents, models, tables, ensemble=ensemble)
 
 
-def test_the_weights_of_models_with_one_pretrained_start_are_averaged() -> None:
+@pytest.fixture
+def mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tests/unit/models/test_combination.py` asks the real one."""
+    monkeypatch.setattr(combine, "mean_of_answers", lambda files: b"mean of %d" % len(files))
+
+
+def test_an_ensemble_answers_the_mean_of_the_folds_models(mean: None) -> None:
+    made = combined(1, 2, 3, ensemble=True)
+
+    assert made.model == b"mean of 3"
+    assert made.document.combined == "mean of the answers of 3 models"
+    assert made.document.model == Reference.of(PATHS.document("model.h5"), made.model)
+
+
+def test_without_an_ensemble_the_weights_of_models_with_one_pretrained_start_are_averaged() -> None:
     made = combined(1, 2, 3)
 
     assert weight(made.model) == 20
@@ -84,10 +99,8 @@ def test_the_weights_of_models_with_one_pretrained_start_are_averaged() -> None:
     [{"weights": "none"}, {"architecture": "cnn", "weights": "none"}, {"architecture": "cnn", "weights": "imagenet"}],
     ids=["no weights", "the notebook's network", "the notebook's network, which has no pretrained weights"],
 )
-def test_models_that_began_with_random_weights_answer_their_mean(monkeypatch: pytest.MonkeyPatch, start: dict[str, str]) -> None:
+def test_models_that_began_with_random_weights_answer_their_mean(mean: None, start: dict[str, Any]) -> None:
     """They have no basin in common, so that the mean of their weights would be no model."""
-    monkeypatch.setattr(combine, "mean_of_answers", lambda files: b"mean of %d" % len(files))
-
     made = combined(1, 2, 3, **start)
 
     assert made.model == b"mean of 3"
@@ -142,7 +155,7 @@ def test_a_single_model_with_random_weights_stays_as_it_is() -> None:
 
 def test_a_note_about_determinism_of_any_fold_is_kept() -> None:
     documents = [document(1), document(2, determinism_note="not on this GPU")]
-    made = combine_folds(PATHS, documents, [model(1), model(2)], [answers(1), answers(2)])
+    made = combine_folds(PATHS, documents, [model(1), model(2)], [answers(1), answers(2)], ensemble=False)
 
     assert made.document.determinism_note == "not on this GPU"
 
@@ -173,7 +186,7 @@ def test_folds_that_were_trained_differently_are_refused(other: dict[str, Any]) 
     said = f"the folds' models differ in {next(iter(other))}: clear train_model"
 
     with pytest.raises(ArtifactError, match=said):
-        combine_folds(PATHS, documents, [model(1), model(2)], [answers(1), answers(2)])
+        combine_folds(PATHS, documents, [model(1), model(2)], [answers(1), answers(2)], ensemble=False)
 
 
 def test_models_of_other_networks_are_refused() -> None:
@@ -183,4 +196,4 @@ def test_models_of_other_networks_are_refused() -> None:
         file["dense/kernel"] = np.zeros(2, "f4")
 
     with pytest.raises(ModelError, match="model 2 of 2 is of another network"):
-        combine_folds(PATHS, [document(1), document(2)], [model(1), other.getvalue()], [answers(1), answers(2)])
+        combine_folds(PATHS, [document(1), document(2)], [model(1), other.getvalue()], [answers(1), answers(2)], ensemble=False)
