@@ -260,9 +260,9 @@ def evaluate_command(given: argparse.Namespace) -> int:
         point.chosen_on if point else "nothing",
         reason,
     )
-    plan = EvaluationPlan(model.classes, positive, config.wanted_sensitivity, "near-duplicate group")
     classifier = _load(model)
     found = usable_images(given.folder, config, model.classes)
+    plan = EvaluationPlan(model.classes, positive, config.wanted_sensitivity, found.grouping)
     document = evaluate_folder(
         classifier, found.images, plan, synthetic=found.checks.synthetic > 0, digest=found.digest, threshold=threshold
     )
@@ -280,7 +280,8 @@ def _print_evaluation(document: EvaluationDocument, refused: int, conflicts: int
     console = Console()
     if document.synthetic:
         console.print("The images are synthetic: these metrics say nothing about any patient.")
-    table = Table(title=f"{model.images} images, {refused} refused, {conflicts} left out as near-duplicates under two labels")
+    counted = f"{model.images} images in {model.groups} {document.grouping}s"
+    table = Table(title=f"{counted}, {refused} refused, {conflicts} left out as near-duplicates under two labels")
     for column in ("metric", "value", "95 % interval"):
         table.add_column(column)
     point = model.operating_point

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from bcc_ops.config import FINDINGS
+from bcc_ops.dataset.content_findings import choose_examples
 from bcc_ops.dataset.decoding import decode_rgb
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _CAPTION = 18
 def draw_contact_sheets(checks: ImageChecks, paths: Mapping[str, Path], folder: Path) -> list[Path]:
     """Draw a sheet for every conflict and content finding, and sheets of the pairs that were accepted or rejected most narrowly.
 
-    Text of unknown meaning is not drawn: it may be a name.
+    An image with text of unknown meaning is on no finding's sheet: it may be a name.
 
     Args:
         checks: what was found.
@@ -39,12 +40,12 @@ def draw_contact_sheets(checks: ImageChecks, paths: Mapping[str, Path], folder: 
     for number, group in enumerate(checks.document.conflicts, start=1):
         rows = [[(key, paths[key]) for key in group.keys[start : start + 3]] for start in range(0, len(group.keys), 3)]
         written.append(draw_sheet([(f"{' / '.join(group.labels)}", row) for row in rows], folder / f"conflict-{number:02}.png"))
-    for found in checks.document.findings:
-        if found.finding != "unknown_text":
-            shown = [(key, paths[key]) for key in found.keys[:SHOWN_A_FINDING]]
-            title = f"{FINDINGS[found.finding]}: {len(shown)} of {found.images}"
-            lines_of = [(title, shown[start : start + 3]) for start in range(0, len(shown), 3)]
-            written.append(draw_sheet(lines_of, folder / f"finding-{found.finding}.png"))
+    images = {found.finding: found.images for found in checks.document.findings}
+    for name, rows_of in choose_examples(checks.contents, checks.document.findings, SHOWN_A_FINDING).items():
+        shown = [(row.key, paths[row.key]) for row in rows_of]
+        title = f"{FINDINGS[name]}: {len(shown)} of {images[name]}"
+        lines_of = [(title, shown[start : start + 3]) for start in range(0, len(shown), 3)]
+        written.append(draw_sheet(lines_of, folder / f"finding-{name}.png"))
     key_of: dict[str, str] = {}
     for row in checks.contents:
         key_of.setdefault(row.sha256, row.key)

@@ -25,6 +25,8 @@ again."""
 WITH_TEXT = f"{LOOKED_AT}t"
 """The same, and its text was read."""
 
+UNKNOWN_TEXT = "unknown_text"
+
 MOST_LISTED = 2000
 """Keys per finding in checks.json. All of them are in contents.parquet."""
 
@@ -63,11 +65,39 @@ def list_findings(rows: Sequence[ContentRow], config: RetrainingConfig) -> tuple
     return tuple(listed)
 
 
+def choose_examples(rows: Iterable[ContentRow], found: Iterable[ContentFinding], most: int) -> dict[str, list[ContentRow]]:
+    """Return images to show of each finding: one of each class in turn, no content twice, the same ones for the same images.
+
+    An image with text of unknown meaning is never one of them: it may be a patient's name.
+
+    Args:
+        rows: of contents.parquet.
+        found: as `list_findings` returns it.
+        most: images per finding.
+
+    Returns:
+        Finding -> its images, in the order of `found`; without the findings of which no image may be shown.
+    """
+    by_content = {row.sha256: row for row in rows if UNKNOWN_TEXT not in names_of(row.findings)}
+    chosen = {}
+    for one in found:
+        turns: Counter[str] = Counter()
+        holding = []
+        for sha256 in sorted(by_content):
+            row = by_content[sha256]
+            if one.finding in names_of(row.findings):
+                holding.append((turns[row.label], row.label, row))
+                turns[row.label] += 1
+        if holding:
+            chosen[one.finding] = [row for *_, row in sorted(holding)[:most]]
+    return chosen
+
+
 def warnings_about(findings: Iterable[ContentFinding]) -> list[str]:
     """Return a sentence for each finding that a person must look at."""
     said = []
     for found in findings:
-        if found.finding == "unknown_text":
+        if found.finding == UNKNOWN_TEXT:
             said.append(
                 f"{found.images} images hold text of unknown meaning, which may be a patient's name: look at them before "
                 "anybody else is shown this run's images"

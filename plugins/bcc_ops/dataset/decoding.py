@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from bcc_ops.config import LARGEST_IMAGE
-from bcc_ops.dataset.dicom import DicomTags, keep_of_dicom, refuse_again, tags_of
+from bcc_ops.dataset.dicom import DicomTags, GivesPseudonyms, keep_of_dicom, refuse_again, tags_of
 from bcc_ops.dataset.dicom_elements import is_dicom
 from bcc_ops.dataset.file_parts import refuse_many_parts
 from bcc_ops.dataset.resources import IMAGES
@@ -80,8 +80,12 @@ def decode_rgb(source: Path | bytes) -> np.ndarray:
         return decode_image(content).rgb
 
 
-def read_image_file(path: Path) -> bytes:
+def read_image_file(path: Path, pseudonyms: GivesPseudonyms | None = None) -> bytes:
     """Read an image file whole; of a DICOM file, return what the worker's cache would keep of it.
+
+    Args:
+        path: the file.
+        pseudonyms: as of `dicom_to_png`.
 
     Raises:
         ImageRefused: it is larger than any image, "too large".
@@ -92,7 +96,7 @@ def read_image_file(path: Path) -> bytes:
         if size > LARGEST_FILE:
             raise ImageRefused("too large", f"{size:,} bytes; at most {LARGEST_FILE:,} are read")
         content = path.read_bytes()
-        return keep_of_dicom(content) if is_dicom(content) else content
+        return keep_of_dicom(content, pseudonyms) if is_dicom(content) else content
     except OSError as error:
         raise OutOfResources(f"{path} cannot be read: {error.strerror or error}") from error
 

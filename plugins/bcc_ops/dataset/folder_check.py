@@ -12,6 +12,7 @@ from bcc_ops.config import FINDINGS
 from bcc_ops.dataset.image_cache import sha256_of_file
 from bcc_ops.dataset.image_checks import ImageChecks, check_images
 from bcc_ops.dataset.metadata_source import folder_metadata
+from bcc_ops.dataset.pseudonyms import passing_pseudonyms
 from bcc_ops.dataset.snapshot import ImageRules, ListingBuilder, digest_of_images
 from bcc_ops.dataset.splits import Split, describe_split, split_images
 from bcc_ops.dataset.sync import LocalImage
@@ -62,13 +63,16 @@ def check_labelled_folder(
 ) -> tuple[tuple[str, ...], list[LocalImage], tuple[IgnoredKeys, ...], ImageChecks]:
     """Validate a folder that holds one folder per class, without splitting it.
 
+    Patients whom a metadata table or a DICOM file names get pseudonyms for this once.
+
     Takes and raises what `check_folder` does.
 
     Returns:
         The classes, the images and what was ignored, as listed; and the checks.
     """
     classes, images, ignored, digest = list_labelled_folder(folder, config, classes=classes)
-    table, metadata = folder_metadata(folder, images, config)
+    names = passing_pseudonyms()
+    table, metadata = folder_metadata(folder, images, config, lambda: names)
     with tempfile.TemporaryDirectory(prefix="bcc-check-") as scratch:
         checks = check_images(
             images,
@@ -79,6 +83,7 @@ def check_labelled_folder(
             previous=None,
             metadata=metadata,
             table=table,
+            pseudonyms=lambda: names,
         )
     return classes, images, ignored, checks
 

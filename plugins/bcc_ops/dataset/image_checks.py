@@ -92,7 +92,8 @@ def check_images(
         unreadable: key -> why the store does not give it, of the snapshot's images that are not in `images`. They are refused.
         metadata: what is known of the images; nothing by default.
         table: describes where that is from, for the document.
-        pseudonyms: those that DICOM files were read with. Whom a file names under another salt is not known.
+        pseudonyms: those that DICOM files were read with, and are if they have not been read yet. Whom a file names under another
+            salt is not known.
 
     Raises:
         NoImages: there is none at all.
@@ -101,7 +102,7 @@ def check_images(
     if not images:
         raise NoImages("there is not an image to check")
     with InspectionCache(memory_path) as memory:
-        facts, copies = _inspect_and_group(images, config, memory)
+        facts, copies = _inspect_and_group(images, config, memory, pseudonyms)
         usable_files = {image.sha256: image.path for image in images if not facts[image.sha256].reason}
         findings = {} if config.ignores_findings else find_in_contents(usable_files, previous or (), memory)
     checked = len(images) + len(unreadable)
@@ -114,13 +115,12 @@ def check_images(
     refused.sort(key=lambda image: image.key)
     _fail_if_too_many(refused, checked, config.max_refused_fraction)
 
-    dicom = {image.key: tags for image in images if (tags := facts[image.sha256].tags) is not None}
+    dicom = _tags(images, facts)
     by_files = _told_by_files(dicom, pseudonyms)
     groups, conflicts, rows = _describe(images, facts, copies, (metadata or Metadata()).or_else(by_files), findings)
     contents = _exclude(rows, config)
     found = list_findings(contents, config)
     burned_in = sum(tags.burned_in is True for tags in dicom.values())
-    lost = sum(bool(tags.patient) and not by_files.patient(key) for key, tags in dicom.items())
     usable = Counter(row.label for row in contents if not row.refused)
     audit = audit_shortcuts(contents, classes, config.patient_pattern)
     drift, drift_unavailable = compare_distributions(contents, previous, classes)
@@ -152,7 +152,7 @@ def check_images(
         excluded=_count_excluded(contents, config),
         warnings=(
             *_warnings(contents, groups, conflicts, burned_in),
-            *_lost_patients(lost),
+            *_lost_patients(dicom, by_files),
             *(finding.sentence for finding in drift if finding.warning),
             *audit.warnings(),
             *_metadata_warnings(table),
@@ -164,7 +164,11 @@ def check_images(
 
 
 def check_contents(
-    images: Sequence[LocalImage], config: RetrainingConfig, memory: InspectionCache, metadata: Metadata | None = None
+    images: Sequence[LocalImage],
+    config: RetrainingConfig,
+    memory: InspectionCache,
+    metadata: Metadata | None = None,
+    pseudonyms: GivesPseudonyms | None = None,
 ) -> tuple[ContentRow, ...]:
     """Check images that no run trains on: the same rows as `check_images` has, however many are refused.
 
@@ -173,16 +177,21 @@ def check_contents(
         config: the parameters of section "Checks".
         memory: what was learned of each content.
         metadata: what is known of them; nothing by default.
+        pseudonyms: as of `check_images`.
     """
-    facts, copies = _inspect_and_group(images, config, memory)
-    return _describe(images, facts, copies, metadata or Metadata(), {})[2]
+    facts, copies = _inspect_and_group(images, config, memory, pseudonyms)
+    dicom = _tags(images, facts)
+    by_files = _told_by_files(dicom, pseudonyms)
+    for warning in _lost_patients(dicom, by_files):
+        log.warning("%s", warning)
+    return _describe(images, facts, copies, (metadata or Metadata()).or_else(by_files), {})[2]
 
 
 def _inspect_and_group(
-    images: Sequence[LocalImage], config: RetrainingConfig, memory: InspectionCache
+    images: Sequence[LocalImage], config: RetrainingConfig, memory: InspectionCache, pseudonyms: GivesPseudonyms | None
 ) -> tuple[dict[str, ContentFacts], NearDuplicates]:
     paths = {image.sha256: image.path for image in images}
-    facts = inspect_contents(paths, config, memory)
+    facts = inspect_contents(paths, config, memory, pseudonyms=pseudonyms)
     marks = {sha256: known.fingerprint for sha256, known in facts.items() if known.fingerprint}
     return facts, find_near_duplicates(marks, paths, Thresholds.of(config), memory)
 
@@ -224,7 +233,11 @@ def describe_metadata(table: MetadataDocument | None) -> list[str]:
 
 
 def inspect_contents(
-    paths: Mapping[str, Path], config: RetrainingConfig, memory: InspectionCache, workers: int | None = None
+    paths: Mapping[str, Path],
+    config: RetrainingConfig,
+    memory: InspectionCache,
+    workers: int | None = None,
+    pseudonyms: GivesPseudonyms | None = None,
 ) -> dict[str, ContentFacts]:
     """Return what is known of each content: remembered, or learned now by decoding the file, several at once.
 
@@ -233,25 +246,28 @@ def inspect_contents(
         config: `min_side` and `max_pixels` count.
         memory: asked first, told afterwards.
         workers: threads; Pillow and OpenCV leave Python's lock while they work. None: one per core.
+        pseudonyms: of the patients in DICOM files that have not been read yet; None keeps nothing of who they are.
     """
     facts = memory.recall(paths, config.min_side, config.max_pixels)
     missing = sorted(set(paths) - set(facts))
     if missing:
         log.info("decoding %d of %d contents, the others are known", len(missing), len(paths))
         with ThreadPoolExecutor(workers or cores()) as pool:
-            learned = pool.map(lambda sha256: inspect_file(paths[sha256], config.min_side, config.max_pixels), missing)
+            learned = pool.map(
+                lambda sha256: inspect_file(paths[sha256], config.min_side, config.max_pixels, pseudonyms), missing
+            )
             facts |= memory.remember(zip(missing, learned), config.min_side, config.max_pixels)
     return facts
 
 
-def inspect_file(path: Path, min_side: int, max_pixels: int) -> ContentFacts:
+def inspect_file(path: Path, min_side: int, max_pixels: int, pseudonyms: GivesPseudonyms | None = None) -> ContentFacts:
     """Decode one file and say what is in it; a refusal is a result too.
 
     Raises:
         OutOfResources: the memory or the disk did not allow it. That is not a property of the image and is not remembered.
     """
     try:
-        content = read_image_file(path)
+        content = read_image_file(path, pseudonyms)
         with memory_for(content):
             return _inspect(decode_image(content, min_side, max_pixels), len(content))
     except ImageRefused as refusal:
@@ -355,10 +371,15 @@ def _told_by_files(dicom: Mapping[str, DicomTags], pseudonyms: GivesPseudonyms |
     return without_rare_values(cells)
 
 
-def _lost_patients(images: int) -> Iterable[str]:
-    if images:
+def _tags(images: Iterable[LocalImage], facts: Mapping[str, ContentFacts]) -> dict[str, DicomTags]:
+    return {image.key: tags for image in images if (tags := facts[image.sha256].tags) is not None}
+
+
+def _lost_patients(dicom: Mapping[str, DicomTags], by_files: Metadata) -> Iterable[str]:
+    lost = sum(bool(tags.patient) and not by_files.patient(key) for key, tags in dicom.items())
+    if lost:
         yield (
-            f"{images} DICOM images were read when the salt was another: their patients are not known. "
+            f"{lost} DICOM images were read when the salt was another: their patients are not known. "
             "Empty the workers' caches, with what is learned of the images in them"
         )
 

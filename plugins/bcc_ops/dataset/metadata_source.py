@@ -80,23 +80,25 @@ def snapshot_metadata(
     return document.model_copy(update={"table": Reference.of(paths.document(METADATA_FILE), rows)}), rows
 
 
-def external_metadata(store: ObjectStore, config: RetrainingConfig, listing: Listing, prefix: str) -> Metadata:
+def external_metadata(
+    store: ObjectStore, config: RetrainingConfig, listing: Listing, prefix: str, pseudonyms: Callable[[], Pseudonyms]
+) -> Metadata:
     """Read the table beside images that nothing is trained on; nothing is known of them if it cannot be used.
 
-    Its pseudonyms are for this once: they say which of these images are of one patient.
+    Its patients get the pseudonyms that those in DICOM files have, so that a patient whom both name is one.
     """
     if not listing.tables:
         return Metadata()
     table = listing.tables[0]
     images = [TableImage(image.key.removeprefix(f"{prefix}/"), image.key, image.label) for image in listing.images]
     content, problem = _fetch(store, table)
-    return _describe(table, content, problem, images, config=config, pseudonyms=passing_pseudonyms, findings=Findings())[1]
+    return _describe(table, content, problem, images, config=config, pseudonyms=pseudonyms, findings=Findings())[1]
 
 
 def folder_metadata(
-    folder: Path, images: Sequence[LocalImage], config: RetrainingConfig
+    folder: Path, images: Sequence[LocalImage], config: RetrainingConfig, pseudonyms: Callable[[], Pseudonyms]
 ) -> tuple[MetadataDocument | None, Metadata]:
-    """Read the table of a labelled folder. Its pseudonyms are for this once.
+    """Read the table of a labelled folder.
 
     Raises:
         MetadataProblem: as `snapshot_metadata` does.
@@ -115,9 +117,7 @@ def folder_metadata(
             content, problem = file.read(MOST_BYTES + 1), ""
     except OSError as error:
         content, problem = b"", f"{path.name} cannot be read: {error.strerror}"
-    document, metadata = _describe(
-        row, content, problem, named, config=config, pseudonyms=passing_pseudonyms, findings=Findings()
-    )
+    document, metadata = _describe(row, content, problem, named, config=config, pseudonyms=pseudonyms, findings=Findings())
     _require(config, document, images, metadata)
     return document, metadata
 

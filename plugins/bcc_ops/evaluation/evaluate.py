@@ -29,7 +29,7 @@ from bcc_ops.evaluation.comparison import (
 from bcc_ops.evaluation.external import ExternalImages
 from bcc_ops.evaluation.intervals import student
 from bcc_ops.evaluation.metrics import Evaluation, Floats, ScoredModel, Scores, Threshold, amount, cross_fit, variance_of
-from bcc_ops.evaluation.subgroups import evaluate_slices, slice_values
+from bcc_ops.evaluation.subgroups import evaluate_slices, evaluate_without_findings, slice_values
 from bcc_ops.exceptions import DataError, ModelError
 from bcc_ops.models.champion import ChampionModel, PredictsImages
 from bcc_ops.models.probabilities import cross_entropies
@@ -150,6 +150,7 @@ def evaluate(
         anchor=comparisons.get("anchor"),
         slices=evaluate_slices(by, scored, answered.get("champion"), plan),
         slices_unavailable=None if by else "not available: nothing tells one part of the images from another",
+        without=evaluate_without_findings(rows, inputs.images.contents, scored, plan),
         external=tuple(_external(*one, scored, models, plan) for one in zip(inputs.external, elsewhere)),
         file_check=_check_file(file, folds, scored.threshold.value) if len(folds) > 1 else None,
         grouping=plan.grouping,

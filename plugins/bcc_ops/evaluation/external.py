@@ -23,6 +23,7 @@ from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.rows import ContentRow, ImageRow, SplitRow
 
 if TYPE_CHECKING:
+    from bcc_ops.dataset.dicom import GivesPseudonyms
     from bcc_ops.dataset.fingerprints import Fingerprint
     from bcc_ops.dataset.inspection_cache import InspectionCache
     from bcc_ops.dataset.near_duplicates import ComparedPair
@@ -102,6 +103,7 @@ class ExternalSearch:
         as_of: the run's moment.
         fetch: brings images of the bucket here; leaves out what the store does not give.
         own: what nothing from elsewhere may show.
+        pseudonyms: of the patients in metadata tables, and those that DICOM files were fetched with.
     """
 
     store: ObjectStore
@@ -111,6 +113,7 @@ class ExternalSearch:
     as_of: datetime
     fetch: Callable[[list[ImageRow]], Sequence[LocalImage]]
     own: OwnImages
+    pseudonyms: GivesPseudonyms
 
     def find(self, memory_path: Path) -> tuple[ExternalImages, ...]:
         """Return the run's sets, in the order of `external_prefixes`; one without an image that can be used too.
@@ -135,8 +138,8 @@ class ExternalSearch:
 
         listing = list_external_set(self.store, external, self.classes, self.config, self.as_of)
         images = self.fetch(listing.images) if listing.images else []
-        known = external_metadata(self.store, self.config, listing, external.prefix)
-        rows = check_contents(images, self.config, memory, known) if images else ()
+        known = external_metadata(self.store, self.config, listing, external.prefix, self.pseudonyms)
+        rows = check_contents(images, self.config, memory, known, self.pseudonyms) if images else ()
         files = {image.key: image.path for image in images}
         return _CheckedSet(external, rows, files, unreadable=len(listing.images) - len(images))
 

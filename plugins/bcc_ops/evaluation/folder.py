@@ -8,25 +8,32 @@ from pathlib import Path
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.folder_check import check_labelled_folder
+from bcc_ops.dataset.splits import group_images
 from bcc_ops.evaluation.comparison import LabelledImages
 from bcc_ops.runs.documents import ChecksDocument, digest_of
 
 
 @dataclass(frozen=True)
 class FolderImages:
-    """The usable images, what checks said of the others, and a digest over the usable ones' contents."""
+    """The usable images, what checks said of the others, and a digest over the usable ones' contents.
+
+    `grouping` says which images count as one piece of evidence, as `EvaluationDocument.grouping` does.
+    """
 
     images: LabelledImages
     checks: ChecksDocument
     digest: str
+    grouping: str
 
 
 def usable_images(folder: Path, config: RetrainingConfig, classes: Sequence[str]) -> FolderImages:
     """Check a folder as a run checks its snapshot; refused images and lesions under two labels are left out.
 
+    Near-duplicates are one group, and so are the images of a patient whom a metadata table, a DICOM file or the key names.
+
     Args:
         folder: with a folder of images a class.
-        config: the parameters of the section "Checks".
+        config: the parameters of the section "Checks", and `patient_pattern`.
         classes: the model's classes; other folders are ignored.
 
     Raises:
@@ -35,4 +42,7 @@ def usable_images(folder: Path, config: RetrainingConfig, classes: Sequence[str]
     _, listed, _, checks = check_labelled_folder(folder, config, classes=classes)
     paths = {image.key: image.path for image in listed}
     rows = [row for row in checks.contents if not row.refused]
-    return FolderImages(LabelledImages.of_rows(rows, paths), checks.document, digest_of(sorted(row.sha256 for row in rows)))
+    group_of = group_images(rows, config.patient_pattern)
+    images = LabelledImages.of_rows([row._replace(group=group_of[row.key]) for row in rows], paths)
+    grouping = "patient" if checks.document.patients else "near-duplicate group"
+    return FolderImages(images, checks.document, digest_of(sorted(row.sha256 for row in rows)), grouping)

@@ -31,6 +31,7 @@ from bcc_ops.runs.rows import AssignmentRow, ContentRow, ImageRow, SplitRow
 from bcc_ops.runs.tables import Row, read_answers, read_rows
 
 if TYPE_CHECKING:
+    from bcc_ops.dataset.dicom import GivesPseudonyms
     from bcc_ops.dataset.sync import LocalImage
     from bcc_ops.models.classifier import Classifier
 
@@ -44,6 +45,7 @@ class RunInputs:
         images: key -> local file.
         fetch: brings other images of the bucket here, for the external ones; leaves out what the store does not give.
         memory_path: where this worker keeps what the image checks have learned of each content.
+        pseudonyms: the deployment's, with which DICOM files are fetched.
     """
 
     config: RetrainingConfig
@@ -54,6 +56,7 @@ class RunInputs:
     images: Mapping[str, Path]
     fetch: Callable[[list[ImageRow]], Sequence[LocalImage]]
     memory_path: Path
+    pseudonyms: GivesPseudonyms
 
 
 def evaluate_run(
@@ -123,6 +126,7 @@ def external_search(store: ObjectStore, inputs: RunInputs, own: OwnImages) -> Ex
         as_of=inputs.snapshot.as_of,
         fetch=inputs.fetch,
         own=own,
+        pseudonyms=inputs.pseudonyms,
     )
 
 

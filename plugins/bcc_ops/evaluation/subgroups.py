@@ -13,11 +13,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from bcc_ops.config import FINDINGS
 from bcc_ops.dataset.content_findings import names_of
 from bcc_ops.dataset.metadata import ACQUIRED, PATIENT, Metadata, periods
 from bcc_ops.evaluation.comparison import AnswersOfVersion, EvaluationPlan
 from bcc_ops.evaluation.metrics import Evaluation, Mask, ScoredModel, paired_difference
-from bcc_ops.runs.documents import Estimate, SliceEvaluation
+from bcc_ops.runs.documents import Estimate, EvaluationWithout, SliceEvaluation
 from bcc_ops.runs.rows import ContentRow, SplitRow
 
 KEY_PATTERN = "key pattern"
@@ -87,6 +88,35 @@ def evaluate_slices(
         for name, values in by.items()
         for value in sorted(set(values) - {""})
     )
+
+
+def evaluate_without_findings(
+    rows: Sequence[SplitRow], contents: Sequence[ContentRow], challenger: ScoredModel, plan: EvaluationPlan
+) -> tuple[EvaluationWithout, ...]:
+    """Return the metrics without the images of each content finding, so that a reader sees what these images weigh.
+
+    Args:
+        rows: of the images.
+        contents: of this snapshot's images, with their findings.
+        challenger: its answers, in the order of the rows.
+        plan: classes, and how many images a part needs: those with the finding as well as the others.
+    """
+    findings = {row.key: frozenset(names_of(row.findings)) for row in contents}
+    found = []
+    for name in FINDINGS:
+        holding = np.array([name in findings.get(row.key, ()) for row in rows])
+        if min(holding.sum(), (~holding).sum()) >= plan.smallest_slice:
+            others = _part(challenger, ~holding, plan)
+            found.append(
+                EvaluationWithout(
+                    finding=name,
+                    images=int(holding.sum()),
+                    balanced_accuracy=others.estimate("balanced_accuracy"),
+                    macro_auc=others.estimate("macro_auc"),
+                    positive_auc=others.estimate(f"{plan.positive_class}.auc"),
+                )
+            )
+    return tuple(found)
 
 
 def _slice(

@@ -60,6 +60,7 @@ class EvaluateModelOperator(BccOperator):
             images={image.key: image.path for image in self.local_images(run.snapshot, without=refused)},
             fetch=partial(self.fetch_images, unreadable={}),
             memory_path=self.settings.cache_dir / MEMORY_FILE,
+            pseudonyms=lambda: self.pseudonyms,
         )
         with tempfile.TemporaryDirectory(prefix="bcc-evaluate-") as folder:
             registry = ModelRegistry(self.store, self.settings.models_prefix)

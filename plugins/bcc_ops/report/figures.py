@@ -11,6 +11,7 @@ import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -608,6 +609,33 @@ def gallery_figure(entries: Sequence[GalleryEntry], title: str, positive_class: 
             whole = (-0.5, width - 0.5, height - 0.5, -0.5)
             cell[1].imshow(entry.heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1, extent=whole, interpolation="bicubic")
             cell[1].set_title(f"taken for {case.answer}\n{answer}", color=_NIGHT_QUIET, **_ABOVE)
+    return figure
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image with a content finding: its thumbnail (H, W, 3)."""
+
+    key: str
+    label: str
+    thumbnail: Pixels
+
+
+@_styled
+def findings_figure(lines: Sequence[tuple[str, Sequence[Example]]]) -> Figure:
+    """Return some images of each content finding, a line per finding under its title; at least one line, six images across."""
+    across = 6
+    figure = _figure(9.6, 2.2 * len(lines), pad=0.045)
+    figure.set_facecolor(_NIGHT)
+    for part, (title, examples) in zip(figure.subfigures(len(lines), 1, squeeze=False).ravel(), lines):
+        part.set_facecolor(_NIGHT)
+        part.suptitle(title, x=0.008, ha="left", fontsize=10.5, fontweight="bold", color=_NIGHT_INK)
+        for axes, example in zip_longest(part.subplots(1, across), examples):
+            if example is None:
+                axes.set_visible(False)
+                continue
+            _picture(axes, example.thumbnail)
+            axes.set_title(f"{_shorten(example.key)}\n{example.label}", color=_NIGHT_INK, **_ABOVE)
     return figure
 
 

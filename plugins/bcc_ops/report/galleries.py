@@ -1,17 +1,22 @@
-"""The plots that show images: wrong cases with where the network looked, and what augmentation does."""
+"""The plots that show images: wrong cases with where the network looked, content findings, and what augmentation does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from bcc_ops.config import FINDINGS
+from bcc_ops.dataset.content_findings import choose_examples
 from bcc_ops.dataset.decoding import Box, box_in_square, decode_rgb, fit_square
 from bcc_ops.report.misclassified import Misclassified, MisclassifiedImage
+from bcc_ops.runs.documents import ContentFinding
+from bcc_ops.runs.rows import ContentRow
 
 MOST_CASES = 12
+MOST_OF_A_FINDING = 6
 AUGMENTED_VERSIONS = 6
 THUMBNAIL_SIDE = 224
 
@@ -72,6 +77,41 @@ def draw_galleries(
         heading = f"{title}: {len(chosen)} of {len(every)}, {positive_class} {decided}"
         plots[name] = figures.to_png(figures.gallery_figure(entries, heading, positive_class, note), synthetic=synthetic)
     return plots
+
+
+def shown_findings(rows: Iterable[ContentRow], found: Iterable[ContentFinding]) -> dict[str, list[ContentRow]]:
+    """Return the images that the gallery of content findings shows of each."""
+    return choose_examples(rows, found, MOST_OF_A_FINDING)
+
+
+def draw_findings(
+    shown: Mapping[str, Sequence[ContentRow]],
+    found: Sequence[ContentFinding],
+    paths: Mapping[str, Path],
+    *,
+    synthetic: bool,
+) -> bytes | None:
+    """Draw some images of each content finding; None if there is not a file of any.
+
+    Args:
+        shown: as `shown_findings` returns it.
+        found: how many there are of each.
+        paths: key -> file, of those that are shown; an image whose file is missing is left out.
+        synthetic: whether the images are.
+    """
+    from bcc_ops.report import figures
+
+    lines = []
+    for one in found:
+        # One image at a time is held in full: a hundred large ones would not fit into a worker's memory.
+        examples = [
+            figures.Example(row.key, row.label, fit_square(decode_rgb(paths[row.key]), THUMBNAIL_SIDE, keep_aspect=True))
+            for row in shown.get(one.finding, ())
+            if row.key in paths
+        ]
+        if examples:
+            lines.append((f"{FINDINGS.get(one.finding, one.finding)}: {len(examples)} of {one.images}", examples))
+    return figures.to_png(figures.findings_figure(lines), synthetic=synthetic) if lines else None
 
 
 def draw_augmentations(

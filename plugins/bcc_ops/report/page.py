@@ -27,6 +27,7 @@ from bcc_ops.report.progress import RunProgress, TaskProgress
 from bcc_ops.runs.documents import (
     ApprovalDocument,
     ChampionDocument,
+    ChecksDocument,
     Comparison,
     EpochRow,
     Estimate,
@@ -40,6 +41,7 @@ from bcc_ops.runs.documents import (
 )
 from bcc_ops.runs.epochs import describe_place
 from bcc_ops.runs.history import RunSummary
+from bcc_ops.runs.paths import PICTURES
 from bcc_ops.runs.record import FILES, FOLD_FILES, RunRecord
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -396,7 +398,7 @@ class _Plot:
     @property
     def look(self) -> str:
         """Photos keep their colours in the dark; wide ones take the whole row, middle ones most of it."""
-        kind = "photo" if self.name in {"augmentations", "missed_cancers", "false_alarms"} else "chart"
+        kind = "photo" if self.name in PICTURES else "chart"
         wide = " wide" if kind == "photo" or self.name in {"history", "trend"} else ""
         middle = self.name == "difference" or (self.name == "confusion_matrix" and self.two_models)
         return kind + (" wide middle" if middle else wide)
@@ -717,7 +719,17 @@ def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
             f"Thumbnails of images that the challenger wrongly called {positive}, with their probabilities.",
             f"Images that were called {positive} and are not, the most confident mistakes first.",
         ),
+        "content_findings": (
+            f"Thumbnails of some images with each content finding, with name and class. {_found(checks)}",
+            "Some images with each finding, of each class in turn; the lists name the others. "
+            "Images with text of unknown meaning are not shown: it may be a name.",
+        ),
     }
+
+
+def _found(checks: ChecksDocument | None) -> str:
+    found = [f"{FINDINGS.get(one.finding, one.finding)}: {one.images} images" for one in (checks.findings if checks else ())]
+    return f"{'; '.join(found) or 'Nothing was found'}."
 
 
 def _spoken(estimate: Estimate) -> str:

@@ -13,7 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bcc_ops.exceptions import ArtifactError, ModelError, ObjectChanged, ObjectNotFound
-from bcc_ops.report.galleries import Explain, draw_augmentations, draw_galleries, shown_cases
+from bcc_ops.report.galleries import (
+    Explain,
+    draw_augmentations,
+    draw_findings,
+    draw_galleries,
+    shown_cases,
+    shown_findings,
+)
 from bcc_ops.report.misclassified import find_misclassified
 from bcc_ops.report.page import render_report
 from bcc_ops.report.plots import draw_plots
@@ -23,7 +30,7 @@ from bcc_ops.runs.index import list_runs
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 from bcc_ops.runs.record import FILES, HISTORIES, RunRecord, read_record
-from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.rows import ContentRow, SplitRow
 from bcc_ops.runs.tables import read_predictions, read_rows
 
 FetchFiles = Callable[[Iterable[str]], Mapping[str, Path]]
@@ -123,7 +130,32 @@ def _pictures(
     fetch: FetchFiles,
     say: Callable[..., None],
 ) -> dict[str, bytes]:
-    """Return the plots that show images. Without a wrong case nothing here imports TensorFlow, which takes many seconds."""
+    """Return the plots that show images."""
+    try:
+        return {**_pictures_of_findings(store, run, fetch), **_pictures_of_cases(store, run, predictions, fetch, say)}
+    except ObjectChanged as error:
+        say("no pictures: %s", error)
+        return {}
+
+
+def _pictures_of_findings(store: ObjectStore, run: RunRecord, fetch: FetchFiles) -> dict[str, bytes]:
+    checks = run.checks
+    if checks is None or checks.contents is None or not checks.findings:
+        return {}
+    shown = shown_findings(read_rows(ContentRow, store.get_referenced(checks.contents)), checks.findings)
+    files = fetch({row.key for rows in shown.values() for row in rows})
+    drawn = draw_findings(shown, checks.findings, files, synthetic=run.synthetic)
+    return {"content_findings": drawn} if drawn else {}
+
+
+def _pictures_of_cases(
+    store: ObjectStore,
+    run: RunRecord,
+    predictions: Mapping[str, Sequence[Any]] | None,
+    fetch: FetchFiles,
+    say: Callable[..., None],
+) -> dict[str, bytes]:
+    """Return the galleries of wrong cases. Without one, nothing here imports TensorFlow, which takes many seconds."""
     evaluation = run.evaluation
     if evaluation is None or predictions is None:
         return {}
@@ -135,11 +167,7 @@ def _pictures(
         return {}
     rows = _split(store, run)
     samples = _samples(rows, evaluation.classes)
-    try:
-        files = fetch({*(case.key for case in shown), *samples.values()})
-    except ObjectChanged as error:
-        say("no pictures: %s", error)
-        return {}
+    files = fetch({*(case.key for case in shown), *samples.values()})
     folds = {row.key: row.fold for row in rows}
     held_out_by = {files[case.key]: folds.get(case.key) for case in shown if case.key in files}
     explain, why_not = _explainer(store, run, held_out_by)

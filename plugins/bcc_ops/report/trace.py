@@ -14,9 +14,9 @@ from typing import Any
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import BccError, ConfigError
 from bcc_ops.models.registry import ModelRegistry
-from bcc_ops.report.galleries import shown_cases
+from bcc_ops.report.galleries import shown_cases, shown_findings
 from bcc_ops.report.misclassified import find_misclassified
-from bcc_ops.runs.documents import FOLDS, EvaluationDocument, SnapshotDocument
+from bcc_ops.runs.documents import FOLDS, ChecksDocument, EvaluationDocument, SnapshotDocument
 from bcc_ops.runs.index import list_runs
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths, fold_file
@@ -154,6 +154,7 @@ def _use_in_run(store: ObjectStore, paths: RunPaths, trace: Trace, keys: set[str
             return None
         folds = tuple(sorted({row.fold for row in _rows(store, paths, "split.parquet", SplitRow) if row.key in named}))
         predicted, pictures = _seen_in(store, paths, named)
+        pictures += _findings_with(store, paths, contents, named)
         if set(folds) - {FOLDS[0]}:
             pictures.append("augmentations (if it is the sample of its class)")
         snapshot = store.find(SnapshotDocument, paths.document("snapshot.json"))
@@ -203,6 +204,12 @@ def _seen_in(store: ObjectStore, paths: RunPaths, keys: set[str]) -> tuple[bool,
     galleries = (("missed_cancers", cases.missed), ("false_alarms", cases.false_alarms))
     pictures = [name for name, of_kind in galleries if any(case.key in keys & shown for case in of_kind)]
     return bool(keys & set(predictions["key"])), pictures
+
+
+def _findings_with(store: ObjectStore, paths: RunPaths, contents: Sequence[ContentRow], keys: set[str]) -> list[str]:
+    checks = store.find(ChecksDocument, paths.document("checks.json"))
+    shown = shown_findings(contents, checks.findings) if checks else {}
+    return ["content_findings"] if any(row.key in keys for rows in shown.values() for row in rows) else []
 
 
 def _versions_of(store: ObjectStore, key: str) -> Iterator[ObjectVersion]:

@@ -741,6 +741,18 @@ class SliceEvaluation(Part):
     """Challenger minus champion, paired, by some of the names that `Comparison.differences` has."""
 
 
+class EvaluationWithout(Part):
+    """The challenger on the held-out images without those that a content finding is about: what these weigh in its metrics."""
+
+    finding: str
+    """One of `config.FINDINGS`."""
+    images: int
+    """Left out; each metric is of the others."""
+    balanced_accuracy: Estimate
+    macro_auc: Estimate
+    positive_auc: Estimate
+
+
 class FollowedShortcut(Part):
     """How much the challenger's answers follow some properties of the files within the true classes."""
 
@@ -768,6 +780,8 @@ class EvaluationDocument(Document):
     """With the anchor; null if there is none, or if it is the champion."""
     slices: tuple[SliceEvaluation, ...]
     slices_unavailable: str | None
+    without: tuple[EvaluationWithout, ...] = ()
+    """One per content finding that enough images have, in the order of `config.FINDINGS`; empty outside of a run."""
     external: tuple[ExternalEvaluation, ...] = ()
     """One per external test set, in the order of `external_prefixes`."""
     file_check: FileCheck | None = None

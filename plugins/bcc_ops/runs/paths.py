@@ -25,10 +25,11 @@ PLOTS = (
     "drift",
     "missed_cancers",
     "false_alarms",
+    "content_findings",
 )
 """Names of the plots that a run may have, without `.png`."""
 
-PICTURES = frozenset({"augmentations", "missed_cancers", "false_alarms"})
+PICTURES = frozenset({"augmentations", "missed_cancers", "false_alarms", "content_findings"})
 """The plots that show images of patients."""
 
 

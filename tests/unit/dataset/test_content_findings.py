@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bcc_ops.config import FINDINGS, NO_FINDINGS, RetrainingConfig
-from bcc_ops.dataset.content_findings import action_on, list_findings, names_of, text_was_read, warnings_about
+from bcc_ops.dataset.content_findings import action_on, choose_examples, list_findings, names_of, text_was_read, warnings_about
 from bcc_ops.runs.rows import ContentRow
 
 
@@ -47,3 +47,20 @@ def test_images_that_nobody_read_are_told_from_those_that_were():
 def test_every_finding_can_be_ignored_at_once():
     assert config(NO_FINDINGS).ignores_findings and not config().ignores_findings
     assert config().finding_actions["nearly_blank"] == "exclude" and set(config().finding_actions) == set(FINDINGS)
+
+
+def test_examples_are_of_each_class_in_turn_and_no_content_is_shown_twice():
+    rows = [row(f"b{number}", "1t calipers") for number in range(4)]
+    rows += [row("m0", "1t calipers", "malignant"), row("n0", "1t doppler", "normal")]
+    rows.append(rows[0]._replace(key="copy"))
+    found = list_findings(rows, config())
+    shown = {name: [one.key for one in some] for name, some in choose_examples(rows, found, 3).items()}
+    assert shown == {"calipers": ["copy", "m0", "b1"], "doppler": ["n0"]}
+    assert choose_examples(rows[::-1], found, 3)["doppler"] == [rows[5]]
+
+
+def test_an_image_with_text_that_may_be_a_name_is_no_example_of_any_finding():
+    rows = [row("a", "1t unknown_text"), row("b", "1t unknown_text calipers"), row("c", "1t calipers")]
+    found = list_findings(rows, config())
+    assert [one.finding for one in found] == ["unknown_text", "calipers"]
+    assert choose_examples(rows, found, 9) == {"calipers": [rows[2]]}

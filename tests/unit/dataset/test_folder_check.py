@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -11,7 +12,8 @@ from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.folder_check import check_folder, check_tables
 from bcc_ops.exceptions import MetadataProblem, NoImages
 from bcc_ops.runs.documents import FOLDS, CheckDocument, parse_document
-from tests.factories.images import scan_png
+from tests.factories.dicom_files import dicom_file
+from tests.factories.images import scan_pixels, scan_png
 
 CONFIG = RetrainingConfig.resolve({"max_refused_fraction": 0.5})
 
@@ -78,6 +80,19 @@ def test_patients_of_a_table_in_the_folder_stay_together(folder):
     assert "has no column named `key`" in printed(check_folder(folder, CONFIG))
     with pytest.raises(MetadataProblem, match="require_metadata"):
         check_folder(folder, CONFIG.model_copy(update={"require_metadata": True}))
+
+
+def test_the_patient_whom_a_dicom_file_names_is_the_one_of_the_table(folder):
+    for label, seed in (("benign", 71), ("malignant", 72)):
+        (folder / label / "scan.dcm").write_bytes(
+            dicom_file(np.asarray(scan_pixels(seed, label).convert("L")), PatientID="MARKER")
+        )
+    (folder / "metadata.csv").write_text("key,patient_id\n*(0).png, marker \n")
+    document = check_folder(folder, CONFIG)
+    assert (document.checks.dicom, document.checks.patients, document.split.grouping) == (2, 1, "patient")
+    of_patient = ["benign/scan.dcm", "malignant/scan.dcm", "benign/benign (0).png", "malignant/malignant (0).png"]
+    assert len({document.folds[key] for key in of_patient}) == 1
+    assert "marker" not in (printed(document) + document.to_json().decode()).casefold()
 
 
 def test_conflicts_are_listed(folder):

@@ -9,6 +9,7 @@ import pytest
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.dataset.metadata import Metadata
 from bcc_ops.dataset.metadata_source import external_metadata, read_metadata, snapshot_metadata
+from bcc_ops.dataset.pseudonyms import passing_pseudonyms
 from bcc_ops.dataset.snapshot import Listing, PreviousSnapshot
 from bcc_ops.exceptions import AccessDenied, MetadataProblem, StorageUnavailable
 from bcc_ops.runs.documents import MetadataDocument, Reference
@@ -137,7 +138,7 @@ def test_images_whose_key_names_the_patient_need_no_row() -> None:
 
 def test_images_from_elsewhere_have_a_table_of_their_own() -> None:
     bucket = Bucket()
-    metadata = external_metadata(bucket, RetrainingConfig.resolve({}), listed("metadata.csv"), "images")
+    metadata = external_metadata(bucket, RetrainingConfig.resolve({}), listed("metadata.csv"), "images", passing_pseudonyms)
     assert {metadata.value(key, "age") for key in metadata.cells} == {"40 to 49"}
     assert "artifacts/metadata-salt" not in bucket.objects
-    assert external_metadata(bucket, RetrainingConfig.resolve({}), listed(), "images") == Metadata()
+    assert external_metadata(bucket, RetrainingConfig.resolve({}), listed(), "images", passing_pseudonyms) == Metadata()

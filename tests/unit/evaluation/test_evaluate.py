@@ -258,6 +258,13 @@ def test_nothing_to_slice_by_is_said() -> None:
     assert document.slices_unavailable == "not available: nothing tells one part of the images from another"
 
 
+def test_metrics_without_the_images_of_a_finding_are_in_the_document() -> None:
+    marked = [content(row)._replace(findings="1t axilla" if row.fold == 2 else "1t") for row in SPLIT]
+    (part,) = run(images=images_of(contents=marked)).document.without
+    assert (part.finding, part.images) == ("axilla", sum(row.fold == 2 for row in SPLIT))
+    assert part.positive_auc.low < part.positive_auc.value
+
+
 # Elsewhere ------------------------------------------------------------------------------------------------------------
 
 

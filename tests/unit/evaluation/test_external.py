@@ -17,11 +17,13 @@ from PIL import Image
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.image_cache import ImageCache
 from bcc_ops.dataset.image_checks import inspect_file
+from bcc_ops.dataset.pseudonyms import Pseudonyms
 from bcc_ops.dataset.sync import sync_images
 from bcc_ops.evaluation.external import ExternalImages, ExternalSearch, OwnImages
 from bcc_ops.runs.documents import ExternalDuplicate
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.rows import SplitRow
+from tests.factories.dicom_files import dicom_file
 
 CLASSES = ("benign", "malignant", "normal")
 
@@ -71,14 +73,18 @@ class Place:
         grouping: str = "near-duplicate group",
         **given: Any,
     ) -> tuple[ExternalImages, ...]:
+        def pseudonyms() -> Pseudonyms:
+            return Pseudonyms(b"the deployment's salt")
+
         search = ExternalSearch(
             store=self.store,
             config=RetrainingConfig.resolve({"external_prefixes": "elsewhere/", **given}),
             classes=CLASSES,
             grouping=grouping,
             as_of=datetime.now(timezone.utc) + timedelta(days=1),
-            fetch=partial(sync_images, self.store, cache=ImageCache(self.folder / "cache", 10**9)),
+            fetch=partial(sync_images, self.store, cache=ImageCache(self.folder / "cache", 10**9), pseudonyms=pseudonyms),
             own=own_images(self.folder / "own", own, seen),
+            pseudonyms=pseudonyms,
         )
         return search.find(self.folder / "contents.sqlite3")
 
@@ -148,6 +154,19 @@ def test_a_metadata_table_beside_a_set_tells_its_patients(place: Place) -> None:
     (found,) = place.find()
     assert found.note == "4 images in 3 patients under elsewhere/ (2 benign, 1 malignant, 1 normal)."
     assert found.images.groups[0] == found.images.groups[1] and len(set(found.images.groups)) == 3
+
+
+def test_the_patients_whom_dicom_files_name_are_those_of_the_table(place: Place) -> None:
+    scans = {
+        f"benign/{seed}.dcm": dicom_file(np.asarray(picture(seed)), PatientID=patient)
+        for seed, patient in enumerate(("ANNA", "ANNA", "BERT"))
+    }
+    place.put("elsewhere", {**scans, "malignant/c.png": encoded(picture(3)), "normal/d.png": encoded(picture(4))})
+    place.store.put("elsewhere/metadata.csv", b"key,patient_id\n*c.png,anna\n")
+    (found,) = place.find()
+    assert found.note == "5 images in 3 patients under elsewhere/ (3 benign, 1 malignant, 1 normal)."
+    of_anna = {group for key, group in zip(found.images.keys, found.images.groups) if key.endswith(("0.dcm", "1.dcm", "c.png"))}
+    assert len(of_anna) == 1
 
 
 def test_the_other_images_of_a_patient_who_has_an_own_image_are_left_out_too(place: Place) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.image_cache import ImageCache
+from bcc_ops.dataset.pseudonyms import passing_pseudonyms
 from bcc_ops.dataset.sync import sync_images
 from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
 from bcc_ops.exceptions import ArtifactError
@@ -43,6 +44,7 @@ def inputs(store: ObjectStore, tmp_path: Path) -> RunInputs:
         images={},
         fetch=partial(sync_images, store, cache=ImageCache(tmp_path / "cache", 10**9)),
         memory_path=tmp_path / "contents.sqlite3",
+        pseudonyms=passing_pseudonyms,
     )
 
 

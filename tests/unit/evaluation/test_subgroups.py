@@ -10,10 +10,10 @@ import pytest
 
 from bcc_ops.dataset.metadata import Metadata
 from bcc_ops.evaluation.comparison import AnswersOfVersion, scores_of
-from bcc_ops.evaluation.metrics import ScoredModel, Threshold
-from bcc_ops.evaluation.subgroups import evaluate_slices, slice_values
+from bcc_ops.evaluation.metrics import Evaluation, ScoredModel, Threshold
+from bcc_ops.evaluation.subgroups import evaluate_slices, evaluate_without_findings, slice_values
 from bcc_ops.runs.documents import Estimate, SliceEvaluation
-from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.rows import ContentRow, SplitRow
 from tests.unit.evaluation.answering import PLAN, SPLIT
 
 
@@ -112,3 +112,42 @@ def test_too_few_images_are_counted_and_not_evaluated() -> None:
     found = slices(answering(0.9), champion, smallest_slice=49)
     assert found["South"].positive_sensitivity == Estimate.missing("48 images are too few")
     assert (found["South"].images, found["South"].compared, found["North"].compared) == (48, 0, 72)
+
+
+def with_findings(findings: dict[str, str]) -> list[ContentRow]:
+    """The rows of the checks, with these findings of some keys."""
+    return [
+        ContentRow(
+            row.key, row.label, row.sha256, 9, 9, "L", 9.0, 9.0, False, row.group, "", findings=findings.get(row.key, "1t")
+        )
+        for row in SPLIT
+    ]
+
+
+def test_without_the_images_of_a_finding_the_metrics_are_those_of_the_others() -> None:
+    """All malignant images of two folds are marked, and are the only ones that are missed."""
+    marked = {row.key: "1t axilla calipers" for row in SPLIT if row.label == "malignant" and row.fold < 3}
+    scored = answering(0.9, wrong=tuple(marked))
+    whole = Evaluation(scored, PLAN.classes, "malignant")
+    missed = len(marked) / sum(row.label == "malignant" for row in SPLIT)
+    assert whole.estimate("malignant.auc").value < 1
+    assert whole.estimate("balanced_accuracy").value == pytest.approx((2 + 1 - missed) / 3)
+
+    told = evaluate_without_findings(SPLIT, with_findings(marked), scored, replace(PLAN, smallest_slice=len(marked)))
+    assert [(part.finding, part.images) for part in told] == [("axilla", len(marked)), ("calipers", len(marked))]
+    for metric in (told[0].balanced_accuracy, told[0].macro_auc, told[0].positive_auc):
+        assert metric.value == 1 and metric.low < 1, "perfect on these images, which are few"
+
+
+def test_nothing_is_told_without_few_images_nor_without_nearly_all() -> None:
+    few = {row.key: "1t calipers" for row in SPLIT[:19]}
+    nearly_all = {row.key: "1t device" for row in SPLIT[:-19]}
+    for findings in (few, nearly_all):
+        assert evaluate_without_findings(SPLIT, with_findings(findings), answering(0.9), PLAN) == ()
+
+
+def test_without_all_images_of_a_class_the_metrics_are_missing_and_say_why() -> None:
+    every = {row.key: "1t doppler" for row in SPLIT if row.label == "normal"}
+    (part,) = evaluate_without_findings(SPLIT, with_findings(every), answering(0.9), PLAN)
+    assert part.macro_auc.value is None and "normal" in part.macro_auc.reason
+    assert part.positive_auc.value == 1

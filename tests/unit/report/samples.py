@@ -26,6 +26,7 @@ from bcc_ops.runs.documents import (
     EpochRow,
     Estimate,
     EvaluationDocument,
+    EvaluationWithout,
     ExternalEvaluation,
     FileCheck,
     FoldDocument,
@@ -452,6 +453,15 @@ def evaluation_document(columns: dict[str, list[Any]] | None = None, champion: b
             ),
         ),
         "slices_unavailable": None,
+        "without": (
+            EvaluationWithout(
+                finding="axilla",
+                images=31,
+                balanced_accuracy=around(0.84),
+                macro_auc=around(0.941, 0.02),
+                positive_auc=around(0.957, 0.02),
+            ),
+        ),
         "grouping": "near-duplicate group",
         "model": reference("model.h5"),
         "predictions": reference("predictions.parquet"),

@@ -113,6 +113,17 @@ def test_gallery_holds_any_number_of_cases_with_and_without_heat(count: int) -> 
         assert figures.to_png(figure, synthetic=False)
 
 
+def test_findings_have_a_line_each_under_their_title() -> None:
+    grey = np.full((32, 32, 3), 90, np.uint8)
+    some = [figures.Example(f"k/{n}.png", "normal", grey) for n in range(6)]
+    figure = figures.findings_figure([("measuring marks: 6 of 40", some), ("Doppler colour: 1 of 1", some[:1])])
+    text = words(figure)
+    assert "measuring marks: 6 of 40" in text and "Doppler colour: 1 of 1" in text
+    assert text.count("normal") == 7 and text.count("0.png") == 2
+    assert sum(bool(axes.images) for axes in figure.axes) == 7
+    assert figures.to_png(figure, synthetic=False)
+
+
 HOSTILE_NAMES = (r"$\x$.png", "price $5_$ .png", "$", "a$b$c", "two\nlines\t.png", "\x00\x1b[31m.png", "\u202egnp.exe", "x" * 500)
 
 
@@ -120,10 +131,15 @@ HOSTILE_NAMES = (r"$\x$.png", "price $5_$ .png", "$", "a$b$c", "two\nlines\t.png
 def test_a_file_name_is_drawn_as_it_is_and_never_typeset(name: str) -> None:
     grey = np.full((32, 32, 3), 90, np.uint8)
     entries = [figures.GalleryEntry(MisclassifiedImage(f"k/{name}", "malignant", "benign", 0.1), grey, None)]
-    figure = figures.gallery_figure(entries, "Missed", "malignant", "note")
-    assert figures.to_png(figure, synthetic=False)
-    if name.startswith("$"):
-        assert any(name in text.get_text() for text in figure.findobj(Text))
+    examples = [figures.Example(f"k/{name}", "benign", grey)]
+    drawn = (
+        figures.gallery_figure(entries, "Missed", "malignant", "note"),
+        figures.findings_figure([("Doppler colour: 1 of 1", examples)]),
+    )
+    for figure in drawn:
+        assert figures.to_png(figure, synthetic=False)
+        if name.startswith("$"):
+            assert any(name in text.get_text() for text in figure.findobj(Text))
 
 
 def test_drawing_leaves_no_state_behind() -> None:

@@ -15,10 +15,13 @@ from bcc_ops.report.galleries import (
     MOST_CASES,
     THUMBNAIL_SIDE,
     draw_augmentations,
+    draw_findings,
     draw_galleries,
     shown_cases,
 )
 from bcc_ops.report.misclassified import Misclassified, MisclassifiedImage
+from bcc_ops.runs.documents import ContentFinding
+from bcc_ops.runs.rows import ContentRow
 
 CLASSES = ("benign", "malignant", "normal")
 
@@ -33,7 +36,7 @@ def cases(missed: int, false_alarms: int, threshold: float | None = 0.31) -> Mis
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the figures are asked to draw."""
     asked: list[Any] = []
-    for name in ("gallery_figure", "augmentations_figure"):
+    for name in ("gallery_figure", "augmentations_figure", "findings_figure"):
         monkeypatch.setattr(figures, name, lambda *given: asked.append(given))
     monkeypatch.setattr(figures, "to_png", lambda figure, synthetic: b"png")
     return asked
@@ -98,3 +101,21 @@ def test_augmentations_are_drawn_beside_their_image_within_its_part_of_the_squar
     assert labels == ["benign"] and len(variants) == AUGMENTED_VERSIONS
     assert original[0].max() == 0 and (boxes[0].top, boxes[0].bottom) == (56, 168)
     assert [int(one[0, 0, 0]) for one in variants] == [int(one[0, 0, 0]) for one in draw()[1][0]], "by its seed"
+
+
+def test_a_finding_is_drawn_with_names_and_classes_and_how_many_there_are(drawn: list[Any], wide: Path) -> None:
+    rows = [
+        ContentRow(key, label, key, 9, 9, "L", 90.0, 9.0, False, key, "", findings="1t calipers")
+        for key, label in (("a", "benign"), ("b", "malignant"), ("gone", "normal"))
+    ]
+    found = [
+        ContentFinding(finding=name, action="report", images=number, labels={}, keys=())
+        for name, number in (("calipers", 40), ("doppler", 1))
+    ]
+    shown = {"calipers": rows, "doppler": [rows[2]]}
+    assert draw_findings(shown, found, {"a": wide, "b": wide}, synthetic=False) == b"png"
+    (((title, examples),),) = drawn.pop()
+    assert title == "measuring marks: 2 of 40"
+    assert [(one.key, one.label) for one in examples] == [("a", "benign"), ("b", "malignant")]
+    assert examples[0].thumbnail.shape == (THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3) and examples[0].thumbnail[0].max() == 0
+    assert draw_findings(shown, found, {}, synthetic=False) is None

@@ -388,6 +388,17 @@ def test_page_loads_nothing_from_elsewhere_and_has_no_inline_handlers() -> None:
     assert reader.handlers == []
 
 
+def test_metrics_without_axilla_images_stand_below_those_of_all() -> None:
+    page = " ".join(render(record()).split())
+    table = page[page.index('id="without"') :].partition("</table>")[0]
+    every, without = table.split("<tr>")[2:]
+    model = record().evaluation.challenger
+    for estimate in (model.per_class["malignant"].auc, model.macro_auc, model.balanced_accuracy):
+        assert f"{estimate.value:.3f}" in every
+    assert "without: text says that the image shows the armpit" in without and '<td class="num">31</td>' in without
+    assert all(value in without for value in ("0.957", "0.941", "0.840"))
+
+
 def test_stand_alone_page_carries_its_policy() -> None:
     policy = '<meta http-equiv="Content-Security-Policy"'
     assert policy in render(record(), stand_alone=True)

@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.content_findings import list_findings
 from bcc_ops.exceptions import ObjectChanged
 from bcc_ops.report.figures import GalleryEntry, gallery_figure
 from bcc_ops.report.publish import _explainer, _samples, earlier_runs, publish_report
+from bcc_ops.runs.documents import ChecksDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 from bcc_ops.runs.record import RunRecord
-from bcc_ops.runs.rows import SplitRow
+from bcc_ops.runs.rows import ContentRow, SplitRow
 from bcc_ops.runs.tables import write_rows
 from tests.unit.report import samples
 
@@ -167,6 +170,33 @@ def test_an_answer_is_explained_by_the_model_that_gave_it(store: ObjectStore) ->
     older = replace(run, training=samples.training_document(folds=()))
     explain, _ = _explainer(store, older, folds)
     assert explain is not None and explain(list(folds), [0, 1, 2])[:, 0, 0].tolist() == [9, 9, 9]
+
+
+def found_in(store: ObjectStore) -> ChecksDocument:
+    """A run's checks with two images that hold calipers, one of them with text that may be a name."""
+    rows = [
+        ContentRow(f"images/benign/{name}.png", "benign", name, 9, 9, "L", 90.0, 9.0, False, name, "", findings=findings)
+        for name, findings in (("marked", "1t calipers"), ("named", "1t unknown_text calipers"), ("plain", "1t"))
+    ]
+    table = store.put_referenced(samples.PATHS.document("contents.parquet"), write_rows(ContentRow, rows))
+    return samples.checks_document(contents=table, findings=list_findings(rows, RetrainingConfig.resolve({})))
+
+
+@pytest.mark.usefixtures("one_plot")
+@pytest.mark.parametrize("without", [{}, {"evaluation__json": None, "gate__json": None}])
+def test_content_findings_are_shown_also_of_a_run_that_ended_before_its_evaluation(
+    store: ObjectStore, fetch: Any, without: dict[str, Any]
+) -> None:
+    asked: set[str] = set()
+
+    def fetch_and_tell(keys: Iterable[str]) -> Mapping[str, Path]:
+        asked.update(keys)
+        return dict(fetch(keys))
+
+    page = publish(store, put_run(store, checks__json=found_in(store), **without), fetch_and_tell)
+    assert "content_findings.png" in plots_in(store)
+    assert "measuring marks: 2 images" in page and "Images with text of unknown meaning are not shown" in page
+    assert "images/benign/marked.png" in asked and "images/benign/named.png" not in asked
 
 
 @pytest.mark.parametrize("keep_aspect", [True, False])

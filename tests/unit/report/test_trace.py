@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bcc_ops import cli
-from bcc_ops.config import Settings
+from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.dataset.content_findings import list_findings
 from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.report.trace import OutOfFoldAnswer, trace_image
 from bcc_ops.runs.documents import FOLDS, OLDER_TRAINING
@@ -108,6 +109,17 @@ def test_galleries_that_show_it_are_named(store: ObjectStore, settings: Settings
     store.put(samples.PATHS.document("split.parquet"), write_rows(SplitRow, []))
     (run,) = trace_image(store, settings, key).runs
     assert run.predicted and run.pictures == ("missed_cancers",)
+
+
+def test_the_gallery_of_content_findings_is_named_if_it_shows_the_image(store: ObjectStore, settings: Settings) -> None:
+    paths = put_run(store, "found", None)
+    for findings, pictures in (("1t calipers", ("content_findings",)), ("1t calipers unknown_text", ())):
+        rows = [ContentRow(KEY, "malignant", SHA, 9, 9, "L", 90.0, 9.0, False, SHA, "", findings=findings)]
+        store.put(paths.document("contents.parquet"), write_rows(ContentRow, rows))
+        checks = samples.checks_document(findings=list_findings(rows, RetrainingConfig.resolve({})))
+        store.save(paths.document("checks.json"), checks)
+        (run,) = trace_image(store, settings, KEY).runs
+        assert run.pictures == pictures
 
 
 def test_the_answer_of_the_model_that_held_it_out_is_told(store: ObjectStore, settings: Settings) -> None:
