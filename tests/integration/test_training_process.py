@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from bcc_ops.config import Settings
 from bcc_ops.dataset.image_cache import ImageCache
 from bcc_ops.dataset.snapshot import read_images
 from bcc_ops.dataset.sync import sync_images
+from bcc_ops.exceptions import TrainingInterrupted
 from bcc_ops.operators.base import Run
 from bcc_ops.operators.train_model import TrainModelOperator
 from bcc_ops.runs.documents import FoldDocument, Reference, SplitDocument
@@ -37,13 +40,23 @@ TrainModelOperator(task_id="train_model", **json.loads(sys.argv[1])).execute({"r
 """
 ALONE = """
 import runpy, sys
+from bcc_ops.installation import TRAINING_PACKAGES, WORKER_PACKAGES
+blocked = {"airflow", "boto3", "botocore", "aiobotocore", *WORKER_PACKAGES} - {*TRAINING_PACKAGES}
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("airflow", "boto3", "botocore", "aiobotocore", "obstore"):
+        if name.split(".")[0] in blocked:
             raise ModuleNotFoundError(f"a training has no {name}", name=name)
 sys.meta_path.insert(0, Blocked())
 sys.argv = ["entry", *sys.argv[1:]]
 runpy.run_module("bcc_ops.training.entry", run_name="__main__")
+"""
+BLOCKED = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "keras"):
+            raise ModuleNotFoundError(f"Airflow has no {name}", name=name)
+sys.meta_path.insert(0, Blocked())
 """
 OF_THE_ATTEMPT = {"seconds", "seconds_per_epoch", "images_per_second", "peak_memory_mb", "history"}
 """Fields of a fold's document that differ between two trainings that are the same; the history has seconds in it."""
@@ -187,3 +200,77 @@ def test_an_image_that_is_not_the_one_that_was_checked_ends_it_with_one_sentence
     sentence = job.failure.read_text()
     assert sentence.startswith("ArtifactError: ") and "that the run's checks saw" in sentence and "\n" not in sentence
     assert "Traceback" not in said
+
+
+@pytest.fixture
+def training_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An interpreter with an environment of its own, which the deployment names for training."""
+    venv.create(tmp_path / "own", symlinks=True)
+    (packages,) = (tmp_path / "own").glob("lib/python*/site-packages")
+    (packages / "own.pth").write_text(f"{sysconfig.get_path('purelib')}\n{Path('plugins').absolute()}\n")
+    python = str(tmp_path / "own" / "bin" / "python")
+    monkeypatch.setenv("BCC_TRAINING_PYTHON", python)
+    return python
+
+
+def test_a_worker_without_tensorflow_trains_with_the_python_that_the_deployment_names(
+    place: ObjectStore, start: Callable[..., dict[str, Any]], lay_out: Callable[..., JobFolder], training_python: str
+) -> None:
+    references = start(epochs=2)
+
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED + TRAIN, json.dumps(references)], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    folder = f"artifacts/runs/{references['run']['folder']}"
+    document = place.load_key(FoldDocument, f"{folder}/fold-2.json")
+    assert (document.fold, document.epochs, document.synthetic) == (2, 2, True)
+    assert document.history.key == f"{folder}/fold-2.csv"
+    for named in (document.model, document.history, document.answers):
+        place.get_referenced(named)
+    cache = Settings.from_environment().cache_dir
+    assert list((cache / "training").iterdir()) == []
+    assert list(place.list_objects("artifacts/checkpoints")) == []
+    here = subprocess.run(
+        [sys.executable, "-c", TRAIN.replace("manual__1", "manual__2"), json.dumps(start("manual__2", epochs=2))],
+        env={name: value for name, value in os.environ.items() if name != "BCC_TRAINING_PYTHON"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert here.returncode == 0, here.stderr
+    (other,) = [
+        key for key in (one["Key"] for one in place.list_objects("artifacts/runs")) if "manual__2" in key and "2.h5" in key
+    ]
+    assert place.get(other) == place.get_referenced(document.model)
+
+
+def test_a_training_that_was_killed_on_one_worker_goes_on_with_its_own_python_on_another(
+    place: ObjectStore,
+    start: Callable[..., dict[str, Any]],
+    training_python: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    references = start()
+    operator = TrainModelOperator(task_id="train_model", **references)
+    published = operator._publish
+
+    def publish(key: str, history: bytes) -> None:
+        published(key, history)
+        if len(parse_history(history)) >= 2:
+            operator.on_kill()
+
+    monkeypatch.setattr(operator, "_publish", publish)
+    with pytest.raises(TrainingInterrupted, match="its checkpoint is kept"):
+        operator.execute(CONTEXT)
+    assert len(parse_history(place.get(f"artifacts/runs/{references['run']['folder']}/fold-2.csv"))) >= 2
+
+    monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "another-worker"))
+    document = place.load(FoldDocument, TrainModelOperator(task_id="train_model", **references).execute(CONTEXT))
+
+    assert len(document.resumed_after_epochs) == 1
+    assert document.resumed_after_epochs[0] >= 2
+    assert document.epochs == 6
+    assert list(place.list_objects("artifacts/checkpoints")) == []

@@ -9,6 +9,7 @@ from bcc_ops import exceptions
 from bcc_ops.exceptions import (
     ArtifactError,
     BccError,
+    CacheError,
     ConfigError,
     DivergedError,
     ImageRefused,
@@ -16,7 +17,7 @@ from bcc_ops.exceptions import (
     WeightsUnavailable,
 )
 from bcc_ops.runs.documents import ConfigDocument, Reference, SplitDocument
-from bcc_ops.training.job_folder import LONGEST_FAILURE, JobFolder, TrainedFold, parse_failure
+from bcc_ops.training.job_folder import LONGEST_FAILURE, JobFolder, TrainedFold, job_of_attempt, parse_failure
 from tests.factories.trainings import image_at, lay_out
 from tests.unit.report.samples import PATHS, config_document, fold_document
 
@@ -143,3 +144,31 @@ def test_what_is_not_an_error_of_the_project_is_a_failed_process_that_may_be_tri
     found = parse_failure(sentence)
     assert type(found) is TrainingFailed and found.retryable
     assert sentence in str(found)
+
+
+def test_an_attempt_has_a_folder_of_its_own_and_removes_what_a_killed_one_left(job: JobFolder, tmp_path: Path) -> None:
+    request, folder = job.read_request(), tmp_path / "training"
+    other = folder / f"{request.run}-3-x"
+    other.mkdir(parents=True)
+    for left in ("a", "b"):
+        (folder / f"{request.run}-2-{left}" / "model").mkdir(parents=True)
+
+    with pytest.raises(DivergedError):
+        with job_of_attempt(folder, request) as attempt:
+            assert set(folder.iterdir()) == {other, attempt.root}
+            assert list(attempt.root.iterdir()) == []
+            (attempt.root / "link").symlink_to(tmp_path / "0.png")
+            raise DivergedError("the loss became nan")
+
+    assert list(folder.iterdir()) == [other]
+    assert (tmp_path / "0.png").exists()
+
+
+def test_a_disk_that_takes_no_folder_is_trouble_with_the_cache(job: JobFolder, tmp_path: Path) -> None:
+    request = job.read_request()
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="cannot be used as a cache"):
+        with job_of_attempt(tmp_path / "file", request):
+            pass
+    with pytest.raises(CacheError, match="cannot be used as a cache"):
+        JobFolder(tmp_path / "file").write_input(request, {}, [], None)
