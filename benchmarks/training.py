@@ -177,7 +177,7 @@ def fold_model(images: Sequence[LocalImage], config: RetrainingConfig, fold: int
         rows=rows,
         synthetic=False,
         images=lambda: images,
-        weights=lambda: backbone_weights(config.architecture, config.weights, folder / "cache", None),  # type: ignore[arg-type]
+        weights=lambda: backbone_weights(config.architecture, config.weights, folder / "cache", None),
         scratch=folder / "pixels",
     )
     checkpoints = CheckpointFolder(folder, f"checkpoint-{seed}-{fold}", None)

@@ -67,6 +67,9 @@ training/       architectures      the networks
                 fit                epochs -> TrainingRecord; resume
                 completed          a training that an earlier attempt finished and could not report
                 run_training       documents of a run in, the contents of a fold's files out
+                job_folder         the folder of a training that runs as a process: what goes in, what comes out
+                entry              python -m bcc_ops.training.entry: such a training, without Airflow or S3
+                process            that training with another Python, and what a worker does beside it
                 combine            the folds' documents in, the contents of model.h5, out_of_fold.parquet and training.json out
 evaluation/     metrics            probabilities -> metrics, with confidence intervals
                 intervals          95 % intervals that keep their word for few images

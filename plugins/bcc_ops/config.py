@@ -724,6 +724,7 @@ class Settings(BaseModel):
     gpu_pool: str = "gpu"
     gpu_queue: str = ""
     gpu_limit: int = Field(0, ge=0)
+    training_python: str = ""
     sqs_queue_url: str = ""
     model_card_template: str = ""
     metadata_salt: SecretStr = SecretStr("")
@@ -757,6 +758,13 @@ class Settings(BaseModel):
         if isinstance(classes, str):
             return tuple(name.strip() for name in classes.split(",") if name.strip())
         return classes
+
+    @field_validator("training_python")
+    @classmethod
+    def _python_is_a_path(cls, python: str) -> str:
+        if python and not Path(python).is_absolute():
+            raise ValueError(f"{python!r} is not an absolute path: name the interpreter, as in /opt/training/bin/python")
+        return python
 
     @model_validator(mode="after")
     def _places_do_not_collide(self) -> Settings:

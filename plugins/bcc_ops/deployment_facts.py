@@ -27,7 +27,14 @@ from bcc_ops.dataset.resources import memory_limit
 from bcc_ops.dataset.snapshot import ImageRules, Listing, list_images
 from bcc_ops.doctor import Facts, StoreFacts, Unknown
 from bcc_ops.exceptions import BccError, ConfigError
-from bcc_ops.installation import AMAZON_PROVIDER, airflow_too_old, different_copies, missing_worker_packages
+from bcc_ops.installation import (
+    AMAZON_PROVIDER,
+    airflow_too_old,
+    ask_training_python,
+    different_copies,
+    has_cuda_packages,
+    missing_worker_packages,
+)
 from bcc_ops.instances import Instance, find_instance
 from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.runs.object_store import ObjectStore
@@ -74,7 +81,8 @@ def gather(instance_name: str = "") -> Facts:
         **asked,
         missing_packages=missing_worker_packages(),
         gpus=visible_gpus(),
-        cuda_packages=any(_installed(f"nvidia-cudnn-cu{cuda}") for cuda in (12, 13)),
+        training_python=ask_training_python(settings.training_python) if settings and settings.training_python else None,
+        cuda_packages=has_cuda_packages(),
         disk_free=shutil.disk_usage(there).free,
         cache_used=sum(path.lstat().st_size for path in cache.rglob("*") if path.is_file()),
         memory=memory_limit(),

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
+from bcc_ops import __version__
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.dataset.pseudonyms import SHORTEST_SALT
 from bcc_ops.exceptions import BccError, BucketNotFound, ConfigError, StorageUnavailable, UnsafeStore
@@ -20,7 +21,9 @@ from bcc_ops.installation import (
     INSTALL_AIRFLOW,
     INSTALL_AMAZON,
     INSTALL_WORKER,
+    TRAINING_PACKAGES,
     WORKER_PACKAGES,
+    TrainingPython,
     airflow_too_new,
     airflow_too_old,
     amazon_unsuitable,
@@ -92,6 +95,7 @@ class Facts:
         cuda_packages: whether CUDA is installed as Python packages.
         disk_free, cache_used, memory: bytes.
         cache_writable: whether this user may write in the cache folder.
+        training_python: the Python that trains here; None if it is the one of Airflow's tasks.
     """
 
     python: str
@@ -112,6 +116,7 @@ class Facts:
     cache_used: int
     memory: int
     cache_writable: bool = True
+    training_python: TrainingPython | None = None
 
     @property
     def settings(self) -> Settings | None:
@@ -434,12 +439,33 @@ def _memory(facts: Facts) -> Judgement:
     return _good(told)
 
 
+def _training_python(facts: Facts) -> Judgement:
+    python = facts.training_python
+    if python is None:
+        return _good("training runs in the environment of Airflow's tasks")
+    if set(facts.missing_packages) == set(WORKER_PACKAGES):
+        return _not_checked("no training can run here: ask on a worker")
+    install = f"{shlex.quote(python.path)} -m pip install 'breast-ultrasound-retraining[worker]=={__version__}'"
+    if python.problem is not None:
+        problem = f"BCC_TRAINING_PYTHON: {python.path} cannot train: {python.problem}"
+        return _problem(problem, install if "bcc_ops" in python.problem else f"ls -l {shlex.quote(python.path)}")
+    if python.version != __version__:
+        return _problem(
+            f"BCC_TRAINING_PYTHON: {python.path} has bcc_ops {python.version}, and this is {__version__}: training is refused",
+            install,
+        )
+    if python.missing:
+        return _problem(f"BCC_TRAINING_PYTHON: {python.path} lacks {', '.join(python.missing)}: training fails", install)
+    return _good(f"training runs with {python.path}, which has bcc_ops {python.version} and {', '.join(TRAINING_PACKAGES)}")
+
+
 def _gpu(facts: Facts) -> Judgement:
     if facts.missing_packages:
         return _not_checked("no training can run here: ask on a worker")
     if facts.gpus:
         told = f"{len(facts.gpus)} NVIDIA GPU(s): {', '.join(facts.gpus)}"
-        if not facts.cuda_packages:
+        python = facts.training_python
+        if not (facts.cuda_packages if python is None else python.cuda or python.problem):
             return _warning(f"{told}; CUDA is not installed as Python packages", "pip install 'tensorflow[and-cuda]'")
         return _good(told)
     seen = "nvidia-smi is not installed here" if facts.gpus is None else "nvidia-smi sees no GPU"
@@ -472,5 +498,6 @@ _CHECKS: Mapping[str, Callable[[Facts], Judgement]] = {
     "salt": _with_settings(_salt),
     "cache": _with_settings(_disk),
     "memory": _memory,
+    "training Python": _training_python,
     "GPU": _gpu,
 }

@@ -28,7 +28,8 @@ BccError                          one clear line that names the thing and the wa
 │   ├── OutOfMemory
 │   ├── GpuMissing                a GPU was asked for and is not there
 │   ├── WeightsUnavailable        the backbone's weights are not available, or are not the expected ones
-│   └── TrainingInterrupted   *   stopped from outside; the checkpoint is kept
+│   ├── TrainingInterrupted   *   stopped from outside; the checkpoint is kept
+│   └── TrainingFailed        *   the process that trains ended without the reason that it should give
 ├── ModelError                    a model file is damaged, unsafe or not the one that was promised
 ├── PromotionLost                 another run moved the champion first
 ├── ApprovalMissing               the run asks for an approval, and nobody has given it
@@ -169,6 +170,12 @@ class WeightsUnavailable(TrainingError):
 
 class TrainingInterrupted(TrainingError):
     """Training was stopped from outside; what it had reached is in its checkpoint."""
+
+    retryable = True
+
+
+class TrainingFailed(TrainingError):
+    """The process that trains ended otherwise than it should: killed for its memory, most often."""
 
     retryable = True
 

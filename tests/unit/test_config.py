@@ -260,6 +260,7 @@ def test_settings_read_the_environment_and_ignore_empty_variables() -> None:
         ({"BCC_CLASSES": "one"}, "classes"),
         ({"BCC_POSITIVE_CLASS": "none of them"}, "positive_class"),
         ({"BCC_CACHE_BUDGET_GB": "-1"}, "BCC_CACHE_BUDGET_GB"),
+        ({"BCC_TRAINING_PYTHON": "python3"}, "BCC_TRAINING_PYTHON: .*absolute path"),
     ],
 )
 def test_a_wrong_setting_is_named(environment: dict[str, str], named: str) -> None:

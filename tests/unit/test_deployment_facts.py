@@ -16,6 +16,7 @@ from bcc_ops.dataset.arrivals import utc_now
 from bcc_ops.deployment_facts import ask_store, describe_store, gather, visible_gpus
 from bcc_ops.doctor import Facts, StoreFacts, Unknown, examine
 from bcc_ops.exceptions import AccessDenied, BucketNotFound, ConfigError, UnsafeStore
+from bcc_ops.installation import TrainingPython
 from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
 
@@ -149,6 +150,17 @@ def test_settings_that_cannot_be_are_told_and_no_service_is_asked(monkeypatch: p
     assert isinstance(facts.instance, ConfigError)
     assert states(facts)["settings"] == "problem"
     assert states(facts)["bucket"] == "not checked"
+
+
+def test_the_python_that_the_deployment_names_for_training_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    not_asked = dict.fromkeys(("executor", "pool_slots", "schedule", "connection", "store", "clock_ahead"), Unknown("not asked"))
+    monkeypatch.setattr(deployment_facts, "ask_airflow", lambda settings: not_asked)
+    monkeypatch.setattr(deployment_facts, "ask_store", lambda settings, config: {})
+    assert gather().training_python is None
+    monkeypatch.setenv("BCC_TRAINING_PYTHON", "/nowhere/python")
+    facts = gather()
+    assert facts.training_python == TrainingPython("/nowhere/python", problem="No such file or directory")
+    assert states(facts)["training Python"] == "problem"
 
 
 @pytest.mark.parametrize(

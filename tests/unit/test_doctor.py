@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from bcc_ops import __version__
 from bcc_ops.config import DeploymentParameters, Settings
 from bcc_ops.doctor import Check, Facts, StoreFacts, Unknown, examine, has_problem
 from bcc_ops.exceptions import AccessDenied, BucketNotFound, ConfigError, StorageUnavailable, UnsafeStore
-from bcc_ops.installation import WORKER_PACKAGES
+from bcc_ops.installation import WORKER_PACKAGES, TrainingPython
 from bcc_ops.instances import Instance
 
 STORE = StoreFacts(images={"benign": 3, "malignant": 2, "normal": 1})
@@ -100,6 +101,26 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a short salt": ({"instance": instance_of(metadata_salt=SecretStr("short"))}, "salt", "openssl rand -hex 32"),
     "a full disk": ({"disk_free": 10**9}, "cache", "BCC_CACHE_DIR"),
     "a cache of somebody else": ({"cache_writable": False}, "cache", "chown"),
+    "no Python to train with": (
+        {"training_python": TrainingPython("/opt/tf/bin/python", problem="No such file or directory")},
+        "training Python",
+        "ls -l /opt/tf/bin/python",
+    ),
+    "a training Python without the package": (
+        {"training_python": TrainingPython("/opt/tf/bin/python", problem="ModuleNotFoundError: No module named 'bcc_ops'")},
+        "training Python",
+        "/opt/tf/bin/python -m pip install 'breast-ultrasound-retraining[worker]==",
+    ),
+    "a training Python of another release": (
+        {"training_python": TrainingPython("/opt/tf/bin/python", "0.0.9", cuda=True)},
+        "training Python",
+        "/opt/tf/bin/python -m pip install 'breast-ultrasound-retraining[worker]==",
+    ),
+    "a training Python without TensorFlow": (
+        {"training_python": TrainingPython("/opt/tf/bin/python", __version__, ("tensorflow",), cuda=True)},
+        "training Python",
+        "/opt/tf/bin/python -m pip install 'breast-ultrasound-retraining[worker]==",
+    ),
     "no GPU where one is required": ({"gpus": None, "instance": instance_of({"require_gpu": True})}, "GPU", "nvidia-smi"),
 }
 
@@ -163,6 +184,16 @@ def test_a_scheduler_leaves_the_images_to_a_worker() -> None:
     }
     assert (checks["images"].state, checks["external test sets"].state) == ("not checked", "not checked")
     assert checks["artifacts"].state == "good"
+
+
+def test_the_python_that_trains_is_asked_for_cuda_and_where_no_training_runs_it_is_not_asked() -> None:
+    python = TrainingPython("/opt/tf/bin/python", __version__, cuda=True)
+    assert not complaints(replace(HEALTHY, training_python=python, cuda_packages=False))
+    found = complaints(replace(HEALTHY, training_python=replace(python, cuda=False)))
+    assert [(check.name, check.state) for check in found] == [("GPU", "warning")]
+    gone = TrainingPython("/opt/tf/bin/python", problem="No such file or directory")
+    scheduler = examine(replace(HEALTHY, training_python=gone, missing_packages=WORKER_PACKAGES))
+    assert [check.state for check in scheduler if check.name == "training Python"] == ["not checked"]
 
 
 def test_a_cache_that_fills_its_budget_is_no_lack_of_room() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,18 @@ from bcc_ops.exceptions import ConfigError
 from bcc_ops.installation import (
     INSTALL_AIRFLOW,
     INSTALL_AMAZON,
+    TRAINING_PACKAGES,
     WORKER_PACKAGES,
+    TrainingPython,
     airflow_too_new,
     airflow_too_old,
     amazon_unsuitable,
+    ask_training_python,
     different_copies,
     missing_worker_packages,
     python_unsuitable,
     require_suitable,
+    training_environment,
 )
 from tests.conftest import REPOSITORY
 
@@ -91,3 +96,36 @@ def test_every_package_of_the_worker_is_looked_for(monkeypatch: pytest.MonkeyPat
     assert missing_worker_packages() == ()
     monkeypatch.setattr("bcc_ops.installation.WORKER_PACKAGES", ("numpy", "no_such_package"))
     assert missing_worker_packages() == ("no_such_package",)
+
+
+def interpreter(path: Path, script: str) -> str:
+    """A command in the place of a Python."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o700)
+    return str(path)
+
+
+def test_a_python_is_asked_what_its_environment_has_for_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "plugins"))
+    plugins = REPOSITORY / "plugins"
+    python = interpreter(tmp_path / "python", f'exec env PYTHONPATH="$PYTHONPATH:{plugins}" {sys.executable} -S "$@"')
+    found = ask_training_python(python)  # without site-packages it has the standard library and the package
+    assert found == TrainingPython(python, __version__, TRAINING_PACKAGES)
+    assert set(TRAINING_PACKAGES) <= set(WORKER_PACKAGES)
+
+
+def test_a_python_that_cannot_answer_is_told_with_what_it_said(tmp_path: Path) -> None:
+    bare = ask_training_python(interpreter(tmp_path / "bare", f'exec {sys.executable} -S "$@"'))
+    assert bare.problem == "ModuleNotFoundError: No module named 'bcc_ops'"
+    assert ask_training_python(interpreter(tmp_path / "silent", "exit 7")).problem == "it ended with status 7"
+    assert ask_training_python(interpreter(tmp_path / "odd", "echo hello")).problem
+    assert ask_training_python(str(tmp_path / "none")).problem == "No such file or directory"
+
+
+def test_credentials_and_search_paths_are_not_for_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AIRFLOW_CONN_AWS_DEFAULT", "AWS_SECRET_ACCESS_KEY", "BCC_METADATA_SALT", "PYTHONPATH", "VIRTUAL_ENV"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    found = training_environment()
+    assert not [name for name in found if name.startswith(("AIRFLOW", "AWS", "BCC", "PYTHON", "VIRTUAL"))]
+    assert found["CUDA_VISIBLE_DEVICES"] == "1"

@@ -6,6 +6,7 @@ and never with a crash: nothing that somebody uploads may stop a night.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -78,6 +79,15 @@ def decode_rgb(source: Path | bytes) -> np.ndarray:
         content = keep_of_dicom(content)
     with memory_for(content):
         return decode_image(content).rgb
+
+
+def pixels_digest(rgb: np.ndarray) -> str:
+    """Return sha256 over shape and pixels, in hex: what the same view has in every lossless encoding.
+
+    Args:
+        rgb: uint8, (height, width, 3).
+    """
+    return hashlib.sha256(str(rgb.shape).encode() + np.ascontiguousarray(rgb).tobytes()).hexdigest()
 
 
 def read_image_file(path: Path, pseudonyms: GivesPseudonyms | None = None) -> bytes:

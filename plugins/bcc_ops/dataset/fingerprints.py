@@ -6,7 +6,6 @@ scans are cropped, shifted and scaled, never turned, and an upright descriptor t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +15,8 @@ import imagehash
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from bcc_ops.dataset.decoding import pixels_digest
 
 METHOD = 7
 """Goes up whenever decoding, properties, fingerprints or the comparison of pixels change: what was learned otherwise is
@@ -74,7 +75,7 @@ def fingerprint(rgb: npt.NDArray[np.uint8], gray: Gray) -> Fingerprint:
         rgb: its pixels, uint8 (height, width, 3).
         gray: the same in gray, uint8 (height, width).
     """
-    digest = hashlib.sha256(str(rgb.shape).encode() + np.ascontiguousarray(rgb).tobytes()).hexdigest()
+    digest = pixels_digest(rgb)
     bits = imagehash.phash(Image.fromarray(gray)).hash
     points, descriptors = _features(gray)
     return Fingerprint.of(digest, np.packbits(bits).tobytes(), points, descriptors)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bcc_ops.exceptions import ArtifactError, StorageUnavailable
 from bcc_ops.operators.base import BccOperator, Run
@@ -16,17 +16,28 @@ from bcc_ops.runs.paths import checkpoint_folder, fold_file
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from bcc_ops.dataset.sync import LocalImage
     from bcc_ops.training.checkpoints import CheckpointFolder
+    from bcc_ops.training.job_folder import TrainedFold
 
 
 log = logging.getLogger(__name__)
+
+
+class _Fold(NamedTuple):
+    """The fold that is held out, and the run's split that says of which images."""
+
+    run: Run
+    number: int
+    split: SplitDocument
+    split_reference: Reference
 
 
 class TrainModelOperator(BccOperator):
     """Train on the images of all folds but one, and ask the model about that one.
 
     Goes on from a checkpoint if an earlier attempt left one, and trains nothing if one had finished, or if the run's model came
-    into use. Writes `fold-<n>.csv` as
+    into use. The setting `training_python` lets another Python train. Writes `fold-<n>.csv` as
     epochs end, `fold-<n>.h5`, `fold-<n>.parquet` and `fold-<n>.json`; returns the reference to the latter.
 
     Args:
@@ -80,44 +91,71 @@ class TrainModelOperator(BccOperator):
             preprocessing=describe_preprocessing(run.config),
         )
         if reference is None:
-            reference = self._train(run, fold, split, split_reference, checkpoints)
+            reference = self._train(_Fold(run, fold, split, split_reference), checkpoints)
         checkpoints.clear()  # not before the fold's document is there: until then a retry needs them
         return reference.to_xcom()
 
-    def _train(
-        self, run: Run, fold: int, split: SplitDocument, split_reference: Reference, checkpoints: CheckpointFolder
-    ) -> Reference:
+    def _train(self, of: _Fold, checkpoints: CheckpointFolder) -> Reference:
+        def key(ending: str) -> str:
+            return of.run.paths.document(fold_file(of.number, ending))
+
+        train = self._train_elsewhere if self.settings.training_python else self._train_here
+        checks = self.load_document(ChecksDocument, of.run, self.checks)
+        trained = train(of, checks, checkpoints, partial(self._publish, key("csv")))
+        self.store.put(key("h5"), trained.model)
+        self.store.put(key("parquet"), trained.answers)
+        self.store.put(key("csv"), trained.history, content_type="text/csv")
+        return self.store.save(key("json"), trained.document)
+
+    def _train_here(
+        self, of: _Fold, checks: ChecksDocument, checkpoints: CheckpointFolder, publish: Callable[[bytes], None]
+    ) -> TrainedFold:
         from bcc_ops.runs.rows import SplitRow
         from bcc_ops.runs.tables import read_rows
         from bcc_ops.training.pretrained import backbone_weights
         from bcc_ops.training.run_training import FoldInputs, train_fold
 
-        assert split.table is not None and self._stop is not None
-        cache = self.settings.cache_dir
-        checks = self.load_document(ChecksDocument, run, self.checks)
-        refused = {image.key for image in checks.refused}
+        assert of.split.table is not None and self._stop is not None
+        run, cache = of.run, self.settings.cache_dir
         inputs = FoldInputs(
-            fold=fold,
+            fold=of.number,
             config=run.config,
             config_digest=run.config_document.digest,
             snapshot=run.snapshot,
-            split=split,
-            split_reference=split_reference,
-            rows=read_rows(SplitRow, self.store.get_referenced(split.table)),
+            split=of.split,
+            split_reference=of.split_reference,
+            rows=read_rows(SplitRow, self.store.get_referenced(of.split.table)),
             synthetic=checks.synthetic > 0,
-            images=partial(self.local_images, run.snapshot, without=refused),
+            images=partial(self._images, of.run, checks),
             weights=partial(backbone_weights, run.config.architecture, run.config.weights, cache, self.store),
             scratch=cache / "pixels",
         )
+        return train_fold(run.paths, inputs, checkpoints, stop=self._stop, publish=publish)
 
-        def key(ending: str) -> str:
-            return run.paths.document(fold_file(fold, ending))
+    def _train_elsewhere(
+        self, of: _Fold, checks: ChecksDocument, checkpoints: CheckpointFolder, publish: Callable[[bytes], None]
+    ) -> TrainedFold:
+        """Train with the Python that the deployment names: this process loads no TensorFlow."""
+        from bcc_ops.training.job_folder import TrainingRequest, job_of_attempt
+        from bcc_ops.training.pretrained import fetch_weights_file, names_file
+        from bcc_ops.training.process import train_elsewhere
 
-        trained = train_fold(run.paths, inputs, checkpoints, stop=self._stop, publish=partial(self._publish, key("csv")))
-        self.store.put(key("h5"), trained.model)
-        self.store.put(key("parquet"), trained.answers)
-        self.store.put(key("csv"), trained.history, content_type="text/csv")
-        return self.store.save(key("json"), trained.document)
+        assert of.split.table is not None and self._stop is not None
+        run, cache = of.run, self.settings.cache_dir
+        weights = None
+        if names_file(run.config.architecture, run.config.weights):
+            weights = fetch_weights_file(run.config.weights, cache, self.store)
+        references = {**run.references, "split": of.split_reference}
+        documents = {f"{name}.json": self.store.get_referenced(reference) for name, reference in references.items()}
+        documents["split.parquet"] = self.store.get_referenced(of.split.table)
+        request = TrainingRequest.of(run.paths, of.number, references, synthetic=checks.synthetic > 0)
+        with job_of_attempt(cache / "training", request) as job:
+            job.write_input(request, documents, self._images(run, checks), weights)
+            python = self.settings.training_python
+            return train_elsewhere(python, job, of.number, checkpoints, stop=self._stop, publish=publish)
+
+    def _images(self, run: Run, checks: ChecksDocument) -> list[LocalImage]:
+        return self.local_images(run.snapshot, without={image.key for image in checks.refused})
 
     def _publish(self, key: str, history: bytes) -> None:
         """Show how far training is. The whole history is written again at the end, by when the store may be back."""

@@ -145,23 +145,47 @@ class CheckpointFolder:
         """The checkpoint's key in the bucket."""
         return f"{self.folder}/checkpoint.npz"
 
+    @property
+    def history(self) -> Path:
+        """Where a training in a process of its own keeps the history of its epochs, beside the checkpoint."""
+        return self.path.with_name("history.csv")
+
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint in the place of the one before.
 
         A disk or a bucket that does not take it is not a reason to lose a training that goes well: that is a warning.
         """
         content = checkpoint.to_bytes(self.folder)
+        self._keep_here(content)
+        self._keep_in_bucket(content)
+
+    def take_over(self) -> None:
+        """Keep the best checkpoint that there is on this machine, for a training in a process that knows no bucket."""
+        found = self.load()
+        if found is not None:
+            self._keep_here(found.to_bytes(self.folder))
+
+    def hand_on(self) -> None:
+        """Keep in the bucket what such a process has saved on this machine."""
+        content = self._read_cache()
+        if content is not None:
+            self._keep_in_bucket(content)
+
+    def _keep_here(self, content: bytes) -> None:
         try:
             with write_whole(self.path) as file:
                 file.write(content)
         except CacheError as error:
-            log.warning("the checkpoint of epoch %d is not kept on this worker: %s", checkpoint.epochs, error)
-        if self.store is not None:
-            self._note(hashlib.sha256(content).hexdigest())
-            try:
-                self.store.put(self.key, content)
-            except StorageError as error:
-                log.warning("the checkpoint of epoch %d is not kept in the bucket: %s", checkpoint.epochs, error)
+            log.warning("the checkpoint is not kept on this worker: %s", error)
+
+    def _keep_in_bucket(self, content: bytes) -> None:
+        if self.store is None:
+            return
+        self._note(hashlib.sha256(content).hexdigest())
+        try:
+            self.store.put(self.key, content)
+        except StorageError as error:
+            log.warning("the checkpoint is not kept in the bucket: %s", error)
 
     def load(self) -> Checkpoint | None:
         """Return the checkpoint with the most epochs; None if there is none. A damaged one is ignored with a warning."""

@@ -177,8 +177,13 @@ def begins_at_random(architecture: str, weights: str) -> bool:
     return weights == "none" or architecture == "cnn"
 
 
+def names_file(architecture: str, weights: str) -> bool:
+    """Return whether these parameters let training begin with the weights of a file, on the worker or in the bucket."""
+    return not begins_at_random(architecture, weights) and weights != "imagenet"
+
+
 def backbone_weights(
-    architecture: str, weights: str, cache_dir: Path, store: ObjectStore
+    architecture: str, weights: str, cache_dir: Path, store: ObjectStore | None
 ) -> Mapping[str, np.ndarray] | Path | str | None:
     """Return the weights that the parameters `architecture` and `weights` ask for, as `architectures.build_classifier` takes
     them.
@@ -187,7 +192,7 @@ def backbone_weights(
         architecture: the parameter. `cnn` has no pretrained weights: they are drawn at random whatever the other parameter says.
         weights: the parameter: "imagenet", "none", a path on this worker, or `s3://<the configured bucket>/key`.
         cache_dir: where converted and downloaded files are kept.
-        store: the configured bucket.
+        store: the configured bucket; None if it cannot be reached from here.
 
     Raises:
         WeightsUnavailable: they are not available; the message names the way out.
@@ -240,13 +245,13 @@ def _packaged_file() -> Path:
     return path
 
 
-def fetch_weights_file(weights: str, cache_dir: Path, store: ObjectStore) -> Path:
+def fetch_weights_file(weights: str, cache_dir: Path, store: ObjectStore | None) -> Path:
     """Return a backbone's weights file that the parameter `weights` names.
 
     Args:
         weights: a path on this worker, or `s3://<the configured bucket>/key`.
         cache_dir: where a downloaded one is kept.
-        store: the configured bucket.
+        store: the configured bucket; None if it cannot be reached from here.
 
     Raises:
         WeightsUnavailable: there is no such file.
@@ -258,6 +263,8 @@ def fetch_weights_file(weights: str, cache_dir: Path, store: ObjectStore) -> Pat
             raise WeightsUnavailable(f"weights: there is not a file {path} on this worker")
         return path
     bucket, key = split_uri(weights)
+    if store is None:
+        raise WeightsUnavailable(f"weights: {weights} cannot be fetched without a bucket")
     if bucket != store.bucket:
         raise WeightsUnavailable(f"weights: {weights} is not in the configured bucket {store.bucket}")
     head = store.head(key)

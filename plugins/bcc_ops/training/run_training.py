@@ -27,6 +27,7 @@ from bcc_ops.training.checkpoints import CheckpointFolder
 from bcc_ops.training.completed import describe_preprocessing
 from bcc_ops.training.devices import Devices, peak_memory_mb, prepare_devices, require_gpu, versions
 from bcc_ops.training.fit import TrainingRecord, train
+from bcc_ops.training.job_folder import TrainedFold
 
 if TYPE_CHECKING:
     from bcc_ops.dataset.sync import LocalImage
@@ -75,16 +76,6 @@ class FoldInputs:
     def held_out(self) -> list[SplitRow]:
         """The images that the model is asked about."""
         return [row for row in self.rows if row.fold == self.fold]
-
-
-@dataclass(frozen=True)
-class TrainedFold:
-    """What a training ends with: the contents of a fold's document, history, model file and table of answers."""
-
-    document: FoldDocument
-    history: bytes
-    model: bytes
-    answers: bytes
 
 
 def train_fold(

@@ -4,6 +4,7 @@ import errno
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -257,3 +258,29 @@ def test_a_checkpoint_of_the_release_before_is_ignored(
 class Notes(dict[str, Any]):
     def set(self, key: str, value: Any) -> None:
         self[key] = value
+
+
+def test_a_process_without_the_bucket_is_given_its_checkpoint_and_its_own_is_kept_there(
+    tmp_path: Path, store: ObjectStore
+) -> None:
+    notes: dict[str, Any] = {}
+    noted: Any = SimpleNamespace(get=lambda key, default=None: notes.get(key, default), set=notes.__setitem__)
+    CheckpointFolder(tmp_path / "one", FOLDER, store, noted).save(_checkpoint(2))
+
+    other = CheckpointFolder(tmp_path / "other", FOLDER, store, noted)
+    other.take_over()
+    alone = CheckpointFolder(tmp_path / "other", FOLDER, None)
+    assert alone.load() is not None and alone.load().epochs == 2
+    alone.save(_checkpoint(3))
+    other.hand_on()
+
+    found = CheckpointFolder(tmp_path / "third", FOLDER, store, noted).load()
+    assert found is not None and found.epochs == 3
+
+
+def test_without_a_checkpoint_there_is_nothing_to_take_over_or_to_hand_on(tmp_path: Path, store: ObjectStore) -> None:
+    folder = CheckpointFolder(tmp_path, FOLDER, store)
+    folder.take_over()
+    folder.hand_on()
+    assert not folder.path.exists()
+    assert store.head(folder.key) is None

@@ -19,6 +19,7 @@ from bcc_ops.training.pretrained import (
     backbone_weights,
     efficientnet_lite0_weights,
     fetch_weights_file,
+    names_file,
     read_state_dict,
     to_keras_layout,
 )
@@ -252,6 +253,27 @@ def test_a_weights_file_in_the_bucket_is_fetched_once(tmp_path: Path, store: Obj
     assert path.read_bytes() == b"weights"
     assert path.suffix == ".h5"
     assert again == path
+
+
+def test_without_a_bucket_a_weights_file_must_be_on_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "own.h5").write_bytes(b"weights")
+    assert backbone_weights("MobileNetV2", str(tmp_path / "own.h5"), tmp_path, None) == tmp_path / "own.h5"
+    with pytest.raises(WeightsUnavailable, match="cannot be fetched without a bucket"):
+        backbone_weights("MobileNetV2", "s3://bucket/own.h5", tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "weights", "of_a_file"),
+    [
+        ("efficientnet_lite0", "imagenet", False),
+        ("MobileNetV2", "none", False),
+        ("cnn", "/own.h5", False),
+        ("efficientnet_lite0", "/own.pth", True),
+        ("MobileNetV2", "s3://bucket/own.h5", True),
+    ],
+)
+def test_which_parameters_name_a_weights_file(architecture: str, weights: str, of_a_file: bool) -> None:
+    assert names_file(architecture, weights) == of_a_file
 
 
 @pytest.mark.parametrize("weights", ["/nowhere/weights.h5", "s3://another-bucket/weights.h5", "s3://{bucket}/nothing.h5"])
