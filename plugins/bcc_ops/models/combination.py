@@ -1,8 +1,8 @@
 """Make one model file from several: the mean of their answers, or the average of their weights.
 
 Models that were trained from the same pretrained start are near one another, and their average is a model, at the size and speed
-of one (Wortsman et al., "Model soups", ICML 2022). On images of the same hospital it is about as good as the mean of their
-answers, and on others' worse (docs/benchmarks.md, "Training"). Models that were trained from random weights have no average.
+of one (Wortsman et al., "Model soups", ICML 2022). On images of other hospitals the mean of their answers was better
+(docs/benchmarks.md, "Training"). Models that were trained from random weights have no average.
 """
 
 from __future__ import annotations

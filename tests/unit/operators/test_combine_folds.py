@@ -56,10 +56,11 @@ def split(store: ObjectStore) -> Reference:
 
 @pytest.fixture
 def combine(store: ObjectStore, split: Reference) -> Combine:
-    """Do the task for a run with three fold models."""
-    run = run_handle(store, config_document(folds=len(FOLDS)), snapshot_document(bucket=store.bucket))
+    """Do the task for a run with three fold models, whose weights are averaged unless it asks for an ensemble."""
 
-    def do(*folds: dict[str, str]) -> dict[str, str]:
+    def do(*folds: dict[str, str], ensemble: bool = False) -> dict[str, str]:
+        config = config_document(folds=len(FOLDS), ensemble=ensemble)
+        run = run_handle(store, config, snapshot_document(bucket=store.bucket))
         with DAG("bcc_retraining", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
             task = CombineFoldsOperator(task_id="combine_folds", run=run, split=split.to_xcom(), folds=list(folds))
         done: dict[str, str] = in_bucket(task, store).execute(context())
@@ -83,6 +84,15 @@ def test_the_challenger_its_answers_and_its_document_are_in_the_runs_folder(
     with h5py.File(io.BytesIO(store.get_referenced(document.model)), "r") as file:
         assert file["dense/kernel"][()].tolist() == [2]
     assert [row.fold for row in read_answers(store.get_referenced(document.answers), CLASSES)[0]] == [1, 2, 3]
+
+
+def test_a_run_that_asks_for_an_ensemble_gets_one(
+    store: ObjectStore, split: Reference, combine: Combine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bcc_ops.training.combine.mean_of_answers", lambda files: b"mean of %d" % len(files))
+    reference = combine(*(put_fold(store, fold, split) for fold in FOLDS), ensemble=True)
+    document = store.load(TrainingDocument, Reference.model_validate(reference))
+    assert store.get_referenced(document.model) == b"mean of 3"
 
 
 def test_a_fold_that_is_missing_or_there_twice_is_refused(store: ObjectStore, split: Reference, combine: Combine) -> None:
