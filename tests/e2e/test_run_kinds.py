@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 DAG_ID = "run_kinds"
 DEPLOYMENT = {
-    "settle_seconds": 3,
+    "settle_seconds": 8,  # shorter waits end while a busy scheduler still hears of the deferral, and Airflow fails the task
     "wait_for_images_minutes": 1,
     "patient_pattern": r"\((\d+)\)",
     "require_approval": True,
