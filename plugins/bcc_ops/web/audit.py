@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -37,19 +38,24 @@ def recorded(event: str, after: Callable[..., Any]) -> Any:
     The dependency raises `NotRecorded` if the audit log does not take the event.
     """
     seen: TTLCache[tuple[str, str], bool] = TTLCache(_MOST_REMEMBERED, SAME_VIEW_SECONDS)
+    lock = threading.Lock()
     first = Depends(after)
 
-    async def record(request: Request, session: SessionDep, user: GetUserDep, _: Any = first) -> None:
+    # Not async: on the event loop, a write that waits for SQLite's lock keeps the request that has it from ending, and the whole
+    # API server stands still until one of them gives up after a minute.
+    def record(request: Request, session: SessionDep, user: GetUserDep, _: Any = first) -> None:
         view = (user.get_name(), request.url.path)
-        if view in seen:
-            return
+        with lock:
+            if view in seen:
+                return
         try:
             session.add(_row(event, user.get_name(), request))
             session.commit()
         except Exception as error:
             log.exception("a view could not be recorded")
             raise NotRecorded(event) from error
-        seen[view] = True
+        with lock:
+            seen[view] = True
 
     return Depends(record)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -92,3 +93,21 @@ def test_who_is_turned_away_leaves_no_event(make_client: Client, shared_store: O
     before = newest_event()
     make_client(shared_store, role=role).get(f"{RUN}/report")
     assert audit_events(before) == []
+
+
+def test_the_write_does_not_hold_up_the_event_loop(
+    make_client: Client, shared_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may wait for a lock, and whoever has the lock needs the loop to give it back."""
+    loops: list[asyncio.AbstractEventLoop | None] = []
+
+    def row(*_: Any) -> None:
+        try:
+            loops.append(asyncio.get_running_loop())
+        except RuntimeError:
+            loops.append(None)
+        raise OSError("the test ends here")
+
+    monkeypatch.setattr("bcc_ops.web.audit._row", row)
+    assert make_client(shared_store).get(f"{RUN}/report").status_code == 503
+    assert loops == [None]
