@@ -126,7 +126,7 @@ def test_tab_shows_the_epochs_while_the_run_trains(
 def test_approval_is_answered_in_the_ui(page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[..., None]) -> None:
     page.goto(f"{run_address(ui_stack, triggered)}/plugin/model-report")
     report = report_of(page)
-    expect(report.get_by_role("heading", name="Waiting for a person's approval")).to_be_visible(timeout=12 * MINUTES)
+    expect(report.get_by_role("heading", name="Waiting for a person's approval")).to_be_visible(timeout=20 * MINUTES)
     expect(report.get_by_role("heading", name="Approved by the gate, waiting for a person")).to_be_visible()
     shoot("3-report-waits-for-approval")
     report.get_by_role("link", name="Open approve_model").click()
