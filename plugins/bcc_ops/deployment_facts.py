@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -33,6 +32,7 @@ from bcc_ops.installation import (
     ask_training_python,
     different_copies,
     has_cuda_packages,
+    installed_version,
     missing_worker_packages,
 )
 from bcc_ops.instances import Instance, find_instance
@@ -55,7 +55,7 @@ def gather(instance_name: str = "") -> Facts:
     Args:
         instance_name: the model, if the deployment has several.
     """
-    airflow, amazon = _installed("apache-airflow"), _installed(AMAZON_PROVIDER)
+    airflow, amazon = installed_version("apache-airflow"), installed_version(AMAZON_PROVIDER)
     copies = different_copies([*sys.path, os.environ.get("AIRFLOW__CORE__PLUGINS_FOLDER", "")])
     instance: Instance | ConfigError
     try:
@@ -88,13 +88,6 @@ def gather(instance_name: str = "") -> Facts:
         memory=memory_limit(),
         cache_writable=os.access(there, os.W_OK),
     )
-
-
-def _installed(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
 
 
 def _unusable_airflow(airflow: str | None, amazon: str | None, copies: str | None) -> Unknown | None:

@@ -13,8 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, entry_points
-from importlib.metadata import version as distribution_version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -138,10 +137,10 @@ def ask_training_python(path: str) -> TrainingPython:
         if done.returncode != 0:
             said = done.stderr.strip().splitlines()
             return TrainingPython(path, problem=said[-1] if said else f"it ended with status {done.returncode}")
-        version, missing, cuda = json.loads(done.stdout.strip().splitlines()[-1])
+        found, missing, cuda = json.loads(done.stdout.strip().splitlines()[-1])
     except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
         return TrainingPython(path, problem=getattr(error, "strerror", None) or str(error))
-    return TrainingPython(path, version, tuple(missing), cuda)
+    return TrainingPython(path, found, tuple(missing), cuda)
 
 
 def describe_for_training() -> str:
@@ -154,15 +153,15 @@ def describe_for_training() -> str:
 
 def has_cuda_packages() -> bool:
     """Return whether CUDA is installed as Python packages."""
-    return any(_is_installed(f"nvidia-cudnn-cu{cuda}") for cuda in (12, 13))
+    return any(installed_version(f"nvidia-cudnn-cu{cuda}") for cuda in (12, 13))
 
 
-def _is_installed(distribution: str) -> bool:
+def installed_version(distribution: str) -> str | None:
+    """Return the version of a package that is installed here; None if it is not."""
     try:
-        distribution_version(distribution)
+        return version(distribution)
     except PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def require_suitable(airflow_version: str) -> None:

@@ -78,14 +78,14 @@ def choose_examples(rows: Iterable[ContentRow], found: Iterable[ContentFinding],
     Returns:
         Finding -> its images, in the order of `found`; without the findings of which no image may be shown.
     """
-    by_content = {row.sha256: row for row in rows if UNKNOWN_TEXT not in names_of(row.findings)}
+    by_content = {row.sha256: (row, names) for row in rows if UNKNOWN_TEXT not in (names := names_of(row.findings))}
+    ordered = [by_content[sha256] for sha256 in sorted(by_content)]
     chosen = {}
     for one in found:
         turns: Counter[str] = Counter()
         holding = []
-        for sha256 in sorted(by_content):
-            row = by_content[sha256]
-            if one.finding in names_of(row.findings):
+        for row, names in ordered:
+            if one.finding in names:
                 holding.append((turns[row.label], row.label, row))
                 turns[row.label] += 1
         if holding:

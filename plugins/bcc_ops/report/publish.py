@@ -73,7 +73,10 @@ def publish_report(
         say("%s cannot be read and is left out: %s", name, why)
     predictions = _predictions(store, run)
     plots = draw_plots(run, predictions, earlier_runs(store, paths))
-    plots.update(_pictures(store, run, predictions, fetch, say))
+    try:
+        plots |= {**_pictures_of_findings(store, run, fetch), **_pictures_of_cases(store, run, predictions, fetch, say)}
+    except ObjectChanged as error:
+        say("no pictures: %s", error)
     say("%d plots: %s", len(plots), ", ".join(sorted(plots)))
     page = render_report(
         run,
@@ -121,21 +124,6 @@ def _predictions(store: ObjectStore, run: RunRecord) -> Mapping[str, Sequence[An
     if run.evaluation is None or run.evaluation.predictions is None:
         return None
     return read_predictions(store.get_referenced(run.evaluation.predictions))
-
-
-def _pictures(
-    store: ObjectStore,
-    run: RunRecord,
-    predictions: Mapping[str, Sequence[Any]] | None,
-    fetch: FetchFiles,
-    say: Callable[..., None],
-) -> dict[str, bytes]:
-    """Return the plots that show images."""
-    try:
-        return {**_pictures_of_findings(store, run, fetch), **_pictures_of_cases(store, run, predictions, fetch, say)}
-    except ObjectChanged as error:
-        say("no pictures: %s", error)
-        return {}
 
 
 def _pictures_of_findings(store: ObjectStore, run: RunRecord, fetch: FetchFiles) -> dict[str, bytes]:

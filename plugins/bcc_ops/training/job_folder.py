@@ -7,7 +7,7 @@
     input/data/weights/<file>           the backbone's weights, if the parameter `weights` names a file
     checkpoints/…                       what a next attempt goes on from, and the history as it grows
     model/fold-<n>.h5 .parquet .csv .json
-    output/failure                      one sentence that says why there is no model
+    output/failure                      one sentence that says why training failed
 
 Nothing in it is trusted for its name: documents are compared with the digests of the request, images with those of the split.
 """
@@ -123,7 +123,7 @@ class JobFolder:
 
     @property
     def failure(self) -> Path:
-        """File that says why there is no model."""
+        """The file that says why training failed."""
         return self.root / "output" / "failure"
 
     @property
@@ -275,13 +275,13 @@ class JobFolder:
         return TrainedFold(document, contents["csv"], contents["h5"], contents["parquet"])
 
     def write_failure(self, error: BaseException) -> None:
-        """Say in one sentence why there is no model; `parse_failure` reads it."""
+        """Write down in one sentence why training failed; `parse_failure` reads it."""
         sentence = " ".join(f"{type(error).__name__}: {error}".split())
         self.failure.parent.mkdir(parents=True, exist_ok=True)
         self.failure.write_text(sentence[:LONGEST_FAILURE], encoding="utf-8")
 
     def read_failure(self) -> BccError | None:
-        """Return why there is no model; None if nothing says so."""
+        """Return why training failed; None if it left no such file."""
         return parse_failure(self.failure.read_text(encoding="utf-8")) if self.failure.is_file() else None
 
 

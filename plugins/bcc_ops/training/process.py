@@ -51,7 +51,7 @@ def train_elsewhere(
 
     Raises:
         ConfigError: the interpreter cannot be started, or does not have what training needs.
-        TrainingFailed: the process was killed, or failed in a way that nobody thought of.
+        TrainingFailed: the process was killed, or failed with an error that is not the project's own.
         BccError: as `train_fold` says.
     """
     checkpoints.take_over()
