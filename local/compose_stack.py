@@ -38,6 +38,7 @@ import yaml  # type: ignore[import-untyped]
 from bcc_ops.runs.object_store import ObjectStore
 from local.airflow_api import AirflowApi
 from local.make_env import make_env
+from local.postgres import PostgresCluster
 from local.processes import StackError, Supervisor
 from local.s3_server import S3Server, free_ports
 
@@ -99,7 +100,6 @@ class ComposeStack:
         if gpus > 1:
             self._variables["GPU_SLOTS"] = str(gpus)
         self.airflow_services = (*AIRFLOW_SERVICES, _SECOND_WORKER) if gpus > 1 else AIRFLOW_SERVICES
-        self._postgres_bin = _postgres_bin()
         for program in ("docker-compose", "redis-server"):
             if shutil.which(program) is None:
                 raise StackError(f"{program} is not installed: apt-get install docker-compose redis-server postgresql")
@@ -275,34 +275,13 @@ class ComposeStack:
         self.supervisor.start(service, gate, environment or self.environment(service))
 
     def _start_postgres(self) -> None:
-        data = self._postgres_data
         given = self.services["postgres"]["environment"]
-        password = data / "password"
-        password.touch(mode=0o600)
-        password.write_text(given["POSTGRES_PASSWORD"])
-        as_postgres: list[str] = []
-        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-            for path in (data, password):
-                shutil.chown(path, "postgres", "postgres")
-            as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
-        environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
-        subprocess.run(
-            [
-                *(*as_postgres, str(self._postgres_bin / "initdb"), "--pgdata", str(data / "data"), "--encoding", "UTF8"),
-                *("--username", given["POSTGRES_USER"], "--auth", "scram-sha-256", "--pwfile", str(password), "--no-sync"),
-            ],
-            env=environment,
-            cwd="/",
-            check=True,
-            stdout=subprocess.DEVNULL,
+        self._postgres = PostgresCluster(
+            self._postgres_data, self.ports["postgres"], user=given["POSTGRES_USER"], password=given["POSTGRES_PASSWORD"]
         )
-        server = [str(self._postgres_bin / "postgres"), "-D", str(data / "data"), "-p", str(self.ports["postgres"])]
-        listen = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
-        self._start("postgres", [*as_postgres, *server, *listen], environment)
-        self.await_("PostgreSQL", lambda: _answers(self.ports["postgres"]))
-        # The image makes the database POSTGRES_DB at its first start. A port that answers may belong to a server that is
-        # still starting up.
-        self.await_("the database", lambda: self.postgres("createdb", given["POSTGRES_DB"]).returncode == 0)
+        self._start("postgres", self._postgres.command, self._postgres.environment)
+        # The image makes the database POSTGRES_DB at its first start.
+        self.await_("the database", lambda: self._postgres.make_database(given["POSTGRES_DB"]))
 
     def _start_redis(self) -> None:
         self.volume("redis").mkdir(parents=True)
@@ -359,13 +338,8 @@ class ComposeStack:
         return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
     def postgres(self, tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run one of PostgreSQL's client programs, logged in."""
-        given = self.services["postgres"]["environment"]
-        address = {"PGHOST": "127.0.0.1", "PGPORT": str(self.ports["postgres"])}
-        login = {"PGUSER": given["POSTGRES_USER"], "PGPASSWORD": given["POSTGRES_PASSWORD"], "PGDATABASE": given["POSTGRES_DB"]}
-        environment = {"PATH": os.environ["PATH"], **address, **login}
-        command = [str(self._postgres_bin / tool), *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        """Run one of PostgreSQL's client programs, logged in, on Airflow's database."""
+        return self._postgres.run(tool, *arguments, database=self.services["postgres"]["environment"]["POSTGRES_DB"])
 
     def kill(self, service: str) -> None:
         """Kill a service with everything that it started, as the death of its container would; the restart policy follows."""
@@ -418,10 +392,3 @@ def _answers(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _postgres_bin() -> Path:
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    if not installed:
-        raise StackError("PostgreSQL is not installed: apt-get install postgresql")
-    return installed[-1].parent

@@ -77,6 +77,7 @@ class LocalStack:
         ui_ports: where the UI may listen, the first free one is taken; None for any.
         dags, plugins: Airflow's folders.
         gpu_slots: of the gpu pool.
+        database: address of an empty metadata database; None for a SQLite file in the folder.
         wait: False comes back as soon as the store is up and Airflow is starting; `wait_until_ready` does the rest.
         say: takes a line for people.
     """
@@ -92,6 +93,7 @@ class LocalStack:
         dags: Path = REPOSITORY / "dags",
         plugins: Path = REPOSITORY / "plugins",
         gpu_slots: int = 1,
+        database: str | None = None,
         wait: bool = True,
         say: Callable[[str], None] = print,
     ) -> None:
@@ -101,6 +103,7 @@ class LocalStack:
         self.dags = dags
         self.plugins = plugins
         self.gpu_slots = gpu_slots
+        self.database = database
         self.wait = wait
         self.say = say
         self._variables = dict(variables or {})
@@ -178,7 +181,7 @@ class LocalStack:
         """
         home = self.airflow_home
         own = {name: value for name, value in os.environ.items() if not _is_foreign(name, own_s3=self.own_s3)}
-        database = f"sqlite:///{home / 'airflow.db'}?timeout=60"  # seconds; four components write to one file
+        sqlite = f"sqlite:///{home / 'airflow.db'}?timeout=60"  # seconds; four components write to one file
         return {
             **own,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -200,7 +203,7 @@ class LocalStack:
             "AIRFLOW__API__BASE_URL": self.address,
             "AIRFLOW__API__SECRET_KEY": self.secrets["api_secret_key"],
             "AIRFLOW__API_AUTH__JWT_SECRET": self.secrets["jwt_secret"],
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self.database or sqlite,
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
             "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
             "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FOLDER_PERMISSIONS": "0o700",
@@ -313,7 +316,7 @@ class LocalStack:
         """Make the metadata database, or bring it to this version of Airflow; do nothing if that was done."""
         version = importlib.metadata.version("apache-airflow")
         stamp, database = self.airflow_home / "migrated", self.airflow_home / "airflow.db"
-        if database.exists() and stamp.exists() and stamp.read_text() == version:
+        if (self.database or database.exists()) and stamp.exists() and stamp.read_text() == version:
             return
         log = self.supervisor.log_path("db-migrate")
         with log.open("wb") as output:
@@ -326,9 +329,10 @@ class LocalStack:
             )
         if done.returncode != 0:
             raise StackError(f"the metadata database cannot be made ({_last_line(log)}): see {log}")
-        with closing(sqlite3.connect(database)) as connection:
-            # readers no longer block the writer: without it, `database is locked` under four components
-            connection.execute("PRAGMA journal_mode=WAL")
+        if not self.database:
+            with closing(sqlite3.connect(database)) as connection:
+                # readers no longer block the writer: without it, `database is locked` under four components
+                connection.execute("PRAGMA journal_mode=WAL")
         stamp.write_text(version)
 
     def _await(self, what: str, missing: Callable[[], str]) -> None:

@@ -1,7 +1,8 @@
 """Images arrive at several moments, and every kind of run sees those that it should: read off its snapshot.json.
 
 The schedule, the sensor in the triggerer, snapshot and download are the pipeline's own on a running Airflow; a verdict
-without a training stands for the rest, which test_first_run.py covers, so that ten runs take minutes.
+without a training stands for the rest, which test_first_run.py covers, so that ten runs take minutes. Airflow's database is
+PostgreSQL: a burst of events can lock SQLite, to which the API server writes from its event loop, for a minute.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from local.stack import LocalStack
 from tests.conftest import REPOSITORY
 from tests.e2e.conftest import wait_until
 from tests.services.mock_sqs import Queue, notification, queue
+from tests.services.postgres import postgres_database
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
@@ -166,6 +168,13 @@ def documents_of(stack: LocalStack) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """The address of an empty database."""
+    with postgres_database("airflow") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
 def sqs() -> Iterator[Queue]:
     """The queue of S3's notifications."""
     with queue() as opened:
@@ -173,7 +182,7 @@ def sqs() -> Iterator[Queue]:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory, sqs: Queue) -> Iterator[Story]:
+def story(tmp_path_factory: pytest.TempPathFactory, sqs: Queue, database: str) -> Iterator[Story]:
     """The stack, with a schedule whose ticks are in the next minutes, up to the moment when the third batch is there."""
     ticks = Ticks.after(datetime.now(timezone.utc))
     parameters = tmp_path_factory.mktemp("deployment") / "parameters.yaml"
@@ -185,8 +194,8 @@ def story(tmp_path_factory: pytest.TempPathFactory, sqs: Queue) -> Iterator[Stor
         "BCC_SQS_QUEUE_URL": sqs.url,
         "AWS_ENDPOINT_URL_SQS": sqs.endpoint,
     }
-    stack = LocalStack(tmp_path_factory.mktemp("stack"), bucket="run-kinds", dags=DAGS, variables=variables, wait=False)
-    with stack:
+    home = tmp_path_factory.mktemp("stack")
+    with LocalStack(home, bucket="run-kinds", dags=DAGS, variables=variables, database=database, wait=False) as stack:
         story = Story(stack, ticks)
         stack.store.put("elsewhere/benign/1.png", b"an image of another hospital")  # a set without any fails its run
         for count, tick in zip((4, 3, 2), ticks.batches):

@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 RUN_ID = "by_hand__from_the_form"
 PARAMS = {
+    "Split": {"folds": "2"},
     "Model": {"image_size": "64"},
     "Training": {"epochs": "8"},
     "Evaluation": {"wanted_sensitivity": "0.8"},
@@ -33,7 +34,7 @@ PARAMS = {
         "min_malignant_specificity": "0",
     },
 }
-"""Section of the form -> parameter -> what is typed: a training of a minute, to be watched, which the gate approves."""
+"""Section of the form -> parameter -> what is typed: two trainings of a minute, to be watched, which the gate approves."""
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +117,9 @@ def test_tab_shows_the_epochs_while_the_run_trains(
     page.get_by_role("link", name="Model report").click()
     report = report_of(page)
     expect(report.get_by_role("heading", name=re.compile("^(Running: |The run is )"))).to_be_visible()
-    fold = report.get_by_role("listitem").filter(has_text=re.compile("^fold [1-5] of 5: epoch [1-8] of 8$"))
+    fold = report.get_by_role("listitem").filter(has_text=re.compile("^fold [12] of 2: epoch [1-8] of 8$"))
     expect(fold.first).to_be_visible(timeout=12 * MINUTES)
-    expect(report.get_by_role("listitem").filter(has_text=re.compile("train_model [0-5] of 5 done"))).to_be_visible()
+    expect(report.get_by_role("listitem").filter(has_text=re.compile("train_model [0-2] of 2 done"))).to_be_visible()
     expect(report.get_by_role("img", name="Accuracy by epoch")).to_be_visible()
     shoot("2-report-while-training")
 
@@ -126,7 +127,7 @@ def test_tab_shows_the_epochs_while_the_run_trains(
 def test_approval_is_answered_in_the_ui(page: Page, triggered: str, ui_stack: LocalStack, shoot: Callable[..., None]) -> None:
     page.goto(f"{run_address(ui_stack, triggered)}/plugin/model-report")
     report = report_of(page)
-    expect(report.get_by_role("heading", name="Waiting for a person's approval")).to_be_visible(timeout=20 * MINUTES)
+    expect(report.get_by_role("heading", name="Waiting for a person's approval")).to_be_visible(timeout=12 * MINUTES)
     expect(report.get_by_role("heading", name="Approved by the gate, waiting for a person")).to_be_visible()
     shoot("3-report-waits-for-approval")
     report.get_by_role("link", name="Open approve_model").click()
