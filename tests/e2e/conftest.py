@@ -19,7 +19,7 @@ import pytest
 from bcc_ops.config import NO_FINDINGS
 from bcc_ops.dataset.synthetic import write_images
 from bcc_ops.runs.paths import RunPaths
-from local.airflow_api import AirflowApi, parse_moment
+from local.airflow_api import AirflowApi
 from local.images import read_folder, upload
 from local.stack import DAG_ID, LocalStack
 from local.watch import RunWatcher
@@ -54,17 +54,9 @@ class FinishedRun:
     run: dict[str, Any]
     tasks: dict[str, dict[str, Any]]
     paths: RunPaths
-    triggered: float
     mapped_tensorflow: dict[str, set[int]] = field(default_factory=dict)
     """Component -> process ids of it, tasks aside, that had TensorFlow mapped at some moment."""
     tasks_mapped_tensorflow: set[int] = field(default_factory=set)
-    peak_bytes: int = 0
-    """Most resident memory of all the stack's processes together; shared pages are counted once a process."""
-
-    @property
-    def wall_seconds(self) -> float:
-        """From the trigger to the run's end."""
-        return parse_moment(self.run["end_date"]).timestamp() - self.triggered
 
 
 @pytest.fixture(scope="session")
@@ -107,11 +99,11 @@ def stack(
 def follow_run(stack: LocalStack) -> Callable[..., FinishedRun]:
     """Wait for the end of a run that was asked for: `follow_run(run_id)`."""
 
-    def follow(run_id: str, triggered: float | None = None, within: float = 1200) -> FinishedRun:
+    def follow(run_id: str, within: float = 1200) -> FinishedRun:
         api: AirflowApi = stack.api
         prefix = stack.settings.artifacts_prefix
         watcher = RunWatcher(api, DAG_ID, run_id, store=stack.store, artifacts_prefix=prefix, say=print)
-        finished = FinishedRun(run_id, {}, {}, RunPaths(prefix, ""), triggered or time.time())
+        finished = FinishedRun(run_id, {}, {}, RunPaths(prefix, ""))
 
         def watch() -> None:
             stack.supervisor.check()
@@ -132,10 +124,9 @@ def run_pipeline(stack: LocalStack, follow_run: Callable[..., FinishedRun]) -> C
     """Run the pipeline by hand with the given parameters and wait for its end: `run_pipeline({"epochs": 2})`."""
 
     def run(parameters: dict[str, Any], within: float = 1200) -> FinishedRun:
-        triggered = time.time()
         run_id = stack.api.trigger(DAG_ID, parameters)
         stack.api.set_paused(DAG_ID, False)
-        return follow_run(run_id, triggered, within)
+        return follow_run(run_id, within)
 
     return run
 
@@ -162,14 +153,12 @@ def wait_for(look: Callable[[], T | None], problem: str, within: float = 240) ->
 
 
 def look_at_processes(stack: LocalStack, finished: FinishedRun) -> None:
-    """Note which processes have TensorFlow mapped, and how much memory all of them hold."""
-    resident = 0
+    """Note which processes have TensorFlow mapped."""
     for name in stack.supervisor.names():
         members = stack.supervisor.processes(name)
         tasks = task_processes(stack.supervisor.pid("scheduler"), members) if name == "scheduler" else set()
         for process in members:
             try:
-                resident += process.memory_info().rss
                 if not _maps_tensorflow(process.pid):
                     continue
             except (psutil.Error, OSError):
@@ -178,7 +167,6 @@ def look_at_processes(stack: LocalStack, finished: FinishedRun) -> None:
                 finished.tasks_mapped_tensorflow.add(process.pid)
             else:
                 finished.mapped_tensorflow.setdefault(name, set()).add(process.pid)
-    finished.peak_bytes = max(finished.peak_bytes, resident)
 
 
 def task_processes(scheduler: int, members: Sequence[psutil.Process]) -> set[int]:

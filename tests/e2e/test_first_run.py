@@ -34,7 +34,6 @@ from bcc_ops.runs.documents import (
 from bcc_ops.runs.paths import PLOTS, champion_pointer, fold_file, model_file
 from bcc_ops.runs.rows import ImageRow, SplitRow
 from bcc_ops.runs.tables import read_predictions, read_rows
-from local.airflow_api import parse_moment
 from local.stack import DAG_ID, LocalStack
 from tests.conftest import REAL_IMAGES
 from tests.e2e.conftest import CLASSES, PER_CLASS, TINY, FinishedRun
@@ -223,40 +222,3 @@ def _listening(stack: LocalStack) -> Iterator[tuple[str, int]]:
             for connection in process.net_connections(kind="inet"):
                 if connection.status == "LISTEN":
                     yield connection.laddr.ip, connection.laddr.port
-
-
-def test_orchestration_takes_less_than_a_minute(stack: LocalStack, first_run: FinishedRun) -> None:
-    """The run's wall time less the time in which some task did its own work; imports of TensorFlow are work."""
-    work = [_work_of(stack, first_run, name) for name, task in first_run.tasks.items() if task["state"] == "success"]
-    worked = _covered(work)
-    overhead = first_run.wall_seconds - worked
-    for (start, end), name in sorted(zip(work, (n for n, t in first_run.tasks.items() if t["state"] == "success"))):
-        print(f"  {name}: {end - start:.1f} s of work")
-    print(f"run {first_run.wall_seconds:.1f} s, work {worked:.1f} s, orchestration overhead {overhead:.1f} s")
-    print(f"most memory that the stack held: {first_run.peak_bytes / 2**30:.2f} GiB")
-    assert overhead < 60
-
-
-def _work_of(stack: LocalStack, finished: FinishedRun, name: str) -> tuple[float, float]:
-    """When a task did its own work: between the end of Airflow's preparation and the start of its wrapping up."""
-    task = finished.tasks[name]
-    log = stack.api.task_log(DAG_ID, finished.run_id, task["task_id"], task["try_number"], task["map_index"])
-    events = [event for event in log if event.get("timestamp")]
-    times = [parse_moment(event["timestamp"]).timestamp() for event in events]
-    texts = [event["event"] for event in events]
-    start = times[texts.index("::endgroup::")]
-    end = next((time for time, text in zip(times, texts) if text == "::group::Post Execute"), None)
-    return start, end or parse_moment(task["end_date"]).timestamp()
-
-
-def _covered(intervals: list[tuple[float, float]]) -> float:
-    """Seconds that are in at least one interval."""
-    total, reached = 0.0, float("-inf")
-    for start, end in sorted(intervals):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
-
-
-def test_covered_counts_overlaps_once() -> None:
-    assert _covered([(0, 10), (5, 12), (20, 21)]) == 13
