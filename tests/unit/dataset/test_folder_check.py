@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from bcc_ops.config import RetrainingConfig
+from bcc_ops.config import NO_FINDINGS, RetrainingConfig
 from bcc_ops.dataset.folder_check import check_folder, check_tables
 from bcc_ops.exceptions import MetadataProblem, NoImages
 from bcc_ops.runs.documents import FOLDS, CheckDocument, parse_document
@@ -143,13 +143,18 @@ def test_a_finding_is_counted_listed_and_drawn_and_what_it_excludes_is_in_no_fol
     assert (tmp_path / "sheets" / "finding-not_ultrasound.png").exists()
 
 
+@pytest.fixture(scope="module")
+def real_document(real_images):
+    """What is said of the real images. Reading all their text would take minutes."""
+    return check_folder(real_images, RetrainingConfig.resolve({"content_findings": NO_FINDINGS}))
+
+
 @pytest.mark.slow
-def test_the_real_images(real_images, tmp_path):
-    document = check_folder(real_images, RetrainingConfig.resolve({}), memory_path=tmp_path / "memory.sqlite3")
-    checks = document.checks
+def test_the_real_images(real_document):
+    checks = real_document.checks
     assert checks.checked == 623
     assert not checks.refused
-    assert not any("_mask" in key for key in document.folds)
+    assert not any("_mask" in key for key in real_document.folds)
     groups = [*checks.groups, *checks.conflicts]
     assert max(len(group.keys) for group in groups) <= 10
     assert 5 <= len(checks.conflicts) <= 10
@@ -173,6 +178,13 @@ def test_the_real_images(real_images, tmp_path):
         assert group_of[keys[0]] == group_of[keys[1]], keys
     assert group_of["benign/benign (333).png"] == group_of["malignant/malignant (78).png"]
 
-    counts = document.split.counts
-    for name in document.classes:
+    counts = real_document.split.counts
+    for name in real_document.classes:
         assert all(abs(counts[fold][name] / sum(counts[side][name] for side in counts) - 0.2) <= 0.02 for fold in FOLDS)
+
+
+@pytest.mark.slow
+def test_the_size_of_the_real_images_tells_their_class(real_document):
+    (size,) = (one for one in real_document.checks.shortcuts if (one.properties, one.label) == ("size and aspect", "malignant"))
+    assert size.warning
+    assert 0.67 < size.auc.value < 0.78

@@ -20,10 +20,9 @@ CLASSES = ("benign", "malignant", "normal")
 
 
 @pytest.fixture(autouse=True)
-def few_trees(monkeypatch, request):
+def few_trees(monkeypatch):
     """Forests that are quick to grow; what the tests plant is plain."""
-    if "real_images" not in request.fixturenames:
-        monkeypatch.setattr(shortcuts, "_TREES", 6)
+    monkeypatch.setattr(shortcuts, "_TREES", 6)
 
 
 def rows(count=60, classes=CLASSES, seed=1):
@@ -210,11 +209,3 @@ def test_the_command_shows_them(bordered):
         Console(file=sink, width=160).print(table)
     assert "Shortcuts" in sink.getvalue()
     assert "warning: border alone predicts the class" in sink.getvalue()
-
-
-@pytest.mark.slow
-def test_the_size_of_the_real_images_tells_their_class(real_images):
-    checks = check_folder(real_images, RetrainingConfig.resolve({})).checks
-    (size,) = (one for one in checks.shortcuts if (one.properties, one.label) == ("size and aspect", "malignant"))
-    assert size.warning
-    assert 0.67 < size.auc.value < 0.78
