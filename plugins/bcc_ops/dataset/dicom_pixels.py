@@ -39,6 +39,9 @@ _STARTS_OF_FRAME: Mapping[str, tuple[int, ...]] = {
 _MOST_SCANS = 8
 """Of a JPEG that is not progressive: DICOM has no other, and one scan per colour is the most that these have."""
 
+_MOST_TILES = 1_024
+"""Of a JPEG 2000 frame. OpenJPEG keeps ten kilobytes for each, however small; scanners write one."""
+
 _GRAY, _PALETTE = ("MONOCHROME1", "MONOCHROME2"), "PALETTE COLOR"
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
@@ -283,6 +286,9 @@ def _check_codestream(syntax: str, header: Header, frame: bytes) -> None:
             raise ImageRefused("damaged", "its pixel data does not begin as JPEG 2000 does")
         right, bottom, left, top = (int.from_bytes(frame[place : place + 4], "big") for place in (8, 12, 16, 20))
         rows, columns, samples = bottom - top, right - left, int.from_bytes(frame[40:42], "big")
+        width, height, first, uppermost = (int.from_bytes(frame[place : place + 4], "big") for place in (24, 28, 32, 36))
+        if not width or not height or -(-(right - first) // width) * -(-(bottom - uppermost) // height) > _MOST_TILES:
+            raise ImageRefused("too many parts", f"more than {_MOST_TILES:,} tiles of JPEG 2000 pixels")
     else:
         return
     if (rows, columns, samples) != (header.rows, header.columns, header.samples):
