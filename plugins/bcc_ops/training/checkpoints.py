@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _FORMAT = 5
 _NOTE = "checkpoint_digests"
 ABANDONED_AFTER = 14 * 24 * 3600
-"""Seconds since it was written after which nobody comes back for a checkpoint, or for what else a training left on this machine."""
+"""Seconds since it was written after which nobody comes back for a checkpoint, or for what else a training left here."""
 
 
 @dataclass(frozen=True)
