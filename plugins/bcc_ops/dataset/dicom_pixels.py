@@ -44,6 +44,8 @@ _MOST_TILES = 1_024
 
 _GRAY, _PALETTE = ("MONOCHROME1", "MONOCHROME2"), "PALETTE COLOR"
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+PHOTOMETRIC = (*_GRAY, _PALETTE, *_COLOURS)
+"""The photometric interpretations that are read."""
 
 _SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES = 0x00280002, 0x00280004, 0x00280006, 0x00280008
 _ROWS, _COLUMNS = 0x00280010, 0x00280011
@@ -149,7 +151,7 @@ def read_header(parts: DicomParts) -> Header:
         raise ImageRefused("damaged", f"{header.columns} x {header.rows} pixels")
     if header.rows * header.columns > LARGEST_IMAGE:
         raise ImageRefused("too large", f"{header.columns} x {header.rows} pixels; at most {LARGEST_IMAGE:,} are read")
-    if photometric not in (*_GRAY, _PALETTE, *_COLOURS):
+    if photometric not in PHOTOMETRIC:
         raise ImageRefused("unsupported format", "a DICOM photometric interpretation that is not read here")
     if header.samples != (3 if photometric in _COLOURS else 1) or header.planar not in (0, 1):
         raise ImageRefused(
