@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
 
 import numpy as np
+from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     MPEG4HP41,
@@ -85,6 +87,7 @@ def hostile_dicoms() -> Iterator[tuple[str, bytes, str]]:
     for syntax in (JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless):
         larger = dicom_file(np.tile(picture, (3, 3)), syntax, Rows=96, Columns=96)
         yield f"larger inside {syntax}.dcm", larger, "damaged"
+    yield "tiles.dcm", _of_tiny_tiles(picture), "too many parts"
     yield "no end.dcm", _without_end(picture), "truncated"
     yield "no fragment.dcm", dicom_file(picture, JPEGBaseline8Bit, PixelData=encapsulate([b"\0\0"])), "damaged"
     yield "twelve bits.dcm", _of_twelve_bits(picture), "unsupported format"
@@ -97,6 +100,14 @@ def _without_end(picture: np.ndarray) -> bytes:
     end = content.rindex(b"\xff\xd9")
     content[end : end + 2] = b"\x3e\xd9"
     return bytes(content)
+
+
+def _of_tiny_tiles(picture: np.ndarray) -> bytes:
+    """A JPEG 2000 whose decoder keeps ten kilobytes for each four pixels: 65,000 tiles take 640 MB."""
+    file = io.BytesIO()
+    tiled = np.tile(picture, (3, 3))
+    Image.fromarray(tiled).save(file, "JPEG2000", no_jp2=True, tile_size=(2, 2), num_resolutions=1)
+    return dicom_file(tiled, JPEG2000Lossless, PixelData=encapsulate([file.getvalue()]))
 
 
 def _of_twelve_bits(picture: np.ndarray) -> bytes:

@@ -25,8 +25,10 @@ _POSITION = re.compile(
     r"|SUB|ABOVE|BELOW|O'?CLOCK|FN|TRANS(?:VERSE)?|TRV|LONG(?:ITUDINAL)?|SAG(?:ITTAL)?|A?RAD(?:IAL)?|SCAR"
     r"|(?<=\d)(?:O|H|CL?)$|(?<!\d)(?:1[0-2]|[1-9])(?!\d)|[-./:,'+°]"
 )
-_NAME = re.compile(r"[^\W\d_]{3}|\d{5}|\d[-./]\d+[-./]\d")
-"""Text that may tell who the patient is: some letters in a row, a long number, a date."""
+_NAME = re.compile(r"[^\W\d_]{3}|[^\W\d_\u0000-\u024f]{2}|\d[-./]\d+[-./]\d")
+"""Text that may tell who the patient is: some letters in a row (of scripts like Chinese, two), a date."""
+_NUMBER = re.compile(r"\d{5}")
+"""No length and no setting has so many digits, whatever is written before or behind them: MI1234567 may be a patient's number."""
 
 
 def classify_text(text: str) -> frozenset[str]:
@@ -49,5 +51,7 @@ def classify_text(text: str) -> frozenset[str]:
     if not any(character.isalnum() for character in _POSITION.sub("", rest)):
         about |= {POSITION} if rest.strip() and not about else set()
     elif _NAME.search(rest):
+        about.add(UNKNOWN)
+    if _NUMBER.search(compact):
         about.add(UNKNOWN)
     return frozenset(about or {UNREAD})

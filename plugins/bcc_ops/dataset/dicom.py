@@ -23,8 +23,16 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bcc_ops.dataset.dicom_elements import DEFLATED, LONGEST_TEXT, DicomParts, take_apart, transfer_syntax_of
-from bcc_ops.dataset.dicom_pixels import PIXEL_TAGS, Header, decode_pixels, import_pydicom, read_header, refuse_undecodable
-from bcc_ops.dataset.pseudonyms import NOT_KNOWN, Pseudonyms
+from bcc_ops.dataset.dicom_pixels import (
+    PHOTOMETRIC,
+    PIXEL_TAGS,
+    Header,
+    decode_pixels,
+    import_pydicom,
+    read_header,
+    refuse_undecodable,
+)
+from bcc_ops.dataset.pseudonyms import DIGITS, NOT_KNOWN, SALT_NAME_DIGITS, Pseudonyms
 from bcc_ops.dataset.resources import IMAGES
 from bcc_ops.exceptions import BccError, ImageRefused, OutOfResources
 
@@ -103,7 +111,20 @@ class DicomTags:
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, str_max_length=LONGEST_TEXT)
 
+    @property
+    def may_be_ours(self) -> bool:
+        """Whether `dicom_to_png` can have written this: an uploader could name patients in such a PNG, or inject text."""
+        return (
+            self.laterality in ("", *_SIDES.values())
+            and self.photometric in PHOTOMETRIC
+            and _PSEUDONYM.fullmatch(f"{self.patient} {self.salt}") is not None
+            and self.device.isprintable()
+            and (not self.acquired_at or _day(self.acquired_at.replace("-", "")) == self.acquired_at)
+        )
 
+
+_SIDES = {"L": "left", "R": "right", "B": "both"}
+_PSEUDONYM = re.compile(rf" |[0-9a-f]{{{DIGITS}}} [0-9a-f]{{{SALT_NAME_DIGITS}}}")
 _TAGS = TypeAdapter(DicomTags)
 
 
@@ -172,9 +193,10 @@ def tags_of(info: Mapping[str, Any]) -> DicomTags | None:
     if not isinstance(text, str):
         return None
     try:
-        return _TAGS.validate_json(text)
+        tags = _TAGS.validate_json(text)
     except ValidationError:  # an uploader wrote this
         return None
+    return tags if tags.may_be_ours else None
 
 
 def _to_png(parts: DicomParts, header: Header, pseudonyms: GivesPseudonyms | None) -> bytes:
@@ -234,7 +256,7 @@ def _read_tags(parts: DicomParts, header: Header, spacing: float | None, *, crop
     return DicomTags(
         device=" ".join(filter(None, (parts.text(_MANUFACTURER), parts.text(_MODEL))))[:LONGEST_TEXT],
         acquired_at=next(filter(None, dates), ""),
-        laterality={"L": "left", "R": "right", "B": "both"}.get(next(filter(None, sides), ""), ""),
+        laterality=_SIDES.get(next(filter(None, sides), ""), ""),
         age=_years(parts.text(_AGE)),
         burned_in={"YES": True, "NO": False}.get(parts.text(_BURNED_IN).upper()),
         spacing_mm=spacing,

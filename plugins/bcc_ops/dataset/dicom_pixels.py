@@ -39,8 +39,13 @@ _STARTS_OF_FRAME: Mapping[str, tuple[int, ...]] = {
 _MOST_SCANS = 8
 """Of a JPEG that is not progressive: DICOM has no other, and one scan per colour is the most that these have."""
 
+_MOST_TILES = 1_024
+"""Of a JPEG 2000 frame. OpenJPEG keeps ten kilobytes for each, however small; scanners write one."""
+
 _GRAY, _PALETTE = ("MONOCHROME1", "MONOCHROME2"), "PALETTE COLOR"
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+PHOTOMETRIC = (*_GRAY, _PALETTE, *_COLOURS)
+"""The photometric interpretations that are read."""
 
 _SAMPLES, _PHOTOMETRIC, _PLANAR, _FRAMES = 0x00280002, 0x00280004, 0x00280006, 0x00280008
 _ROWS, _COLUMNS = 0x00280010, 0x00280011
@@ -146,7 +151,7 @@ def read_header(parts: DicomParts) -> Header:
         raise ImageRefused("damaged", f"{header.columns} x {header.rows} pixels")
     if header.rows * header.columns > LARGEST_IMAGE:
         raise ImageRefused("too large", f"{header.columns} x {header.rows} pixels; at most {LARGEST_IMAGE:,} are read")
-    if photometric not in (*_GRAY, _PALETTE, *_COLOURS):
+    if photometric not in PHOTOMETRIC:
         raise ImageRefused("unsupported format", "a DICOM photometric interpretation that is not read here")
     if header.samples != (3 if photometric in _COLOURS else 1) or header.planar not in (0, 1):
         raise ImageRefused(
@@ -283,6 +288,9 @@ def _check_codestream(syntax: str, header: Header, frame: bytes) -> None:
             raise ImageRefused("damaged", "its pixel data does not begin as JPEG 2000 does")
         right, bottom, left, top = (int.from_bytes(frame[place : place + 4], "big") for place in (8, 12, 16, 20))
         rows, columns, samples = bottom - top, right - left, int.from_bytes(frame[40:42], "big")
+        width, height, first, uppermost = (int.from_bytes(frame[place : place + 4], "big") for place in (24, 28, 32, 36))
+        if not width or not height or -(-(right - first) // width) * -(-(bottom - uppermost) // height) > _MOST_TILES:
+            raise ImageRefused("too many parts", f"more than {_MOST_TILES:,} tiles of JPEG 2000 pixels")
     else:
         return
     if (rows, columns, samples) != (header.rows, header.columns, header.samples):

@@ -99,6 +99,7 @@ def read_table(name: str, content: bytes) -> Table:
     columns = _columns(name, next(records, []), findings)
     place = columns.index(KEY)
     rows: list[TableRow] = []
+    texts: dict[str, str] = {}  # each different one is held once: a small Parquet file may have a long one millions of times
     for number, record in enumerate(records, start=2):
         if number > MOST_ROWS + 1:
             raise MetadataProblem(f"{name} has more than {MOST_ROWS:,} rows")
@@ -111,9 +112,8 @@ def read_table(name: str, content: bytes) -> Table:
         if not key:
             findings.add("rows without a key", f"row {number}")
             continue
-        cells = {
-            column: cell for column, cell in zip(columns, (cell.strip() for cell in record)) if column and cell and column != KEY
-        }
+        stripped = (texts.setdefault(cell, cell) for cell in map(str.strip, record))
+        cells = {column: cell for column, cell in zip(columns, stripped) if column and cell and column != KEY}
         rows.append(TableRow(number, key, cells))
     return Table(rows, tuple(column for column in columns if column and column != KEY), findings)
 

@@ -18,6 +18,7 @@ from bcc_ops.runs.object_store import ObjectStore
 
 DIGITS = 16
 """Hexadecimal digits of a pseudonym: two of a million patients have the same with a chance of 1 in 30 million."""
+SALT_NAME_DIGITS = 8
 SHORTEST_SALT = 16
 """Characters of a salt that a person chooses."""
 SALT_FILE = "metadata-salt"
@@ -42,7 +43,7 @@ class Pseudonyms:
     @property
     def salt_name(self) -> str:
         """Name the salt without telling it, so that two runs can be seen to have used the same one."""
-        return self._digest("salt")[:8]
+        return self._digest("salt")[:SALT_NAME_DIGITS]
 
     def of(self, patient: str) -> str:
         """Return the pseudonym of an identifier. Case, width, spaces around it and `.0` after a whole number do not matter."""

@@ -12,6 +12,7 @@ overrules the other, since a fold too few does no harm and a patient in two fold
   lowest fold are used; the others are left out for as long as they belong together. So no model is asked about what it was
   trained on.
 - An image of which the metadata tells no patient any more counts as of the one that it last told.
+- A refused image is in no fold tonight and still ties those that belong together with it: a model may have been trained on it.
 - An image that a content finding excludes from training has a fold too: its model is asked about it, and none is trained on it.
 - Only groups that are new altogether are drawn: the largest first, then in an order fixed by a salted digest of their content,
   each into the fold that has least of its classes. The result depends on the set of images alone, not on a listing's order.
@@ -93,11 +94,13 @@ class _Assigned:
 
 @dataclass(frozen=True)
 class _Group:
-    """Images that belong together. `absent` are those that have a fold and are not usable in this run."""
+    """Images that belong together. `absent` are those that have a fold and are not usable in this run, `refused` those that this
+    run sees and does not use."""
 
     name: str
     images: tuple[ContentRow, ...]
     absent: tuple[AssignmentRow, ...]
+    refused: tuple[ContentRow, ...]
     folds: frozenset[int]
 
     @property
@@ -114,7 +117,7 @@ def split_images(
     """Put every usable image into a fold, or say why not.
 
     Args:
-        images: the results of the image checks. Refused images, conflicts among them, are skipped.
+        images: the results of the image checks. Refused images, conflicts among them, are in no fold.
         assigned: the images to which earlier runs gave a fold.
         config: `folds`, `split_salt`, `patient_pattern` and `content_findings` count.
         classes: the classes that every model must be trained on and asked about.
@@ -122,11 +125,12 @@ def split_images(
     Raises:
         SplitError: a model would have no image of a class; the message says how many are needed.
     """
-    usable = sorted((image for image in images if not image.refused), key=lambda image: image.key)
-    known = _Assigned(fold_older(assigned))
+    ordered = sorted(images, key=lambda image: image.key)
+    usable, refused = ([image for image in ordered if bool(image.refused) is wanted] for wanted in (False, True))
+    known = _Assigned(_with_patients(fold_older(assigned), refused))
     usable = [image if image.patient else image._replace(patient=known.patient(image)) for image in usable]
     patient = patient_reader(config.patient_pattern)
-    groups = _group_images(usable, known, patient)
+    groups = _group_images(usable, refused, known, patient)
     placed: dict[str, int] = {}
     for group in groups:
         placed |= _folds_of_known_group(group, known, patient) if group.folds else {}
@@ -188,6 +192,12 @@ def class_weights(counts: Mapping[str, int]) -> dict[str, float]:
     """
     total = sum(counts.values())
     return {name: total / (len(counts) * count) for name, count in counts.items()}
+
+
+def _with_patients(assigned: Iterable[AssignmentRow], refused: Iterable[ContentRow]) -> list[AssignmentRow]:
+    """Return the rows with the patients that tonight's metadata tells of refused images: they are in no other row."""
+    told = {image.sha256: image.patient for image in refused if image.patient}
+    return [row._replace(patient=told.get(row.sha256, row.patient)) for row in assigned]
 
 
 def _untrained(image: ContentRow, config: RetrainingConfig) -> tuple[str, ...]:
@@ -264,7 +274,7 @@ def group_images(images: Sequence[ContentRow], patient_pattern: str) -> dict[str
         images: usable ones, as the image checks saw them.
         patient_pattern: the run's parameter.
     """
-    groups = _group_images(images, _Assigned(()), patient_reader(patient_pattern))
+    groups = _group_images(images, (), _Assigned(()), patient_reader(patient_pattern))
     return {image.key: group.name for group in groups for image in group.images}
 
 
@@ -316,23 +326,29 @@ def _join(ties_of: Iterable[Sequence[Tie]]) -> Callable[[Tie], Tie]:
     return lambda tie: joined[tie]
 
 
-def _group_images(images: Sequence[ContentRow], known: _Assigned, patient: Callable[[str], str | None]) -> list[_Group]:
+def _group_images(
+    images: Sequence[ContentRow], refused: Sequence[ContentRow], known: _Assigned, patient: Callable[[str], str | None]
+) -> list[_Group]:
     """Join images that share bytes, pixels, a near-duplicate group or a patient; a group is named by its smallest digest."""
     present = {image.sha256 for image in images}
     absent = [row for row in known.by_bytes.values() if row.sha256 not in present]
-    ties = {image.key: [*_ties(image, patient), ("near-duplicates", image.group)] for image in images}
-    set_of = _join([*ties.values(), *(_ties(row, patient) for row in absent)])
+    ties = [[*_ties(image, patient), ("near-duplicates", image.group)] for image in (*images, *refused)]
+    set_of = _join([*ties, *(_ties(row, patient) for row in absent)])
     members: defaultdict[Tie, list[ContentRow]] = defaultdict(list)
     for image in images:
         members[set_of(("bytes", image.sha256))].append(image)
     gone: defaultdict[Tie, list[AssignmentRow]] = defaultdict(list)
     for row in absent:
         gone[set_of(("bytes", row.sha256))].append(row)
+    unused: defaultdict[Tie, list[ContentRow]] = defaultdict(list)
+    for image in refused:
+        unused[set_of(("bytes", image.sha256))].append(image)
     return [
         _Group(
             name=min(image.sha256 for image in group),
             images=tuple(group),
             absent=tuple(gone[which]),
+            refused=tuple(unused[which]),
             folds=frozenset([fold for image in group if (fold := known.fold(image))] + [row.fold for row in gone[which]]),
         )
         for which, group in members.items()
@@ -345,11 +361,12 @@ def _folds_of_known_group(group: _Group, known: _Assigned, patient: Callable[[st
         return dict.fromkeys((image.key for image in group.images), next(iter(group.folds)))
     settled = {image.key: fold for image in group.images if (fold := known.fold(image))}
     # A near-duplicate group with a new image may exist because of that image alone, which is left out: it ties nobody then.
-    joined_by_new = {image.group for image in group.images if image.key not in settled}
+    seen = [*group.images, *group.refused]
+    joined_by_new = {image.group for image in seen if not known.find(image)}
     ties = {
         image.key: [*_ties(image, patient), *([("near-duplicates", image.group)] if image.group not in joined_by_new else [])]
-        for image in group.images
-        if image.key in settled
+        for image in seen
+        if known.find(image)
     }
     set_of = _join([*ties.values(), *(_ties(row, patient) for row in group.absent)])
     found: defaultdict[Tie, set[int]] = defaultdict(set)

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from bcc_ops.exceptions import ModelError
-from bcc_ops.models.model_file import refuse_unsafe
+from bcc_ops.models.model_file import LARGEST_FILE, refuse_unsafe
 
 if TYPE_CHECKING:
     import keras
@@ -66,13 +66,18 @@ def mean_of_answers(files: Sequence[bytes]) -> bytes:
         files: contents of Keras `.h5` files with the same input and classes; at least one.
 
     Raises:
-        ModelError: one of them is unsafe or damaged, or they differ in input or classes.
+        ModelError: one of them is unsafe or damaged, they differ in input or classes, or no file so large is loaded.
     """
     from bcc_ops.models.classifier import load_model
     from bcc_ops.models.keras_import import import_keras
 
     if len(files) == 1:
         return files[0]
+    if (size := sum(map(len, files))) > LARGEST_FILE:
+        raise ModelError(
+            f"the mean of the answers of {len(files)} models would be a file of {size:,} bytes, and at most {LARGEST_FILE:,} are "
+            "loaded: switch ensemble off, or choose a smaller architecture"
+        )
     keras = import_keras()
     models = []
     with tempfile.TemporaryDirectory(prefix="bcc-combine-") as folder:

@@ -36,6 +36,10 @@ LARGEST_NUMBER = 65_536
 LARGEST_LAYER = 2**27
 """Numbers that a layer takes in, or the network answers, for one image. VGG's widest layer has half of it at a side of 1,024."""
 
+MOST_CALLS = 20_000
+"""Of layers for one answer. A model that calls another one four times, which does the same, grows fourfold with each level. The
+mean of five DenseNets takes some 7,000, mirror images included."""
+
 DEEPEST = 64
 """Levels of lists and objects in the architecture's JSON."""
 
@@ -217,6 +221,20 @@ def _check_config(config: Any, dimensions: set[int]) -> None:
             _check_class(name, value)
         for key, setting in value.items():
             _check_setting(str(key), setting, dimensions)
+    if _count_calls(config) > MOST_CALLS:
+        raise ModelError(f"it calls more than {MOST_CALLS:,} layers for one answer")
+
+
+def _count_calls(model: Mapping[str, Any]) -> int:
+    """Return how many layers a model calls for one answer: those of a model within it as often as it is called itself."""
+    config = model.get("config")
+    layers = config.get("layers") if isinstance(config, dict) else config
+    calls = 0
+    for layer in layers if isinstance(layers, list) else ():
+        nodes = layer.get("inbound_nodes")
+        times = max(1, len(nodes)) if isinstance(nodes, list) else 1
+        calls += times * (_count_calls(layer) if layer.get("class_name") in MODELS else 1)
+    return calls
 
 
 def _check_class(name: Any, value: Mapping[str, Any]) -> None:

@@ -197,7 +197,8 @@ def _not_parquet(error: Exception) -> str:
 
 def _texts(column: pa.Array, text: Callable[[Any], str]) -> list[str]:
     if not pa.types.is_dictionary(column.type):
-        return [text(value) for value in column.to_pylist()]
+        texts: dict[str, str] = {}
+        return [texts.setdefault(told, told) for told in map(text, column.to_pylist())]
     values = [text(value) for value in column.dictionary.to_pylist()]
     return [text(None) if place is None else values[place] for place in column.indices.to_pylist()]
 

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 _FORMAT = 5
 _NOTE = "checkpoint_digests"
-_ABANDONED_AFTER = 14 * 24 * 3600
-"""Seconds since it was written after which nobody comes back for a checkpoint."""
+ABANDONED_AFTER = 14 * 24 * 3600
+"""Seconds since it was written after which nobody comes back for a checkpoint, or for what else a training left here."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class CheckpointFolder:
 
         With it goes what trainings that were never done, or done on another worker, left here long ago.
         """
-        abandoned = time.time() - _ABANDONED_AFTER
+        abandoned = time.time() - ABANDONED_AFTER
         try:
             if self.store is not None:
                 self.store.delete_folder(self.folder)

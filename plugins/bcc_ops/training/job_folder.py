@@ -18,8 +18,9 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -35,6 +36,7 @@ from bcc_ops.runs.documents import D, FoldDocument, Reference, SplitDocument, pa
 from bcc_ops.runs.paths import RunPaths, fold_file
 from bcc_ops.runs.rows import SplitRow
 from bcc_ops.runs.tables import read_rows
+from bcc_ops.training.checkpoints import ABANDONED_AFTER
 
 DOCUMENTS = ("config", "snapshot", "split")
 """The run's documents that go in, without `.json`. `split.json` names `split.parquet`."""
@@ -281,13 +283,18 @@ class JobFolder:
         self.failure.write_text(sentence[:LONGEST_FAILURE], encoding="utf-8")
 
     def read_failure(self) -> BccError | None:
-        """Return why training failed; None if it left no such file."""
-        return parse_failure(self.failure.read_text(encoding="utf-8")) if self.failure.is_file() else None
+        """Return why training failed, as far as a sentence goes; None if it left no such file."""
+        if not self.failure.is_file():
+            return None
+        with self.failure.open("rb") as file:
+            text = file.read(4 * LONGEST_FAILURE).decode(errors="replace")
+        return parse_failure("".join(c if c.isprintable() else " " for c in text)[:LONGEST_FAILURE])
 
 
 @contextmanager
 def job_of_attempt(folder: Path, request: TrainingRequest) -> Iterator[JobFolder]:
-    """Make a folder for one attempt at a training, and remove it afterwards; also what a killed attempt left.
+    """Make a folder for one attempt at a training, and remove it afterwards; also what killed attempts left, of this training or
+    long ago.
 
     Args:
         folder: where the folders of this worker's attempts are.
@@ -297,8 +304,11 @@ def job_of_attempt(folder: Path, request: TrainingRequest) -> Iterator[JobFolder
         CacheError: the folder cannot be made.
     """
     name = f"{request.run}-{request.fold}-"
-    for left in folder.glob(f"{name}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    abandoned = time.time() - ABANDONED_AFTER
+    for left in folder.glob("*"):
+        with suppress(OSError):  # another fold's attempt removes its own
+            if left.name.startswith(name) or left.stat().st_mtime < abandoned:
+                shutil.rmtree(left, ignore_errors=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         root = Path(tempfile.mkdtemp(prefix=name, dir=folder))
@@ -311,10 +321,14 @@ def job_of_attempt(folder: Path, request: TrainingRequest) -> Iterator[JobFolder
 
 
 def parse_failure(sentence: str) -> BccError:
-    """Return the error that `JobFolder.write_failure` wrote down: the project's own again, or else `TrainingFailed`."""
+    """Return the error that `JobFolder.write_failure` wrote down: the project's own again, or else `TrainingFailed`.
+
+    `NothingNew` is none of them: a run is skipped for it, and this one has failed.
+    """
     name, _, message = sentence.partition(": ")
     kind: Any = getattr(exceptions, name, None)
-    if isinstance(kind, type) and issubclass(kind, BccError) and kind is not exceptions.ImageRefused:
+    others = (exceptions.ImageRefused, exceptions.NothingNew)
+    if isinstance(kind, type) and issubclass(kind, BccError) and kind not in others:
         return kind(message)
     if name == exceptions.ImageRefused.__name__:
         return exceptions.ImageRefused(*message.partition(": ")[::2])

@@ -7,13 +7,15 @@ what the process says goes into the task's log.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from signal import Signals
+from signal import SIGKILL, Signals
 
 from bcc_ops.exceptions import BccError, ConfigError, TrainingFailed, TrainingInterrupted
 from bcc_ops.installation import training_environment
@@ -28,6 +30,8 @@ _LOOK_EVERY = 0.5
 """Seconds between two looks at what the process has written, and at whether it is to stop."""
 _ENDS_WITHIN = 5.0
 """Seconds that a process has to end by itself once nobody waits for its model any more."""
+MOST_LINES, LONGEST_LINE = 50_000, 2_000
+"""Of what the process says, and characters of each. A training says some hundred lines; the rest is read and forgotten."""
 
 
 def train_elsewhere(
@@ -70,8 +74,12 @@ def train_elsewhere(
         while True:
             if stop.is_set():
                 process.terminate()
-            with suppress(queue.Empty):
+            try:
                 line = lines.get(timeout=_LOOK_EVERY)
+            except queue.Empty:
+                if process.poll() is not None:  # a process that it left behind keeps its output open
+                    break
+            else:
                 if line is None:
                     break
                 last = line or last
@@ -113,7 +121,8 @@ class _Watched:
 
 @contextmanager
 def _started(python: str, job: JobFolder) -> Iterator[subprocess.Popen[str]]:
-    """Start the process, and leave none behind: its input ends with this process, however that ends, and then it stops."""
+    """Start the process, and leave none behind: its input ends with this process, however that ends, and then it stops. What it
+    started itself is killed with its group."""
     try:
         process = subprocess.Popen(
             [python, "-m", MODULE, "--root", str(job.root), "--stop-with-input"],
@@ -124,6 +133,7 @@ def _started(python: str, job: JobFolder) -> Iterator[subprocess.Popen[str]]:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            start_new_session=True,
         )
     except OSError as error:
         raise ConfigError(f"BCC_TRAINING_PYTHON: {python} cannot be started: {error.strerror}") from None
@@ -137,17 +147,22 @@ def _started(python: str, job: JobFolder) -> Iterator[subprocess.Popen[str]]:
                     process.wait(_ENDS_WITHIN)
                 except subprocess.TimeoutExpired:
                     process.kill()
+            with suppress(ProcessLookupError, PermissionError):  # nobody is left of the group, or only what ended
+                os.killpg(process.pid, SIGKILL)
 
 
 def _lines_of(process: subprocess.Popen[str]) -> queue.SimpleQueue[str | None]:
-    """Return the lines that the process says, as they come; None is the last."""
+    """Return the lines that the process says, as they come, cut to `LONGEST_LINE`; None is the last."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read() -> None:
         assert process.stdout is not None
         with suppress(ValueError):  # closed, since nobody waits for the process any more
-            for line in process.stdout:
-                lines.put(line.strip())
+            for number, line in enumerate(iter(partial(process.stdout.readline, LONGEST_LINE), "")):
+                if number < MOST_LINES:
+                    lines.put(line.strip())
+                elif number == MOST_LINES:
+                    lines.put(f"WARNING: it has said {MOST_LINES:,} lines, and what else it says is left out")
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()

@@ -110,8 +110,21 @@ def test_a_forged_refusal_is_not_an_image(forged) -> None:
     assert refusal.value.reason == "not an image"
 
 
+NAMES_A_PATIENT = [
+    json.dumps({"photometric": "MONOCHROME2", **told})
+    for told in (
+        {"laterality": "Jane Doe"},
+        {"patient": "Jane Doe", "salt": "0123abcd"},
+        {"device": "a\nERROR: Jane Doe"},
+        {"acquired_at": "Jane Doe"},
+        {"photometric": "Jane Doe"},
+    )
+]
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"age": "x"}', '{"name": "y"}', json.dumps({"device": "x" * 65}), '{"age": 1e400}']
+    "text",
+    ["", "{", "[]", '{"age": "x"}', '{"name": "y"}', json.dumps({"device": "x" * 65}), '{"age": 1e400}', *NAMES_A_PATIENT],
 )
 def test_forged_tags_in_a_png_are_no_tags(text) -> None:
     info = PngImagePlugin.PngInfo()

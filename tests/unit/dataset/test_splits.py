@@ -561,3 +561,33 @@ def test_a_class_of_which_nothing_may_be_trained_on_is_refused():
     images = [one._replace(findings="1t axilla") if one.label == "malignant" else one for one in images]
     with pytest.raises(SplitError, match="class malignant has no image outside of fold 1 to train on"):
         split_images(images, (), RetrainingConfig.resolve({"content_findings": "axilla=exclude_from_training"}), CLASSES)
+
+
+def refused_for(images, key, **told):
+    """The images of a night on which this one is excluded for what it holds, with what the checks tell of it."""
+    return [row._replace(refused="content finding", **told) if row.key == key else row for row in images]
+
+
+def test_new_images_of_a_patient_go_to_the_fold_of_the_image_that_is_excluded_tonight():
+    """A model was trained on it: its file would be asked about a patient whom it knows."""
+    images = singles("a", 60)
+    first = night(images)
+    for out in images[:5]:
+        of_another_class = CLASSES[CLASSES.index(out.label) - 1]  # else the gap that the image leaves would draw them there
+        late = [image(f"late{number}", of_another_class)._replace(patient="p") for number in range(2)]
+        second = night([*refused_for(images, out.key, patient="p"), *late], first)
+        assert {folds(second)[row.key] for row in late} == {folds(first)[out.key]}
+        afterwards = night([*images, *late], second)  # the table is gone, and the image is used again
+        assert folds(afterwards)[out.key] == folds(first)[out.key] == folds(afterwards)[late[0].key]
+
+
+def test_a_near_duplicate_of_an_excluded_image_stays_with_the_patient_of_that_image():
+    images = singles("a", 60)
+    first = night(images)
+    for out, other in zip(images[:5], images[5:10]):
+        patients = [row._replace(patient="p") if row.key == other.key else row for row in images if row.key != out.key]
+        second = night(patients, first)
+        bridge = out._replace(sha256=digest_of(out.key), patient="p", group=out.sha256, refused="content finding")
+        copy = image(f"copy-of-{out.key[-4:]}", out.label, group=out.sha256)
+        third = night([*patients, bridge, copy], second)
+        assert folds(third).get(copy.key) == folds(first)[other.key]

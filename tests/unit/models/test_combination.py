@@ -186,6 +186,14 @@ def test_models_of_different_input_or_classes_have_no_mean(other: dict[str, Any]
         mean_of_answers(files)
 
 
+def test_a_mean_that_nobody_would_load_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was made, and refused by the next task: five models of ConvNeXtLarge have 4 GB."""
+    files = [model_file_of(network(seed)) for seed in range(2)]
+    monkeypatch.setattr("bcc_ops.models.combination.LARGEST_FILE", len(files[0]) + len(files[1]) - 1)
+    with pytest.raises(ModelError, match=r"the mean of the answers of 2 models would be a file of .* switch ensemble off"):
+        mean_of_answers(files)
+
+
 def test_a_damaged_model_is_refused_by_its_fold() -> None:
     with pytest.raises(ModelError, match=r"fold-2\.h5"):
         mean_of_answers([model_file_of(network(1)), b"not a model"])

@@ -250,6 +250,25 @@ def test_a_layer_that_would_take_in_too_many_numbers_is_refused_before_it_comput
         load_model(path)
 
 
+def test_models_that_call_one_another_again_and_again_are_refused_before_keras_sees_them(tmp_path: Path) -> None:
+    """Five levels of four calls took half a minute to load, and each level more four times as long."""
+    pixels = keras.Input((8, 8, 3))
+    inner = keras.Model(pixels, keras.layers.ReLU()(pixels))
+    for _ in range(2):
+        pixels = keras.Input((8, 8, 3))
+        inner = keras.Model(pixels, inner(inner(pixels)))
+    path = save(network(inner), tmp_path / "model.h5")
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        nested = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Functional")
+        within = next(layer for layer in nested["config"]["layers"] if layer["class_name"] == "Functional")
+        for layer in (within, *within["config"]["layers"]):
+            layer["inbound_nodes"] = (layer["inbound_nodes"] or [{"args": [], "kwargs": {}}]) * 100
+        file.attrs["model_config"] = json.dumps(config)
+    with pytest.raises(ModelError, match=r"^model\.h5 is not loaded: it calls more than 20,000 layers for one answer"):
+        refuse_unsafe(path)
+
+
 def test_a_file_that_is_refused_leaves_keras_as_it_was(tmp_path: Path, good: Path) -> None:
     path = enlarged(save(network(keras.layers.ZeroPadding2D()), tmp_path / "model.h5"), pad)
     with pytest.raises(ModelError):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -130,8 +131,18 @@ def test_a_failure_is_one_short_line_and_comes_back_as_the_error_that_it_was(tmp
     assert len(job.failure.read_text()) == LONGEST_FAILURE
 
 
+def test_of_a_failure_that_is_not_a_sentence_a_short_line_is_read(tmp_path: Path) -> None:
+    job = JobFolder(tmp_path)
+    job.failure.parent.mkdir()
+    job.failure.write_bytes(b"DivergedError: \xff\x1b[2J\x00\nINFO: done " + b"x" * 10_000)
+    found = job.read_failure()
+    assert type(found) is DivergedError
+    assert str(found).startswith("\ufffd [2J  INFO: done xxx") and len(str(found)) < LONGEST_FAILURE
+
+
 def test_every_error_of_the_project_comes_back(tmp_path: Path) -> None:
     kinds = [kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, BccError)]
+    kinds.remove(exceptions.NothingNew)  # the run would be skipped for it, and this training has failed
     for kind in kinds:
         error = kind("damaged", "no end") if kind is ImageRefused else kind("damaged: no end")
         JobFolder(tmp_path).write_failure(error)
@@ -139,7 +150,9 @@ def test_every_error_of_the_project_comes_back(tmp_path: Path) -> None:
         assert (type(found), str(found)) == (kind, "damaged: no end")
 
 
-@pytest.mark.parametrize("sentence", ["OSError: [Errno 28] No space left on device", "Any: thing", "", "no error at all"])
+@pytest.mark.parametrize(
+    "sentence", ["OSError: [Errno 28] No space left on device", "Any: thing", "", "no error at all", "NothingNew: x"]
+)
 def test_what_is_not_an_error_of_the_project_is_a_failed_process_that_may_be_tried_again(sentence: str) -> None:
     found = parse_failure(sentence)
     assert type(found) is TrainingFailed and found.retryable
@@ -150,6 +163,9 @@ def test_an_attempt_has_a_folder_of_its_own_and_removes_what_a_killed_one_left(j
     request, folder = job.read_request(), tmp_path / "training"
     other = folder / f"{request.run}-3-x"
     other.mkdir(parents=True)
+    of_a_killed_worker = folder / "20260101T020000Z__another-run-2-x"
+    (of_a_killed_worker / "input").mkdir(parents=True)
+    os.utime(of_a_killed_worker, (0, 0))
     for left in ("a", "b"):
         (folder / f"{request.run}-2-{left}" / "model").mkdir(parents=True)
 

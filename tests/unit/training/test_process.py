@@ -170,3 +170,30 @@ def test_no_process_is_left_behind_whatever_ends_the_task(train: Train, monkeypa
         train(script, times_out)
     with pytest.raises(ProcessLookupError):
         os.kill(begun[0], 0)
+
+
+STAYS = """
+child = os.fork()
+if not child:
+    signal.pause()
+write(kept / 'history.csv', str(child))
+"""
+
+
+def test_a_process_that_it_leaves_behind_keeps_nobody_waiting_and_does_not_stay(train: Train, job: JobFolder) -> None:
+    job.write_trained(trained())
+    begun: list[int] = []
+    assert train(STAYS, lambda history: begun.append(int(history))) == trained()
+    assert not Path(f"/proc/{begun[0]}").exists() or " Z " in Path(f"/proc/{begun[0]}/stat").read_text()
+
+
+def test_what_it_says_is_cut_and_the_rest_is_read_and_forgotten(
+    train: Train, job: JobFolder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bcc_ops.training.process.MOST_LINES", 3)
+    monkeypatch.setattr("bcc_ops.training.process.LONGEST_LINE", 10)
+    job.write_trained(trained())
+    with caplog.at_level(logging.INFO):
+        train("print('x' * 15)\nfor number in range(100_000): print(number)")
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["x" * 10, "x" * 5, "0", "it has said 3 lines, and what else it says is left out"]
