@@ -36,6 +36,11 @@ def names_of(findings: str) -> tuple[str, ...]:
     return tuple(findings.split()[1:])
 
 
+def may_name_a_patient(findings: str) -> bool:
+    """Return whether an image with these findings (`ContentRow.findings`) holds text of unknown meaning: no page shows it."""
+    return UNKNOWN_TEXT in names_of(findings)
+
+
 def text_was_read(rows: Iterable[ContentRow]) -> bool:
     """Return whether text was looked for in every image that can be used."""
     return all(row.findings.partition(" ")[0] == WITH_TEXT for row in rows if row.findings)
@@ -68,7 +73,7 @@ def list_findings(rows: Sequence[ContentRow], config: RetrainingConfig) -> tuple
 def choose_examples(rows: Iterable[ContentRow], found: Iterable[ContentFinding], most: int) -> dict[str, list[ContentRow]]:
     """Return images to show of each finding: one of each class in turn, no content twice, the same ones for the same images.
 
-    An image with text of unknown meaning is never one of them: it may be a patient's name.
+    An image whose text may name a patient is never one of them.
 
     Args:
         rows: of contents.parquet.
@@ -78,7 +83,7 @@ def choose_examples(rows: Iterable[ContentRow], found: Iterable[ContentFinding],
     Returns:
         Finding -> its images, in the order of `found`; without the findings of which no image may be shown.
     """
-    by_content = {row.sha256: (row, names) for row in rows if UNKNOWN_TEXT not in (names := names_of(row.findings))}
+    by_content = {row.sha256: (row, names_of(row.findings)) for row in rows if not may_name_a_patient(row.findings)}
     ordered = [by_content[sha256] for sha256 in sorted(by_content)]
     chosen = {}
     for one in found:

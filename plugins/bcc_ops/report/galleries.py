@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +26,25 @@ Explain = Callable[[Sequence[Path], Sequence[int]], npt.NDArray[np.float32]]
 """Image files and a class index each -> heat maps (n, h, w) in [0, 1]."""
 
 
-def shown_cases(cases: Misclassified) -> list[MisclassifiedImage]:
-    """Return the cases that the galleries have room for: the worst of each kind."""
-    return [*cases.missed[:MOST_CASES], *cases.false_alarms[:MOST_CASES]]
+def shown_cases(cases: Misclassified, hidden: Collection[str]) -> list[MisclassifiedImage]:
+    """Return the cases that the galleries show: the worst of each kind, as many as there is room for.
+
+    Args:
+        cases: all of the run's.
+        hidden: keys of images that no page may show, since their text may name a patient.
+    """
+    return [case for every in (cases.missed, cases.false_alarms) for case in _shown(every, hidden)]
+
+
+def _shown(cases: Sequence[MisclassifiedImage], hidden: Collection[str]) -> list[MisclassifiedImage]:
+    return [case for case in cases if case.key not in hidden][:MOST_CASES]
 
 
 def draw_galleries(
     cases: Misclassified,
     paths: Mapping[str, Path],
     *,
+    hidden: Collection[str],
     classes: Sequence[str],
     positive_class: str,
     explain: Explain | None,
@@ -47,6 +57,7 @@ def draw_galleries(
     Args:
         cases: all of the run's.
         paths: key -> file, of those that `shown_cases` names; a case whose file is missing is left out.
+        hidden: as for `shown_cases`; how many of the cases they are is said.
         classes: in the model's order.
         positive_class: whose probability is written under each image.
         explain: gives the heat maps; None if they are not to be had.
@@ -66,7 +77,7 @@ def draw_galleries(
         ("missed_cancers", f"Not called {positive_class}, and it is", cases.missed),
         ("false_alarms", f"Called {positive_class}, and it is not", cases.false_alarms),
     ):
-        chosen = [case for case in every[:MOST_CASES] if case.key in paths]
+        chosen = [case for case in _shown(every, hidden) if case.key in paths]
         if not chosen:
             continue
         originals = [decode_rgb(paths[case.key]) for case in chosen]
@@ -74,7 +85,9 @@ def draw_galleries(
         answers = [classes.index(case.answer) for case in chosen]
         heats = explain([paths[case.key] for case in chosen], answers) if explain else [None] * len(chosen)
         entries = [figures.GalleryEntry(*entry) for entry in zip(chosen, thumbnails, heats)]
+        unseen = sum(case.key in hidden for case in every)
         heading = f"{title}: {len(chosen)} of {len(every)}, {positive_class} {decided}"
+        heading += f"; not shown, for text that may be a name: {unseen}" if unseen else ""
         plots[name] = figures.to_png(figures.gallery_figure(entries, heading, positive_class, note), synthetic=synthetic)
     return plots
 

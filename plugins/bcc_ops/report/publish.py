@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bcc_ops.dataset.content_findings import may_name_a_patient
 from bcc_ops.exceptions import ArtifactError, ModelError, ObjectChanged, ObjectNotFound
 from bcc_ops.report.galleries import (
     Explain,
@@ -74,8 +75,10 @@ def publish_report(
     predictions = _predictions(store, run)
     plots = draw_plots(run, predictions, earlier_runs(store, paths))
     try:
-        plots |= {**_pictures_of_findings(store, run, fetch), **_pictures_of_cases(store, run, predictions, fetch, say)}
-    except ObjectChanged as error:
+        contents = _contents(store, run)
+        plots |= _pictures_of_findings(run, contents, fetch)
+        plots |= _pictures_of_cases(store, run, predictions, contents, fetch=fetch, say=say)
+    except (ArtifactError, ObjectNotFound, ObjectChanged) as error:
         say("no pictures: %s", error)
     say("%d plots: %s", len(plots), ", ".join(sorted(plots)))
     page = render_report(
@@ -126,11 +129,22 @@ def _predictions(store: ObjectStore, run: RunRecord) -> Mapping[str, Sequence[An
     return read_predictions(store.get_referenced(run.evaluation.predictions))
 
 
-def _pictures_of_findings(store: ObjectStore, run: RunRecord, fetch: FetchFiles) -> dict[str, bytes]:
+def _contents(store: ObjectStore, run: RunRecord) -> list[ContentRow]:
+    """Return what the checks saw of each image.
+
+    Raises:
+        ArtifactError: it is not there; nobody can tell then which images must not be shown.
+    """
+    if run.checks is None or run.checks.contents is None:
+        raise ArtifactError("checks.json does not tell what the images hold")
+    return read_rows(ContentRow, store.get_referenced(run.checks.contents))
+
+
+def _pictures_of_findings(run: RunRecord, contents: Sequence[ContentRow], fetch: FetchFiles) -> dict[str, bytes]:
     checks = run.checks
-    if checks is None or checks.contents is None or not checks.findings:
+    if checks is None or not checks.findings:
         return {}
-    shown = shown_findings(read_rows(ContentRow, store.get_referenced(checks.contents)), checks.findings)
+    shown = shown_findings(contents, checks.findings)
     files = fetch({row.key for rows in shown.values() for row in rows})
     drawn = draw_findings(shown, checks.findings, files, synthetic=run.synthetic)
     return {"content_findings": drawn} if drawn else {}
@@ -140,6 +154,8 @@ def _pictures_of_cases(
     store: ObjectStore,
     run: RunRecord,
     predictions: Mapping[str, Sequence[Any]] | None,
+    contents: Sequence[ContentRow],
+    *,
     fetch: FetchFiles,
     say: Callable[..., None],
 ) -> dict[str, bytes]:
@@ -150,11 +166,12 @@ def _pictures_of_cases(
     threshold = evaluation.challenger.operating_point.threshold
     cases = find_misclassified(predictions, evaluation.classes, evaluation.positive_class, threshold)
     say("missed: %d, false alarms: %d", len(cases.missed), len(cases.false_alarms))
-    shown = shown_cases(cases)
+    hidden = {row.key for row in contents if may_name_a_patient(row.findings)}
+    shown = shown_cases(cases, hidden)
     if not shown:
         return {}
     rows = _split(store, run)
-    samples = _samples(rows, evaluation.classes)
+    samples = _samples([row for row in rows if row.key not in hidden], evaluation.classes)
     files = fetch({*(case.key for case in shown), *samples.values()})
     folds = {row.key: row.fold for row in rows}
     held_out_by = {files[case.key]: folds.get(case.key) for case in shown if case.key in files}
@@ -164,6 +181,7 @@ def _pictures_of_cases(
     plots = draw_galleries(
         cases,
         files,
+        hidden=hidden,
         classes=evaluation.classes,
         positive_class=evaluation.positive_class,
         explain=explain,

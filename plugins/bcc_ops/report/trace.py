@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bcc_ops.config import Settings
+from bcc_ops.dataset.content_findings import may_name_a_patient
 from bcc_ops.exceptions import BccError, ConfigError
 from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.report.galleries import shown_cases, shown_findings
@@ -153,7 +154,7 @@ def _use_in_run(store: ObjectStore, paths: RunPaths, trace: Trace, keys: set[str
         if not named:
             return None
         folds = tuple(sorted({row.fold for row in _rows(store, paths, "split.parquet", SplitRow) if row.key in named}))
-        predicted, pictures = _seen_in(store, paths, named)
+        predicted, pictures = _seen_in(store, paths, named, {row.key for row in contents if may_name_a_patient(row.findings)})
         pictures += _findings_with(store, paths, contents, named)
         if set(folds) - {FOLDS[0]}:
             pictures.append("augmentations (if it is the sample of its class)")
@@ -192,15 +193,18 @@ def _answers(
     return tuple(found)
 
 
-def _seen_in(store: ObjectStore, paths: RunPaths, keys: set[str]) -> tuple[bool, list[str]]:
-    """Return whether a run predicted on any of these images, and the galleries that show one."""
+def _seen_in(store: ObjectStore, paths: RunPaths, keys: set[str], hidden: set[str]) -> tuple[bool, list[str]]:
+    """Return whether a run predicted on any of these images, and the galleries that show one.
+
+    Galleries of an older release did not leave out `hidden` images: both sets are looked at.
+    """
     table, document = paths.document("predictions.parquet"), store.find(EvaluationDocument, paths.document("evaluation.json"))
     if document is None or not store.head(table):
         return False, []
     predictions = read_predictions(store.get(table))
     threshold = document.challenger.operating_point.threshold
     cases = find_misclassified(predictions, document.classes, document.positive_class, threshold)
-    shown = {case.key for case in shown_cases(cases)}
+    shown = {case.key for case in (*shown_cases(cases, hidden), *shown_cases(cases, ()))}
     galleries = (("missed_cancers", cases.missed), ("false_alarms", cases.false_alarms))
     pictures = [name for name, of_kind in galleries if any(case.key in keys & shown for case in of_kind)]
     return bool(keys & set(predictions["key"])), pictures

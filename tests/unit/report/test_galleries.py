@@ -49,14 +49,27 @@ def wide(tmp_path: Path) -> Path:
     return tmp_path / "wide.png"
 
 
-def gallery(cases: Misclassified, paths: dict[str, Path], explain: Any = None) -> dict[str, bytes]:
+def gallery(cases: Misclassified, paths: dict[str, Path], explain: Any = None, hidden: Any = ()) -> dict[str, bytes]:
     asked = {"classes": CLASSES, "positive_class": "malignant", "why_not": "No heat.", "keep_aspect": True, "synthetic": False}
-    return draw_galleries(cases, paths, explain=explain, **asked)  # type: ignore[arg-type]
+    return draw_galleries(cases, paths, explain=explain, hidden=hidden, **asked)  # type: ignore[arg-type]
 
 
 def test_the_worst_of_each_kind_are_shown() -> None:
-    shown = [case.key for case in shown_cases(cases(MOST_CASES + 3, 2))]
+    shown = [case.key for case in shown_cases(cases(MOST_CASES + 3, 2), ())]
     assert shown == [*(f"m{number}" for number in range(MOST_CASES)), "f0", "f1"]
+
+
+def test_an_image_whose_text_may_name_a_patient_is_never_shown_and_the_next_worst_takes_its_place(
+    drawn: list[Any], wide: Path
+) -> None:
+    hidden = {"m0", "f0"}
+    every = cases(MOST_CASES + 3, 1)
+    assert [case.key for case in shown_cases(every, hidden)] == [f"m{number}" for number in range(1, MOST_CASES + 1)]
+    paths = dict.fromkeys(("m0", "m1", "f0"), wide)
+    assert gallery(every, paths, hidden=hidden) == {"missed_cancers": b"png"}
+    ((entries, heading, *_),) = drawn
+    assert [entry.case.key for entry in entries] == ["m1"]
+    assert "1 of 15" in heading and heading.endswith("; not shown, for text that may be a name: 1")
 
 
 def test_a_kind_without_a_case_or_without_a_file_has_no_gallery(drawn: list[Any], wide: Path) -> None:

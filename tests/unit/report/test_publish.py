@@ -19,7 +19,7 @@ from bcc_ops.dataset.content_findings import list_findings
 from bcc_ops.exceptions import ObjectChanged
 from bcc_ops.report.figures import GalleryEntry, gallery_figure
 from bcc_ops.report.publish import _explainer, _samples, earlier_runs, publish_report
-from bcc_ops.runs.documents import ChecksDocument
+from bcc_ops.runs.documents import ChecksDocument, Reference
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths
 from bcc_ops.runs.record import RunRecord
@@ -31,12 +31,27 @@ HANDED_IN = ("snapshot", "checks", "split", "training", "evaluation", "gate")
 COLUMNS = samples.predictions(60)
 
 
+def contents(findings: str) -> list[ContentRow]:
+    """What the checks saw of the images that the run predicts on."""
+    return [
+        ContentRow(key, label, key, 9, 9, "L", 90.0, 9.0, False, key, "", findings=findings)
+        for key, label in zip(COLUMNS["key"], COLUMNS["label"])
+    ]
+
+
+def put_contents(store: ObjectStore, rows: Sequence[ContentRow]) -> Reference:
+    return store.put_referenced(samples.PATHS.document("contents.parquet"), write_rows(ContentRow, rows))
+
+
 def put_run(store: ObjectStore, verdict: str = "rejected", **changes: Any) -> dict[str, dict[str, str] | None]:
     """Lay a run's documents down and return the references that its tasks would hand in."""
     predictions = store.put_referenced(samples.PATHS.document("predictions.parquet"), samples.predictions_parquet(COLUMNS))
     weights = samples.split_document(table=None)
     evaluation = samples.evaluation_document(COLUMNS, predictions=predictions, model=None)
-    run = samples.whole_run(verdict, **{"split__json": weights, "evaluation__json": evaluation, **changes})
+    documents: dict[str, Any] = {"split__json": weights, "evaluation__json": evaluation}
+    if "checks__json" not in changes:
+        documents["checks__json"] = samples.checks_document(contents=put_contents(store, contents("1t")))
+    run = samples.whole_run(verdict, **{**documents, **changes})
     run.pop("predictions.parquet")
     references = {name: store.put_referenced(samples.PATHS.document(name), content).to_xcom() for name, content in run.items()}
     return {f"{name}.json": references.get(f"{name}.json") for name in HANDED_IN}
@@ -178,7 +193,7 @@ def found_in(store: ObjectStore) -> ChecksDocument:
         ContentRow(f"images/benign/{name}.png", "benign", name, 9, 9, "L", 90.0, 9.0, False, name, "", findings=findings)
         for name, findings in (("marked", "1t calipers"), ("named", "1t unknown_text calipers"), ("plain", "1t"))
     ]
-    table = store.put_referenced(samples.PATHS.document("contents.parquet"), write_rows(ContentRow, rows))
+    table = put_contents(store, rows)
     return samples.checks_document(contents=table, findings=list_findings(rows, RetrainingConfig.resolve({})))
 
 
@@ -197,6 +212,25 @@ def test_content_findings_are_shown_also_of_a_run_that_ended_before_its_evaluati
     assert "content_findings.png" in plots_in(store)
     assert "measuring marks: 2 images" in page and "Images with text of unknown meaning are not shown" in page
     assert "images/benign/marked.png" in asked and "images/benign/named.png" not in asked
+
+
+@pytest.mark.usefixtures("one_plot")
+@pytest.mark.parametrize("table", ["with names", "gone"])
+def test_no_picture_shows_an_image_whose_text_may_name_a_patient(store: ObjectStore, fetch: Any, table: str) -> None:
+    asked: set[str] = set()
+
+    def fetch_and_tell(keys: Iterable[str]) -> Mapping[str, Path]:
+        asked.update(keys)
+        return dict(fetch(keys))
+
+    references = put_run(store)
+    if table == "gone":
+        store.client.delete_object(Bucket=store.bucket, Key=samples.PATHS.document("contents.parquet"))
+    else:
+        named = put_contents(store, contents("1t unknown_text"))
+        references = put_run(store, checks__json=samples.checks_document(contents=named))
+    publish(store, references, fetch_and_tell)
+    assert asked == set() and plots_in(store) == {"roc.png"}
 
 
 @pytest.mark.parametrize("keep_aspect", [True, False])
