@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FINDING = "content finding"
 """What `ContentRow.refused` says of an image that a finding excludes from training and evidence."""
 
-LOOKED_AT = "1"
+LOOKED_AT = "2"
 """How an image was looked at; another number if the same image may be found to hold something else, so that all are looked at
 again."""
 WITH_TEXT = f"{LOOKED_AT}t"
@@ -104,12 +104,18 @@ def warnings_about(findings: Iterable[ContentFinding]) -> list[str]:
     for found in findings:
         if found.finding == UNKNOWN_TEXT:
             said.append(
-                f"{found.images} images hold text of unknown meaning, which may be a patient's name: look at them before "
-                "anybody else is shown this run's images"
+                f"{_counted(found.images, 'holds', 'hold')} text of unknown meaning, which may be a patient's name: look at them "
+                "in the bucket. No picture of the report shows them"
             )
         elif found.action.startswith("exclude"):
-            said.append(f"{found.images} images are left out of {_left_out_of(found.action)}: {FINDINGS[found.finding]}")
+            said.append(
+                f"{_counted(found.images, 'is', 'are')} left out of {_left_out_of(found.action)}: {FINDINGS[found.finding]}"
+            )
     return said
+
+
+def _counted(images: int, one: str, several: str) -> str:
+    return f"1 image {one}" if images == 1 else f"{images} images {several}"
 
 
 def _left_out_of(action: str) -> str:
