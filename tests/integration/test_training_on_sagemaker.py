@@ -37,7 +37,6 @@ SETTINGS = {
     "BCC_SAGEMAKER_SPOT_WAIT_MINUTES": "60",
 }
 CONTEXT: Any = {"run_id": "manual__1"}
-BLOCKED = {"tensorflow", "keras"}
 
 
 @pytest.fixture
@@ -88,9 +87,7 @@ def test_five_folds_train_at_once_and_one_that_is_interrupted_ends_as_the_worker
     _require_least_privilege(service)
 
 
-def _require_the_workers_model(
-    place: ObjectStore, documents: list[FoldDocument], start: Callable[..., dict[str, Any]]
-) -> None:
+def _require_the_workers_model(place: ObjectStore, documents: list[FoldDocument], start: Callable[..., dict[str, Any]]) -> None:
     references = start("manual__2", image_size=64)
     worker = {name: value for name, value in os.environ.items() if name != "BCC_TRAIN_ON"}
     command = [sys.executable, "-c", TRAIN.replace("manual__1", "manual__2"), json.dumps(references)]
@@ -140,7 +137,7 @@ async def test_a_task_that_is_cleared_stops_its_job_and_the_next_attempt_goes_on
     place: ObjectStore, start: Callable[..., dict[str, Any]], service: SageMaker
 ) -> None:
     references = start(image_size=64, epochs=500)
-    task, deferred = _begin(references, 2)
+    _, deferred = _begin(references, 2)
     (job,) = service.jobs.values()
     history = deferred.trigger.history
     while place.head(history) is None:

@@ -130,9 +130,12 @@ class Job:
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.root), "PYTHONPATH": str(PLUGINS)}
         interrupted = False
         log = (self.root / "log").open("w")
-        with log, subprocess.Popen(
-            [sys.executable, *command, "--root", str(self.root)], env=environment, stdout=log, stderr=subprocess.STDOUT
-        ) as process:
+        with (
+            log,
+            subprocess.Popen(
+                [sys.executable, *command, "--root", str(self.root)], env=environment, stdout=log, stderr=subprocess.STDOUT
+            ) as process,
+        ):
             while process.poll() is None:
                 self._sync_checkpoints()
                 due = not self.interruptions and self._epochs() >= self.service.interrupt_after.get(self._fold, 10**6)
@@ -269,7 +272,8 @@ class SageMaker:
             raise Refusal("ResourceInUse", "Training job names must be unique within an AWS account and region.")
         snake = {re.sub(r"(?<!^)(?=[A-Z])", "_", key).lower(): value for key, value in json.loads(json.dumps(asked)).items()}
         wanted = inspect.signature(self._moto.create_training_job).parameters
-        self._moto.create_training_job(**{parameter: snake.get(parameter) for parameter in wanted})
+        given: dict[str, Any] = {parameter: snake.get(parameter) for parameter in wanted}
+        self._moto.create_training_job(**given)
         self.jobs[name] = Job(self, asked)
         if self.trains:
             self.jobs[name].thread.start()
@@ -302,8 +306,7 @@ def _check(asked: dict[str, Any]) -> None:
         "roleArn": re.fullmatch(r"arn:aws[a-z\-]*:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+", asked["RoleArn"]),
         "resourceConfig.instanceType": kind != "ml.none.large",
         "hyperParameters": all(
-            isinstance(value, str) and len(value) <= 2500 and len(name) <= 256
-            for name, value in asked["HyperParameters"].items()
+            isinstance(value, str) and len(value) <= 2500 and len(name) <= 256 for name, value in asked["HyperParameters"].items()
         ),
         "inputDataConfig": all(re.fullmatch(r"[A-Za-z0-9.\-_]{1,64}", one["ChannelName"]) for one in asked["InputDataConfig"]),
         "maxWaitTimeInSeconds": wait >= stopping["MaxRuntimeInSeconds"] if spot and wait else not wait and not spot,

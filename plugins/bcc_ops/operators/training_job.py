@@ -52,6 +52,37 @@ def require_triggers_that_are_told() -> None:
         )
 
 
+def open_sagemaker(settings: Settings, **client: Any) -> Any:
+    """Return a client of SageMaker, through the configured Airflow connection; `client` goes to the hook.
+
+    Raises:
+        ConfigError: the connection names no region.
+    """
+    from airflow.providers.amazon.aws.hooks.sagemaker import SageMakerHook
+
+    with _telling("DescribeTrainingJob"):
+        return SageMakerHook(aws_conn_id=settings.aws_conn_id, **client).get_conn()
+
+
+def describe_job(client: Any, name: str) -> Mapping[str, Any] | None:
+    """Return what SageMaker tells of a job; None if there is none of this name.
+
+    Raises:
+        ConfigError: it may not be asked.
+        TrainingUnavailable: SageMaker gave no answer.
+    """
+    from botocore.exceptions import ClientError
+
+    with _telling("DescribeTrainingJob"):
+        try:
+            found: Mapping[str, Any] = client.describe_training_job(TrainingJobName=name)
+        except ClientError as error:
+            if is_missing(error):
+                return None
+            raise
+    return found
+
+
 class JobInput(NamedTuple):
     """What a job is trained with.
 
@@ -99,10 +130,7 @@ class TrainingJobs:
     @cached_property
     def client(self) -> Any:
         """SageMaker, through the configured Airflow connection."""
-        from airflow.providers.amazon.aws.hooks.sagemaker import SageMakerHook
-
-        with _telling("DescribeTrainingJob"):
-            return SageMakerHook(aws_conn_id=self.settings.aws_conn_id).get_conn()
+        return open_sagemaker(self.settings)
 
     def go_on(self, given: JobInput, event: Mapping[str, Any] | None, *, joined: bool) -> TrainedFold | Waiting:
         """Return what the last job put out; or wait for it if it goes on, or for a new one if it has no output.
@@ -162,21 +190,9 @@ class TrainingJobs:
         from bcc_ops.training.sagemaker import job_name
 
         known: list[Mapping[str, Any]] = []
-        while (job := self._describe(job_name(self.store.bucket, self.request, len(known) + 1))) is not None:
+        while (job := describe_job(self.client, job_name(self.store.bucket, self.request, len(known) + 1))) is not None:
             known.append(job)
         return known
-
-    def _describe(self, name: str) -> Mapping[str, Any] | None:
-        from botocore.exceptions import ClientError
-
-        with _telling("DescribeTrainingJob"):
-            try:
-                found: Mapping[str, Any] = self.client.describe_training_job(TrainingJobName=name)
-            except ClientError as error:
-                if is_missing(error):
-                    return None
-                raise
-        return found
 
     def _asked(self, number: int, *, weights: bool = False) -> dict[str, Any]:
         from bcc_ops.training.sagemaker import job_name, job_request
