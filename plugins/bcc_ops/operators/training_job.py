@@ -249,7 +249,7 @@ class TrainingJobs:
         digests = {row.key: row.sha256 for row in given.rows if row.trained_on or row.fold == self.request.fold}
         images = [row for row in read_images(self.store, given.snapshot) if row.key in digests]
         entries = self.store.list_objects(f"{given.snapshot.prefix}/")
-        listed = {entry["Key"]: (entry["ETag"].strip('"'), entry["Size"]) for entry in entries}
+        listed = {one["Key"]: (one["ETag"].strip('"'), one["Size"]) for one in entries if one["Key"] in digests}
         channel = image_channel(images, digests, listed, self.place)
         there = {entry["Key"] for entry in self.store.list_objects(self.place.key("input/images/"))}
         missing = {to: image for image, to in channel.copies if to not in there}
