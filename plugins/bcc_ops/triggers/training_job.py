@@ -17,6 +17,9 @@ from bcc_ops.dataset.arrivals import utc_now
 from bcc_ops.exceptions import BccError
 from bcc_ops.training.job_answers import RUNNING, refusal
 
+_STOPPING: set[asyncio.Task[None]] = set()
+"""What still has to be done for triggers that Airflow has given up: an event loop alone may forget a task."""
+
 
 class TrainingJobTrigger(BaseTrigger):
     """Look at a job now and then; fire when it has ended, when it is late, or when SageMaker refuses to tell.
@@ -97,6 +100,13 @@ class TrainingJobTrigger(BaseTrigger):
         Airflow also calls this where another triggerer has taken the trigger over. Then the task is still deferred, as it is
         once a new attempt has joined the job.
         """
+        # Airflow 3.3 cancels the trigger again while this is going on, a second or so later, and that must not end it.
+        stopping = asyncio.create_task(self._stop())
+        _STOPPING.add(stopping)
+        stopping.add_done_callback(_STOPPING.discard)
+        await asyncio.shield(stopping)
+
+    async def _stop(self) -> None:
         if await self._is_waited_for():
             self.log.info("%s goes on: its task waits for it elsewhere", self.job)
             return

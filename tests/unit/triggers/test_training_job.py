@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -141,6 +142,27 @@ async def test_the_job_of_a_task_that_is_cleared_or_marked_is_stopped(
 ) -> None:
     states["train_model_1"] = state
     await _cancel_in_airflows_runner(_of_a_task(_trigger(store)), service, _USER_ACTION_CANCEL_MSG)
+    assert job.told["TrainingJobStatus"] == "Stopped"
+
+
+async def test_the_job_is_stopped_although_airflow_cancels_the_trigger_again_meanwhile(
+    store: ObjectStore, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def answer_late(**given: Any) -> dict[str, dict[str, str]]:
+        asked.set()
+        answered.wait()
+        return {"r": {"train_model_1": "failed"}}
+
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", staticmethod(answer_late))
+    killing = asyncio.ensure_future(_of_a_task(_trigger(store)).on_kill())
+    await asyncio.to_thread(asked.wait)
+    killing.cancel(_USER_ACTION_CANCEL_MSG)
+    with pytest.raises(asyncio.CancelledError):
+        await killing
+    answered.set()
+    await asyncio.to_thread(job.ended.wait)
     assert job.told["TrainingJobStatus"] == "Stopped"
 
 
