@@ -127,7 +127,7 @@ def _allows(statement: dict[str, Any], action: str, key: str) -> bool:
     if action not in _actions([statement]):
         return False
     if action == "s3:ListBucket":
-        return fnmatchcase(key, statement["Condition"]["StringLike"]["s3:prefix"])
+        return fnmatchcase(key, statement["Condition"]["StringLikeIfExists"]["s3:prefix"])
     resources = statement["Resource"]
     patterns = [resources] if isinstance(resources, str) else resources
     return any(fnmatchcase(f"arn:aws:s3:::breast-images/{key}", pattern) for pattern in patterns)

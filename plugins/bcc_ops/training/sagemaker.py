@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bcc_ops.config import Settings
+from bcc_ops.dataset.image_cache import cache_error
 from bcc_ops.exceptions import ArtifactError, ObjectChanged
 from bcc_ops.runs.documents import FoldDocument
 from bcc_ops.runs.paths import fold_file
@@ -218,10 +219,11 @@ def unpack_output(pieces: Iterable[bytes], job: JobFolder, fold: int) -> None:
 
     Raises:
         ArtifactError: it is damaged, holds anything else, or more than `LARGEST_OUTPUT`.
+        CacheError: the disk does not take it.
     """
     expected = {fold_file(fold, ending) for ending in ("h5", "parquet", "csv", "json")}
-    job.model.mkdir(parents=True, exist_ok=True)
     try:
+        job.model.mkdir(parents=True, exist_ok=True)
         with tarfile.open(fileobj=_Bounded(gzip.GzipFile(fileobj=_Pieces(pieces))), mode="r|") as archive:  # type: ignore[call-overload]
             for member in archive:
                 name = posixpath.normpath(member.name)
@@ -234,6 +236,8 @@ def unpack_output(pieces: Iterable[bytes], job: JobFolder, fold: int) -> None:
                     shutil.copyfileobj(content, file)
     except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile) as error:
         raise ArtifactError(f"model.tar.gz is damaged: {error}") from None
+    except OSError as error:
+        raise cache_error(job.root, error) from error
 
 
 def require_asked_for(document: FoldDocument, request: TrainingRequest, *, snapshot_digest: str, config_digest: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bcc_ops.config import Settings
-from bcc_ops.exceptions import ArtifactError, ObjectChanged
+from bcc_ops.exceptions import ArtifactError, CacheError, ObjectChanged
 from bcc_ops.runs.documents import Reference
 from bcc_ops.runs.rows import ImageRow
 from bcc_ops.training import sagemaker
@@ -203,6 +203,12 @@ def test_an_archive_that_unpacks_to_too_much_is_given_up(tmp_path: Path, monkeyp
     monkeypatch.setattr(sagemaker, "LARGEST_OUTPUT", 100_000)
     with pytest.raises(ArtifactError, match="more than 100,000 bytes"):
         unpack_output([_archive(_file("fold-2.h5", bytes(200_000)))], JobFolder(tmp_path), 2)
+
+
+def test_a_disk_that_does_not_take_the_files_is_told(tmp_path: Path) -> None:
+    (tmp_path / "ml").write_text("in the way")
+    with pytest.raises(CacheError, match="cannot be used as a cache: Not a directory"):
+        unpack_output([_archive(_file("fold-2.h5"))], JobFolder(tmp_path / "ml"), 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", _archive(_file("fold-2.h5", b"m" * 99_000))[:-40], _archive(mode="w:")])
