@@ -127,7 +127,7 @@ class Job:
     def _train(self) -> int | None:
         """The container's exit status; None if its spot instance was taken away."""
         _, *command = self.asked["AlgorithmSpecification"]["ContainerEntrypoint"]
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self.root), "PYTHONPATH": str(PLUGINS)}
+        environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", str(self.root)), "PYTHONPATH": str(PLUGINS)}
         interrupted = False
         log = (self.root / "log").open("w")
         with (
