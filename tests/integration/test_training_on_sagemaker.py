@@ -18,7 +18,7 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from bcc_ops.operators import train_model
 from bcc_ops.operators.train_model import TrainModelOperator
-from bcc_ops.runs.documents import FOLDS, FoldDocument
+from bcc_ops.runs.documents import FoldDocument
 from bcc_ops.runs.epochs import parse_history
 from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
@@ -66,35 +66,28 @@ def _metrics(history: bytes) -> list[dict[str, Any]]:
     return [row.model_dump(exclude={"seconds", "images_per_second"}) for row in parse_history(history)]
 
 
-def test_five_folds_train_at_once_and_one_that_is_interrupted_ends_as_the_workers_does(
+def test_a_job_whose_spot_instance_is_taken_away_ends_with_the_workers_model(
     place: ObjectStore, start: Callable[..., dict[str, Any]], service: SageMaker
 ) -> None:
     references = start(image_size=64)
     service.interrupt_after = {2: 2}
 
-    begun = [_begin(references, fold) for fold in FOLDS]
-    assert len(service.jobs) == len(FOLDS)
-    documents = [place.load(FoldDocument, _end(*one)) for one in begun]
+    document = place.load(FoldDocument, _end(*_begin(references, 2)))
 
-    assert [document.fold for document in documents] == list(FOLDS)
-    assert [job.interruptions for job in service.jobs.values()] == [0, 1, 0, 0, 0]
-    assert len(documents[1].resumed_after_epochs) == 1 and documents[1].epochs == 6
-    for document in documents:
-        for named in (document.model, document.history, document.answers):
-            place.get_referenced(named)
+    assert [job.interruptions for job in service.jobs.values()] == [1]
+    assert (document.fold, document.epochs, len(document.resumed_after_epochs)) == (2, 6, 1)
     assert list(place.list_objects("artifacts/checkpoints")) == []
-    _require_the_workers_model(place, documents, start)
+    _require_the_workers_model(place, document, start)
     _require_least_privilege(service)
 
 
-def _require_the_workers_model(place: ObjectStore, documents: list[FoldDocument], start: Callable[..., dict[str, Any]]) -> None:
+def _require_the_workers_model(place: ObjectStore, found: FoldDocument, start: Callable[..., dict[str, Any]]) -> None:
     references = start("manual__2", image_size=64)
     worker = {name: value for name, value in os.environ.items() if name != "BCC_TRAIN_ON"}
     command = [sys.executable, "-c", TRAIN.replace("manual__1", "manual__2"), json.dumps(references)]
     done = subprocess.run(command, env=worker, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     expected = place.load_key(FoldDocument, f"artifacts/runs/{references['run']['folder']}/fold-2.json")
-    found = documents[1]
     assert place.get_referenced(found.model) == place.get_referenced(expected.model)
     assert place.get_referenced(found.answers) == place.get_referenced(expected.answers)
     assert _metrics(place.get_referenced(found.history)) == _metrics(place.get_referenced(expected.history))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,7 +17,7 @@ from airflow.triggers.base import BaseTrigger
 
 from bcc_ops.exceptions import DivergedError, TrainingFailed, TrainingInterrupted, TrainingUnavailable
 from bcc_ops.operators.train_model import TrainModelOperator
-from bcc_ops.runs.documents import Reference
+from bcc_ops.runs.documents import FOLDS, Reference
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.rows import ImageRow, SplitRow
 from bcc_ops.runs.tables import write_rows
@@ -72,17 +73,17 @@ class Fold:
         self.split = store.save(PATHS.document("split.json"), split_document(table=table))
         self.checks = store.save(PATHS.document("checks.json"), checks_document())
 
-    def task(self) -> Any:
-        """The task of a new attempt."""
+    def task(self, number: int = 2) -> Any:
+        """The task of a new attempt; this test's fold is the second."""
         task = TrainModelOperator(
-            task_id="train_model", run=self.run, checks=self.checks.to_xcom(), split=self.split.to_xcom(), fold=2
+            task_id="train_model", run=self.run, checks=self.checks.to_xcom(), split=self.split.to_xcom(), fold=number
         )
         return in_bucket(task, self.store, **self.settings)
 
-    def begin(self) -> TaskDeferred:
+    def begin(self, number: int = 2) -> TaskDeferred:
         """What a new attempt waits for."""
         with pytest.raises(TaskDeferred) as deferred:
-            self.task().execute(context())
+            self.task(number).execute(context())
         return deferred.value
 
     def resume(self, deferred: TaskDeferred, **event: Any) -> dict[str, str]:
@@ -149,6 +150,20 @@ def test_a_job_that_has_trained_leaves_the_folds_files_and_nothing_else(fold: Fo
     assert list(fold.store.list_objects("artifacts/checkpoints")) == []
     assert f"{fold.job().name} has trained: AWS bills 600 s, 0.20 at 1.2 an hour" in caplog.text
     assert list((fold.settings["cache_dir"] / "training").iterdir()) == []
+
+
+def test_five_folds_have_a_job_each_at_once_and_files_of_their_own(fold: Fold) -> None:
+    waiting = [fold.begin(number) for number in FOLDS]
+    names = [deferred.trigger.job for deferred in waiting]  # type: ignore[attr-defined]
+    assert names == list(fold.service.jobs) and [name.split("-")[4] for name in names] == ["1", "2", "3", "4", "5"]
+    assert {job.told["TrainingJobStatus"] for job in fold.service.jobs.values()} == {"InProgress"}
+    addresses = [re.findall(r"s3://[^'\"]+", str(job.asked)) for job in fold.service.jobs.values()]
+    assert len({address for job in addresses for address in job}) == sum(len(job) for job in addresses)
+    fold.complete(fold.job(2))
+    fold.resume(waiting[1])
+    assert [job.told["TrainingJobStatus"] for job in fold.service.jobs.values()].count("InProgress") == 4
+    left = "".join(entry["Key"] for entry in fold.store.list_objects("artifacts/checkpoints"))
+    assert all(f"-{number}/sagemaker/input/run/split.json" in left for number in (1, 3, 4, 5))
 
 
 def test_a_retry_joins_the_job_of_an_attempt_whose_worker_was_lost(fold: Fold) -> None:
