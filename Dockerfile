@@ -42,4 +42,9 @@ FROM base AS gpu
 # TensorFlow's CUDA libraries, as wheels; the driver is the host's, passed in by the NVIDIA container toolkit.
 RUN pip install --no-cache-dir --only-binary :all: --require-hashes -r /opt/airflow/deploy/requirements-gpu.txt
 
+# For Amazon SageMaker, which mounts /opt/ml for root and starts the training itself: docs/cloud.md.
+FROM gpu AS sagemaker
+# hadolint ignore=DL3002
+USER 0
+
 FROM base AS cpu

@@ -69,6 +69,8 @@ training/       architectures      the networks
                 run_training       documents of a run in, the contents of a fold's files out
                 job_folder         the folder of a training that runs as a process: what goes in, what comes out
                 entry              python -m bcc_ops.training.entry: such a training, without Airflow or S3
+                sagemaker          that training as a job of Amazon SageMaker: what goes in, what comes out
+                job_answers        what SageMaker says of such jobs: failures, refusals, costs
                 process            that training with another Python, and what a worker does beside it
                 combine            the folds' documents in, the contents of model.h5, out_of_fold.parquet and training.json out
 evaluation/     metrics            probabilities -> metrics, with confidence intervals

@@ -27,6 +27,7 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -699,6 +700,24 @@ def with_positive_class(text: str, positive_class: str) -> str:
     return text.replace("malignant", positive_class).replace("Malignant", positive_class.capitalize())
 
 
+NEEDED_BY_SAGEMAKER = ("sagemaker_role_arn", "sagemaker_image_uri", "sagemaker_instance_type")
+"""The settings without which nothing can be trained on SageMaker."""
+
+_VALUES_OF_AWS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "sagemaker_role_arn": (r"arn:aws[a-z-]*:iam::\d{12}:role/\S+", "the ARN of a role, arn:aws:iam::<account>:role/<name>"),
+        "sagemaker_image_uri": (
+            r"\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/\S{1,200}",
+            "an image in Amazon ECR, <account>.dkr.ecr.<region>.amazonaws.com/<name>:<tag>",
+        ),
+        "sagemaker_instance_type": (r"ml\.[a-z0-9-]+\.[a-z0-9-]+", "a type of instance of SageMaker, as ml.g5.xlarge"),
+        "sagemaker_subnets": (r"subnet-[0-9a-f]+(\s*,\s*subnet-[0-9a-f]+)*", "comma-separated ids of subnets, subnet-0a1b…"),
+        "sagemaker_security_groups": (r"sg-[0-9a-f]+(\s*,\s*sg-[0-9a-f]+)*", "comma-separated ids of security groups, sg-0a1b…"),
+    }
+)
+"""Setting -> the pattern of its value, and what that is in words."""
+
+
 class Settings(BaseModel):
     """Where the pipeline runs: read from `BCC_*` environment variables, the same on every machine of a deployment.
 
@@ -725,6 +744,16 @@ class Settings(BaseModel):
     gpu_queue: str = ""
     gpu_limit: int = Field(0, ge=0)
     training_python: str = ""
+    train_on: Literal["worker", "sagemaker"] = "worker"
+    sagemaker_role_arn: str = ""
+    sagemaker_image_uri: str = ""
+    sagemaker_instance_type: str = ""
+    sagemaker_volume_gb: int = Field(50, ge=1, le=16384)
+    sagemaker_max_runtime_minutes: int = Field(240, ge=1, le=28 * 24 * 60)
+    sagemaker_spot_wait_minutes: int = Field(0, ge=0, le=28 * 24 * 60)
+    sagemaker_subnets: str = ""
+    sagemaker_security_groups: str = ""
+    sagemaker_price_per_hour: float = Field(0.0, ge=0)
     sqs_queue_url: str = ""
     model_card_template: str = ""
     metadata_salt: SecretStr = SecretStr("")
@@ -766,6 +795,14 @@ class Settings(BaseModel):
             raise ValueError(f"{python!r} is not an absolute path: name the interpreter, as in /opt/training/bin/python")
         return python
 
+    @field_validator(*_VALUES_OF_AWS)
+    @classmethod
+    def _value_of_aws(cls, value: str, setting: ValidationInfo) -> str:
+        pattern, meaning = _VALUES_OF_AWS[str(setting.field_name)]
+        if value and not re.fullmatch(pattern, value):
+            raise ValueError(f"{value!r} is not {meaning}")
+        return value
+
     @model_validator(mode="after")
     def _places_do_not_collide(self) -> Settings:
         if len(set(self.classes)) < 2 or len(set(self.classes)) != len(self.classes):
@@ -776,6 +813,19 @@ class Settings(BaseModel):
         for one, other in combinations(prefixes, 2):
             if _overlap(one, other):
                 raise ValueError(f"the prefixes {one!r} and {other!r} overlap; each needs a place of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _sagemaker_is_complete(self) -> Settings:
+        if bool(self.sagemaker_subnets) != bool(self.sagemaker_security_groups):
+            raise ValueError("sagemaker_subnets and sagemaker_security_groups: set both for a VPC, or neither")
+        if self.train_on != "sagemaker":
+            return self
+        missing = [name for name in NEEDED_BY_SAGEMAKER if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"train_on: sagemaker also needs {', '.join(missing)}: see docs/cloud.md")
+        if self.training_python:
+            raise ValueError("train_on: sagemaker trains in its own image: leave training_python out")
         return self
 
     def require_apart(self, config: RetrainingConfig) -> None:

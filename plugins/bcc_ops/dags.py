@@ -40,7 +40,7 @@ from bcc_ops.operators.combine_folds import CombineFoldsOperator
 from bcc_ops.operators.download_images import DownloadImagesOperator
 from bcc_ops.operators.evaluate_model import EvaluateModelOperator
 from bcc_ops.operators.gate_model import GateModelOperator
-from bcc_ops.operators.placement import gpu_placement
+from bcc_ops.operators.placement import gpu_placement, training_placement
 from bcc_ops.operators.publish_plots import PublishPlotsOperator
 from bcc_ops.operators.set_champion import SetChampionOperator
 from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
@@ -231,7 +231,7 @@ def _retraining_tasks(settings: Settings) -> None:
         checks=checks,
         split=split,
         execution_timeout=timedelta(hours=12),
-        **gpu_placement(settings),
+        **training_placement(settings),
     ).expand(fold=split_dataset.output)
 
     combine_folds = CombineFoldsOperator(task_id="combine_folds", run=run, split=split, folds=train_model.output)

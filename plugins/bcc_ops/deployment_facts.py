@@ -64,10 +64,12 @@ def gather(instance_name: str = "") -> Facts:
         instance = error
     settings = None if isinstance(instance, ConfigError) else instance.given_settings
     unusable = _unusable_airflow(airflow, amazon, copies)
-    asked: dict[str, Any] = dict.fromkeys(("executor", "pool_slots", "schedule", "connection", "store", "clock_ahead"), unusable)
+    names = ("executor", "pool_slots", "schedule", "connection", "store", "clock_ahead", "sagemaker")
+    asked: dict[str, Any] = dict.fromkeys(names, unusable)
     if unusable is None and settings is not None:
         asked = ask_airflow(settings)
         asked |= ask_store(settings, _config_of(instance))
+        asked |= {"sagemaker": ask_sagemaker(settings) if settings.train_on == "sagemaker" else None}
     elif unusable is None:
         asked = dict.fromkeys(asked, Unknown("the settings cannot be used"))
     cache = settings.cache_dir if settings else Settings().cache_dir
@@ -182,6 +184,24 @@ def ask_store(settings: Settings, config: RetrainingConfig) -> dict[str, Any]:
         return {"store": error, "clock_ahead": _clock_ahead(answer)}
     clock_ahead = _clock_ahead(dict(store.client.head_bucket(Bucket=store.bucket)))  # before anything that takes time
     return {"store": describe_store(store, settings, config), "clock_ahead": clock_ahead}
+
+
+def ask_sagemaker(settings: Settings) -> BccError | None:
+    """Return why SageMaker may not be asked about jobs; None if it may. It is asked about one that does not exist."""
+    from botocore.config import Config
+
+    from bcc_ops.operators.training_job import describe_job, open_sagemaker, require_triggers_that_are_told
+
+    patience = Config(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries={"total_max_attempts": 2})
+
+    def ask() -> None:
+        require_triggers_that_are_told()
+        describe_job(open_sagemaker(settings, config=patience), "bcc-doctor")
+
+    try:
+        return _error(ask)
+    except Exception as error:  # the hook's, of a connection whose extra cannot be
+        return ConfigError(f"the connection {settings.aws_conn_id!r} cannot be used: {error}")
 
 
 def _clock_ahead(answer: dict[str, Any]) -> timedelta | Unknown:

@@ -96,6 +96,7 @@ class Facts:
         disk_free, cache_used, memory: bytes.
         cache_writable: whether this user may write in the cache folder.
         training_python: the Python that trains here; None if it is the one of Airflow's tasks.
+        sagemaker: why SageMaker may not be asked about jobs; None if it may, or need not.
     """
 
     python: str
@@ -117,6 +118,7 @@ class Facts:
     memory: int
     cache_writable: bool = True
     training_python: TrainingPython | None = None
+    sagemaker: BccError | Unknown | None = None
 
     @property
     def settings(self) -> Settings | None:
@@ -459,6 +461,19 @@ def _training_python(facts: Facts) -> Judgement:
     return _good(f"training runs with {python.path}, which has bcc_ops {python.version} and {', '.join(TRAINING_PACKAGES)}")
 
 
+def _sagemaker(facts: Facts, settings: Settings) -> Judgement:
+    if settings.train_on != "sagemaker":
+        return _good("trainings run on workers")
+    if isinstance(facts.sagemaker, Unknown):
+        return _not_checked(facts.sagemaker.reason)
+    if facts.sagemaker is not None:
+        return _problem(str(facts.sagemaker))
+    return _good(
+        f"SageMaker answers: {settings.sagemaker_image_uri} trains on {settings.sagemaker_instance_type}. Whether it may create "
+        f"a job with {settings.sagemaker_role_arn} was not tried"
+    )
+
+
 def _gpu(facts: Facts) -> Judgement:
     if facts.missing_packages:
         return _not_checked("no training can run here: ask on a worker")
@@ -469,11 +484,12 @@ def _gpu(facts: Facts) -> Judgement:
             return _warning(f"{told}; CUDA is not installed as Python packages", "pip install 'tensorflow[and-cuda]'")
         return _good(told)
     seen = "nvidia-smi is not installed here" if facts.gpus is None else "nvidia-smi sees no GPU"
-    if isinstance(facts.config, RetrainingConfig) and facts.config.require_gpu:
+    on_sagemaker = facts.settings is not None and facts.settings.train_on == "sagemaker"
+    if isinstance(facts.config, RetrainingConfig) and facts.config.require_gpu and not on_sagemaker:
         return _problem(
             f"{seen}, and the deployment's parameters have require_gpu: train_model fails on this machine", "nvidia-smi"
         )
-    return _good(f"{seen}: trainings use the processors")
+    return _good(f"{seen}: {'trainings run on SageMaker' if on_sagemaker else 'trainings use the processors'}")
 
 
 _CHECKS: Mapping[str, Callable[[Facts], Judgement]] = {
@@ -499,5 +515,6 @@ _CHECKS: Mapping[str, Callable[[Facts], Judgement]] = {
     "cache": _with_settings(_disk),
     "memory": _memory,
     "training Python": _training_python,
+    "SageMaker": _with_settings(_sagemaker),
     "GPU": _gpu,
 }

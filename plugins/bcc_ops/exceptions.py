@@ -29,6 +29,8 @@ BccError                          one clear line that names the thing and the wa
 │   ├── GpuMissing                a GPU was asked for and is not there
 │   ├── WeightsUnavailable        the backbone's weights are not available, or are not the expected ones
 │   ├── TrainingInterrupted   *   stopped from outside; the checkpoint is kept
+│   ├── TrainingStopped           a person stopped the job that trains; the checkpoint is kept
+│   ├── TrainingUnavailable   *   SageMaker takes no job now: no instance, a quota, no answer
 │   └── TrainingFailed        *   the process that trains ended without the reason that it should give
 ├── ModelError                    a model file is damaged, unsafe or not the one that was promised
 ├── PromotionLost                 another run moved the champion first
@@ -170,6 +172,16 @@ class WeightsUnavailable(TrainingError):
 
 class TrainingInterrupted(TrainingError):
     """Training was stopped from outside; what it had reached is in its checkpoint."""
+
+    retryable = True
+
+
+class TrainingStopped(TrainingError):
+    """A person stopped the job that trains. A retry would spend what that person meant to save."""
+
+
+class TrainingUnavailable(TrainingError):
+    """SageMaker cannot take or go on with a job now: it has no instance, a quota is used up, or it gives no answer."""
 
     retryable = True
 

@@ -251,6 +251,14 @@ def test_settings_read_the_environment_and_ignore_empty_variables() -> None:
     assert (settings.bucket, settings.classes, settings.timezone) == ("b", ("a", "b"), "UTC")
 
 
+ON_SAGEMAKER = {
+    "BCC_TRAIN_ON": "sagemaker",
+    "BCC_SAGEMAKER_ROLE_ARN": "arn:aws:iam::123456789012:role/service-role/bcc-training",
+    "BCC_SAGEMAKER_IMAGE_URI": "123456789012.dkr.ecr.eu-central-1.amazonaws.com/bcc-retraining@sha256:" + "0" * 64,
+    "BCC_SAGEMAKER_INSTANCE_TYPE": "ml.g5.xlarge",
+}
+
+
 @pytest.mark.parametrize(
     ("environment", "named"),
     [
@@ -261,11 +269,30 @@ def test_settings_read_the_environment_and_ignore_empty_variables() -> None:
         ({"BCC_POSITIVE_CLASS": "none of them"}, "positive_class"),
         ({"BCC_CACHE_BUDGET_GB": "-1"}, "BCC_CACHE_BUDGET_GB"),
         ({"BCC_TRAINING_PYTHON": "python3"}, "BCC_TRAINING_PYTHON: .*absolute path"),
+        ({"BCC_TRAIN_ON": "lambda"}, "BCC_TRAIN_ON: .*'worker' or 'sagemaker'"),
+        ({"BCC_TRAIN_ON": "sagemaker"}, "also needs sagemaker_role_arn, sagemaker_image_uri, sagemaker_instance_type: see docs"),
+        ({"BCC_SAGEMAKER_ROLE_ARN": "bcc"}, "BCC_SAGEMAKER_ROLE_ARN: .*'bcc' is not the ARN of a role, arn:aws:iam::"),
+        ({"BCC_SAGEMAKER_ROLE_ARN": "arn:aws:iam::1:role/bcc"}, "BCC_SAGEMAKER_ROLE_ARN: .*is not the ARN of a role"),
+        ({"BCC_SAGEMAKER_IMAGE_URI": "bcc:1"}, "BCC_SAGEMAKER_IMAGE_URI: .*is not an image in Amazon ECR"),
+        ({"BCC_SAGEMAKER_INSTANCE_TYPE": "g5.xlarge"}, "BCC_SAGEMAKER_INSTANCE_TYPE: .*as ml.g5.xlarge"),
+        ({"BCC_SAGEMAKER_VOLUME_GB": "0"}, "BCC_SAGEMAKER_VOLUME_GB"),
+        ({"BCC_SAGEMAKER_SUBNETS": "subnet-1 subnet-2"}, "BCC_SAGEMAKER_SUBNETS: .*comma-separated ids of subnets"),
+        ({"BCC_SAGEMAKER_SUBNETS": "subnet-1"}, "sagemaker_subnets and sagemaker_security_groups: set both"),
+        ({**ON_SAGEMAKER, "BCC_TRAINING_PYTHON": "/opt/python"}, "leave training_python out"),
     ],
 )
 def test_a_wrong_setting_is_named(environment: dict[str, str], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         Settings.from_environment(environment)
+
+
+def test_sagemaker_can_be_configured_and_is_not_used_before_it_is_chosen() -> None:
+    settings = Settings.from_environment(ON_SAGEMAKER)
+    assert (settings.train_on, settings.sagemaker_spot_wait_minutes, settings.sagemaker_volume_gb) == ("sagemaker", 0, 50)
+    vpc = {"BCC_SAGEMAKER_SUBNETS": "subnet-1a, subnet-2b", "BCC_SAGEMAKER_SECURITY_GROUPS": "sg-1"}
+    assert Settings.from_environment({**ON_SAGEMAKER, **vpc}).sagemaker_subnets == "subnet-1a, subnet-2b"
+    prepared = {name: value for name, value in ON_SAGEMAKER.items() if name != "BCC_TRAIN_ON"}
+    assert Settings.from_environment({**prepared, "BCC_TRAINING_PYTHON": "/opt/python"}).train_on == "worker"
 
 
 def test_the_form_names_the_positive_class_of_the_deployment() -> None:

@@ -13,12 +13,13 @@ import pytest
 from bcc_ops import deployment_facts
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.dataset.arrivals import utc_now
-from bcc_ops.deployment_facts import ask_store, describe_store, gather, visible_gpus
+from bcc_ops.deployment_facts import ask_sagemaker, ask_store, describe_store, gather, visible_gpus
 from bcc_ops.doctor import Facts, StoreFacts, Unknown, examine
 from bcc_ops.exceptions import AccessDenied, BucketNotFound, ConfigError, UnsafeStore
 from bcc_ops.installation import TrainingPython
 from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
+from tests.services.sagemaker import Refusal, sagemaker
 
 
 @pytest.fixture
@@ -185,3 +186,24 @@ def test_a_connection_that_cannot_be_read_is_told_by_its_name(settings: Settings
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", '{"conn_type": "aws", "extra": {"service_config": 3}}')
     error = ask_store(settings, RetrainingConfig())["store"]
     assert isinstance(error, ConfigError) and "'aws_default' cannot be used" in str(error)
+
+
+def test_sagemaker_is_asked_about_a_job_that_does_not_exist(
+    store: ObjectStore, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(
+        train_on="sagemaker",
+        sagemaker_role_arn="arn:aws:iam::123456789012:role/bcc",
+        sagemaker_image_uri="123456789012.dkr.ecr.us-east-1.amazonaws.com/bcc:1",
+        sagemaker_instance_type="ml.g5.xlarge",
+    )
+    with sagemaker(store, tmp_path, trains=False) as service:
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", service.connection(s3_server.airflow_connection))
+        assert ask_sagemaker(settings) is None
+        assert service.calls == [("DescribeTrainingJob", {"TrainingJobName": "bcc-doctor"})]
+        service.refusals = {"DescribeTrainingJob": [Refusal("AccessDeniedException", "not authorized")]}
+        refused = ask_sagemaker(settings)
+        assert isinstance(refused, ConfigError) and "deploy/iam-policy-sagemaker.json" in str(refused)
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", '{"conn_type": "aws", "login": "a", "password": "b"}')
+    assert "names no region" in str(ask_sagemaker(settings))

@@ -196,6 +196,23 @@ def test_the_python_that_trains_is_asked_for_cuda_and_where_no_training_runs_it_
     assert [check.state for check in scheduler if check.name == "training Python"] == ["not checked"]
 
 
+def test_sagemaker_is_asked_about_where_it_trains() -> None:
+    of_sagemaker = {
+        "train_on": "sagemaker",
+        "sagemaker_role_arn": "arn:aws:iam::123456789012:role/bcc",
+        "sagemaker_image_uri": "123456789012.dkr.ecr.eu-central-1.amazonaws.com/bcc:1",
+        "sagemaker_instance_type": "ml.g5.xlarge",
+    }
+    facts = replace(HEALTHY, instance=instance_of({"require_gpu": True}, **of_sagemaker), gpus=None)
+    assert not complaints(facts)  # the GPU is SageMaker's
+    (check,) = [check for check in examine(facts) if check.name == "SageMaker"]
+    assert "bcc:1 trains on ml.g5.xlarge" in check.sentence
+    (check,) = complaints(replace(facts, sagemaker=ConfigError("AWS refuses sagemaker:DescribeTrainingJob")))
+    assert (check.name, check.state, check.sentence) == ("SageMaker", "problem", "AWS refuses sagemaker:DescribeTrainingJob")
+    unknown = examine(replace(facts, sagemaker=Unknown("the amazon provider is missing")))
+    assert [check.state for check in unknown if check.name == "SageMaker"] == ["not checked"]
+
+
 def test_a_cache_that_fills_its_budget_is_no_lack_of_room() -> None:
     assert not complaints(replace(HEALTHY, disk_free=5 * 10**9, cache_used=18 * 10**9))
 

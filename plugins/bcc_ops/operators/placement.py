@@ -33,6 +33,18 @@ def gpu_placement(settings: Settings) -> dict[str, Any]:
     return placement
 
 
+def training_placement(settings: Settings) -> dict[str, Any]:
+    """Keyword arguments for the operator that trains: where SageMaker does, any worker can ask it, and the pool counts jobs.
+
+    Args:
+        settings: as `gpu_placement` says.
+
+    Raises:
+        ConfigError: as `gpu_placement` says.
+    """
+    return {"pool": settings.gpu_pool} if settings.train_on == "sagemaker" else gpu_placement(settings)
+
+
 def _gpu_pod(gpus: int) -> Any:
     if find_spec("kubernetes") is None:
         raise ConfigError(

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from bcc_ops.exceptions import ArtifactError, StorageUnavailable
-from bcc_ops.operators.base import BccOperator, Run
+from bcc_ops.exceptions import ArtifactError, StorageUnavailable, TrainingInterrupted, WeightsUnavailable
+from bcc_ops.operators.base import BccOperator, Run, airflow_errors
 from bcc_ops.runs.documents import FOLDS, ChecksDocument, Reference, SplitDocument
 from bcc_ops.runs.paths import checkpoint_folder, fold_file
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from airflow.sdk import Context
 
     from bcc_ops.dataset.sync import LocalImage
+    from bcc_ops.operators.training_job import TrainingJobs, Waiting
     from bcc_ops.training.checkpoints import CheckpointFolder
     from bcc_ops.training.job_folder import TrainedFold
+    from bcc_ops.training.sagemaker import JobPlace
 
 
 log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LOOKS = 30.0
+"""At a job of SageMaker."""
+
+AROUND_TRAINING = timedelta(hours=1)
+"""How long a job may take beside its longest runtime: for an instance, for its image and files, and for its output."""
+
+TRIGGERER_LATENESS = timedelta(minutes=15)
+"""How long after a job is late the triggerer may say so before the task fails."""
 
 
 class _Fold(NamedTuple):
@@ -37,8 +51,9 @@ class TrainModelOperator(BccOperator):
     """Train on the images of all folds but one, and ask the model about that one.
 
     Goes on from a checkpoint if an earlier attempt left one, and trains nothing if one had finished, or if the run's model came
-    into use. The setting `training_python` lets another Python train. Writes `fold-<n>.csv` as
-    epochs end, `fold-<n>.h5`, `fold-<n>.parquet` and `fold-<n>.json`; returns the reference to the latter.
+    into use. The setting `training_python` lets another Python train, and `train_on` SageMaker, for which the task is deferred.
+    Writes `fold-<n>.csv` as epochs end, `fold-<n>.h5`, `fold-<n>.parquet` and `fold-<n>.json`; returns the reference to the
+    latter.
 
     Args:
         run: the run's handle, from `snapshot_dataset`.
@@ -55,6 +70,8 @@ class TrainModelOperator(BccOperator):
         self.split = split
         self.fold = fold
         self._stop: threading.Event | None = None
+        self._jobs: TrainingJobs | None = None
+        self._waited_for: tuple[Mapping[str, Any] | None, bool] = (None, False)
 
     def work(self, context: Context) -> dict[str, str]:
         """Train, unless an earlier attempt did, and write what comes of it."""
@@ -62,11 +79,7 @@ class TrainModelOperator(BccOperator):
         from bcc_ops.training.completed import describe_preprocessing, find_completed
 
         self._stop = threading.Event()
-        run, fold = self.load_run(self.run, context), int(self.fold)
-        if fold not in FOLDS:
-            raise ArtifactError(
-                f"split_dataset handed on the fold {fold}, and there are only {FOLDS[0]} to {FOLDS[-1]}: clear it"
-            )
+        run, fold = self._run_and_fold(context)
         trained = run.paths.document(fold_file(fold, "json"))
         if self.promoted(run.paths) is not None and self.store.head(trained) is not None:
             return self.store.reference(trained).to_xcom()
@@ -95,11 +108,21 @@ class TrainModelOperator(BccOperator):
         checkpoints.clear()  # not before the fold's document is there: until then a retry needs them
         return reference.to_xcom()
 
+    def _run_and_fold(self, context: Context) -> tuple[Run, int]:
+        run, fold = self.load_run(self.run, context), int(self.fold)
+        if fold not in FOLDS:
+            raise ArtifactError(
+                f"split_dataset handed on the fold {fold}, and there are only {FOLDS[0]} to {FOLDS[-1]}: clear it"
+            )
+        return run, fold
+
     def _train(self, of: _Fold, checkpoints: CheckpointFolder) -> Reference:
         def key(ending: str) -> str:
             return of.run.paths.document(fold_file(of.number, ending))
 
         train = self._train_elsewhere if self.settings.training_python else self._train_here
+        if self.settings.train_on == "sagemaker":
+            train = self._train_on_sagemaker
         checks = self.load_document(ChecksDocument, of.run, self.checks)
         trained = train(of, checks, checkpoints, partial(self._publish, key("csv")))
         self.store.put(key("h5"), trained.model)
@@ -137,14 +160,11 @@ class TrainModelOperator(BccOperator):
     ) -> TrainedFold:
         """Train with the Python that the deployment names: this process loads no TensorFlow."""
         from bcc_ops.training.job_folder import TrainingRequest, job_of_attempt
-        from bcc_ops.training.pretrained import fetch_weights_file, names_file
         from bcc_ops.training.process import train_elsewhere
 
         assert of.split.table is not None and self._stop is not None
         run, cache = of.run, self.settings.cache_dir
-        weights = None
-        if names_file(run.config.architecture, run.config.weights):
-            weights = fetch_weights_file(run.config.weights, cache, self.store)
+        weights = self._weights_file(run)
         references = {**run.references, "split": of.split_reference}
         documents = {f"{name}.json": self.store.get_referenced(reference) for name, reference in references.items()}
         documents["split.parquet"] = self.store.get_referenced(of.split.table)
@@ -153,6 +173,97 @@ class TrainModelOperator(BccOperator):
             job.write_input(request, documents, self._images(run, checks), weights)
             python = self.settings.training_python
             return train_elsewhere(python, job, of.number, checkpoints, stop=self._stop, publish=publish)
+
+    def _train_on_sagemaker(
+        self, of: _Fold, checks: ChecksDocument, checkpoints: CheckpointFolder, publish: Callable[[bytes], None]
+    ) -> TrainedFold:
+        """Take the model that a job of SageMaker trained, or wait for the job in the triggerer.
+
+        `publish` is not needed: the trigger shows how far the job is.
+        """
+        from bcc_ops.operators.training_job import JobInput, TrainingJobs, Waiting, require_triggers_that_are_told
+        from bcc_ops.runs.rows import SplitRow
+        from bcc_ops.runs.tables import read_rows
+        from bcc_ops.training.job_folder import TrainingRequest
+        from bcc_ops.training.pretrained import needs_download
+        from bcc_ops.training.sagemaker import JobPlace
+
+        require_triggers_that_are_told()
+        config = of.run.config
+        if needs_download(config.architecture, config.weights):
+            raise WeightsUnavailable(
+                f"a job of SageMaker has no network to fetch the weights of {config.architecture} with: name a file in `weights`"
+            )
+        assert of.split.table is not None and self._stop is not None
+        references = {**of.run.references, "split": of.split_reference}
+        given = JobInput(
+            snapshot=of.run.snapshot,
+            split=of.split,
+            config_digest=of.run.config_document.digest,
+            rows=read_rows(SplitRow, self.store.get_referenced(of.split.table)),
+            references=references,
+            weights=self._weights_file(of.run),
+        )
+        request = TrainingRequest.of(of.run.paths, of.number, references, synthetic=checks.synthetic > 0)
+        place = JobPlace(self.store.bucket, checkpoints.folder)
+        self._jobs = TrainingJobs(self.store, self.settings, request, place)
+        event, joined = self._waited_for
+        result = self._jobs.go_on(given, event, joined=joined)
+        if not isinstance(result, Waiting):
+            return result
+        if self._stop.is_set():
+            self._jobs.stop(result.job)
+            raise TrainingInterrupted("the task was stopped from outside while its job began; the job is stopped too")
+        return self._wait(result, place, of.run.paths.document(fold_file(of.number, "csv")))
+
+    def _wait(self, waiting: Waiting, place: JobPlace, progress: str) -> NoReturn:
+        from bcc_ops.dataset.arrivals import utc_now
+        from bcc_ops.triggers.training_job import TrainingJobTrigger
+
+        minutes = self.settings.sagemaker_max_runtime_minutes + self.settings.sagemaker_spot_wait_minutes
+        longest = timedelta(minutes=minutes) + AROUND_TRAINING
+        trigger = TrainingJobTrigger(
+            aws_conn_id=self.settings.aws_conn_id,
+            job=waiting.job,
+            bucket=place.bucket,
+            history=place.history,
+            progress=progress,
+            deadline=(utc_now() + longest).isoformat(),
+            poll_interval=SECONDS_BETWEEN_LOOKS,
+        )
+        raise self.defer(
+            trigger=trigger, method_name="resume", kwargs={"joined": waiting.joined}, timeout=longest + TRIGGERER_LATENESS
+        )
+
+    def resume(self, context: Context, event: Mapping[str, Any], joined: bool = False) -> dict[str, str]:
+        """Take up from the trigger: the job has ended, or is late."""
+        self._waited_for = (event, joined)
+        with airflow_errors():
+            return self.work(context)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Stop the job if the trigger failed or was not heard of in time: the task fails then."""
+        if next_method == "__fail__":
+            self._stop_job(context)
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def _stop_job(self, context: Context) -> None:
+        from bcc_ops.operators.training_job import TrainingJobs
+        from bcc_ops.training.job_folder import TrainingRequest
+        from bcc_ops.training.sagemaker import JobPlace
+
+        run, fold = self._run_and_fold(context)
+        references = {**run.references, "split": Reference.model_validate(dict(self.split))}
+        request = TrainingRequest.of(run.paths, fold, references, synthetic=False)  # a job's name does not depend on that
+        TrainingJobs(self.store, self.settings, request, JobPlace(self.store.bucket, "")).stop_last()
+
+    def _weights_file(self, run: Run) -> Path | None:
+        """Return the backbone's file; None if the parameters name none."""
+        from bcc_ops.training.pretrained import fetch_weights_file, names_file
+
+        if not names_file(run.config.architecture, run.config.weights):
+            return None
+        return fetch_weights_file(run.config.weights, self.settings.cache_dir, self.store)
 
     def _images(self, run: Run, checks: ChecksDocument) -> list[LocalImage]:
         return self.local_images(run.snapshot, without={image.key for image in checks.refused})
@@ -168,3 +279,5 @@ class TrainModelOperator(BccOperator):
         """Ask training to stop: Airflow kills the process some ten seconds after this, wherever it is."""
         if self._stop is not None:
             self._stop.set()
+        if self._jobs is not None and self._jobs.created is not None:
+            self._jobs.stop(self._jobs.created)

@@ -257,6 +257,12 @@ class ObjectStore:
                 answer = self.client.put_object(Bucket=self.bucket, Key=key, Body=content, ContentType=content_type, **extra)
         return answer["ETag"].strip('"')
 
+    def copy(self, key: str, to: str, version_id: str | None = None) -> None:
+        """Copy an object, or a version of it, to another key of the bucket, inside of the store; tags are left behind."""
+        source: dict[str, str] = {"Bucket": self.bucket, "Key": key} | ({"VersionId": version_id} if version_id else {})
+        with _telling(f"copying {self.uri(key)} to {self.uri(to)}"):
+            self.client.copy_object(Bucket=self.bucket, Key=to, CopySource=source, TaggingDirective="REPLACE")  # type: ignore[arg-type]
+
     def put_referenced(self, key: str, content: bytes, content_type: str = "application/octet-stream") -> Reference:
         """Write an object and return the reference to it."""
         self.put(key, content, content_type=content_type)

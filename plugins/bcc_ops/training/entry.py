@@ -189,4 +189,7 @@ def _stop_with_input(stop: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    # Not by sys.exit: TensorFlow's input pipeline, left in the middle of an epoch, can wait for ever when Python takes it down.
+    os._exit(status)

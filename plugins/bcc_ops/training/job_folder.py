@@ -94,6 +94,11 @@ class TrainingRequest(BaseModel):
         return cls(version=bcc_ops.__version__, fold=fold, artifacts_prefix=prefix, run=run, synthetic=synthetic, **digests)
 
     @property
+    def hyperparameters(self) -> dict[str, str]:
+        """The request as SageMaker passes it on: every value as text."""
+        return {name: value if isinstance(value, str) else json.dumps(value) for name, value in dict(self).items()}
+
+    @property
     def paths(self) -> RunPaths:
         """Of the run's documents in the bucket."""
         return RunPaths(self.artifacts_prefix, self.run)
@@ -164,8 +169,7 @@ class JobFolder:
         try:
             for folder in (self._hyperparameters.parent, *map(self.channel, ("run", "images", "weights"))):
                 folder.mkdir(parents=True, exist_ok=True)
-            values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in dict(request).items()}
-            self._hyperparameters.write_text(json.dumps(values))
+            self._hyperparameters.write_text(json.dumps(request.hyperparameters))
             for name, content in documents.items():
                 (self.channel("run") / name).write_bytes(content)
             places = {image.key: image.sha256 for image in images}  # a key may be anything, "../x" or "a//b" too

@@ -182,6 +182,11 @@ def names_file(architecture: str, weights: str) -> bool:
     return not begins_at_random(architecture, weights) and weights != "imagenet"
 
 
+def needs_download(architecture: str, weights: str) -> bool:
+    """Return whether Keras would fetch the weights that these parameters ask for from the internet."""
+    return weights == "imagenet" and architecture != "efficientnet_lite0" and not begins_at_random(architecture, weights)
+
+
 def backbone_weights(
     architecture: str, weights: str, cache_dir: Path, store: ObjectStore | None
 ) -> Mapping[str, np.ndarray] | Path | str | None:

@@ -347,7 +347,9 @@ def test_dockerfile_has_no_findings() -> None:
 
 def test_image_runs_as_airflow_and_holds_no_secret() -> None:
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
-    assert re.findall(r"^USER (\S+)", dockerfile, re.M)[-1] == "50000"
+    stages = {stage.split()[-1]: body for stage, body in re.findall(r"^FROM (.+)\n((?:(?!FROM ).*\n)*)", dockerfile, re.M)}
+    users = {stage: re.findall(r"^USER (\S+)", body, re.M)[-1:] for stage, body in stages.items()}
+    assert users == {"base": ["50000"], "gpu": [], "sagemaker": ["0"], "cpu": []}
     copied = re.findall(r"^COPY (\S+)", dockerfile, re.M)
     assert copied == ["requirements.txt", "deploy/", "plugins/", "dags/"]
     ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()

@@ -13,7 +13,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import ConfigError
 from bcc_ops.operators import placement
-from bcc_ops.operators.placement import gpu_placement
+from bcc_ops.operators.placement import gpu_placement, training_placement
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -24,6 +24,12 @@ def test_one_machine_needs_the_pool_alone() -> None:
 
 def test_celery_gets_the_queue_too() -> None:
     assert gpu_placement(Settings(gpu_pool="a100", gpu_queue="gpu")) == {"pool": "a100", "queue": "gpu"}
+
+
+def test_a_task_that_lets_sagemaker_train_needs_no_gpu_and_its_pool_counts_jobs() -> None:
+    settings = Settings(gpu_pool="a100", gpu_queue="gpu", gpu_limit=1)
+    assert training_placement(settings) == gpu_placement(settings)
+    assert training_placement(settings.model_copy(update={"train_on": "sagemaker"})) == {"pool": "a100"}
 
 
 # Airflow itself still uses a name that pathspec has deprecated.

@@ -76,6 +76,19 @@ def test_metadata_and_absence_are_seen_by_head(store: ObjectStore) -> None:
     assert store.find(ApprovalDocument, "no such key") is None
 
 
+def test_a_version_is_copied_as_it_was(make_store: Callable[..., ObjectStore]) -> None:
+    store = make_store(versioned=True)
+    store.put("images/ü (1).png", b"before", tags={"a": "b"})
+    old = store.head("images/ü (1).png")
+    store.put("images/ü (1).png", b"after")
+    store.copy("images/ü (1).png", "copies/old", old.version_id)
+    store.copy("images/ü (1).png", "copies/new")
+    assert (store.get("copies/old"), store.get("copies/new")) == (b"before", b"after")
+    assert store.client.get_object_tagging(Bucket=store.bucket, Key="copies/old")["TagSet"] == []
+    with pytest.raises(ObjectNotFound, match=r"copying s3://.*/images/none to s3://.*/copies/none"):
+        store.copy("images/none", "copies/none")
+
+
 def test_a_listing_goes_over_page_ends(make_store: Callable[..., ObjectStore]) -> None:
     store = make_store(versioned=True)
     with ThreadPoolExecutor(16) as threads:

@@ -348,9 +348,10 @@ def test_the_sensor_defers_with_all_that_it_knows(place: ObjectStore, clock: Clo
     assert deferred.value.method_name == "resume"
 
 
-def test_a_waiting_sensor_and_its_trigger_load_no_tensorflow() -> None:
+def test_a_waiting_sensor_and_the_triggers_load_no_tensorflow() -> None:
     code = (
-        "import sys, bcc_ops.sensors.new_images, bcc_ops.triggers.new_images, bcc_ops.sensors.events;"
+        "import sys, bcc_ops.sensors.new_images, bcc_ops.sensors.events;"
+        "import bcc_ops.triggers.new_images, bcc_ops.triggers.training_job;"
         "print([name for name in ('tensorflow', 'keras', 'pyarrow', 'obstore', 'matplotlib', 'PIL') if name in sys.modules])"
     )
     environment = {"PYTHONPATH": ":".join(path for path in sys.path if path), "PATH": "", "HOME": str(Path.home())}

@@ -20,6 +20,7 @@ from bcc_ops.training.pretrained import (
     efficientnet_lite0_weights,
     fetch_weights_file,
     names_file,
+    needs_download,
     read_state_dict,
     to_keras_layout,
 )
@@ -274,6 +275,12 @@ def test_without_a_bucket_a_weights_file_must_be_on_this_machine(tmp_path: Path)
 )
 def test_which_parameters_name_a_weights_file(architecture: str, weights: str, of_a_file: bool) -> None:
     assert names_file(architecture, weights) == of_a_file
+
+
+def test_keras_downloads_the_weights_of_its_own_backbones_alone() -> None:
+    assert needs_download("MobileNetV2", "imagenet")
+    others = [("efficientnet_lite0", "imagenet"), ("cnn", "imagenet"), ("MobileNetV2", "none"), ("MobileNetV2", "s3://b/own.h5")]
+    assert not any(needs_download(architecture, weights) for architecture, weights in others)
 
 
 @pytest.mark.parametrize("weights", ["/nowhere/weights.h5", "s3://another-bucket/weights.h5", "s3://{bucket}/nothing.h5"])
