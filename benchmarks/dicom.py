@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom.uid import (
@@ -114,7 +115,7 @@ def compare_runs(pairs: Sequence[Rewritten], images: Path, dicom: Path) -> Itera
     # each file names a patient of its own, who would tie an image to itself alone
     config = RetrainingConfig(content_findings=NO_FINDINGS, max_refused_fraction=1.0)
     assigned: Sequence[AssignmentRow] = ()
-    found = []
+    found: list[dict[str, Any]] = []
     for folder in (images, dicom):
         classes, _, _, checks = check_labelled_folder(folder, config)
         split = split_images(checks.contents, assigned, config, classes)
@@ -128,11 +129,16 @@ def compare_runs(pairs: Sequence[Rewritten], images: Path, dicom: Path) -> Itera
                 "folds": {_stem(row.key): row.fold for row in split.rows},
             }
         )
+    rounded = {_stem(str(pair.dicom.relative_to(dicom))) for pair in pairs if pair.photometric == "YBR_FULL"}
+    for one in found:
+        folds = one.pop("folds")
+        one["folds, same pixels"] = {key: fold for key, fold in folds.items() if key not in rounded}
+        one["folds, after YBR_FULL"] = {key: fold for key, fold in folds.items() if key in rounded}
     before, after = found
     for name in before:
         same = before[name] == after[name]
-        sizes = len(before[name]) if name != "usable images" else sum(before[name].values())  # type: ignore[attr-defined]
-        told = f"equal ({sizes:,})" if same else f"**different**: {_differences(before[name], after[name])}"
+        size = sum(before[name].values()) if name == "usable images" else len(before[name])
+        told = f"equal ({size:,})" if same else f"**different**: {_differences(before[name], after[name])}"
         yield f"| {name} | {told} |"
 
 
