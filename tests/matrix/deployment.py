@@ -130,7 +130,13 @@ class Airflow:
         self._await_answer("the end of the run", lambda: state() in ("success", "failed"))
         if state() != "success":
             tasks = client.get(f"{dag}/dagRuns/{run_id}/taskInstances", headers=headers).json()["task_instances"]
-            raise MatrixError(f"the run failed: { {task['task_id']: task['state'] for task in tasks} }")
+            raise MatrixError(f"the run failed: { {task['task_id']: task['state'] for task in tasks} }; {self._errors()}")
+
+    def _errors(self) -> str:
+        """Return what the tasks of all runs failed with."""
+        lines = [line for log in sorted(self.home.rglob("attempt=*.log")) for line in log.read_text().splitlines()]
+        events = [json.loads(line) for line in lines if '"error_detail"' in line]
+        return "; ".join(sorted({f"{one['exc_type']}: {one['exc_value']}" for event in events for one in event["error_detail"]}))
 
     def _await_answer(self, what: str, is_there: Callable[[], bool]) -> None:
         deadline = time.monotonic() + RUN_WITHIN

@@ -79,6 +79,8 @@ def make_environment(
         pins = ["--constraints", constraints.format(version=version, python=tag)]
     elif version in RELEASED:
         pins = ["--exclude-newer", (RELEASED[version] + timedelta(days=2)).isoformat()]
+        # Airflow's constraints do not name it, and the wheel needs one that is newer than the oldest Airflow.
+        pins += ["--exclude-newer-package", f"obstore={date.today().isoformat()}"]
     else:
         pins = ["--prerelease", "allow"]
     words = [f"{wheel}{extras}", f"apache-airflow=={version}", *also]
