@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
+NEWER = ("obstore", "rapidocr")
+"""What the wheel needs newer than the oldest Airflow is. Airflow's constraints do not name these packages."""
+
 RELEASED = {
     "3.1.0": date(2025, 9, 25),
     "3.1.1": date(2025, 10, 27),
@@ -79,8 +82,8 @@ def make_environment(
         pins = ["--constraints", constraints.format(version=version, python=tag)]
     elif version in RELEASED:
         pins = ["--exclude-newer", (RELEASED[version] + timedelta(days=2)).isoformat()]
-        # Airflow's constraints do not name it, and the wheel needs one that is newer than the oldest Airflow.
-        pins += ["--exclude-newer-package", f"obstore={date.today().isoformat()}"]
+        for package in NEWER:
+            pins += ["--exclude-newer-package", f"{package}={date.today().isoformat()}"]
     else:
         pins = ["--prerelease", "allow"]
     words = [f"{wheel}{extras}", f"apache-airflow=={version}", *also]
