@@ -27,7 +27,7 @@ from bcc_ops.report.page import (
 )
 from bcc_ops.report.plots import draw_plots
 from bcc_ops.report.progress import PIPELINE, RunProgress, TaskProgress
-from bcc_ops.runs.documents import ApprovalDocument, Estimate
+from bcc_ops.runs.documents import ApprovalDocument, ContentFinding, Estimate
 from bcc_ops.runs.history import summarise_run
 from bcc_ops.runs.paths import PLOTS
 from bcc_ops.runs.record import RunRecord, read_record
@@ -75,6 +75,19 @@ def test_the_page_says_which_model_it_is_about_and_names_rules_by_its_positive_c
 def test_missing_figures_are_told_with_their_reason() -> None:
     page = render(record())
     assert 'title="a class has no image among those compared">not available' in page
+
+
+def test_more_keys_than_are_listed_are_counted() -> None:
+    found = ContentFinding(
+        finding="calipers",
+        action="report",
+        images=25,
+        labels={"benign": 25},
+        keys=tuple(f"images/benign/{n}.png" for n in range(25)),
+    )
+    page = render(record(checks__json=samples.checks_document(findings=(found,))))
+    assert "images/benign/19.png" in page and "images/benign/20.png" not in page
+    assert "and 5 more" in page
 
 
 def test_a_comparison_that_failed_is_told() -> None:
