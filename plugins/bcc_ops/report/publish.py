@@ -74,12 +74,13 @@ def publish_report(
         say("%s cannot be read and is left out: %s", name, why)
     predictions = _predictions(store, run)
     plots = draw_plots(run, predictions, earlier_runs(store, paths))
-    try:
-        contents = _contents(store, run)
-        plots |= _pictures_of_findings(run, contents, fetch)
-        plots |= _pictures_of_cases(store, run, predictions, contents, fetch=fetch, say=say)
-    except (ArtifactError, ObjectNotFound, ObjectChanged) as error:
-        say("no pictures: %s", error)
+    contents = _contents(store, run, say)
+    if contents is not None:
+        try:
+            plots |= _pictures_of_findings(run, contents, fetch)
+            plots |= _pictures_of_cases(store, run, predictions, contents, fetch=fetch, say=say)
+        except ObjectChanged as error:
+            say("no pictures: %s", error)
     say("%d plots: %s", len(plots), ", ".join(sorted(plots)))
     page = render_report(
         run,
@@ -129,15 +130,15 @@ def _predictions(store: ObjectStore, run: RunRecord) -> Mapping[str, Sequence[An
     return read_predictions(store.get_referenced(run.evaluation.predictions))
 
 
-def _contents(store: ObjectStore, run: RunRecord) -> list[ContentRow]:
-    """Return what the checks saw of each image.
-
-    Raises:
-        ArtifactError: it is not there; nobody can tell then which images must not be shown.
-    """
-    if run.checks is None or run.checks.contents is None:
-        raise ArtifactError("checks.json does not tell what the images hold")
-    return read_rows(ContentRow, store.get_referenced(run.checks.contents))
+def _contents(store: ObjectStore, run: RunRecord, say: Callable[..., None]) -> list[ContentRow] | None:
+    """Return what the checks saw of each image; None if it is not there: nobody can tell then which images must not be shown."""
+    try:
+        if run.checks is None or run.checks.contents is None:
+            raise ArtifactError("checks.json does not tell what the images hold")
+        return read_rows(ContentRow, store.get_referenced(run.checks.contents))
+    except (ArtifactError, ObjectNotFound) as error:
+        say("no pictures: %s", error)
+        return None
 
 
 def _pictures_of_findings(run: RunRecord, contents: Sequence[ContentRow], fetch: FetchFiles) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.content_findings import list_findings
-from bcc_ops.exceptions import ObjectChanged
+from bcc_ops.exceptions import ArtifactError, ObjectChanged
 from bcc_ops.report.figures import GalleryEntry, gallery_figure
 from bcc_ops.report.publish import _explainer, _samples, earlier_runs, publish_report
 from bcc_ops.runs.documents import ChecksDocument, Reference
@@ -212,6 +212,15 @@ def test_content_findings_are_shown_also_of_a_run_that_ended_before_its_evaluati
     assert "content_findings.png" in plots_in(store)
     assert "measuring marks: 2 images" in page and "Images with text of unknown meaning are not shown" in page
     assert "images/benign/marked.png" in asked and "images/benign/named.png" not in asked
+
+
+@pytest.mark.usefixtures("one_plot")
+def test_what_else_is_missing_for_the_pictures_fails_the_task(store: ObjectStore) -> None:
+    def lost(keys: Iterable[str]) -> Mapping[str, Path]:
+        raise ArtifactError("images.parquet is gone")
+
+    with pytest.raises(ArtifactError, match=r"images\.parquet is gone"):
+        publish(store, put_run(store), lost)
 
 
 @pytest.mark.usefixtures("one_plot")
