@@ -27,7 +27,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bcc_ops.dataset.content_findings import action_on
 from bcc_ops.exceptions import SplitError
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 GROUPS_NEEDED = 2
 """Groups that a class needs at least: one to train on, and one to be asked about."""
+
+R = TypeVar("R", ContentRow, AssignmentRow)
 
 Tie = tuple[str, str]
 """What two images of a group have in common: a kind ("bytes", "pixels", "near-duplicates", "patient", …) and a name."""
@@ -334,15 +336,14 @@ def _group_images(
     absent = [row for row in known.by_bytes.values() if row.sha256 not in present]
     ties = [[*_ties(image, patient), ("near-duplicates", image.group)] for image in (*images, *refused)]
     set_of = _join([*ties, *(_ties(row, patient) for row in absent)])
-    members: defaultdict[Tie, list[ContentRow]] = defaultdict(list)
-    for image in images:
-        members[set_of(("bytes", image.sha256))].append(image)
-    gone: defaultdict[Tie, list[AssignmentRow]] = defaultdict(list)
-    for row in absent:
-        gone[set_of(("bytes", row.sha256))].append(row)
-    unused: defaultdict[Tie, list[ContentRow]] = defaultdict(list)
-    for image in refused:
-        unused[set_of(("bytes", image.sha256))].append(image)
+
+    def by_set(rows: Iterable[R]) -> defaultdict[Tie, list[R]]:
+        found: defaultdict[Tie, list[R]] = defaultdict(list)
+        for row in rows:
+            found[set_of(("bytes", row.sha256))].append(row)
+        return found
+
+    members, gone, unused = by_set(images), by_set(absent), by_set(refused)
     return [
         _Group(
             name=min(image.sha256 for image in group),
