@@ -38,7 +38,7 @@ import yaml  # type: ignore[import-untyped]
 from bcc_ops.runs.object_store import ObjectStore
 from local.airflow_api import AirflowApi
 from local.make_env import make_env
-from local.postgres import PostgresCluster
+from local.postgres import PostgresCluster, newest_bin
 from local.processes import StackError, Supervisor
 from local.s3_server import S3Server, free_ports
 
@@ -100,6 +100,7 @@ class ComposeStack:
         if gpus > 1:
             self._variables["GPU_SLOTS"] = str(gpus)
         self.airflow_services = (*AIRFLOW_SERVICES, _SECOND_WORKER) if gpus > 1 else AIRFLOW_SERVICES
+        newest_bin()  # what is not installed is told before anything is made
         for program in ("docker-compose", "redis-server"):
             if shutil.which(program) is None:
                 raise StackError(f"{program} is not installed: apt-get install docker-compose redis-server postgresql")

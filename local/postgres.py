@@ -23,7 +23,7 @@ class PostgresCluster:
     """
 
     def __init__(self, folder: Path, port: int, *, user: str, password: str) -> None:
-        self._bin = _newest_bin()
+        self._bin = newest_bin()
         self._data = folder / "data"
         self._port, self._user, self._password = port, user, password
         self._as_postgres: list[str] = []
@@ -67,7 +67,12 @@ class PostgresCluster:
         return subprocess.run([str(self._bin / tool), *arguments], env=environment, capture_output=True, text=True, check=False)
 
 
-def _newest_bin() -> Path:
+def newest_bin() -> Path:
+    """Return the folder of the newest PostgreSQL's programs.
+
+    Raises:
+        StackError: none is installed.
+    """
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if not installed:
         raise StackError("PostgreSQL is not installed: apt-get install postgresql")
