@@ -69,7 +69,7 @@ def gather(instance_name: str = "") -> Facts:
     if unusable is None and settings is not None:
         asked = ask_airflow(settings)
         asked |= ask_store(settings, _config_of(instance))
-        asked |= {"sagemaker": ask_sagemaker(settings) if settings.train_on == "sagemaker" else None}
+        asked["sagemaker"] = ask_sagemaker(settings) if settings.train_on == "sagemaker" else None
     elif unusable is None:
         asked = dict.fromkeys(asked, Unknown("the settings cannot be used"))
     cache = settings.cache_dir if settings else Settings().cache_dir

@@ -46,6 +46,11 @@ class _Fold(NamedTuple):
     split: SplitDocument
     split_reference: Reference
 
+    @property
+    def references(self) -> dict[str, Reference]:
+        """To the run's documents, by their names in `job_folder.DOCUMENTS`."""
+        return {**self.run.references, "split": self.split_reference}
+
 
 class TrainModelOperator(BccOperator):
     """Train on the images of all folds but one, and ask the model about that one.
@@ -159,16 +164,15 @@ class TrainModelOperator(BccOperator):
         self, of: _Fold, checks: ChecksDocument, checkpoints: CheckpointFolder, publish: Callable[[bytes], None]
     ) -> TrainedFold:
         """Train with the Python that the deployment names: this process loads no TensorFlow."""
-        from bcc_ops.training.job_folder import TrainingRequest, job_of_attempt
+        from bcc_ops.training.job_folder import TrainingRequest, files_of_run, job_of_attempt
         from bcc_ops.training.process import train_elsewhere
 
         assert of.split.table is not None and self._stop is not None
         run, cache = of.run, self.settings.cache_dir
         weights = self._weights_file(run)
-        references = {**run.references, "split": of.split_reference}
-        documents = {f"{name}.json": self.store.get_referenced(reference) for name, reference in references.items()}
-        documents["split.parquet"] = self.store.get_referenced(of.split.table)
-        request = TrainingRequest.of(run.paths, of.number, references, synthetic=checks.synthetic > 0)
+        files = files_of_run(of.references, of.split.table)
+        documents = {name: self.store.get_referenced(reference) for name, reference in files.items()}
+        request = TrainingRequest.of(run.paths, of.number, of.references, synthetic=checks.synthetic > 0)
         with job_of_attempt(cache / "training", request) as job:
             job.write_input(request, documents, self._images(run, checks), weights)
             python = self.settings.training_python
@@ -182,8 +186,6 @@ class TrainModelOperator(BccOperator):
         `publish` is not needed: the trigger shows how far the job is.
         """
         from bcc_ops.operators.training_job import JobInput, TrainingJobs, Waiting, require_triggers_that_are_told
-        from bcc_ops.runs.rows import SplitRow
-        from bcc_ops.runs.tables import read_rows
         from bcc_ops.training.job_folder import TrainingRequest
         from bcc_ops.training.pretrained import needs_download
         from bcc_ops.training.sagemaker import JobPlace
@@ -195,16 +197,14 @@ class TrainModelOperator(BccOperator):
                 f"a job of SageMaker has no network to fetch the weights of {config.architecture} with: name a file in `weights`"
             )
         assert of.split.table is not None and self._stop is not None
-        references = {**of.run.references, "split": of.split_reference}
         given = JobInput(
             snapshot=of.run.snapshot,
-            split=of.split,
+            table=of.split.table,
             config_digest=of.run.config_document.digest,
-            rows=read_rows(SplitRow, self.store.get_referenced(of.split.table)),
-            references=references,
-            weights=self._weights_file(of.run),
+            references=of.references,
+            weights=partial(self._weights_file, of.run),
         )
-        request = TrainingRequest.of(of.run.paths, of.number, references, synthetic=checks.synthetic > 0)
+        request = TrainingRequest.of(of.run.paths, of.number, of.references, synthetic=checks.synthetic > 0)
         place = JobPlace(self.store.bucket, checkpoints.folder)
         self._jobs = TrainingJobs(self.store, self.settings, request, place)
         event, joined = self._waited_for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bcc_ops import exceptions
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import ArtifactError, BccError, ConfigError, ObjectNotFound, TrainingUnavailable
-from bcc_ops.runs.documents import Reference, SnapshotDocument, SplitDocument
+from bcc_ops.runs.documents import Reference, SnapshotDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.training.job_answers import (
     RUNNING,
@@ -28,7 +28,6 @@ from bcc_ops.training.job_answers import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bcc_ops.runs.rows import SplitRow
     from bcc_ops.training.job_folder import TrainedFold, TrainingRequest
     from bcc_ops.training.sagemaker import JobPlace
 
@@ -87,19 +86,18 @@ class JobInput(NamedTuple):
     """What a job is trained with.
 
     Attributes:
-        snapshot, split: the run's documents.
+        snapshot: of the run.
+        table: reference to split.parquet.
         config_digest: of its parameters.
-        rows: of split.parquet.
         references: to the run's documents, by the names in `job_folder.DOCUMENTS`.
-        weights: the backbone's file; None if the parameters name none.
+        weights: gives the backbone's file, None if the parameters name none. Only a new job needs it.
     """
 
     snapshot: SnapshotDocument
-    split: SplitDocument
+    table: Reference
     config_digest: str
-    rows: Sequence[SplitRow]
     references: Mapping[str, Reference]
-    weights: Path | None
+    weights: Callable[[], Path | None]
 
 
 class Waiting(NamedTuple):
@@ -220,9 +218,10 @@ class TrainingJobs:
     def _start(self, number: int, given: JobInput) -> Waiting:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        asked = self._asked(number, weights=given.weights is not None)
+        weights = given.weights()
+        asked = self._asked(number, weights=weights is not None)
         name = asked["TrainingJobName"]
-        self._write_input(given)
+        self._write_input(given, weights)
         self.created = name
         try:
             self.client.create_training_job(**asked)
@@ -230,23 +229,25 @@ class TrainingJobs:
             if getattr(error, "response", {}).get("Error", {}).get("Code") == "ResourceInUse":
                 return Waiting(name, joined=True)  # another attempt was faster
             raise refusal_to_create(error, self.settings) from error
-        log.info("%s trains on %s: %s", name, self.settings.sagemaker_instance_type, self._link(name))
+        link = console_link(self.client.meta.region_name, name)
+        log.info("%s trains on %s: %s", name, self.settings.sagemaker_instance_type, link)
         return Waiting(name, joined=False)
 
-    def _link(self, name: str) -> str:
-        return console_link(self.client.meta.region_name, name)
-
-    def _write_input(self, given: JobInput) -> None:
+    def _write_input(self, given: JobInput, weights: Path | None) -> None:
         from bcc_ops.dataset.snapshot import read_images
+        from bcc_ops.runs.rows import SplitRow
+        from bcc_ops.runs.tables import read_rows
+        from bcc_ops.training.job_folder import files_of_run
         from bcc_ops.training.sagemaker import image_channel
 
-        assert given.split.table is not None
-        documents = {f"{name}.json": reference for name, reference in given.references.items()}
-        for name, reference in {**documents, "split.parquet": given.split.table}.items():
-            self.store.put(self.place.key(f"input/run/{name}"), self.store.get_referenced(reference))
-        if given.weights is not None:
-            self.store.put_file(self.place.key(f"input/weights/{given.weights.name}"), given.weights)
-        digests = {row.key: row.sha256 for row in given.rows if row.trained_on or row.fold == self.request.fold}
+        files = files_of_run(given.references, given.table)
+        contents = {name: self.store.get_referenced(reference) for name, reference in files.items()}
+        for name, content in contents.items():
+            self.store.put(self.place.key(f"input/run/{name}"), content)
+        if weights is not None:
+            self.store.put_file(self.place.key(f"input/weights/{weights.name}"), weights)
+        rows = read_rows(SplitRow, contents["split.parquet"])
+        digests = {row.key: row.sha256 for row in rows if row.trained_on or row.fold == self.request.fold}
         images = [row for row in read_images(self.store, given.snapshot) if row.key in digests]
         entries = self.store.list_objects(f"{given.snapshot.prefix}/")
         listed = {one["Key"]: (one["ETag"].strip('"'), one["Size"]) for one in entries if one["Key"] in digests}

@@ -47,6 +47,16 @@ LONGEST_FAILURE = 1024
 _ENDINGS = ("h5", "parquet", "csv")
 
 
+def files_of_run(documents: Mapping[str, Reference], table: Reference) -> dict[str, Reference]:
+    """Return file name in the channel `run` -> reference.
+
+    Args:
+        documents: the run's, by their names in `DOCUMENTS`.
+        table: split.parquet.
+    """
+    return {**{f"{name}.json": documents[name] for name in DOCUMENTS}, "split.parquet": table}
+
+
 @dataclass(frozen=True)
 class TrainedFold:
     """What a training ends with: the contents of a fold's document, history, model file and table of answers."""

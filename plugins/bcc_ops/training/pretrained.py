@@ -205,7 +205,7 @@ def backbone_weights(
     if begins_at_random(architecture, weights):
         return None
     if weights == "imagenet":
-        return efficientnet_lite0_weights(cache_dir) if architecture == "efficientnet_lite0" else weights
+        return weights if needs_download(architecture, weights) else efficientnet_lite0_weights(cache_dir)
     path = fetch_weights_file(weights, cache_dir, store)
     return to_keras_layout(read_state_dict(path)) if architecture == "efficientnet_lite0" else path
 
