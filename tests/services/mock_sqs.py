@@ -13,33 +13,25 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any, ClassVar
 
 import boto3
 from moto import mock_aws
 
+from tests.services.serving import AwsJsonHandler
 
-class Handler(BaseHTTPRequestHandler):
-    """A request of the JSON protocol names the operation in a header and holds its parameters as they are."""
 
-    protocol_version = "HTTP/1.1"
+class Handler(AwsJsonHandler):
+    """Hands each request to moto's queue."""
+
+    content_type = "application/x-amz-json-1.0"
     sqs: Any
 
-    def do_POST(self) -> None:
-        operation = re.sub(r"(?<!^)(?=[A-Z])", "_", self.headers["X-Amz-Target"].split(".")[1]).lower()
-        parameters = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        answer = getattr(self.sqs, operation)(**parameters)
+    def answer(self, operation: str, parameters: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        answer = getattr(self.sqs, re.sub(r"(?<!^)(?=[A-Z])", "_", operation).lower())(**parameters)
         answer.pop("ResponseMetadata")
-        content = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/x-amz-json-1.0")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        return 200, answer
 
 
 class Queue:

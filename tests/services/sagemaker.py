@@ -19,8 +19,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +29,7 @@ from moto.sagemaker.models import SageMakerModelBackend
 
 from bcc_ops.runs.epochs import parse_history
 from bcc_ops.runs.object_store import ObjectStore
-from tests.services.serving import serving
+from tests.services.serving import AwsJsonHandler, serving
 
 REGION, ACCOUNT = "us-east-1", "123456789012"
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
@@ -317,33 +316,14 @@ def _check(asked: dict[str, Any]) -> None:
             raise Refusal("ValidationException", f"1 validation error detected: Value at '{name}' failed to satisfy constraint")
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """A request of the JSON protocol names the operation in a header and holds its parameters as they are."""
-
-    protocol_version = "HTTP/1.1"
+class _Handler(AwsJsonHandler):
     service: SageMaker
 
-    def do_POST(self) -> None:
-        operation = self.headers["X-Amz-Target"].split(".")[1]
-        parameters = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def answer(self, operation: str, parameters: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         try:
-            status, answer = 200, self.service.answer(operation, parameters)
+            return 200, self.service.answer(operation, parameters)
         except Refusal as refusal:
-            status, answer = refusal.status, {"__type": refusal.code, "message": refusal.message}
-        content = json.dumps(answer, default=_as_json).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/x-amz-json-1.1")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def _as_json(value: Any) -> float:
-    assert isinstance(value, datetime)
-    return value.timestamp()
+            return refusal.status, {"__type": refusal.code, "message": refusal.message}
 
 
 @contextmanager

@@ -6,12 +6,9 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from bcc_ops.exceptions import ConfigError, DivergedError, TrainingFailed, TrainingInterrupted
@@ -176,22 +173,20 @@ def test_no_process_is_left_behind_whatever_ends_the_task(train: Train, monkeypa
 
 
 STAYS = """
-child = os.fork()
-if not child:
+alive = open(root / 'alive', 'w')
+if not os.fork():
     signal.pause()
-write(kept / 'history.csv', str(child))
 """
 
 
 def test_a_process_that_it_leaves_behind_keeps_nobody_waiting_and_does_not_stay(train: Train, job: JobFolder) -> None:
     job.write_trained(trained())
-    begun: list[int] = []
-    assert train(STAYS, lambda history: begun.append(int(history))) == trained()
-    deadline = time.monotonic() + 60  # it is killed: when it is gone is the kernel's matter
-    with suppress(psutil.NoSuchProcess):
-        while psutil.Process(begun[0]).status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < deadline, "it stays"
-            time.sleep(0.05)
+    os.mkfifo(job.root / "alive")
+    alive = os.open(job.root / "alive", os.O_RDONLY | os.O_NONBLOCK)
+    assert train(STAYS) == trained()
+    os.set_blocking(alive, True)
+    assert os.read(alive, 1) == b"", "the pipe ends with the last process that holds it"
+    os.close(alive)
 
 
 def test_what_it_says_is_cut_and_the_rest_is_read_and_forgotten(
