@@ -38,12 +38,13 @@ check: setup ## format, lint, vocabulary, types, contracts, compose file, Docker
 	else echo 'docker-compose.yaml is not checked: there is no docker-compose (Debian: apt install docker-compose)'; fi
 	$(BIN)/hadolint Dockerfile
 
+FIRST_RUNS := tests/e2e/test_first_run.py tests/e2e/test_make_run.py tests/integration/test_recorded_runs.py
 e2e: setup ## the real stack, end to end, on some 90 images
-	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_first_run.py tests/e2e/test_make_run.py tests/integration/test_recorded_runs.py $(PYTEST)
+	@$(BIN)/python -m pytest -m e2e -s $(FIRST_RUNS) $(PYTEST)
 
 # e2e-kinds waits for the minutes of its schedule, and leaves the two cores to two others
 e2e-stories: setup ## e2e, e2e-kinds, e2e-verdicts, e2e-ui and e2e-celery, three stacks side by side
-	@$(BIN)/python -m pytest -m e2e -n 3 --dist loadfile $(addprefix tests/e2e/test_,run_kinds.py verdicts.py ui.py celery.py first_run.py make_run.py) tests/integration/test_recorded_runs.py $(PYTEST)
+	@$(BIN)/python -m pytest -m e2e -n 3 --dist loadfile $(addprefix tests/e2e/test_,run_kinds.py verdicts.py ui.py celery.py) $(FIRST_RUNS) $(PYTEST)
 
 e2e-kinds: setup ## nightly, event, manual and backfill runs over three batches of images
 	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_run_kinds.py $(PYTEST)

@@ -184,7 +184,7 @@ class TrainingJobs:
             self.stop(jobs[-1]["TrainingJobName"])
 
     def _known(self) -> list[Mapping[str, Any]]:
-        """Return the fold's jobs. They are found by their names, so that nobody needs to list all the account's jobs."""
+        """Return the fold's jobs. Their names find them, so that no permission to list the account's jobs is needed."""
         from bcc_ops.training.sagemaker import job_name
 
         known: list[Mapping[str, Any]] = []

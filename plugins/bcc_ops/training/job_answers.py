@@ -129,7 +129,7 @@ def _told(error: Exception) -> tuple[str, str]:
 
 
 def is_missing(error: Exception) -> bool:
-    """Return whether a ClientError says that there is no such job: AWS calls that a ValidationException."""
+    """Return whether a ClientError says that the job does not exist: AWS calls that a ValidationException."""
     code, said = _told(error)
     return code == "ValidationException" and re.search(r"not found|not find", said) is not None
 

@@ -110,7 +110,7 @@ def image_channel(
         place: where the copies go.
 
     Raises:
-        ObjectChanged: an image is no longer there, and the bucket keeps no versions.
+        ObjectChanged: an image was changed or deleted, and the bucket keeps no versions.
     """
     named = {image.key for image in images if listed.get(image.key) == (image.etag, image.size) and _is_path(image.key)}
     folders = {folder for key in named for folder in _folders(key)}
