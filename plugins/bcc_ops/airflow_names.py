@@ -15,6 +15,9 @@ try:  # 3.2
     from airflow.sdk.bases.branch import BranchMixIn
     from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
     from airflow.sdk.observability import stats
+
+    if not hasattr(stats, "timing"):  # 3.2 has a class in that module, and no functions yet
+        stats = stats.Stats
 except ImportError:  # 3.1
     from airflow.configuration import conf  # type: ignore[no-redef]
     from airflow.exceptions import AirflowFailException, AirflowSkipException

@@ -48,7 +48,7 @@ class Case:
     def name(self) -> str:
         """As it is called in the table and in the file system."""
         kind = "fab" if self.fab else "worker" if self.full else "base"
-        return f"{self.version}-py{self.python}-{kind}"
+        return f"{self.version}-py{self.python.rpartition('/python')[2]}-{kind}"
 
 
 def main(arguments: list[str] | None = None) -> int:

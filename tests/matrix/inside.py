@@ -11,7 +11,7 @@ HEAVY = ("tensorflow", "keras", "cv2", "faiss", "imagehash", "obstore", "pyarrow
 
 
 def main() -> None:
-    """Import the DAGs, the plugin and the trigger, and list the pages' routes."""
+    """Import the DAGs, the plugin and the trigger, send a metric, and list the pages' routes."""
     from airflow import plugins_manager
 
     try:
@@ -23,8 +23,11 @@ def main() -> None:
     except AttributeError:  # 3.1
         plugins_manager.ensure_plugins_loaded()
         plugins, errors = plugins_manager.plugins, plugins_manager.import_errors
+    from bcc_ops import metrics
     from bcc_ops.triggers import new_images
 
+    with metrics.stage("look"):  # Airflow's metrics have been in three places
+        metrics.new_images({"images": 1, "change": None})
     bag = DagBag(sys.argv[1])
     apps = [app["app"] for plugin in plugins if plugin.name == "bcc" for app in plugin.fastapi_apps]
     seen = {
