@@ -33,11 +33,11 @@ LEAST_GROUPS = 10
 
 MOST_IMAGES = 2000
 """Of more images, a fixed random sample of whole groups is audited: the interval is narrow by then, and the time is bounded
-(about four CPU seconds)."""
+(a few CPU seconds)."""
 
 _FOLDS = 5
 _OVERLAP = 1 + _FOLDS / (_FOLDS - 1)
-_TREES = 100
+_TREES = 50
 _IMAGES_PER_LEAF = 5
 _ONE_SEQUENCE = 0.05
 
