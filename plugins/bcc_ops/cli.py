@@ -24,6 +24,8 @@ from bcc_ops.instances import find_instance
 from bcc_ops.runs.documents import Estimate, EvaluationDocument, ModelDocument, name_fold, parse_document
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from bcc_ops.models.classifier import Classifier
     from bcc_ops.models.registry import ModelRegistry
     from bcc_ops.report.trace import OutOfFoldAnswer, Trace
@@ -262,9 +264,17 @@ def evaluate_command(given: argparse.Namespace) -> int:
     )
     classifier = _load(model)
     found = usable_images(given.folder, config, model.classes)
-    plan = EvaluationPlan(model.classes, positive, config.wanted_sensitivity, found.grouping)
+    plan = EvaluationPlan(
+        model.classes, positive, config.wanted_sensitivity, found.grouping, smallest_slice=config.min_subgroup_images
+    )
     document = evaluate_folder(
-        classifier, found.images, plan, synthetic=found.checks.synthetic > 0, digest=found.digest, threshold=threshold
+        classifier,
+        found.images,
+        plan,
+        by=found.by,
+        synthetic=found.checks.synthetic > 0,
+        digest=found.digest,
+        threshold=threshold,
     )
     if given.json:
         _write(given.json, document.to_json())
@@ -297,6 +307,21 @@ def _print_evaluation(document: EvaluationDocument, refused: int, conflicts: int
     for name, estimate in rows.items():
         table.add_row(name, *_cells(estimate))
     console.print(table)
+    console.print(_subgroup_table(document))
+
+
+def _subgroup_table(document: EvaluationDocument) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text  # plain text: brackets in a value are not markup
+
+    if document.slices_unavailable:
+        return Text(f"subgroups: {document.slices_unavailable}")
+    positive, groups = document.positive_class, f"{document.grouping}s"
+    table = Table("by", "value", "images", f"{positive} {groups}", "sensitivity", "specificity", title="Subgroups")
+    for part in document.slices:
+        cells = (f"{part.positive_sensitivity:.2f}", f"{part.positive_specificity:.2f}")
+        table.add_row(Text(part.by), Text(part.value), str(part.images), str(part.positive_groups), *cells)
+    return table
 
 
 def _cells(estimate: Estimate) -> tuple[str, str]:

@@ -163,6 +163,43 @@ def test_evaluate_leaves_out_what_a_run_would_and_writes_the_document(folder: Pa
     assert (document.as_of, document.comparison, document.synthetic) == (None, None, False)
 
 
+class MissesOnB(ByName):
+    """Calls every image with a number of 5 or more benign."""
+
+    def predict(self, paths: Sequence[Path], batch_size: int = 32) -> np.ndarray:
+        answers = super().predict(paths)
+        answers[[int(path.stem) >= 5 for path in paths]] = (0.8, 0.1, 0.1)
+        return answers
+
+
+def test_evaluate_tells_the_subgroups_that_a_table_in_the_folder_makes_and_no_patient(
+    folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside(model)
+    monkeypatch.setattr("bcc_ops.models.classifier.load_classifier", lambda path, keep_aspect: MissesOnB(keep_aspect=keep_aspect))
+    rows = [f"*/{number}.png,Kim {number},{'Scanner A' if number < 5 else 'Scanner B'},[b]x[/b]" for number in range(10)]
+    for label, number in ((label, number) for label in CLASSES for number in (8, 9)):
+        (folder / label / f"{number}.png").write_bytes(picture(1000 + CLASSES.index(label) * 100 + number))
+    (folder / "metadata.csv").write_text("\n".join(["key,patient_id,device,room", *rows]))
+    out = tmp_path / "evaluation.json"
+
+    assert run("evaluate", model, folder, "--json", out, "--set", "min_subgroup_images=15") == 0
+
+    document = parse_document(EvaluationDocument, out.read_bytes(), "out")
+    told = {part.value: (part.by, part.images, part.positive_groups, part.positive_sensitivity.value) for part in document.slices}
+    assert told == {"Scanner A": ("device", 15, 5, 1.0), "Scanner B": ("device", 15, 5, 0.0)}
+    assert [part.positive_specificity.value for part in document.slices] == [1.0, 1.0]
+    printed = capsys.readouterr().out
+    assert re.search(r"device\W+Scanner B\W+15\W+5\W+0\.00 \(0\.00 to", printed), printed
+    assert "Kim" not in printed + out.read_text()
+
+
+def test_evaluate_says_that_nothing_makes_subgroups(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    beside(model)
+    assert run("evaluate", model, folder) == 0
+    assert "subgroups: not available: nothing tells one part of the images from another" in capsys.readouterr().out
+
+
 def test_evaluate_without_a_model_json_has_no_operating_point_and_says_why(folder: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "evaluation.json"
     assert run("evaluate", model, folder, "--json", out, "--classes", ",".join(CLASSES), "--no-keep-aspect") == 0

@@ -57,7 +57,8 @@ _GROUP_TO_LOOK_AT = 10
 class ImageChecks:
     """The document (without the reference to its rows), its rows, and the pairs that the groups were made of.
 
-    `dicom` has, by key, what is kept of the usable DICOM images beside their pixels.
+    `dicom` has, by key, what is kept of the usable DICOM images beside their pixels. `metadata` is what is known of the images
+    from anywhere, `by_files` what the files alone tell.
     """
 
     document: ChecksDocument
@@ -65,6 +66,7 @@ class ImageChecks:
     near_duplicates: NearDuplicates
     dicom: Mapping[str, DicomTags]
     by_files: Metadata
+    metadata: Metadata
 
 
 def check_images(
@@ -117,7 +119,8 @@ def check_images(
 
     dicom = _tags(images, facts)
     by_files = _told_by_files(dicom, pseudonyms)
-    groups, conflicts, rows = _describe(images, facts, copies, (metadata or Metadata()).or_else(by_files), findings)
+    known = (metadata or Metadata()).or_else(by_files)
+    groups, conflicts, rows = _describe(images, facts, copies, known, findings)
     contents = _exclude(rows, config)
     found = list_findings(contents, config)
     burned_in = sum(tags.burned_in is True for tags in dicom.values())
@@ -160,7 +163,7 @@ def check_images(
         ),
         contents=None,
     )
-    return ImageChecks(document, contents, copies, dicom, by_files)
+    return ImageChecks(document, contents, copies, dicom, by_files, known)
 
 
 def check_contents(

@@ -29,7 +29,7 @@ from bcc_ops.evaluation.comparison import (
 from bcc_ops.evaluation.external import ExternalImages
 from bcc_ops.evaluation.intervals import student
 from bcc_ops.evaluation.metrics import Evaluation, Floats, ScoredModel, Scores, Threshold, amount, cross_fit, variance_of
-from bcc_ops.evaluation.subgroups import evaluate_slices, evaluate_without_findings, slice_values
+from bcc_ops.evaluation.subgroups import NO_SLICES, evaluate_slices, evaluate_without_findings, slice_values
 from bcc_ops.exceptions import DataError, ModelError
 from bcc_ops.models.champion import ChampionModel, PredictsImages
 from bcc_ops.models.probabilities import cross_entropies
@@ -149,7 +149,7 @@ def evaluate(
         comparison=comparisons.get("champion"),
         anchor=comparisons.get("anchor"),
         slices=evaluate_slices(by, scored, answered.get("champion"), plan),
-        slices_unavailable=None if by else "not available: nothing tells one part of the images from another",
+        slices_unavailable=None if by else NO_SLICES,
         without=evaluate_without_findings(rows, inputs.images.contents, scored, plan),
         external=tuple(_external(*one, scored, models, plan) for one in zip(inputs.external, elsewhere)),
         file_check=_check_file(file, folds, scored.threshold.value) if len(folds) > 1 else None,
@@ -191,11 +191,19 @@ def with_references(evaluated: Evaluated, model: Reference, predictions: Referen
 
 
 def evaluate_folder(
-    model: PredictsImages, images: LabelledImages, plan: EvaluationPlan, *, synthetic: bool, digest: str, threshold: Threshold
+    model: PredictsImages,
+    images: LabelledImages,
+    plan: EvaluationPlan,
+    *,
+    by: Mapping[str, Sequence[str]],
+    synthetic: bool,
+    digest: str,
+    threshold: Threshold,
 ) -> EvaluationDocument:
     """Evaluate any model on any labelled images: an external test, outside of a run.
 
-    Nothing is fitted here: `threshold` is the one that came with the model, and there is no temperature.
+    Nothing is fitted here: `threshold` is the one that came with the model, and there is no temperature. `by` makes the
+    subgroups, as `slice_values` returns it.
     """
     scored = ScoredModel(score(model, images, plan), threshold, None)
     return EvaluationDocument(
@@ -206,8 +214,8 @@ def evaluate_folder(
         held_out_digest=digest,
         challenger=_of(scored, plan).evaluation(),
         comparison=None,
-        slices=(),
-        slices_unavailable="not available: a folder has no history to slice by",
+        slices=evaluate_slices(by, scored, None, plan),
+        slices_unavailable=None if by else NO_SLICES,
         grouping=plan.grouping,
         model=None,
         predictions=None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset.folder_check import check_labelled_folder
 from bcc_ops.dataset.splits import group_images
 from bcc_ops.evaluation.comparison import LabelledImages
+from bcc_ops.evaluation.subgroups import slice_values
 from bcc_ops.runs.documents import ChecksDocument, digest_of
 
 
@@ -17,13 +18,15 @@ from bcc_ops.runs.documents import ChecksDocument, digest_of
 class FolderImages:
     """The usable images, what checks said of the others, and a digest over the usable ones' contents.
 
-    `grouping` says which images count as one piece of evidence, as `EvaluationDocument.grouping` does.
+    `grouping` says which images count as one piece of evidence, as `EvaluationDocument.grouping` does; `by` what makes
+    subgroups of them, as `slice_values` does.
     """
 
     images: LabelledImages
     checks: ChecksDocument
     digest: str
     grouping: str
+    by: Mapping[str, list[str]]
 
 
 def usable_images(folder: Path, config: RetrainingConfig, classes: Sequence[str]) -> FolderImages:
@@ -33,7 +36,7 @@ def usable_images(folder: Path, config: RetrainingConfig, classes: Sequence[str]
 
     Args:
         folder: with a folder of images a class.
-        config: the parameters of the section "Checks", and `patient_pattern`.
+        config: the parameters of the section "Checks", `patient_pattern` and `slice_pattern`.
         classes: the model's classes; other folders are ignored.
 
     Raises:
@@ -45,4 +48,5 @@ def usable_images(folder: Path, config: RetrainingConfig, classes: Sequence[str]
     group_of = group_images(rows, config.patient_pattern)
     images = LabelledImages.of_rows([row._replace(group=group_of[row.key]) for row in rows], paths)
     grouping = "patient" if checks.document.patients else "near-duplicate group"
-    return FolderImages(images, checks.document, digest_of(sorted(row.sha256 for row in rows)), grouping)
+    by = slice_values(rows, checks.contents, None, config.slice_pattern, checks.metadata)
+    return FolderImages(images, checks.document, digest_of(sorted(row.sha256 for row in rows)), grouping, by)

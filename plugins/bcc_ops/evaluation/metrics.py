@@ -507,7 +507,8 @@ class Evaluation:
             parts = [self.metrics[part] for part in metric.parts]
             correlations = correlations_of([part.influence for part in parts], codes)
             intervals = [self._interval(part) for part in metric.parts]
-            return mean_of([part.value for part in parts], intervals, correlations, groups=self._fewest_groups(name))
+            low, high = mean_of([part.value for part in parts], intervals, correlations, groups=self._fewest_groups(name))
+            return max(low, 0.0), min(high, 1.0)
         half = student(self._groups_of(metric.counted)) * math.sqrt(variance_of(metric.influence, codes, metric.counted))
         if metric.kind == "slope" or metric.value <= 0:
             return metric.value - half, metric.value + half

@@ -22,12 +22,13 @@ from bcc_ops.runs.documents import Estimate, EvaluationWithout, SliceEvaluation
 from bcc_ops.runs.rows import ContentRow, SplitRow
 
 KEY_PATTERN = "key pattern"
+NO_SLICES = "not available: nothing tells one part of the images from another"
 MOST_VALUES = 20
 """Of a column, that become subgroups: the most frequent ones."""
 
 
 def slice_values(
-    rows: Sequence[SplitRow],
+    rows: Sequence[SplitRow] | Sequence[ContentRow],
     contents: Sequence[ContentRow],
     earlier: frozenset[str] | None,
     pattern: str,
@@ -38,7 +39,7 @@ def slice_values(
     Args:
         rows: of the images.
         contents: widths, heights and content findings of this snapshot's images.
-        earlier: sha256 of the images that were held out before; None in the first run.
+        earlier: sha256 of the images that were held out before; None in the first run, and outside of a run.
         pattern: regular expression whose first group names the slice that a key belongs to; "" for none.
         metadata: what else is known of the images.
 

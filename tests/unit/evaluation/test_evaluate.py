@@ -340,7 +340,11 @@ def test_a_champion_or_anchor_that_cannot_be_asked_elsewhere_is_said(changes: di
 
 def test_any_model_is_evaluated_on_any_folder_with_the_threshold_that_came_with_it() -> None:
     threshold = Threshold(0.3, 0.9, "model.json")
-    document = evaluate_folder(Answering(), external()[0].images, PLAN, synthetic=False, digest="f" * 64, threshold=threshold)
+    images = external()[0].images
+    by = {"device": ["A"] * 20 + ["B"] * (len(images.keys) - 20)}
+    document = evaluate_folder(Answering(), images, PLAN, by=by, synthetic=False, digest="f" * 64, threshold=threshold)
     assert (document.as_of, document.comparison, document.challenger.images) == (None, None, 30)
     assert document.challenger.operating_point.threshold == 0.3
     assert document.challenger.calibration.temperature is None
+    assert [(part.value, part.images) for part in document.slices] == [("A", 20), ("B", 10)]
+    assert document.slices[1].positive_sensitivity.reason == "10 images are too few"

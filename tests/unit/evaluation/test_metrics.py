@@ -322,6 +322,14 @@ def test_what_is_perfect_is_counted_in_groups(metric: str, low: float) -> None:
     assert evaluated(Scores(labels, p, groups)).estimate(metric).low == pytest.approx(low)
 
 
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_auc", "macro_f1"])
+def test_the_interval_of_a_mean_stays_between_nought_and_one_however_few_the_groups(metric: str) -> None:
+    two_patients = Scores(HAND.labels, HAND.probabilities, np.arange(8) % 2)
+    estimate = evaluated(two_patients).estimate(metric)
+    assert estimate.low is not None and estimate.high is not None
+    assert 0 <= estimate.low < estimate.high <= 1
+
+
 def test_the_variance_is_that_of_whole_groups() -> None:
     influence, counted = np.array([0.3, 0.1, -0.2, -0.2]), np.ones(4, bool)
     assert variance_of(influence, np.arange(4), counted) == pytest.approx((0.09 + 0.01 + 0.04 + 0.04) * 4 / 3)
