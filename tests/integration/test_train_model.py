@@ -145,25 +145,23 @@ def test_folds_models_become_one_file_and_a_table_of_answers_about_every_image(
     assert asked[rows[0].fold] == pytest.approx(answers[0], abs=1e-5)
 
 
-@pytest.mark.parametrize("problem", ["missing", "twice", "of another split"])
-def test_models_that_do_not_belong_together_become_no_file(
-    place: ObjectStore, start: Callable[..., dict[str, Any]], problem: str
-) -> None:
+def test_models_that_do_not_belong_together_become_no_file(place: ObjectStore, start: Callable[..., dict[str, Any]]) -> None:
     references = start(epochs=1, folds=2)
-    one = TrainModelOperator(task_id="train_model", **references | {"fold": 1}).execute(CONTEXT)
-    two = TrainModelOperator(task_id="train_model", **references).execute(CONTEXT)
-    if problem == "of another split":
-        document = place.load(FoldDocument, two)
-        assert document.split is not None
-        other = document.model_copy(update={"split": document.split.model_copy(update={"sha256": "0" * 64})})
-        two = place.save(two["key"], other).to_xcom()
-    folds = {"missing": [one], "twice": [one, one], "of another split": [one, two]}[problem]
-    said = {"missing": "1 models of 2 folds", "twice": "each must be there once", "of another split": "with another split"}[
-        problem
-    ]
-    combine = CombineFoldsOperator(task_id="combine_folds", run=references["run"], split=references["split"], folds=folds)
-    with pytest.raises(AirflowFailException, match=said):
-        combine.execute(CONTEXT)
+    one, two = (TrainModelOperator(task_id="train_model", **references | {"fold": fold}).execute(CONTEXT) for fold in (1, 2))
+
+    def combine(folds: list[dict[str, Any]]) -> None:
+        given = {"run": references["run"], "split": references["split"]}
+        CombineFoldsOperator(task_id="combine_folds", folds=folds, **given).execute(CONTEXT)
+
+    with pytest.raises(AirflowFailException, match="1 models of 2 folds"):
+        combine([one])
+    with pytest.raises(AirflowFailException, match="each must be there once"):
+        combine([one, one])
+    document = place.load(FoldDocument, two)
+    assert document.split is not None
+    other = document.model_copy(update={"split": document.split.model_copy(update={"sha256": "0" * 64})})
+    with pytest.raises(AirflowFailException, match="with another split"):
+        combine([one, place.save(two["key"], other).to_xcom()])
     assert place.head(_paths(place, references).document("training.json")) is None
 
 
