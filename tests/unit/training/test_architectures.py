@@ -20,11 +20,11 @@ from bcc_ops.models.combination import model_file_of
 from bcc_ops.training import architectures
 from bcc_ops.training.architectures import (
     build_classifier,
-    efficientnet_lite0,
+    efficientnet_lite,
     standardized,
     with_mirror_image,
 )
-from bcc_ops.training.pretrained import efficientnet_lite0_weights
+from bcc_ops.training.pretrained import efficientnet_lite_weights
 
 PHOTOS = {  # two names of ImageNet's classes by their index: 442 bell cote, 698 palace, 985 daisy, 652 military uniform
     "china.jpg": ("sklearn.datasets", "images/china.jpg", {442, 698}),
@@ -35,7 +35,7 @@ PHOTOS = {  # two names of ImageNet's classes by their index: 442 bell cote, 698
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    return dict(efficientnet_lite0_weights(tmp_path_factory.mktemp("cache")))
+    return dict(efficientnet_lite_weights("efficientnet_lite0", tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_the_pretrained_network_knows_what_is_on_public_photos(imagenet_classifi
 
 
 def test_folding_batch_normalisation_leaves_the_function_as_it_is(imagenet: dict[str, np.ndarray]) -> None:
-    folded, plain = efficientnet_lite0(64, imagenet), efficientnet_lite0(64, None)
+    folded, plain = efficientnet_lite("efficientnet_lite0", 64, imagenet), efficientnet_lite("efficientnet_lite0", 64, None)
     for layer in plain.layers:
         names = (
             {"kernel": "kernel"} if "conv" in layer.name else {n: n for n in ("gamma", "beta", "moving_mean", "moving_variance")}
@@ -70,13 +70,25 @@ def test_folding_batch_normalisation_leaves_the_function_as_it_is(imagenet: dict
     np.testing.assert_allclose(folded.predict_on_batch(pixels), plain.predict_on_batch(pixels), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "blocks", "numbers"),  # as published: millions with ImageNet's last layer
+    [("efficientnet_lite0", 16, 4.65), ("efficientnet_lite1", 21, 5.42), ("efficientnet_lite2", 21, 6.09)],
+)
+def test_the_networks_are_as_deep_and_as_large_as_published(name: str, blocks: int, numbers: float) -> None:
+    network = efficientnet_lite(name, 64)
+
+    assert sum("depthwise_conv" in layer.name for layer in network.layers if layer.weights) == blocks
+    trained = sum(weight.numpy().size for weight in network.trainable_variables)
+    assert (trained + 1281 * 1000) / 1e6 == pytest.approx(numbers, abs=0.01)
+
+
 def test_weights_of_another_network_are_refused(imagenet: dict[str, np.ndarray]) -> None:
     without_head = {name: array for name, array in imagenet.items() if not name.startswith("conv_head")}
 
     with pytest.raises(WeightsUnavailable, match="conv_head/kernel"):
-        efficientnet_lite0(64, without_head)
+        efficientnet_lite("efficientnet_lite0", 64, without_head)
     with pytest.raises(WeightsUnavailable, match="shape"):
-        efficientnet_lite0(64, imagenet | {"conv_stem/kernel": np.zeros((3, 3, 1, 32), np.float32)})
+        efficientnet_lite("efficientnet_lite0", 64, imagenet | {"conv_stem/kernel": np.zeros((3, 3, 1, 32), np.float32)})
 
 
 @pytest.mark.parametrize(("part", "counted", "trained"), [(0.0, 49, 33), (0.3, 34, 23), (1.0, 0, 0)])

