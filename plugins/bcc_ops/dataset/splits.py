@@ -14,8 +14,9 @@ overrules the other, since a fold too few does no harm and a patient in two fold
 - An image of which the metadata tells no patient any more counts as of the one that it last told.
 - A refused image is in no fold tonight and still ties those that belong together with it: a model may have been trained on it.
 - An image that a content finding excludes from training has a fold too: its model is asked about it, and none is trained on it.
-- Only groups that are new altogether are drawn: the largest first, then in an order fixed by a salted digest of their content,
-  each into the fold that has least of its classes. The result depends on the set of images alone, not on a listing's order.
+- Only groups that are new altogether are drawn: the largest first, then in an order fixed by a salted digest of their pixels,
+  each into the fold that has least of its classes. The result depends on the set of images alone, not on a listing's order, nor
+  on the lossless format that the images are stored in.
 - What an older release held out is fold 1. What it trained on is drawn into the folds 2 to 5, so that with its model fold 1
   stays held-out.
 """
@@ -109,6 +110,11 @@ class _Group:
     def counts(self) -> Counter[str]:
         return Counter(image.label for image in self.images)
 
+    @property
+    def drawn_by(self) -> str:
+        """Return the smallest digest of pixels; of bytes, where an older release's checks did not tell that of the pixels."""
+        return min(image.pixels or image.sha256 for image in self.images)
+
 
 def split_images(
     images: Iterable[ContentRow],
@@ -173,7 +179,8 @@ def fold_older(assigned: Iterable[AssignmentRow]) -> list[AssignmentRow]:
     held = {fold: Counter(row.label for row in rows if row.fold == fold) for fold in FOLDS[1:]}
     settled = {row.group: row.fold for row in rows if row.fold in held}
     counts = {name: Counter(row.label for row in group) for name, group in members.items()}
-    drawn = _fill({name: count for name, count in counts.items() if name not in settled}, held, salt="") | settled
+    order = {name: _draw("", name) for name in counts}
+    drawn = _fill({name: count for name, count in counts.items() if name not in settled}, held, order) | settled
     return [row._replace(fold=drawn[row.group]) if row.fold == OLDER_TRAINING else row for row in rows]
 
 
@@ -384,11 +391,12 @@ def _draw_folds(groups: Sequence[_Group], placed: Mapping[str, int], salt: str) 
             if image.key in placed:
                 held[placed[image.key]][image.label] += 1
     new = {group.name: group for group in groups if not group.folds}
-    drawn = _fill({name: group.counts for name, group in new.items()}, held, salt)
+    order = {name: _draw(salt, group.drawn_by) for name, group in new.items()}
+    drawn = _fill({name: group.counts for name, group in new.items()}, held, order)
     return {image.key: drawn[name] for name, group in new.items() for image in group.images}
 
 
-def _fill(groups: Mapping[str, Counter[str]], held: Mapping[int, Counter[str]], salt: str) -> dict[str, int]:
+def _fill(groups: Mapping[str, Counter[str]], held: Mapping[int, Counter[str]], order: Mapping[str, str]) -> dict[str, int]:
     """Return group -> fold. Each group goes to the fold that has the smallest part of its classes so far.
 
     The largest groups come first, since later ones can even them out. Of equal folds, the lowest is taken, so that a class of few
@@ -397,12 +405,12 @@ def _fill(groups: Mapping[str, Counter[str]], held: Mapping[int, Counter[str]], 
     Args:
         groups: name -> images per class.
         held: fold -> images per class that it has already.
-        salt: decides about the order of groups of one size.
+        order: name -> what groups of one size are sorted by.
     """
     held = {fold: Counter(counts) for fold, counts in held.items()}
     totals = sum(held.values(), Counter()) + sum(groups.values(), Counter())
     chosen: dict[str, int] = {}
-    for name in sorted(groups, key=lambda name: (-groups[name].total(), _draw(salt, name))):
+    for name in sorted(groups, key=lambda name: (-groups[name].total(), order[name])):
         counts = groups[name]
         parts = {fold: sum(counts[label] * own[label] / totals[label] for label in counts) for fold, own in held.items()}
         chosen[name] = min(held, key=lambda fold: (round(parts[fold], 9), fold))
@@ -410,8 +418,8 @@ def _fill(groups: Mapping[str, Counter[str]], held: Mapping[int, Counter[str]], 
     return chosen
 
 
-def _draw(salt: str, name: str) -> str:
-    return hashlib.sha256(f"{salt}\0{name}".encode()).hexdigest()
+def _draw(salt: str, digest: str) -> str:
+    return hashlib.sha256(f"{salt}\0{digest}".encode()).hexdigest()
 
 
 def _assignments(groups: Sequence[_Group], placed: Mapping[str, int], known: _Assigned, folds: int) -> tuple[AssignmentRow, ...]:

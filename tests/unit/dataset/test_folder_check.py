@@ -12,6 +12,7 @@ from bcc_ops.config import NO_FINDINGS, RetrainingConfig
 from bcc_ops.dataset.folder_check import check_folder, check_tables
 from bcc_ops.exceptions import MetadataProblem, NoImages
 from bcc_ops.runs.documents import FOLDS, CheckDocument, parse_document
+from benchmarks.dicom import rewrite
 from tests.factories.dicom_files import dicom_file
 from tests.factories.images import scan_pixels, scan_png
 
@@ -93,6 +94,24 @@ def test_the_patient_whom_a_dicom_file_names_is_the_one_of_the_table(folder):
     of_patient = ["benign/scan.dcm", "malignant/scan.dcm", "benign/benign (0).png", "malignant/malignant (0).png"]
     assert len({document.folds[key] for key in of_patient}) == 1
     assert "marker" not in (printed(document) + document.to_json().decode()).casefold()
+
+
+def test_lossless_copies_of_all_images_draw_the_folds_that_the_images_draw(folder, tmp_path):
+    for path in (tmp_path / "images").glob("*/*).png"):
+        packed = tmp_path / "packed" / path.parent.name / path.name
+        packed.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).save(packed, compress_level=1)
+        assert packed.read_bytes() != path.read_bytes()
+    (tmp_path / "dicom").mkdir()
+    assert len(list(rewrite(folder, tmp_path / "dicom"))) == 10
+
+    drawn = {}
+    for name in ("images", "packed", "dicom"):
+        document = check_folder(tmp_path / name, CONFIG)
+        drawn[name] = {key.rpartition(".")[0]: fold for key, fold in document.folds.items()}
+    assert len(drawn["images"]) == 10
+    assert drawn["packed"] == drawn["images"]
+    assert drawn["dicom"] == drawn["images"]
 
 
 def test_conflicts_are_listed(folder):

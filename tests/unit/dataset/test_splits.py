@@ -241,6 +241,19 @@ def test_the_salt_draws_another_split_of_what_is_new_only():
     assert folds(split_images(images, split.assignments, salted, CLASSES)) == folds(split)
 
 
+@holds
+@given(datasets(), st.integers(0, 10_000))
+def test_a_draw_is_that_of_the_pixels_whatever_files_hold_them(images, export):
+    images = [one._replace(pixels=digest_of(["pixels", one.sha256])) for one in images]
+    names = {one.sha256: digest_of([export, one.sha256]) for one in images}
+    members = defaultdict(list)
+    for one in images:
+        members[one.group].append(names[one.sha256])
+    exported = [one._replace(key=f"{one.key}.dcm", sha256=names[one.sha256], group=min(members[one.group])) for one in images]
+    again = folds(split_images(exported, (), CONFIG, CLASSES))
+    assert {key.removesuffix(".dcm"): fold for key, fold in again.items()} == folds(split_images(images, (), CONFIG, CLASSES))
+
+
 def test_refused_images_and_conflicts_are_in_no_fold():
     images = [row for number in range(30) for row in copies(f"r{number}", CLASSES[number % 3], 1)]
     images += [image("broken", refused="truncated"), image("both", refused="conflict")]
