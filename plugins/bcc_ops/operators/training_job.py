@@ -143,9 +143,14 @@ class TrainingJobs:
             ConfigError: SageMaker refuses the job.
             BccError: why the job that was waited for failed.
         """
-        if event and "error" in event:
-            raise getattr(exceptions, event["error"], TrainingUnavailable)(event["message"])
-        jobs = self._known()
+        try:
+            if event and "error" in event:
+                raise getattr(exceptions, event["error"], TrainingUnavailable)(event["message"])
+            jobs = self._known()
+        except BccError as error:
+            if event and not error.retryable:  # then no other attempt will look after the job
+                self.stop(event["job"])
+            raise
         if not jobs:
             return self._start(1, given)
         job, new = jobs[-1], len(jobs) + 1
@@ -226,9 +231,13 @@ class TrainingJobs:
         try:
             self.client.create_training_job(**asked)
         except (BotoCoreError, ClientError) as error:
-            if getattr(error, "response", {}).get("Error", {}).get("Code") == "ResourceInUse":
+            answer = getattr(error, "response", None) or {}  # botocore's errors of the connection have one that is None
+            if answer.get("Error", {}).get("Code") == "ResourceInUse":
                 return Waiting(name, joined=True)  # another attempt was faster
-            raise refusal_to_create(error, self.settings) from error
+            refused = refusal_to_create(error, self.settings)
+            if refused.retryable and not answer:
+                self.stop(name)  # without an answer the job may be there all the same, and this may be the last attempt
+            raise refused from error
         link = console_link(self.client.meta.region_name, name)
         log.info("%s trains on %s: %s", name, self.settings.sagemaker_instance_type, link)
         return Waiting(name, joined=False)

@@ -23,7 +23,7 @@ from bcc_ops.runs.rows import ImageRow, SplitRow
 from bcc_ops.runs.tables import write_rows
 from local.s3_server import S3Server
 from tests.factories.tasks import context, in_bucket
-from tests.services.sagemaker import Job, Refusal, SageMaker, sagemaker
+from tests.services.sagemaker import Dropped, Job, Refusal, SageMaker, sagemaker
 from tests.unit.report.samples import (
     PATHS,
     checks_document,
@@ -251,10 +251,19 @@ def test_the_job_of_a_trigger_that_was_not_heard_of_is_stopped(fold: Fold) -> No
     assert fold.job().told["TrainingJobStatus"] == "Stopped"
 
 
-def test_what_the_trigger_was_refused_fails_the_task(fold: Fold) -> None:
+def test_what_the_trigger_was_refused_fails_the_task_and_leaves_no_job(fold: Fold) -> None:
     deferred = fold.begin()
     with pytest.raises(AirflowFailException, match="ConfigError: AWS refuses"):
         fold.resume(deferred, error="ConfigError", message="AWS refuses")
+    assert fold.job().told["TrainingJobStatus"] == "Stopped"
+
+
+def test_a_late_job_that_the_worker_may_not_look_at_is_stopped(fold: Fold) -> None:
+    deferred = fold.begin()
+    fold.service.refusals = {"DescribeTrainingJob": [Refusal("AccessDeniedException", "not authorized")]}
+    with pytest.raises(AirflowFailException, match="ConfigError: AWS refuses sagemaker:DescribeTrainingJob"):
+        fold.resume(deferred, late=True)
+    assert fold.job().told["TrainingJobStatus"] == "Stopped"
 
 
 @pytest.mark.parametrize("when", ["before the job is there", "once it is there"])
@@ -284,6 +293,20 @@ def test_a_job_that_another_attempt_was_faster_to_create_is_joined(fold: Fold, m
 
     monkeypatch.setattr(SageMaker, "_create", first_another)
     assert fold.begin().kwargs == {"joined": True}
+
+
+def test_a_job_is_stopped_whose_creation_got_no_answer(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    create = SageMaker._create
+
+    def drop_the_connection(service: SageMaker, asked: dict[str, Any]) -> dict[str, Any]:
+        create(service, asked)
+        raise Dropped
+
+    monkeypatch.setattr(SageMaker, "_create", drop_the_connection)
+    with pytest.raises(TrainingUnavailable, match="gave no answer to CreateTrainingJob now"):
+        fold.task().execute(context())
+    assert fold.job().told["TrainingJobStatus"] == "Stopped"
 
 
 def test_throttling_is_waited_out(fold: Fold) -> None:
