@@ -47,6 +47,8 @@ def failure_of(job: Mapping[str, Any], settings: Settings) -> BccError:
         return TrainingUnavailable(
             f"AWS has no {kind} for {name} now. Wait for a retry, or name another type in BCC_SAGEMAKER_INSTANCE_TYPE"
         )
+    if "more memory" in reason or "Out of Memory" in reason:
+        return _killed(name, reason[:_LONGEST_MESSAGE], kind)
     if reason.startswith("ClientError"):
         return ConfigError(
             f"SageMaker could not do {name}: {reason[:_LONGEST_MESSAGE]}. If it names an image, that was deleted since the "
@@ -77,8 +79,12 @@ def _failure_of_process(name: str, reason: str, kind: str) -> BccError:
     assert match is not None  # every reason that begins so
     if match["said"]:
         return parse_failure(match["said"])
+    return _killed(name, f"exit code {match['status'] or 'unknown'}", kind)
+
+
+def _killed(name: str, said: str, kind: str) -> BccError:
     return TrainingFailed(
-        f"the process of {name} was killed (exit code {match['status'] or 'unknown'}), most often because the memory of {kind} "
+        f"the process of {name} was killed ({said}), most often because the memory of {kind} "
         "did not suffice. A retry goes on from its checkpoint; name a larger type in BCC_SAGEMAKER_INSTANCE_TYPE"
     )
 
@@ -129,9 +135,12 @@ def _told(error: Exception) -> tuple[str, str]:
 
 
 def is_missing(error: Exception) -> bool:
-    """Return whether a ClientError says that the job does not exist: AWS calls that a ValidationException."""
+    """Return whether a ClientError says that the job does not exist.
+
+    AWS documents ResourceNotFound for that, and answers a ValidationException.
+    """
     code, said = _told(error)
-    return code == "ValidationException" and re.search(r"not found|not find", said) is not None
+    return code == "ResourceNotFound" or (code == "ValidationException" and re.search(r"not found|not find", said) is not None)
 
 
 def console_link(region: str, name: str) -> str:

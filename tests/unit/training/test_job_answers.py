@@ -75,6 +75,15 @@ def _error(code: str, message: str, status: int = 400) -> ClientError:
             "TrainingFailed",
             r"killed \(exit code 137\), most often because the memory of ml.g5.xlarge did not suffice.* a larger type",
         ),
+        (
+            _ended(
+                "Failed",
+                reason="ClientError: Please use an instance type with more memory, or reduce the size of job data processed "
+                "on an instance.",
+            ),
+            "TrainingFailed",
+            r"killed \(ClientError: Please.* instance\.\), most often because the memory of ml.g5.xlarge .* a larger type",
+        ),
     ],
 )
 def test_a_job_without_a_model_is_one_of_the_projects_errors(ended: dict[str, Any], kind: str, said: str) -> None:
@@ -133,6 +142,7 @@ def test_what_may_pass_is_tried_again_and_what_a_person_stopped_is_not() -> None
 
 def test_a_job_that_does_not_exist_is_told_from_a_request_that_is_wrong() -> None:
     assert is_missing(_error("ValidationException", "Requested resource not found."))
+    assert is_missing(_error("ResourceNotFound", "Training job bcc-1 does not exist."))
     assert not is_missing(_error("ValidationException", "1 validation error detected"))
     assert not is_missing(_error("AccessDeniedException", "not found, says the policy"))
     assert not is_missing(NoCredentialsError())
