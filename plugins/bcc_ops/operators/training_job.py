@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.training.job_answers import (
     RUNNING,
     console_link,
+    count_jobs,
     describe_cost,
     failure_of,
     is_missing,
@@ -166,7 +168,10 @@ class TrainingJobs:
             return Waiting(name, joined) if awaited else self._join(job)
         if status == "Completed":
             output = self._output(job, given, of_this_attempt=awaited and not joined)
-            return self._start(new, given) if output is None else output
+            if output is None:
+                return self._start(new, given)
+            # Whatever the job itself has written there: AWS alone knows.
+            return replace(output, document=output.document.model_copy(update={"sagemaker": count_jobs(jobs)}))
         if awaited and not (joined and job.get("SecondaryStatus") == "Stopped"):  # then it was stopped with the earlier attempt
             log.info("%s: %s", name, describe_cost(job, self.settings.sagemaker_price_per_hour))
             raise failure_of(job, self.settings)

@@ -6,7 +6,7 @@ Needs neither NumPy nor PyArrow: the triggerer asks without them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bcc_ops.config import Settings
@@ -18,6 +18,7 @@ from bcc_ops.exceptions import (
     TrainingStopped,
     TrainingUnavailable,
 )
+from bcc_ops.runs.documents import SageMakerJobs
 
 POLICY = "deploy/iam-policy-sagemaker.json has the permissions: apply it to the connection's user"
 ROLE_POLICY = "deploy/iam-policy-sagemaker-role.json has the permissions that the job's role needs"
@@ -160,3 +161,17 @@ def describe_cost(job: Mapping[str, Any], price_per_hour: float) -> str:
         return "AWS has not said yet how many seconds it bills"
     cost = f", {seconds / 3600 * price_per_hour:.2f} at {price_per_hour:g} an hour" if price_per_hour else ""
     return f"AWS bills {seconds} s{cost}"
+
+
+def count_jobs(jobs: Sequence[Mapping[str, Any]]) -> SageMakerJobs:
+    """Return what AWS bills for jobs that have ended, as DescribeTrainingJob tells them. Each has one instance."""
+    billed = [
+        (job["BillableTimeInSeconds"], job.get("TrainingTimeInSeconds", 0)) for job in jobs if "BillableTimeInSeconds" in job
+    ]
+    return SageMakerJobs(
+        jobs=len(jobs),
+        instance_types=tuple(dict.fromkeys(job["ResourceConfig"]["InstanceType"] for job in jobs)),
+        billed_seconds=sum(seconds for seconds, _ in billed),
+        saved_seconds=sum(max(0, ran - seconds) for seconds, ran in billed),
+        without_bill=len(jobs) - len(billed),
+    )

@@ -17,7 +17,7 @@ from airflow.triggers.base import BaseTrigger
 
 from bcc_ops.exceptions import DivergedError, TrainingFailed, TrainingInterrupted, TrainingUnavailable
 from bcc_ops.operators.train_model import TrainModelOperator
-from bcc_ops.runs.documents import FOLDS, Reference
+from bcc_ops.runs.documents import FOLDS, FoldDocument, Reference, SageMakerJobs
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.rows import ImageRow, SplitRow
 from bcc_ops.runs.tables import write_rows
@@ -139,8 +139,10 @@ def test_the_first_attempt_writes_the_input_and_waits_for_its_job(fold: Fold) ->
 
 def test_a_job_that_has_trained_leaves_the_folds_files_and_nothing_else(fold: Fold, caplog: pytest.LogCaptureFixture) -> None:
     fold.settings["sagemaker_price_per_hour"] = 1.2
+    fold.begin()
+    fold.job().finish("Failed", reason="InternalServerError")
     deferred = fold.begin()
-    fold.complete(fold.job())
+    fold.complete(fold.job(2))
     with caplog.at_level(logging.INFO):
         done = fold.resume(deferred)
 
@@ -148,7 +150,11 @@ def test_a_job_that_has_trained_leaves_the_folds_files_and_nothing_else(fold: Fo
     stored = {ending: fold.store.get(PATHS.document(f"fold-2.{ending}")) for ending in ("csv", "h5", "parquet")}
     assert stored == {"csv": b"epoch", "h5": b"model", "parquet": b"answers"}
     assert list(fold.store.list_objects("artifacts/checkpoints")) == []
-    assert f"{fold.job().name} has trained: AWS bills 600 s, 0.20 at 1.2 an hour" in caplog.text
+    document = fold.store.load_key(FoldDocument, PATHS.document("fold-2.json"))
+    assert document.sagemaker == SageMakerJobs(
+        jobs=2, instance_types=("ml.g5.xlarge",), billed_seconds=1200, saved_seconds=600, without_bill=0
+    )
+    assert f"{fold.job(2).name} has trained: AWS bills 600 s, 0.20 at 1.2 an hour" in caplog.text
     assert list((fold.settings["cache_dir"] / "training").iterdir()) == []
 
 

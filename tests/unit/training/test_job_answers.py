@@ -9,8 +9,10 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 
 from bcc_ops import exceptions
 from bcc_ops.config import Settings
+from bcc_ops.runs.documents import SageMakerJobs
 from bcc_ops.training.job_answers import (
     console_link,
+    count_jobs,
     describe_cost,
     failure_of,
     is_missing,
@@ -154,6 +156,18 @@ def test_costs_are_those_of_the_billable_seconds() -> None:
     )
     assert describe_cost({"BillableTimeInSeconds": 90}, 0) == "AWS bills 90 s"
     assert describe_cost({}, 1.0) == "AWS has not said yet how many seconds it bills"
+
+
+def test_all_jobs_of_a_fold_are_counted_those_without_an_instance_too() -> None:
+    small, large = ({"ResourceConfig": {"InstanceType": kind}} for kind in ("ml.g5.xlarge", "ml.g5.2xlarge"))
+    jobs = [
+        {**small, "BillableTimeInSeconds": 600, "TrainingTimeInSeconds": 900},
+        {**small, **_ended("Failed", reason="CapacityError: none")},
+        {**large, "BillableTimeInSeconds": 240, "TrainingTimeInSeconds": 240},
+    ]
+    assert count_jobs(jobs) == SageMakerJobs(
+        jobs=3, instance_types=("ml.g5.xlarge", "ml.g5.2xlarge"), billed_seconds=840, saved_seconds=300, without_bill=1
+    )
 
 
 def test_the_link_leads_to_the_job_in_its_region() -> None:
