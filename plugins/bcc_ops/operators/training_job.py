@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bcc_ops import exceptions
 from bcc_ops.config import Settings
-from bcc_ops.exceptions import ArtifactError, BccError, ConfigError, ObjectNotFound, TrainingUnavailable
+from bcc_ops.exceptions import ArtifactError, BccError, ConfigError, ObjectNotFound, TrainingInterrupted, TrainingUnavailable
 from bcc_ops.runs.documents import Reference, SnapshotDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.training.job_answers import (
@@ -124,8 +124,8 @@ class TrainingJobs:
         self.settings = settings
         self.request = request
         self.place = place
-        self.created: str | None = None
-        """The job that this attempt of the task creates."""
+        self._created: str | None = None
+        self._given_up = False
 
     @cached_property
     def client(self) -> Any:
@@ -187,6 +187,12 @@ class TrainingJobs:
         else:
             log.info("%s is stopped", name)
 
+    def give_up(self) -> None:
+        """Create no job any more, and stop the one that this attempt of the task has created: the task is killed."""
+        self._given_up = True
+        if self._created is not None:
+            self.stop(self._created)
+
     def stop_last(self) -> None:
         """Stop the last job, if it goes on."""
         jobs = self._known()
@@ -232,7 +238,9 @@ class TrainingJobs:
         asked = self._asked(number, weights=weights is not None)
         name = asked["TrainingJobName"]
         self._write_input(given, weights)
-        self.created = name
+        self._created = name  # before the question, so that whoever kills the task after it knows the job
+        if self._given_up:
+            raise TrainingInterrupted("the task was stopped from outside before its job began")
         try:
             self.client.create_training_job(**asked)
         except (BotoCoreError, ClientError) as error:

@@ -290,6 +290,19 @@ def test_a_task_that_is_killed_while_its_job_begins_leaves_none_behind(
     assert [job.told["TrainingJobStatus"] for job in fold.service.jobs.values()] == ["Stopped"]
 
 
+def test_a_task_that_is_killed_while_it_writes_the_input_creates_no_job(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, copy = fold.task(), ObjectStore.copy
+
+    def kill(store: ObjectStore, *arguments: Any) -> None:
+        task.on_kill()
+        copy(store, *arguments)
+
+    monkeypatch.setattr(ObjectStore, "copy", kill)
+    with pytest.raises(TrainingInterrupted, match="before its job began"):
+        task.execute(context())
+    assert fold.asked("CreateTrainingJob") == 0
+
+
 def test_a_job_that_another_attempt_was_faster_to_create_is_joined(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
     create = SageMaker._create
 
