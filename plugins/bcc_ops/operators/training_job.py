@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 COPIES_AT_ONCE = 16
 
+LOOKS_PAST_THE_LAST = 3
+"""Numbers in a row that no job has, until there is none with a higher one: a person may have deleted jobs that have ended."""
+
 
 def require_triggers_that_are_told() -> None:
     """Make sure that the job of a task that is cleared while it waits can be stopped.
@@ -81,7 +84,7 @@ def describe_job(client: Any, name: str) -> Mapping[str, Any] | None:
             if is_missing(error):
                 return None
             raise
-    return found
+    return None if found["TrainingJobStatus"] == "Deleting" else found
 
 
 class JobInput(NamedTuple):
@@ -155,8 +158,9 @@ class TrainingJobs:
             raise
         if not jobs:
             return self._start(1, given)
-        job, new = jobs[-1], len(jobs) + 1
+        job = jobs[-1]
         name, status = job["TrainingJobName"], job["TrainingJobStatus"]
+        new = int(name.rpartition("-")[2]) + 1
         awaited = event is not None and event["job"] == name
         if status in RUNNING:
             if event and awaited and event.get("late"):
@@ -204,8 +208,13 @@ class TrainingJobs:
         from bcc_ops.training.sagemaker import job_name
 
         known: list[Mapping[str, Any]] = []
-        while (job := describe_job(self.client, job_name(self.store.bucket, self.request, len(known) + 1))) is not None:
-            known.append(job)
+        number = missing = 0
+        while missing < LOOKS_PAST_THE_LAST:
+            number += 1
+            job = describe_job(self.client, job_name(self.store.bucket, self.request, number))
+            missing = missing + 1 if job is None else 0
+            if job is not None:
+                known.append(job)
         return known
 
     def _asked(self, number: int, *, weights: bool = False) -> dict[str, Any]:

@@ -190,6 +190,19 @@ def test_a_retry_takes_the_output_of_a_job_that_ended_meanwhile(fold: Fold) -> N
     assert fold.asked("CreateTrainingJob") == 1
 
 
+def test_a_job_is_found_although_earlier_ones_were_deleted_in_the_console(fold: Fold) -> None:
+    for _ in range(2):
+        fold.begin()
+        list(fold.service.jobs.values())[-1].finish("Failed", reason="InternalServerError")
+    third = fold.begin().trigger.job  # type: ignore[attr-defined]
+    for deleted in list(fold.service.jobs)[:2]:
+        del fold.service.jobs[deleted]
+    assert third.endswith("-try-3") and fold.begin().trigger.job == third  # type: ignore[attr-defined]
+    assert fold.asked("CreateTrainingJob") == 3
+    fold.job().finish("Failed", reason="InternalServerError")
+    assert fold.begin().trigger.job == third.replace("-try-3", "-try-4")  # type: ignore[attr-defined]
+
+
 def test_a_job_with_another_image_is_stopped_before_another_one_starts(fold: Fold) -> None:
     fold.begin()
     fold.settings["sagemaker_image_uri"] = f"{IMAGE}2"
