@@ -708,14 +708,23 @@ NEEDED_BY_SAGEMAKER = ("sagemaker_role_arn", "sagemaker_image_uri", "sagemaker_i
 
 _VALUES_OF_AWS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "sagemaker_role_arn": (r"arn:aws[a-z-]*:iam::\d{12}:role/\S+", "the ARN of a role, arn:aws:iam::<account>:role/<name>"),
+        "sagemaker_role_arn": (
+            r"arn:aws[a-z-]*:iam::\d{12}:role/[A-Za-z0-9_+=,.@/-]+",
+            "the ARN of a role, arn:aws:iam::<account>:role/<name>",
+        ),
         "sagemaker_image_uri": (
             r"\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/\S{1,200}",
             "an image in Amazon ECR, <account>.dkr.ecr.<region>.amazonaws.com/<name>:<tag>",
         ),
         "sagemaker_instance_type": (r"ml\.[a-z0-9-]+\.[a-z0-9-]+", "a type of instance of SageMaker, as ml.g5.xlarge"),
-        "sagemaker_subnets": (r"subnet-[0-9a-f]+(\s*,\s*subnet-[0-9a-f]+)*", "comma-separated ids of subnets, subnet-0a1b…"),
-        "sagemaker_security_groups": (r"sg-[0-9a-f]+(\s*,\s*sg-[0-9a-f]+)*", "comma-separated ids of security groups, sg-0a1b…"),
+        "sagemaker_subnets": (
+            r"subnet-[0-9a-f]{1,25}(\s*,\s*subnet-[0-9a-f]{1,25}){0,15}",
+            "at most 16 comma-separated ids of subnets, subnet-0a1b…",
+        ),
+        "sagemaker_security_groups": (
+            r"sg-[0-9a-f]{1,29}(\s*,\s*sg-[0-9a-f]{1,29}){0,4}",
+            "at most 5 comma-separated ids of security groups, sg-0a1b…",
+        ),
     }
 )
 """Setting -> the pattern of its value, and what that is in words."""

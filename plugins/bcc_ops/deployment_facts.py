@@ -196,7 +196,14 @@ def ask_sagemaker(settings: Settings) -> BccError | None:
 
     def ask() -> None:
         require_triggers_that_are_told()
-        describe_job(open_sagemaker(settings, config=patience), "bcc-doctor")
+        client = open_sagemaker(settings, config=patience)
+        region, of_image = client.meta.region_name, settings.sagemaker_image_uri.split(".")[3]
+        if region != of_image:
+            raise ConfigError(
+                f"BCC_SAGEMAKER_IMAGE_URI names an image in {of_image}, and the connection trains in {region}: a job takes its "
+                "image from its own region. Correct the setting, or region_name in the connection's extra"
+            )
+        describe_job(client, "bcc-doctor")
 
     try:
         return _error(ask)

@@ -91,7 +91,7 @@ def _require_the_workers_model(place: ObjectStore, found: FoldDocument, start: C
     assert place.get_referenced(found.model) == place.get_referenced(expected.model)
     assert place.get_referenced(found.answers) == place.get_referenced(expected.answers)
     assert _metrics(place.get_referenced(found.history)) == _metrics(place.get_referenced(expected.history))
-    of_the_run = {"config_digest", "split", "model", "answers", "resumed_after_epochs", *OF_THE_ATTEMPT}
+    of_the_run = {"config_digest", "split", "model", "answers", "resumed_after_epochs", "sagemaker", *OF_THE_ATTEMPT}
     assert found.model_dump(exclude=of_the_run) == expected.model_dump(exclude=of_the_run)
 
 

@@ -43,6 +43,10 @@ class Refusal(Exception):
         self.code, self.message, self.status = code, message, status
 
 
+class Dropped(Exception):
+    """Instead of an answer: the connection is closed."""
+
+
 class Job:
     """A training job.
 
@@ -318,6 +322,12 @@ def _check(asked: dict[str, Any]) -> None:
 
 class _Handler(AwsJsonHandler):
     service: SageMaker
+
+    def do_POST(self) -> None:
+        try:
+            super().do_POST()
+        except Dropped:
+            self.close_connection = True
 
     def answer(self, operation: str, parameters: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         try:

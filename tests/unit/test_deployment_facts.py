@@ -204,6 +204,11 @@ def test_sagemaker_is_asked_about_a_job_that_does_not_exist(
         service.refusals = {"DescribeTrainingJob": [Refusal("AccessDeniedException", "not authorized")]}
         refused = ask_sagemaker(settings)
         assert isinstance(refused, ConfigError) and "deploy/iam-policy-sagemaker.json" in str(refused)
+        image = settings.sagemaker_image_uri.replace("us-east-1", "eu-central-1")
+        elsewhere = ask_sagemaker(Settings(**{**dict(settings), "sagemaker_image_uri": image}))
+        assert isinstance(elsewhere, ConfigError) and "an image in eu-central-1, and the connection trains in us-east-1" in str(
+            elsewhere
+        )
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", '{"conn_type": "aws", "login": "a", "password": "b"}')
     assert "names no region" in str(ask_sagemaker(settings))

@@ -279,5 +279,5 @@ class TrainModelOperator(BccOperator):
         """Ask training to stop: Airflow kills the process some ten seconds after this, wherever it is."""
         if self._stop is not None:
             self._stop.set()
-        if self._jobs is not None and self._jobs.created is not None:
-            self._jobs.stop(self._jobs.created)
+        if self._jobs is not None:
+            self._jobs.give_up()

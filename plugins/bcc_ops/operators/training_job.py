@@ -6,18 +6,20 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bcc_ops import exceptions
 from bcc_ops.config import Settings
-from bcc_ops.exceptions import ArtifactError, BccError, ConfigError, ObjectNotFound, TrainingUnavailable
+from bcc_ops.exceptions import ArtifactError, BccError, ConfigError, ObjectNotFound, TrainingInterrupted, TrainingUnavailable
 from bcc_ops.runs.documents import Reference, SnapshotDocument
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.training.job_answers import (
     RUNNING,
     console_link,
+    count_jobs,
     describe_cost,
     failure_of,
     is_missing,
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COPIES_AT_ONCE = 16
+
+LOOKS_PAST_THE_LAST = 3
+"""Numbers in a row that no job has, until there is none with a higher one: a person may have deleted jobs that have ended."""
 
 
 def require_triggers_that_are_told() -> None:
@@ -79,7 +84,7 @@ def describe_job(client: Any, name: str) -> Mapping[str, Any] | None:
             if is_missing(error):
                 return None
             raise
-    return found
+    return None if found["TrainingJobStatus"] == "Deleting" else found
 
 
 class JobInput(NamedTuple):
@@ -122,8 +127,8 @@ class TrainingJobs:
         self.settings = settings
         self.request = request
         self.place = place
-        self.created: str | None = None
-        """The job that this attempt of the task creates."""
+        self._created: str | None = None
+        self._given_up = False
 
     @cached_property
     def client(self) -> Any:
@@ -143,13 +148,19 @@ class TrainingJobs:
             ConfigError: SageMaker refuses the job.
             BccError: why the job that was waited for failed.
         """
-        if event and "error" in event:
-            raise getattr(exceptions, event["error"], TrainingUnavailable)(event["message"])
-        jobs = self._known()
+        try:
+            if event and "error" in event:
+                raise getattr(exceptions, event["error"], TrainingUnavailable)(event["message"])
+            jobs = self._known()
+        except BccError as error:
+            if event and not error.retryable:  # then no other attempt will look after the job
+                self.stop(event["job"])
+            raise
         if not jobs:
             return self._start(1, given)
-        job, new = jobs[-1], len(jobs) + 1
+        job = jobs[-1]
         name, status = job["TrainingJobName"], job["TrainingJobStatus"]
+        new = int(name.rpartition("-")[2]) + 1
         awaited = event is not None and event["job"] == name
         if status in RUNNING:
             if event and awaited and event.get("late"):
@@ -161,7 +172,10 @@ class TrainingJobs:
             return Waiting(name, joined) if awaited else self._join(job)
         if status == "Completed":
             output = self._output(job, given, of_this_attempt=awaited and not joined)
-            return self._start(new, given) if output is None else output
+            if output is None:
+                return self._start(new, given)
+            # Whatever the job itself has written there: AWS alone knows.
+            return replace(output, document=output.document.model_copy(update={"sagemaker": count_jobs(jobs)}))
         if awaited and not (joined and job.get("SecondaryStatus") == "Stopped"):  # then it was stopped with the earlier attempt
             log.info("%s: %s", name, describe_cost(job, self.settings.sagemaker_price_per_hour))
             raise failure_of(job, self.settings)
@@ -177,6 +191,12 @@ class TrainingJobs:
         else:
             log.info("%s is stopped", name)
 
+    def give_up(self) -> None:
+        """Create no job any more, and stop the one that this attempt of the task has created: the task is killed."""
+        self._given_up = True
+        if self._created is not None:
+            self.stop(self._created)
+
     def stop_last(self) -> None:
         """Stop the last job, if it goes on."""
         jobs = self._known()
@@ -188,8 +208,13 @@ class TrainingJobs:
         from bcc_ops.training.sagemaker import job_name
 
         known: list[Mapping[str, Any]] = []
-        while (job := describe_job(self.client, job_name(self.store.bucket, self.request, len(known) + 1))) is not None:
-            known.append(job)
+        number = missing = 0
+        while missing < LOOKS_PAST_THE_LAST:
+            number += 1
+            job = describe_job(self.client, job_name(self.store.bucket, self.request, number))
+            missing = missing + 1 if job is None else 0
+            if job is not None:
+                known.append(job)
         return known
 
     def _asked(self, number: int, *, weights: bool = False) -> dict[str, Any]:
@@ -222,13 +247,19 @@ class TrainingJobs:
         asked = self._asked(number, weights=weights is not None)
         name = asked["TrainingJobName"]
         self._write_input(given, weights)
-        self.created = name
+        self._created = name  # before the question, so that whoever kills the task after it knows the job
+        if self._given_up:
+            raise TrainingInterrupted("the task was stopped from outside before its job began")
         try:
             self.client.create_training_job(**asked)
         except (BotoCoreError, ClientError) as error:
-            if getattr(error, "response", {}).get("Error", {}).get("Code") == "ResourceInUse":
+            answer = getattr(error, "response", None) or {}  # botocore's errors of the connection have one that is None
+            if answer.get("Error", {}).get("Code") == "ResourceInUse":
                 return Waiting(name, joined=True)  # another attempt was faster
-            raise refusal_to_create(error, self.settings) from error
+            refused = refusal_to_create(error, self.settings)
+            if refused.retryable and not answer:
+                self.stop(name)  # without an answer the job may be there all the same, and this may be the last attempt
+            raise refused from error
         link = console_link(self.client.meta.region_name, name)
         log.info("%s trains on %s: %s", name, self.settings.sagemaker_instance_type, link)
         return Waiting(name, joined=False)

@@ -510,6 +510,18 @@ class _TrainedAs(Document):
     model: Reference
 
 
+class SageMakerJobs(Part):
+    """The jobs of Amazon SageMaker that a fold took, those that left no model included."""
+
+    jobs: int
+    instance_types: tuple[str, ...]
+    billed_seconds: int
+    saved_seconds: int
+    """That they ran on spot instances and are not billed."""
+    without_bill: int
+    """Jobs of which AWS tells no seconds: they got no instance, or it has not counted yet."""
+
+
 class FoldDocument(_TrainedAs):
     """How one fold's model was trained: on the images of the other folds."""
 
@@ -524,6 +536,8 @@ class FoldDocument(_TrainedAs):
     """`fold-<n>.csv`: one row per epoch."""
     answers: Reference
     """`fold-<n>.parquet`: what it answers about the images of its fold."""
+    sagemaker: SageMakerJobs | None = None
+    """None if a worker trained it, and in documents of older releases."""
 
 
 class FoldSummary(Part):
@@ -538,6 +552,8 @@ class FoldSummary(Part):
     resumed_after_epochs: tuple[int, ...]
     host: str
     model: Reference
+    sagemaker: SageMakerJobs | None = None
+    """As in the fold's document."""
 
 
 class TrainingDocument(_TrainedAs):

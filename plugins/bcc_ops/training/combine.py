@@ -18,7 +18,16 @@ AVERAGED = "average of the weights of {} models"
 MEAN = "mean of the answers of {} models"
 _OF_ONE = frozenset(
     {
-        *("fold", "images", "resumed_after_epochs", "seconds", "seconds_per_epoch", "images_per_second", "peak_memory_mb"),
+        *(
+            "fold",
+            "images",
+            "resumed_after_epochs",
+            "sagemaker",
+            "seconds",
+            "seconds_per_epoch",
+            "images_per_second",
+            "peak_memory_mb",
+        ),
         *("host", "devices", "versions", "history", "model", "answers", "epochs", "determinism_note", "mixed_precision", "xla"),
     }
 )

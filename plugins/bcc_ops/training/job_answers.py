@@ -6,7 +6,7 @@ Needs neither NumPy nor PyArrow: the triggerer asks without them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bcc_ops.config import Settings
@@ -18,6 +18,7 @@ from bcc_ops.exceptions import (
     TrainingStopped,
     TrainingUnavailable,
 )
+from bcc_ops.runs.documents import SageMakerJobs
 
 POLICY = "deploy/iam-policy-sagemaker.json has the permissions: apply it to the connection's user"
 ROLE_POLICY = "deploy/iam-policy-sagemaker-role.json has the permissions that the job's role needs"
@@ -47,6 +48,8 @@ def failure_of(job: Mapping[str, Any], settings: Settings) -> BccError:
         return TrainingUnavailable(
             f"AWS has no {kind} for {name} now. Wait for a retry, or name another type in BCC_SAGEMAKER_INSTANCE_TYPE"
         )
+    if "more memory" in reason or "Out of Memory" in reason:
+        return _killed(name, reason[:_LONGEST_MESSAGE], kind)
     if reason.startswith("ClientError"):
         return ConfigError(
             f"SageMaker could not do {name}: {reason[:_LONGEST_MESSAGE]}. If it names an image, that was deleted since the "
@@ -77,8 +80,12 @@ def _failure_of_process(name: str, reason: str, kind: str) -> BccError:
     assert match is not None  # every reason that begins so
     if match["said"]:
         return parse_failure(match["said"])
+    return _killed(name, f"exit code {match['status'] or 'unknown'}", kind)
+
+
+def _killed(name: str, said: str, kind: str) -> BccError:
     return TrainingFailed(
-        f"the process of {name} was killed (exit code {match['status'] or 'unknown'}), most often because the memory of {kind} "
+        f"the process of {name} was killed ({said}), most often because the memory of {kind} "
         "did not suffice. A retry goes on from its checkpoint; name a larger type in BCC_SAGEMAKER_INSTANCE_TYPE"
     )
 
@@ -129,9 +136,12 @@ def _told(error: Exception) -> tuple[str, str]:
 
 
 def is_missing(error: Exception) -> bool:
-    """Return whether a ClientError says that the job does not exist: AWS calls that a ValidationException."""
+    """Return whether a ClientError says that the job does not exist.
+
+    AWS documents ResourceNotFound for that, and answers a ValidationException.
+    """
     code, said = _told(error)
-    return code == "ValidationException" and re.search(r"not found|not find", said) is not None
+    return code == "ResourceNotFound" or (code == "ValidationException" and re.search(r"not found|not find", said) is not None)
 
 
 def console_link(region: str, name: str) -> str:
@@ -151,3 +161,17 @@ def describe_cost(job: Mapping[str, Any], price_per_hour: float) -> str:
         return "AWS has not said yet how many seconds it bills"
     cost = f", {seconds / 3600 * price_per_hour:.2f} at {price_per_hour:g} an hour" if price_per_hour else ""
     return f"AWS bills {seconds} s{cost}"
+
+
+def count_jobs(jobs: Sequence[Mapping[str, Any]]) -> SageMakerJobs:
+    """Return what AWS bills for jobs that have ended, as DescribeTrainingJob tells them. Each has one instance."""
+    billed = [
+        (job["BillableTimeInSeconds"], job.get("TrainingTimeInSeconds", 0)) for job in jobs if "BillableTimeInSeconds" in job
+    ]
+    return SageMakerJobs(
+        jobs=len(jobs),
+        instance_types=tuple(dict.fromkeys(job["ResourceConfig"]["InstanceType"] for job in jobs)),
+        billed_seconds=sum(seconds for seconds, _ in billed),
+        saved_seconds=sum(max(0, ran - seconds) for seconds, ran in billed),
+        without_bill=len(jobs) - len(billed),
+    )

@@ -21,21 +21,24 @@ import posixpath
 import re
 import shutil
 import tarfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bcc_ops.config import Settings
 from bcc_ops.dataset.image_cache import cache_error
-from bcc_ops.exceptions import ArtifactError, ObjectChanged
+from bcc_ops.exceptions import ArtifactError, BccError, ObjectChanged
 from bcc_ops.runs.documents import FoldDocument
 from bcc_ops.runs.paths import fold_file
 from bcc_ops.runs.rows import ImageRow
 from bcc_ops.training.job_folder import JobFolder, TrainingRequest
 
-LARGEST_OUTPUT = 2_000_000_000
-"""Bytes that are unpacked of a job's output. The largest backbone of Keras has 0.6 GB."""
+LARGEST_FILES = MappingProxyType({"h5": 2_000_000_000, "parquet": 200_000_000, "csv": 10_000_000, "json": 1_000_000})
+"""Bytes that are unpacked of each of a fold's files. The largest backbone of Keras has 0.6 GB."""
+
+_LARGEST_HEADERS = 1_000_000
+"""Bytes of everything else in the archive, which tarfile keeps in memory: a header has 512, and SageMaker writes some ten."""
 
 _PLAIN = re.compile(r"[\w!()'-]([\w!()'. -]*[\w!()'-])?", re.ASCII)
 """A part of a key that is the same as a part of a path, on every file system and in a manifest."""
@@ -218,26 +221,41 @@ def unpack_output(pieces: Iterable[bytes], job: JobFolder, fold: int) -> None:
         fold: the one that is held out.
 
     Raises:
-        ArtifactError: it is damaged, holds anything else, or more than `LARGEST_OUTPUT`.
+        ArtifactError: it is damaged, holds anything else, or more than `LARGEST_FILES`.
         CacheError: the disk does not take it.
     """
-    expected = {fold_file(fold, ending) for ending in ("h5", "parquet", "csv", "json")}
+    expected = {fold_file(fold, ending): most for ending, most in LARGEST_FILES.items()}
+    content = _Bounded(gzip.GzipFile(fileobj=_Pieces(pieces)))
     try:
         job.model.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(fileobj=_Bounded(gzip.GzipFile(fileobj=_Pieces(pieces))), mode="r|") as archive:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=content, mode="r|") as archive:  # type: ignore[call-overload]
             for member in archive:
-                name = posixpath.normpath(member.name)
-                if member.isdir():
-                    continue
-                content = archive.extractfile(member) if member.isreg() and name in expected else None
-                if content is None:
-                    raise ArtifactError(f"model.tar.gz has {member.name!r}, which is not a file of fold {fold}")
-                with (job.model / name).open("wb") as file:
-                    shutil.copyfileobj(content, file)
-    except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile) as error:
+                if not member.isdir():
+                    _unpack_member(archive, member, content, job, expected)
+    except gzip.BadGzipFile as error:
         raise ArtifactError(f"model.tar.gz is damaged: {error}") from None
+    except (BccError, MemoryError):
+        raise
     except OSError as error:
         raise cache_error(job.root, error) from error
+    except Exception as error:  # tarfile raises anything on damaged headers: ReadError, ValueError, RecursionError, …
+        raise ArtifactError(f"model.tar.gz is damaged: {' '.join(str(error).split())[:200]}") from None
+
+
+def _unpack_member(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, content: _Bounded, job: JobFolder, expected: dict[str, int]
+) -> None:
+    name = posixpath.normpath(member.name)
+    if not member.isreg() or member.issparse() or name not in expected:  # holes in a file take no room in the archive
+        raise ArtifactError(f"model.tar.gz has {member.name[:100]!r}, which is not a file of the fold, or is there twice")
+    most = expected.pop(name)
+    if not 0 <= member.size <= most:
+        raise ArtifactError(f"model.tar.gz has {name} with {member.size:,} bytes, and it may have {most:,} at most")
+    content.allowed += member.size
+    file = archive.extractfile(member)
+    assert file is not None  # a regular file
+    with (job.model / name).open("wb") as unpacked:
+        shutil.copyfileobj(file, unpacked)
 
 
 def require_asked_for(document: FoldDocument, request: TrainingRequest, *, snapshot_digest: str, config_digest: str) -> None:
@@ -276,15 +294,19 @@ class _Pieces(io.RawIOBase):
 
 
 class _Bounded:
-    """A file that ends a reader who takes more of it than `LARGEST_OUTPUT`: sizes in an archive's headers promise nothing."""
+    """A file that ends a reader who takes more of it than is allowed: sizes in an archive's headers promise nothing.
+
+    Attributes:
+        allowed: bytes that may still be read.
+    """
 
     def __init__(self, file: gzip.GzipFile) -> None:
         self._file = file
-        self._read = 0
+        self.allowed = _LARGEST_HEADERS
 
     def read(self, size: int = -1) -> bytes:
         content = self._file.read(size)
-        self._read += len(content)
-        if self._read > LARGEST_OUTPUT:
-            raise ArtifactError(f"model.tar.gz has more than {LARGEST_OUTPUT:,} bytes, more than a fold's model can have")
+        self.allowed -= len(content)
+        if self.allowed < 0:
+            raise ArtifactError("model.tar.gz has more than the files of a fold")
         return content

@@ -15,7 +15,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from bcc_ops.dataset.arrivals import utc_now
 from bcc_ops.exceptions import BccError
-from bcc_ops.training.job_answers import RUNNING, refusal
+from bcc_ops.training.job_answers import RUNNING, is_missing, refusal
 
 _STOPPING: set[asyncio.Task[None]] = set()
 """What still has to be done for triggers that Airflow has given up: an event loop alone may forget a task."""
@@ -77,6 +77,8 @@ class TrainingJobTrigger(BaseTrigger):
                     found = await self._describe(sagemaker)
                 except Exception as error:  # botocore's, which this module must not import at its beginning
                     refused = _refusal(error, "DescribeTrainingJob")
+                    if is_missing(error):
+                        break  # it ended and was deleted
                     if not refused.retryable:
                         yield TriggerEvent({"job": self.job, "error": type(refused).__name__, "message": str(refused)})
                         return

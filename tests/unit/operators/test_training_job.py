@@ -17,13 +17,13 @@ from airflow.triggers.base import BaseTrigger
 
 from bcc_ops.exceptions import DivergedError, TrainingFailed, TrainingInterrupted, TrainingUnavailable
 from bcc_ops.operators.train_model import TrainModelOperator
-from bcc_ops.runs.documents import FOLDS, Reference
+from bcc_ops.runs.documents import FOLDS, FoldDocument, Reference, SageMakerJobs
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.rows import ImageRow, SplitRow
 from bcc_ops.runs.tables import write_rows
 from local.s3_server import S3Server
 from tests.factories.tasks import context, in_bucket
-from tests.services.sagemaker import Job, Refusal, SageMaker, sagemaker
+from tests.services.sagemaker import Dropped, Job, Refusal, SageMaker, sagemaker
 from tests.unit.report.samples import (
     PATHS,
     checks_document,
@@ -139,8 +139,10 @@ def test_the_first_attempt_writes_the_input_and_waits_for_its_job(fold: Fold) ->
 
 def test_a_job_that_has_trained_leaves_the_folds_files_and_nothing_else(fold: Fold, caplog: pytest.LogCaptureFixture) -> None:
     fold.settings["sagemaker_price_per_hour"] = 1.2
+    fold.begin()
+    fold.job().finish("Failed", reason="InternalServerError")
     deferred = fold.begin()
-    fold.complete(fold.job())
+    fold.complete(fold.job(2))
     with caplog.at_level(logging.INFO):
         done = fold.resume(deferred)
 
@@ -148,7 +150,11 @@ def test_a_job_that_has_trained_leaves_the_folds_files_and_nothing_else(fold: Fo
     stored = {ending: fold.store.get(PATHS.document(f"fold-2.{ending}")) for ending in ("csv", "h5", "parquet")}
     assert stored == {"csv": b"epoch", "h5": b"model", "parquet": b"answers"}
     assert list(fold.store.list_objects("artifacts/checkpoints")) == []
-    assert f"{fold.job().name} has trained: AWS bills 600 s, 0.20 at 1.2 an hour" in caplog.text
+    document = fold.store.load_key(FoldDocument, PATHS.document("fold-2.json"))
+    assert document.sagemaker == SageMakerJobs(
+        jobs=2, instance_types=("ml.g5.xlarge",), billed_seconds=1200, saved_seconds=600, without_bill=0
+    )
+    assert f"{fold.job(2).name} has trained: AWS bills 600 s, 0.20 at 1.2 an hour" in caplog.text
     assert list((fold.settings["cache_dir"] / "training").iterdir()) == []
 
 
@@ -182,6 +188,19 @@ def test_a_retry_takes_the_output_of_a_job_that_ended_meanwhile(fold: Fold) -> N
     fold.task().execute(context())
     assert fold.store.get(PATHS.document("fold-2.h5")) == b"model"
     assert fold.asked("CreateTrainingJob") == 1
+
+
+def test_a_job_is_found_although_earlier_ones_were_deleted_in_the_console(fold: Fold) -> None:
+    for _ in range(2):
+        fold.begin()
+        list(fold.service.jobs.values())[-1].finish("Failed", reason="InternalServerError")
+    third = fold.begin().trigger.job  # type: ignore[attr-defined]
+    for deleted in list(fold.service.jobs)[:2]:
+        del fold.service.jobs[deleted]
+    assert third.endswith("-try-3") and fold.begin().trigger.job == third  # type: ignore[attr-defined]
+    assert fold.asked("CreateTrainingJob") == 3
+    fold.job().finish("Failed", reason="InternalServerError")
+    assert fold.begin().trigger.job == third.replace("-try-3", "-try-4")  # type: ignore[attr-defined]
 
 
 def test_a_job_with_another_image_is_stopped_before_another_one_starts(fold: Fold) -> None:
@@ -251,10 +270,19 @@ def test_the_job_of_a_trigger_that_was_not_heard_of_is_stopped(fold: Fold) -> No
     assert fold.job().told["TrainingJobStatus"] == "Stopped"
 
 
-def test_what_the_trigger_was_refused_fails_the_task(fold: Fold) -> None:
+def test_what_the_trigger_was_refused_fails_the_task_and_leaves_no_job(fold: Fold) -> None:
     deferred = fold.begin()
     with pytest.raises(AirflowFailException, match="ConfigError: AWS refuses"):
         fold.resume(deferred, error="ConfigError", message="AWS refuses")
+    assert fold.job().told["TrainingJobStatus"] == "Stopped"
+
+
+def test_a_late_job_that_the_worker_may_not_look_at_is_stopped(fold: Fold) -> None:
+    deferred = fold.begin()
+    fold.service.refusals = {"DescribeTrainingJob": [Refusal("AccessDeniedException", "not authorized")]}
+    with pytest.raises(AirflowFailException, match="ConfigError: AWS refuses sagemaker:DescribeTrainingJob"):
+        fold.resume(deferred, late=True)
+    assert fold.job().told["TrainingJobStatus"] == "Stopped"
 
 
 @pytest.mark.parametrize("when", ["before the job is there", "once it is there"])
@@ -275,6 +303,19 @@ def test_a_task_that_is_killed_while_its_job_begins_leaves_none_behind(
     assert [job.told["TrainingJobStatus"] for job in fold.service.jobs.values()] == ["Stopped"]
 
 
+def test_a_task_that_is_killed_while_it_writes_the_input_creates_no_job(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, copy = fold.task(), ObjectStore.copy
+
+    def kill(store: ObjectStore, *arguments: Any) -> None:
+        task.on_kill()
+        copy(store, *arguments)
+
+    monkeypatch.setattr(ObjectStore, "copy", kill)
+    with pytest.raises(TrainingInterrupted, match="before its job began"):
+        task.execute(context())
+    assert fold.asked("CreateTrainingJob") == 0
+
+
 def test_a_job_that_another_attempt_was_faster_to_create_is_joined(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
     create = SageMaker._create
 
@@ -284,6 +325,20 @@ def test_a_job_that_another_attempt_was_faster_to_create_is_joined(fold: Fold, m
 
     monkeypatch.setattr(SageMaker, "_create", first_another)
     assert fold.begin().kwargs == {"joined": True}
+
+
+def test_a_job_is_stopped_whose_creation_got_no_answer(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    create = SageMaker._create
+
+    def drop_the_connection(service: SageMaker, asked: dict[str, Any]) -> dict[str, Any]:
+        create(service, asked)
+        raise Dropped
+
+    monkeypatch.setattr(SageMaker, "_create", drop_the_connection)
+    with pytest.raises(TrainingUnavailable, match="gave no answer to CreateTrainingJob now"):
+        fold.task().execute(context())
+    assert fold.job().told["TrainingJobStatus"] == "Stopped"
 
 
 def test_throttling_is_waited_out(fold: Fold) -> None:

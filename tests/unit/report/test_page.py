@@ -27,7 +27,7 @@ from bcc_ops.report.page import (
 )
 from bcc_ops.report.plots import draw_plots
 from bcc_ops.report.progress import PIPELINE, RunProgress, TaskProgress
-from bcc_ops.runs.documents import ApprovalDocument, ContentFinding, Estimate
+from bcc_ops.runs.documents import ApprovalDocument, ContentFinding, Estimate, SageMakerJobs
 from bcc_ops.runs.history import summarise_run
 from bcc_ops.runs.paths import PLOTS
 from bcc_ops.runs.record import RunRecord, read_record
@@ -247,6 +247,27 @@ def test_epochs_of_a_running_training_are_shown_fold_by_fold() -> None:
     held_out = next(line for line in accuracy.lines if line.name == "fold 2" and not line.faint)
     trained_on = next(line for line in accuracy.lines if line.name == "fold 2" and line.faint)
     assert held_out.marks[-1][1] > trained_on.marks[-1][1], "the accuracy on what is held out is the lower one"
+
+
+def test_what_the_jobs_of_sagemaker_took_is_shown_fold_by_fold_and_altogether() -> None:
+    def jobs(fold: int) -> SageMakerJobs:
+        kinds = ("ml.g5.xlarge", "ml.g5.2xlarge") if fold == 2 else ("ml.g5.xlarge",)
+        return SageMakerJobs(
+            jobs=len(kinds),
+            instance_types=kinds,
+            billed_seconds=100 + fold,
+            saved_seconds=300 * (fold == 1),
+            without_bill=fold // 5,
+        )
+
+    summaries = [fold.model_copy(update={"sagemaker": jobs(fold.fold)}) for fold in samples.training_document().folds]
+    training = samples.training_document(folds=tuple(summaries))
+    page = render(read_record({"training.json": training.to_json()}.get))
+    told = "6 jobs on ml.g5.xlarge, ml.g5.2xlarge, billed for 515 s; spot instances saved 300 s; of 1 AWS had told no seconds"
+    assert f"<dd>{told}</dd>" in page
+    assert [row[-2] for row in rows_of(page, "training")[1:3]] == ["101 s jobs: 1, saved 300 s", "102 s jobs: 2"]
+    before = render(read_record({"training.json": samples.training_document().to_json()}.get))
+    assert "SageMaker" not in before and "Billed" not in before
 
 
 def rows_of(page: str, section: str) -> list[list[str]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bcc_ops.exceptions import ArtifactError, ModelError
-from bcc_ops.runs.documents import FoldDocument, Reference, TrainingDocument, parse_document
+from bcc_ops.runs.documents import FoldDocument, Reference, SageMakerJobs, TrainingDocument, parse_document
 from bcc_ops.runs.paths import fold_file
 from bcc_ops.runs.rows import SplitRow
 from bcc_ops.runs.tables import read_answers, write_answers
@@ -20,6 +20,12 @@ from tests.unit.report.samples import CLASSES, PATHS, fold_document, reference
 
 IMAGES = {1: 3, 2: 2, 3: 4}
 """How many images each fold has."""
+
+JOBS = {
+    1: SageMakerJobs(jobs=2, instance_types=("ml.g5.xlarge",), billed_seconds=60, saved_seconds=9, without_bill=1),
+    2: SageMakerJobs(jobs=1, instance_types=("ml.g5.2xlarge",), billed_seconds=70, saved_seconds=0, without_bill=0),
+    3: None,
+}
 
 
 def rows(fold: int) -> list[SplitRow]:
@@ -56,6 +62,7 @@ def document(fold: int, **changes: Any) -> FoldDocument:
         "images": sum(IMAGES.values()) - IMAGES[fold],
         "epochs": 24,
         "resumed_after_epochs": (fold,),
+        "sagemaker": JOBS.get(fold),
         "seconds": 100.0 * fold,
         "seconds_per_epoch": 4.0 * fold,
         "images_per_second": 20.0,
@@ -132,6 +139,7 @@ def test_the_document_says_what_the_folds_have_in_common_and_what_each_was() -> 
         (2, 7, 2, 200.0, (2,), "worker-0"),
         (3, 5, 4, 300.0, (3,), "worker-1"),
     ]
+    assert {fold.fold: fold.sagemaker for fold in made.folds} == JOBS
     assert [fold.model for fold in made.folds] == [document(fold).model for fold in (1, 2, 3)]
 
 

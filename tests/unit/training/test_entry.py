@@ -74,3 +74,14 @@ def test_a_folder_without_input_ends_with_a_status_and_one_sentence(tmp_path: Pa
     assert sentence.startswith("ConfigError: ") and "hyperparameters.json cannot be read" in sentence
     assert sentence.partition(": ")[2] in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_process_ends_without_python_taking_itself_down(tmp_path: Path) -> None:
+    """TensorFlow's input pipeline can wait for ever then: nothing that waits may get its turn."""
+    command = (
+        "import atexit, runpy, sys; atexit.register(print, 'Python takes itself down'); sys.argv[1:] = ['--root', sys.argv[1]]; "
+        "runpy.run_module('bcc_ops.training.entry', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", command, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == FAILED and "hyperparameters.json cannot be read" in done.stdout
+    assert "Python takes itself down" not in done.stdout

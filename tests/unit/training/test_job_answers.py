@@ -9,8 +9,10 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 
 from bcc_ops import exceptions
 from bcc_ops.config import Settings
+from bcc_ops.runs.documents import SageMakerJobs
 from bcc_ops.training.job_answers import (
     console_link,
+    count_jobs,
     describe_cost,
     failure_of,
     is_missing,
@@ -75,6 +77,15 @@ def _error(code: str, message: str, status: int = 400) -> ClientError:
             "TrainingFailed",
             r"killed \(exit code 137\), most often because the memory of ml.g5.xlarge did not suffice.* a larger type",
         ),
+        (
+            _ended(
+                "Failed",
+                reason="ClientError: Please use an instance type with more memory, or reduce the size of job data processed "
+                "on an instance.",
+            ),
+            "TrainingFailed",
+            r"killed \(ClientError: Please.* instance\.\), most often because the memory of ml.g5.xlarge .* a larger type",
+        ),
     ],
 )
 def test_a_job_without_a_model_is_one_of_the_projects_errors(ended: dict[str, Any], kind: str, said: str) -> None:
@@ -133,6 +144,7 @@ def test_what_may_pass_is_tried_again_and_what_a_person_stopped_is_not() -> None
 
 def test_a_job_that_does_not_exist_is_told_from_a_request_that_is_wrong() -> None:
     assert is_missing(_error("ValidationException", "Requested resource not found."))
+    assert is_missing(_error("ResourceNotFound", "Training job bcc-1 does not exist."))
     assert not is_missing(_error("ValidationException", "1 validation error detected"))
     assert not is_missing(_error("AccessDeniedException", "not found, says the policy"))
     assert not is_missing(NoCredentialsError())
@@ -144,6 +156,18 @@ def test_costs_are_those_of_the_billable_seconds() -> None:
     )
     assert describe_cost({"BillableTimeInSeconds": 90}, 0) == "AWS bills 90 s"
     assert describe_cost({}, 1.0) == "AWS has not said yet how many seconds it bills"
+
+
+def test_all_jobs_of_a_fold_are_counted_those_without_an_instance_too() -> None:
+    small, large = ({"ResourceConfig": {"InstanceType": kind}} for kind in ("ml.g5.xlarge", "ml.g5.2xlarge"))
+    jobs = [
+        {**small, "BillableTimeInSeconds": 600, "TrainingTimeInSeconds": 900},
+        {**small, **_ended("Failed", reason="CapacityError: none")},
+        {**large, "BillableTimeInSeconds": 240, "TrainingTimeInSeconds": 240},
+    ]
+    assert count_jobs(jobs) == SageMakerJobs(
+        jobs=3, instance_types=("ml.g5.xlarge", "ml.g5.2xlarge"), billed_seconds=840, saved_seconds=300, without_bill=1
+    )
 
 
 def test_the_link_leads_to_the_job_in_its_region() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
@@ -19,6 +20,7 @@ from bcc_ops.runs.rows import ImageRow
 from bcc_ops.training import sagemaker
 from bcc_ops.training.job_folder import JobFolder, TrainingRequest
 from bcc_ops.training.sagemaker import (
+    LARGEST_FILES,
     JobPlace,
     image_channel,
     is_same_request,
@@ -193,16 +195,63 @@ def test_the_folds_files_are_unpacked_in_whatever_pieces_they_come(tmp_path: Pat
     ids=lambda member: f"{member[0].name}-{member[0].type.decode()}",
 )
 def test_an_archive_with_anything_else_is_refused(tmp_path: Path, member: tuple[tarfile.TarInfo, bytes]) -> None:
-    with pytest.raises(ArtifactError, match="which is not a file of fold 2"):
+    with pytest.raises(ArtifactError, match="which is not a file of the fold"):
         unpack_output([_archive(member)], JobFolder(tmp_path / "ml"), 2)
     assert list((tmp_path / "ml" / "model").iterdir()) == []
     assert [path.name for path in tmp_path.iterdir()] == ["ml"]
 
 
-def test_an_archive_that_unpacks_to_too_much_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sagemaker, "LARGEST_OUTPUT", 100_000)
-    with pytest.raises(ArtifactError, match="more than 100,000 bytes"):
-        unpack_output([_archive(_file("fold-2.h5", bytes(200_000)))], JobFolder(tmp_path), 2)
+@pytest.mark.parametrize("ending", LARGEST_FILES)
+def test_a_file_that_is_larger_than_any_fold_has_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    assert LARGEST_FILES["json"] <= 1_000_000 and LARGEST_FILES["csv"] <= 10_000_000  # they are read into memory
+    monkeypatch.setattr(sagemaker, "LARGEST_FILES", {ending: 99_999})
+    with pytest.raises(ArtifactError, match=rf"has fold-2\.{ending} with 100,000 bytes, and it may have 99,999 at most"):
+        unpack_output([_archive(_file(f"fold-2.{ending}", bytes(100_000)))], JobFolder(tmp_path), 2)
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def _with_holes(size: int) -> bytes:
+    """A file that consists of a hole of this many bytes, as GNU tar writes it: the archive itself is small."""
+    header = bytearray(tarfile.TarInfo("fold-2.h5").tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[386:398], header[398:410] = b"%011o\0" % size, b"%011o\0" % 0
+    header[483:495] = b"%011o\0" % size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return gzip.compress(bytes(header) + bytes(1024))
+
+
+def test_a_file_of_holes_fills_no_disk(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"has 'fold-2\.h5', which is not a file of the fold"):
+        unpack_output([_with_holes(30_000_000)], JobFolder(tmp_path), 2)
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def _long_name() -> tuple[tarfile.TarInfo, bytes]:
+    member = tarfile.TarInfo("././@LongLink")
+    member.type = tarfile.GNUTYPE_LONGNAME
+    return member, b"x" * 3_000_000
+
+
+@pytest.mark.parametrize(
+    "members",
+    [[_folder(f"{number}") for number in range(3000)], [_long_name()], [_file("fold-2.h5")] * 2],
+    ids=["folders", "a long name", "a file twice"],
+)
+def test_an_archive_with_more_than_a_folds_files_is_given_up_before_it_fills_the_memory(
+    tmp_path: Path, members: list[tuple[tarfile.TarInfo, bytes]]
+) -> None:
+    with pytest.raises(ArtifactError, match=r"has more than the files of a fold|or is there twice"):
+        unpack_output([_archive(*members)], JobFolder(tmp_path), 2)
+
+
+def test_an_archive_whose_headers_nest_too_deep_is_damaged(tmp_path: Path) -> None:
+    name = tarfile.TarInfo("././@LongLink")
+    name.type = tarfile.GNUTYPE_LONGNAME
+    with pytest.raises(ArtifactError, match=r"model\.tar\.gz is damaged"):
+        unpack_output([_archive(*[(name, b"x")] * 900)], JobFolder(tmp_path), 2)
 
 
 def test_a_disk_that_does_not_take_the_files_is_told(tmp_path: Path) -> None:

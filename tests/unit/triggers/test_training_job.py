@@ -87,6 +87,11 @@ def test_it_fires_once_the_job_has_ended(store: ObjectStore, job: Job) -> None:
     assert fire(_trigger(store)).payload == {"job": JOB}
 
 
+def test_it_fires_if_the_job_has_ended_and_was_deleted(store: ObjectStore, service: SageMaker) -> None:
+    service.jobs.clear()
+    assert fire(_trigger(store)).payload == {"job": JOB}
+
+
 def test_it_fires_when_the_job_is_late(store: ObjectStore, job: Job) -> None:
     assert fire(_trigger(store, deadline=utc_now().isoformat())).payload == {"job": JOB, "late": True}
     assert job.told["TrainingJobStatus"] == "InProgress"
