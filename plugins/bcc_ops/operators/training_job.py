@@ -306,14 +306,17 @@ class TrainingJobs:
             return None
 
     def _read_output(self, name: str, given: JobInput) -> TrainedFold:
+        from bcc_ops.runs.rows import SplitRow
+        from bcc_ops.runs.tables import read_rows
         from bcc_ops.training.job_folder import job_of_attempt
-        from bcc_ops.training.sagemaker import require_asked_for, unpack_output
+        from bcc_ops.training.sagemaker import require_an_answer_each, require_asked_for, unpack_output
 
         with job_of_attempt(self.settings.cache_dir / "training", self.request) as folder:
             unpack_output(self.store.stream(self.place.output(name)), folder, self.request.fold)
             trained = folder.read_trained(self.request.fold)
         digests = {"snapshot_digest": given.snapshot.digest, "config_digest": given.config_digest}
         require_asked_for(trained.document, self.request, **digests)
+        require_an_answer_each(trained.answers, read_rows(SplitRow, self.store.get_referenced(given.table)), self.request.fold)
         return trained
 
 

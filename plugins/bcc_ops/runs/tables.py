@@ -60,6 +60,19 @@ def read_rows(row_type: type[Row], content: bytes) -> list[Row]:
     return list(iterate_rows(row_type, content))
 
 
+def count_rows(content: bytes) -> int:
+    """Return how many rows a Parquet file says that it has, without reading them: a small file may have billions of equal ones.
+
+    Raises:
+        ArtifactError: it is no Parquet file.
+    """
+    try:
+        metadata = pq.ParquetFile(io.BytesIO(content)).metadata
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ArtifactError(f"no Parquet file: {error}") from None
+    return sum(metadata.row_group(place).num_rows for place in range(metadata.num_row_groups))
+
+
 def iterate_rows(row_type: type[Row], content: bytes) -> Iterator[Row]:
     """Yield the rows of a Parquet file that `write_rows` wrote, without holding all of them.
 

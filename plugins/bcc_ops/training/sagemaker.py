@@ -31,7 +31,8 @@ from bcc_ops.dataset.image_cache import cache_error
 from bcc_ops.exceptions import ArtifactError, BccError, ObjectChanged
 from bcc_ops.runs.documents import FoldDocument
 from bcc_ops.runs.paths import fold_file
-from bcc_ops.runs.rows import ImageRow
+from bcc_ops.runs.rows import ImageRow, SplitRow
+from bcc_ops.runs.tables import count_rows
 from bcc_ops.training.job_folder import JobFolder, TrainingRequest
 
 LARGEST_FILES = MappingProxyType({"h5": 2_000_000_000, "parquet": 200_000_000, "csv": 10_000_000, "json": 1_000_000})
@@ -269,6 +270,22 @@ def require_asked_for(document: FoldDocument, request: TrainingRequest, *, snaps
     found = (document.fold, document.split, document.snapshot_digest, document.config_digest)
     if found != asked or {document.model.key, document.answers.key, document.history.key} != files:
         raise ArtifactError(f"model.tar.gz is not the model of fold {request.fold} of {request.run} that was asked for")
+
+
+def require_an_answer_each(answers: bytes, rows: Iterable[SplitRow], fold: int) -> None:
+    """Make sure that a fold's table of answers has as many rows as the fold has images, before anybody reads it.
+
+    Args:
+        answers: the table's content.
+        rows: the run's split.parquet.
+        fold: the one that is held out.
+
+    Raises:
+        ArtifactError: it has more or fewer, or is no table.
+    """
+    found, images = count_rows(answers), sum(row.fold == fold for row in rows)
+    if found != images:
+        raise ArtifactError(f"{fold_file(fold, 'parquet')} has {found:,} answers, and the fold has {images:,} images")
 
 
 class _Pieces(io.RawIOBase):

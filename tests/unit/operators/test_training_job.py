@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk.exceptions import TaskDeferralTimeout, TaskDeferred
@@ -20,7 +21,7 @@ from bcc_ops.operators.train_model import TrainModelOperator
 from bcc_ops.runs.documents import FOLDS, FoldDocument, Reference, SageMakerJobs
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.rows import ImageRow, SplitRow
-from bcc_ops.runs.tables import write_rows
+from bcc_ops.runs.tables import write_answers, write_rows
 from local.s3_server import S3Server
 from tests.factories.tasks import context, in_bucket
 from tests.services.sagemaker import Dropped, Job, Refusal, SageMaker, sagemaker
@@ -36,6 +37,10 @@ from tests.unit.report.samples import (
 
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/bcc-retraining:"
 KEYS = ("images/benign/benign (1).png", "images/benign/ü.png", "images/normal/only for the checks.png")
+
+ANSWERS = write_answers(
+    [SplitRow(KEYS[1], "sha1", "benign", KEYS[1], 2)], ("benign", "malignant", "normal"), np.full((1, 3), 1 / 3)
+)
 
 
 @pytest.fixture
@@ -96,9 +101,9 @@ class Fold:
         """The job of this number."""
         return list(self.service.jobs.values())[number - 1]
 
-    def complete(self, job: Job, **files: bytes) -> None:
+    def complete(self, job: Job, answers: bytes = ANSWERS, **files: bytes) -> None:
         """Let a job end well, with these files by their endings, or with those that it should put out."""
-        contents = {"csv": b"epoch", "h5": b"model", "parquet": b"answers"}
+        contents = {"csv": b"epoch", "h5": b"model", "parquet": answers}
         named = {
             name: Reference.of(PATHS.document(f"fold-2.{ending}"), contents[ending])
             for name, ending in (("history", "csv"), ("model", "h5"), ("answers", "parquet"))
@@ -148,7 +153,7 @@ def test_a_job_that_has_trained_leaves_the_folds_files_and_nothing_else(fold: Fo
 
     assert fold.store.reference(PATHS.document("fold-2.json")).to_xcom() == done
     stored = {ending: fold.store.get(PATHS.document(f"fold-2.{ending}")) for ending in ("csv", "h5", "parquet")}
-    assert stored == {"csv": b"epoch", "h5": b"model", "parquet": b"answers"}
+    assert stored == {"csv": b"epoch", "h5": b"model", "parquet": ANSWERS}
     assert list(fold.store.list_objects("artifacts/checkpoints")) == []
     document = fold.store.load_key(FoldDocument, PATHS.document("fold-2.json"))
     assert document.sagemaker == SageMakerJobs(
@@ -395,6 +400,17 @@ def test_an_output_that_is_not_the_folds_is_refused_and_trained_again_only_in_an
     assert fold.store.head(PATHS.document("fold-2.h5")) is None
     assert fold.begin().trigger.job == fold.job(2).name  # type: ignore[attr-defined]
     assert "cannot be used, training again" in caplog.text
+
+
+def test_a_table_with_other_than_an_answer_for_each_image_is_refused_before_it_is_read(fold: Fold) -> None:
+    deferred = fold.begin()
+    row = SplitRow(KEYS[1], "sha1", "benign", KEYS[1], 2)
+    fold.complete(fold.job(), answers=write_answers([row] * 1200, ("benign", "malignant", "normal"), np.full((1200, 3), 1 / 3)))
+    with pytest.raises(
+        AirflowFailException, match=r"ArtifactError: fold-2\.parquet has 1,200 answers, and the fold has 1 images"
+    ):
+        fold.resume(deferred)
+    assert fold.store.head(PATHS.document("fold-2.parquet")) is None
 
 
 def test_an_airflow_that_does_not_tell_triggers_of_a_kill_trains_nothing(fold: Fold, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bcc_ops.config import Settings
 from bcc_ops.exceptions import ArtifactError, CacheError, ObjectChanged
 from bcc_ops.runs.documents import Reference
-from bcc_ops.runs.rows import ImageRow
+from bcc_ops.runs.rows import ImageRow, SplitRow
 from bcc_ops.training import sagemaker
 from bcc_ops.training.job_folder import JobFolder, TrainingRequest
 from bcc_ops.training.sagemaker import (
@@ -26,6 +28,7 @@ from bcc_ops.training.sagemaker import (
     is_same_request,
     job_name,
     job_request,
+    require_an_answer_each,
     require_asked_for,
     unpack_output,
 )
@@ -282,3 +285,15 @@ def test_a_model_that_was_not_asked_for_is_refused(fold: int, changes: dict[str,
     require_asked_for(good, REQUEST, **digests)
     with pytest.raises(ArtifactError, match=r"not the model of fold 2 .* that was asked for"):
         require_asked_for(fold_document(fold, **changes), REQUEST, **digests)
+
+
+def test_equal_answers_without_end_are_counted_and_not_read() -> None:
+    many = 3_000_000
+    column = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), many), pa.array(["x"]))
+    file = io.BytesIO()
+    pq.write_table(pa.table({"key": column}), file)
+    assert len(file.getvalue()) < 100_000
+    with pytest.raises(ArtifactError, match="has 3,000,000 answers, and the fold has 1 images"):
+        require_an_answer_each(file.getvalue(), [SplitRow("a", "", "", "", 2), SplitRow("b", "", "", "", 3)], 2)
+    with pytest.raises(ArtifactError, match="no Parquet file"):
+        require_an_answer_each(b"answers", [], 2)
