@@ -120,7 +120,7 @@ BAD_CELLS = {
     "a long mode": (FACTS, {"mode": "L" * 33}),
     "a format that is not read": (FACTS, {"file_format": "GIF"}),
     "a negative border": (FACTS, {"border_left": -0.5}),
-    "a property that is no number": (FACTS, {"strokes": float("nan")}),
+    "a property that is not a number": (FACTS, {"strokes": float("nan")}),
     "no pixels": (FACTS, {"pixels": None}),
     "no hash": (FACTS, {"hash": None}),
     "half a point": (FACTS, {"points": b"1234567"}),
