@@ -246,7 +246,7 @@ def _read_one(store: ObjectStore, listing: Listing | BccError | Unknown) -> None
 
 
 def _write_and_delete(store: ObjectStore, settings: Settings) -> tuple[BccError | None, BccError | None]:
-    """Write where checkpoints are stored, under a name of its own: deploy/iam-policy.json allows to delete only there."""
+    """Write where checkpoints are stored, under a name of its own: deploy/iam-policy.json allows to delete there."""
     folder = f"{settings.artifacts_prefix}/checkpoints/doctor-{uuid.uuid4().hex}"
     write = _error(ModelRegistry(store, folder).require_conditional_writes)
     return write, _error(lambda: store.delete_folder(folder))

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from bcc_ops.dataset.inspection_shards import FACTS, VERSION
 from bcc_ops.models.registry import HISTORY_FOLDER, MODEL_FILES
 from local.s3_server import S3Server
 from tests.e2e.compose_runs import TINY, upload_synthetic_images
@@ -89,7 +90,8 @@ def allows(statement: dict[str, Any], call: Call) -> bool:
     if statement["Effect"] != "Allow":
         return False
     actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
-    if call.action not in actions or not fnmatchcase(call.resource, statement["Resource"]):
+    resources = [statement["Resource"]] if isinstance(statement["Resource"], str) else statement["Resource"]
+    if call.action not in actions or not any(fnmatchcase(call.resource, resource) for resource in resources):
         return False
     condition = statement.get("Condition")
     if condition is None:
@@ -260,14 +262,22 @@ def _may_put(resource: str, *conditions: str) -> bool:
     )
 
 
+def test_policy_lets_a_worker_remove_shards_that_it_merged() -> None:
+    key = f"artifacts/inspections/{VERSION}/{FACTS}/a.parquet"
+    call = Call("s3:DeleteObject", f"arn:aws:s3:::{BUCKET}/{key}")
+    assert any(allows(statement, call) for statement in POLICY["Statement"])
+
+
 def test_policy_of_the_pages_allows_no_write_and_no_image() -> None:
     reader = json.loads((REPOSITORY / "deploy" / "iam-policy-reader.json").read_text())["Statement"]
-    for action, key in (("s3:PutObject", "models/champion.json"), ("s3:GetObject", "images/benign/a.png")):
+    forbidden = (
+        ("s3:PutObject", "models/champion.json"),
+        ("s3:GetObject", "images/benign/a.png"),
+        ("s3:GetObject", "artifacts/inspections/1-7-2/facts/a.parquet"),
+    )
+    for action, key in forbidden:
         call = Call(action, f"arn:aws:s3:::{BUCKET}/{key}")
-        single = [
-            {**s, "Resource": r} for s in reader for r in ([s["Resource"]] if isinstance(s["Resource"], str) else s["Resource"])
-        ]
-        assert not any(allows(statement, call) for statement in single)
+        assert not any(allows(statement, call) for statement in reader)
 
 
 @pytest.mark.parametrize(

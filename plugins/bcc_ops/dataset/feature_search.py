@@ -10,6 +10,7 @@ image's features once: matches of new features, and the pairs that a bucket's gr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +20,8 @@ import numpy.typing as npt
 
 from bcc_ops.dataset.fingerprints import DESCRIPTOR_BYTES, LEVEL_RATIO, Features, Fingerprint
 from bcc_ops.dataset.similarity import hamming
+
+log = logging.getLogger(__name__)
 
 Pair = tuple[str, str]
 """Two sha256, the smaller first."""
@@ -107,6 +110,11 @@ def extend_search(
     left = [gone(sha256) for sha256 in sorted(known.difference(contents))]
     absent = [features for features in left if features is not None]
     if previous is None or len(absent) < len(left) or len(added) + len(left) > _WORTH_EXTENDING * len(contents):
+        if previous is not None:
+            log.info(
+                "the last search has %d images that are gone, and %d are new: all %d are searched from the beginning",
+                *(len(left), len(added), len(contents)),
+            )
         return search_features(marks)
     if not added and not left:
         return previous

@@ -46,9 +46,6 @@ CONFLICT = "conflict"
 UNREADABLE = "not readable in the store"
 """The reason of an image that is listed and cannot be fetched: archived, or encrypted with a key that is not ours."""
 
-MEMORY_FILE = "checks/contents.sqlite3"
-"""Where, under the worker's cache directory, validation remembers what it learned."""
-
 _NAMED_AT_MOST = 10
 _GROUP_TO_LOOK_AT = 10
 

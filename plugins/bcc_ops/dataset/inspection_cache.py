@@ -1,7 +1,7 @@
 """What validation has learned of each content, kept between nights by the content's sha256.
 
 One SQLite file on the worker's own disk. It holds nothing that cannot be learned again: a damaged one, or one of another
-method, is thrown away.
+method, is thrown away. It also knows which of it is in the bucket, and in which shard (`dataset.shared_inspections`).
 """
 
 from __future__ import annotations
@@ -12,21 +12,26 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from bcc_ops.dataset.content_findings import LOOKED_AT, WITH_TEXT
 from bcc_ops.dataset.dicom import DicomTags
 from bcc_ops.dataset.feature_search import FeatureSearch, Pair
 from bcc_ops.dataset.fingerprints import DESCRIPTOR_BYTES, METHOD, Features, Fingerprint
 from bcc_ops.dataset.image_cache import is_damage, throw_away
+from bcc_ops.dataset.inspection_shards import FINDINGS, SIMILARITY, KnownContent, Shard, may_be_shared
 from bcc_ops.dataset.properties import Properties
 from bcc_ops.dataset.similarity import Similarity
 from bcc_ops.exceptions import CacheError
 
 log = logging.getLogger(__name__)
+
+MEMORY_FILE = "checks/contents.sqlite3"
+"""Where, under the worker's cache directory, validation remembers what it learned."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (
@@ -37,9 +42,13 @@ CREATE TABLE IF NOT EXISTS similarity (
     one TEXT, other TEXT, similarity REAL, overlap REAL, PRIMARY KEY (one, other)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS findings (sha256 TEXT PRIMARY KEY, found TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS feature_searches (number INTEGER PRIMARY KEY, contents TEXT, pairs TEXT);
+CREATE TABLE IF NOT EXISTS shards (number INTEGER PRIMARY KEY, name TEXT UNIQUE, refused INTEGER);
+CREATE TABLE IF NOT EXISTS shared (
+    kind TEXT, one TEXT, other TEXT, shard INTEGER, PRIMARY KEY (kind, one, other)) WITHOUT ROWID;
 DROP TABLE IF EXISTS searches;
 """
-_FORGET = "".join(f"DROP TABLE IF EXISTS {table};" for table in ("facts", "findings", "similarity", "feature_searches"))
+_TABLES = ("facts", "findings", "similarity", "feature_searches", "shards", "shared")
+_FORGET = "".join(f"DROP TABLE IF EXISTS {table};" for table in _TABLES)
 _FACTS = ("reason", "detail", "width", "height", "mode", "mean", "contrast")
 _REMEMBER = "INSERT OR REPLACE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _ROWS_A_COMMIT = 500
@@ -188,6 +197,10 @@ class InspectionCache:
             np.frombuffer(points, np.float32).reshape(-1, 3), np.frombuffer(descriptors, np.uint8).reshape(-1, DESCRIPTOR_BYTES)
         )
 
+    def has_facts(self, sha256: str) -> bool:
+        """Return whether a content is known, whatever limits it was judged by."""
+        return self._db.execute("SELECT 1 FROM facts WHERE sha256 = ? LIMIT 1", (sha256,)).fetchone() is not None
+
     def _fingerprint(self, sha256: str, pixels: str | None, hash_: bytes | None) -> Fingerprint | None:
         if not isinstance(pixels, str) or not isinstance(hash_, bytes):
             return None
@@ -233,6 +246,88 @@ class InspectionCache:
         rows = [(*pair, *like) for pair, like in learned.items()]
         self._write("INSERT OR REPLACE INTO similarity VALUES (?,?,?,?)", rows)
 
+    def shards(self) -> dict[str, bool]:
+        """Return the shards of the bucket that were read or written here: name -> whether its rows are known here.
+
+        Those that are not were refused, and are not read again.
+        """
+        return {name: not refused for name, refused in self._db.execute("SELECT name, refused FROM shards")}
+
+    def forget_shards(self, kept: Collection[str]) -> None:
+        """Forget the shards with other names: what was in them counts as not shared. It stays known here."""
+        gone = [(name,) for name in self.shards() if name not in kept]
+        if gone:
+            self._write("DELETE FROM shards WHERE name = ?", gone)
+            self._write("DELETE FROM shared WHERE shard NOT IN (SELECT number FROM shards)", [()])
+
+    def refuse_shard(self, name: str) -> None:
+        """Remember not to read a shard again."""
+        self._write("INSERT OR REPLACE INTO shards (name, refused) VALUES (?, 1)", [(name,)])
+
+    def take_over(self, name: str, shard: Shard) -> None:
+        """Remember that a shard is in the bucket, and its rows as far as they are not known here: all of that, or nothing."""
+        if shard.search is not None and shard.search not in self.recall_searches():
+            self.remember_search(shard.search)
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            number = self._db.execute("INSERT OR REPLACE INTO shards (name, refused) VALUES (?, 0)", (name,)).lastrowid
+            self._db.executemany(
+                "INSERT OR IGNORE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", map(_as_facts, shard.facts)
+            )
+            for sha256, found in shard.findings:
+                known = self.recall_findings([sha256]).get(sha256, "")
+                if not known.startswith(WITH_TEXT) and (not known or found.startswith(WITH_TEXT)):
+                    self._db.execute("INSERT OR REPLACE INTO findings VALUES (?,?)", (sha256, found))
+            rows = ((*pair, *alike) for pair, alike in shard.similarity)
+            self._db.executemany("INSERT OR IGNORE INTO similarity VALUES (?,?,?,?)", rows)
+            shared = ((shard.kind, *place, number) for place in _places(shard))
+            self._db.executemany("INSERT OR REPLACE INTO shared VALUES (?,?,?,?)", shared)
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def places_in(self, kind: str, names: Iterable[str]) -> list[tuple[str, str]]:
+        """Return what is in these shards and in no other that was read later, as two of a row's keys: for `recall_shared`."""
+        query = "SELECT one, other FROM shared WHERE kind = ? AND shard = (SELECT number FROM shards WHERE name = ?)"
+        return [place for name in names for place in self._db.execute(query, (kind, name))]
+
+    def places_not_shared(self, kind: str, contents: Collection[str], min_side: int, max_pixels: int) -> list[tuple[str, str]]:
+        """Return what is known here of these contents and is in no shard, as `places_in` does."""
+        if kind == SIMILARITY:
+            rows = self._db.execute(
+                "SELECT s.one, s.other FROM similarity s LEFT JOIN shared h "
+                "ON h.kind = ? AND h.one = s.one AND h.other = s.other WHERE h.shard IS NULL",
+                (kind,),
+            )
+            return [(one, other) for one, other in rows if one in contents and other in contents]
+        if kind == FINDINGS:
+            candidates = [(sha256, _method(found)) for sha256, found in self.recall_findings(sorted(contents)).items()]
+        else:
+            candidates = [(sha256, f"{min_side} {max_pixels}") for sha256 in sorted(contents)]
+        query = "SELECT 1 FROM shared WHERE kind = ? AND one = ? AND other = ?"
+        return [place for place in candidates if self._db.execute(query, (kind, *place)).fetchone() is None]
+
+    def recall_shared(self, kind: str, places: Sequence[tuple[str, str]]) -> Shard:
+        """Return what is known of these places, as far as it may be in the bucket: of no DICOM, and of nothing refused."""
+        if kind == SIMILARITY:
+            return Shard(similarity=list(self.recall_similarity(places).items()))
+        if kind == FINDINGS:
+            found = self.recall_findings(sha256 for sha256, _ in places)
+            return Shard(findings=[(sha256, what) for sha256, what in found.items() if _method(what) in (LOOKED_AT, WITH_TEXT)])
+        rows = []
+        for sha256, limits in places:
+            min_side, max_pixels = map(int, limits.split())
+            facts = self.recall([sha256], min_side, max_pixels).get(sha256)
+            if facts and not facts.reason and facts.tags is None and facts.properties and facts.fingerprint:
+                known = KnownContent(
+                    *(sha256, min_side, max_pixels, facts.width, facts.height, facts.mode, facts.mean, facts.contrast),
+                    *(facts.synthetic, facts.properties, facts.fingerprint),
+                )
+                rows += [known] if may_be_shared(known) else []
+        return Shard(facts=rows)
+
     def _write_as_they_come(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
         pending: list[tuple[object, ...]] = []
         saved = time.monotonic()
@@ -247,6 +342,17 @@ class InspectionCache:
         self._db.execute("BEGIN IMMEDIATE")
         self._db.executemany(statement, rows)
         self._db.execute("COMMIT")
+
+
+def knows_any(path: Path, contents: Iterable[str]) -> bool:
+    """Return whether the memory in a file, if there is one, has learned something of one of these contents."""
+    if not path.exists():
+        return False
+    with InspectionCache(path) as memory:
+        names = sorted(contents)
+        if memory.recall_findings(names) or any(memory.has_facts(sha256) for sha256 in names):
+            return True
+        return any(not set(names).isdisjoint(search.contents) for search in memory.recall_searches())
 
 
 def _columns(facts: ContentFacts) -> tuple[object, ...]:
@@ -268,6 +374,22 @@ def _columns(facts: ContentFacts) -> tuple[object, ...]:
         *arrays,
         json.dumps(asdict(facts.tags)) if facts.tags else None,
     )
+
+
+def _as_facts(known: KnownContent) -> tuple[object, ...]:
+    measures = {name: getattr(known, name) for name in ("width", "height", "mode", "mean", "contrast", "synthetic")}
+    facts = ContentFacts(**measures, properties=known.properties, fingerprint=known.fingerprint)
+    return (known.sha256, known.min_side, known.max_pixels, *_columns(facts))
+
+
+def _places(shard: Shard) -> Iterator[tuple[str, str]]:
+    yield from ((known.sha256, f"{known.min_side} {known.max_pixels}") for known in shard.facts)
+    yield from ((sha256, _method(found)) for sha256, found in shard.findings)
+    yield from (pair for pair, _ in shard.similarity)
+
+
+def _method(found: str) -> str:
+    return found.partition(" ")[0]
 
 
 def _properties(column: str | None) -> Properties | None:

@@ -43,7 +43,7 @@ class ApproveModelOperator(BccOperator, ApprovalOperator):
             self.load_document(GateDocument, run, self.gate), run.snapshot, run.paths, self.report_url(context)
         )
         answer = run.paths.document("approval.json")
-        if self.store.head(answer):  # Overwritten and not deleted: the workers may delete nothing but checkpoints.
+        if self.store.head(answer):  # Overwritten and not deleted: the workers may delete no document.
             again = ApprovalDocument(approved=None, by="nobody yet", at=datetime.now(timezone.utc), timed_out=False)
             self.store.save(answer, again)
         return ApprovalOperator.execute(self, context)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class CheckImagesOperator(BccOperator):
     """Check every image, find near-duplicates and conflicts, compare new images with old ones.
 
-    Writes contents.parquet and checks.json; returns the reference to the latter.
+    Writes contents.parquet and checks.json; returns the reference to the latter. What it learned of the contents is shared with
+    other workers through the bucket.
 
     Args:
         run: the run's handle, from `snapshot_dataset`.
@@ -28,26 +29,33 @@ class CheckImagesOperator(BccOperator):
 
     def work(self, context: Context) -> dict[str, str]:
         """Validate the run's images."""
-        from bcc_ops.dataset.image_checks import MEMORY_FILE, check_images, summary
+        from bcc_ops.dataset.image_checks import check_images, summary
+        from bcc_ops.dataset.inspection_cache import MEMORY_FILE
         from bcc_ops.dataset.metadata_source import FILE_METADATA, read_metadata, write_metadata
+        from bcc_ops.dataset.shared_inspections import sharing_inspections
         from bcc_ops.runs.previous import previous_contents
         from bcc_ops.runs.rows import ContentRow
         from bcc_ops.runs.tables import write_rows
 
         run = self.load_run(self.run, context)
         unreadable: dict[str, str] = {}
-        result = check_images(
-            self.local_images(run.snapshot, unreadable=unreadable),
-            run.config,
-            memory_path=self.settings.cache_dir / MEMORY_FILE,
-            snapshot_digest=run.snapshot.digest,
-            classes=run.snapshot.classes,
-            previous=previous_contents(self.store, run.paths, run.snapshot),
-            unreadable=unreadable,
-            metadata=read_metadata(self.store, run.snapshot.metadata),
-            table=run.snapshot.metadata,
-            pseudonyms=lambda: self.pseudonyms,
-        )
+        images = self.local_images(run.snapshot, unreadable=unreadable)
+        memory, contents = self.settings.cache_dir / MEMORY_FILE, {image.sha256 for image in images}
+        previous = previous_contents(self.store, run.paths, run.snapshot)
+        metadata = read_metadata(self.store, run.snapshot.metadata)
+        with sharing_inspections(self.store, self.settings.artifacts_prefix, memory, contents, run.config):
+            result = check_images(
+                images,
+                run.config,
+                memory_path=memory,
+                snapshot_digest=run.snapshot.digest,
+                classes=run.snapshot.classes,
+                previous=previous,
+                unreadable=unreadable,
+                metadata=metadata,
+                table=run.snapshot.metadata,
+                pseudonyms=lambda: self.pseudonyms,
+            )
         rows = self.store.put_referenced(run.paths.document("contents.parquet"), write_rows(ContentRow, result.contents))
         document = result.document.model_copy(update={"contents": rows})
         if result.by_files.cells:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,9 @@ from bcc_ops.runs.documents import ChecksDocument, SplitDocument, TrainingDocume
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from bcc_ops.dataset.sync import LocalImage
+    from bcc_ops.runs.rows import ImageRow
 
 PARQUET = "application/vnd.apache.parquet"
 
@@ -39,7 +42,8 @@ class EvaluateModelOperator(BccOperator):
 
     def work(self, context: Context) -> dict[str, str]:
         """Load what was trained and what is in use, evaluate, write."""
-        from bcc_ops.dataset.image_checks import MEMORY_FILE
+        from bcc_ops.dataset.inspection_cache import MEMORY_FILE
+        from bcc_ops.dataset.shared_inspections import sharing_inspections
         from bcc_ops.evaluation.evaluate import with_references
         from bcc_ops.evaluation.run_evaluation import RunInputs, evaluate_run
         from bcc_ops.models.champion import load_anchor, load_champion
@@ -51,18 +55,32 @@ class EvaluateModelOperator(BccOperator):
             return self.store.reference(run.paths.document("evaluation.json")).to_xcom()
         checks = self.load_document(ChecksDocument, run, self.checks)
         refused = {image.key for image in checks.refused}
+        images = self.local_images(run.snapshot, without=refused)
+        contents: set[str] = set()
+
+        def fetch(rows: list[ImageRow]) -> list[LocalImage]:
+            fetched = self.fetch_images(rows, unreadable={})
+            contents.update(image.sha256 for image in fetched)
+            return fetched
+
+        memory = self.settings.cache_dir / MEMORY_FILE
         inputs = RunInputs(
             config=run.config,
             snapshot=run.snapshot,
             checks=checks,
             split=self.load_document(SplitDocument, run, self.split),
             training=self.load_document(TrainingDocument, run, self.training),
-            images={image.key: image.path for image in self.local_images(run.snapshot, without=refused)},
-            fetch=partial(self.fetch_images, unreadable={}),
-            memory_path=self.settings.cache_dir / MEMORY_FILE,
+            images={image.key: image.path for image in images},
+            fetch=fetch,
+            memory_path=memory,
             pseudonyms=lambda: self.pseudonyms,
         )
-        with tempfile.TemporaryDirectory(prefix="bcc-evaluate-") as folder:
+        sharing: AbstractContextManager[None] = nullcontext()
+        if run.config.external_sets:  # their images are checked here, and compared with the run's own
+            contents.update(image.sha256 for image in images)
+            prefix = self.settings.artifacts_prefix
+            sharing = sharing_inspections(self.store, prefix, memory, contents, run.config, with_search=False)
+        with sharing, tempfile.TemporaryDirectory(prefix="bcc-evaluate-") as folder:
             registry = ModelRegistry(self.store, self.settings.models_prefix)
             champion, anchor = load_champion(registry, Path(folder)), load_anchor(registry, Path(folder))
             evaluated = evaluate_run(self.store, inputs, champion, anchor, folder=Path(folder), say=self.log.info)

@@ -13,6 +13,8 @@ from typing import Any
 
 from bcc_ops.config import Settings
 from bcc_ops.dataset.content_findings import may_name_a_patient
+from bcc_ops.dataset.inspection_cache import MEMORY_FILE, knows_any
+from bcc_ops.dataset.shared_inspections import shards_about
 from bcc_ops.exceptions import BccError, ConfigError
 from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.report.galleries import shown_cases, shown_findings
@@ -92,11 +94,13 @@ class Trace:
     runs: list[RunUse] = field(default_factory=list)
     models: list[ModelUse] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
+    shards: list[str] = field(default_factory=list)
+    """Keys of what workers share of the image checks, with a row about it."""
 
     @property
     def found(self) -> bool:
         """Whether the image is known at all."""
-        return bool(self.objects or self.runs or self.cached)
+        return bool(self.objects or self.runs or self.cached or self.shards)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -107,6 +111,7 @@ class Trace:
             "runs": [asdict(one) for one in self.runs],
             "models": [vars(one) for one in self.models],
             "cached_on_this_worker": self.cached,
+            "shards": self.shards,
         }
 
 
@@ -141,6 +146,7 @@ def trace_image(store: ObjectStore, settings: Settings, wanted: str, say: Any = 
         trace.objects.extend(_versions_of(store, key))
     trace.models.extend(_models(store, settings, trace.runs))
     trace.cached.extend(_cached(settings.cache_dir, trace.digests))
+    trace.shards.extend(shards_about(store, settings.artifacts_prefix, trace.digests))
     return trace
 
 
@@ -250,4 +256,5 @@ def _models(store: ObjectStore, settings: Settings, runs: list[RunUse]) -> Itera
 
 def _cached(cache_dir: Path, digests: set[str]) -> list[str]:
     paths = [cache_dir / "files" / digest[0] / digest for digest in sorted(digests)]
-    return [str(path) for path in paths if path.exists()]
+    memory = cache_dir / MEMORY_FILE
+    return [str(path) for path in paths if path.exists()] + ([str(memory)] if knows_any(memory, digests) else [])

@@ -315,6 +315,11 @@ class ObjectStore:
         except ObjectNotFound:
             return None
 
+    def delete(self, key: str) -> None:
+        """Remove an object; it is no error if there is none."""
+        with _telling(f"removing {self.uri(key)}"):
+            self.client.delete_object(Bucket=self.bucket, Key=key)
+
     def delete_folder(self, folder: str) -> int:
         """Remove every object under `folder` and return how many there were. For checkpoints that are no longer needed."""
         keys = [entry["Key"] for entry in self.list_objects(f"{folder.rstrip('/')}/")]

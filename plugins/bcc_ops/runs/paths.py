@@ -135,3 +135,8 @@ def checkpoint_folder(artifacts_prefix: str, *, snapshot_digest: str, config_dig
     another one by the time of a retry.
     """
     return f"{artifacts_prefix}/checkpoints/{snapshot_digest[:16]}-{config_digest[:16]}-{split_digest[:16]}-{fold}"
+
+
+def inspections_root(artifacts_prefix: str) -> str:
+    """Return the prefix under which workers share what the image checks learned, with a slash at its end."""
+    return f"{artifacts_prefix}/inspections/"

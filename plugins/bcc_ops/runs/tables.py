@@ -196,6 +196,94 @@ def read_foreign_table(
     return plain, sorted({one.name for one in schema} - set(plain)), _foreign_rows(file, plain, text)
 
 
+def write_columns(columns: Mapping[str, str], rows: Iterable[Sequence[Any]], stamp: tuple[str, str]) -> bytes:
+    """Return rows as a Parquet file that `read_columns` reads. The same rows give the same bytes.
+
+    Args:
+        columns: name -> "str", "int", "float", "bool", "bytes", or so many bytes: "bytes 32".
+        rows: a value per column, in their order.
+        stamp: a name and a value that the file carries.
+    """
+    schema = pa.schema([(name, _column_type(kind)) for name, kind in columns.items()], metadata=dict([stamp]))
+    values = list(zip(*rows)) or [()] * len(schema)
+    table = pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(values, schema)], schema=schema)
+    sink = io.BytesIO()
+    texts = [field.name for field in schema if pa.types.is_string(field.type)]
+    pq.write_table(table, sink, compression="snappy", use_dictionary=texts)
+    return sink.getvalue()
+
+
+def read_columns(
+    columns: Mapping[str, str], content: bytes, stamp: tuple[str, str], *, most_rows: int, longest: Mapping[str, int]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a file of `write_columns` that anybody may have written, without trusting what it says of its size.
+
+    Args:
+        columns: that the file must have.
+        content: of the file.
+        stamp: that it must carry.
+        most_rows: that it may have.
+        longest: "str" and "bytes" -> the bytes that such a value may have at most.
+
+    Raises:
+        ArtifactError: it is something else. The message is the end of a sentence about it.
+    """
+    schema = pa.schema([(name, _column_type(kind)) for name, kind in columns.items()])
+    # A text or a blob that is in many rows is held once: a small file stays small.
+    blobs = [name for name, kind in columns.items() if kind in longest]
+    try:
+        version = (pq.read_metadata(io.BytesIO(content)).metadata or {}).get(stamp[0].encode(), b"").decode(errors="replace")
+        if version != stamp[1]:
+            raise ArtifactError(f"is of another version ({version[:20]!r}, not {stamp[1]!r})")
+        if not pq.read_schema(io.BytesIO(content)).equals(schema):
+            raise ArtifactError("has other columns")
+        file = pq.ParquetFile(io.BytesIO(content), read_dictionary=blobs)
+        groups = [file.metadata.row_group(number) for number in range(min(file.metadata.num_row_groups, most_rows))]
+        if {group.column(place).compression for group in groups for place in range(len(schema))} - {"UNCOMPRESSED", "SNAPPY"}:
+            raise ArtifactError("is compressed otherwise than with Snappy")
+        remaining = most_rows
+        for batch in file.iter_batches(1_000):
+            remaining -= len(batch)
+            if remaining < 0:
+                raise ArtifactError(f"has more than {most_rows:,} rows")
+            yield from zip(*(_bounded(column, longest) for column in batch.columns))
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
+        raise ArtifactError(_not_parquet(error)) from None
+
+
+def read_digests(content: bytes) -> set[str]:
+    """Return every sha256, in hex, that a file of `write_columns` has in a column of "bytes 32", whatever its other columns.
+
+    Raises:
+        ArtifactError: it cannot be read. The message is the end of a sentence about it.
+    """
+    try:
+        file = pq.ParquetFile(io.BytesIO(content))
+        columns = [field.name for field in file.schema_arrow if field.type == _column_type("bytes 32")]
+        batches = file.iter_batches(_ROWS_AT_ONCE, columns=columns)
+        return {digest.hex() for batch in batches for column in batch.columns for digest in column.to_pylist() if digest}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ArtifactError(_not_parquet(error)) from None
+
+
+def _column_type(kind: str) -> pa.DataType:
+    name, _, size = kind.partition(" ")
+    if name == "bytes":
+        return pa.binary(int(size)) if size else pa.binary()
+    return _TYPES[name]
+
+
+def _bounded(column: pa.Array, longest: Mapping[str, int]) -> list[Any]:
+    if not pa.types.is_dictionary(column.type):
+        values: list[Any] = column.to_pylist()
+        return values
+    most = longest["str" if pa.types.is_string(column.type.value_type) else "bytes"]
+    if any(len(value.as_buffer() or b"") > most for value in column.dictionary):
+        raise ArtifactError(f"has a value of more than {most:,} bytes")
+    known = column.dictionary.to_pylist()
+    return [None if place is None else known[place] for place in column.indices.to_pylist()]
+
+
 def _foreign_rows(file: pq.ParquetFile, columns: list[str], text: Callable[[Any], str]) -> Iterator[list[str]]:
     try:
         for batch in file.iter_batches(batch_size=10_000, columns=columns):

@@ -11,7 +11,9 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG
 
+from bcc_ops.dataset import image_checks
 from bcc_ops.dataset.image_checks import UNREADABLE
+from bcc_ops.dataset.inspection_cache import MEMORY_FILE
 from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.operators.check_images import CheckImagesOperator
 from bcc_ops.runs.documents import ChecksDocument
@@ -62,3 +64,20 @@ def test_too_many_refused_images_fail_at_once_and_leave_no_document(check: Check
     with pytest.raises(AirflowFailException, match=r"TooManyRefused: 2 of 4 images are refused"):
         check(max_refused_fraction=0.4)
     assert store.head(PATHS.document("checks.json")) is None
+
+
+def test_what_was_learned_is_in_the_bucket_for_a_worker_with_an_empty_disk(
+    check: Check, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = store.get(check()["key"])
+    assert {entry["Key"].split("/")[3] for entry in store.list_objects("artifacts/inspections/")} >= {
+        "facts",
+        "findings",
+        "search",
+    }
+    (tmp_path / MEMORY_FILE).unlink()
+    decoded = []
+    inspect = image_checks.inspect_file
+    monkeypatch.setattr(image_checks, "inspect_file", lambda path, *more: decoded.append(path.name) or inspect(path, *more))
+    assert store.get(check()["key"]) == first
+    assert decoded == ["2.png"]  # the broken one: that an image is refused, only its file may tell

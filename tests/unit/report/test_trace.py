@@ -12,6 +12,10 @@ import pytest
 from bcc_ops import cli
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.dataset.content_findings import list_findings
+from bcc_ops.dataset.feature_search import FeatureSearch
+from bcc_ops.dataset.inspection_cache import MEMORY_FILE, InspectionCache
+from bcc_ops.dataset.inspection_shards import VERSION, Shard, write_shard
+from bcc_ops.dataset.similarity import Similarity
 from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.report.trace import OutOfFoldAnswer, trace_image
 from bcc_ops.runs.documents import FOLDS, OLDER_TRAINING
@@ -148,6 +152,33 @@ def test_a_run_that_cannot_be_read_is_named_and_hides_no_other(store: ObjectStor
     store.put(RunPaths.of("artifacts", samples.AS_OF, "bad").document("contents.parquet"), b"no table")
     runs = trace_image(store, settings, KEY).runs
     assert sorted((run.folds, bool(run.problem)) for run in runs) == [((), True), ((5,), False)]
+
+
+def test_what_workers_share_of_the_image_checks_and_what_this_one_remembers_is_named(
+    store: ObjectStore, settings: Settings
+) -> None:
+    """Even if no run knows the image any more, as long as its digest is known."""
+    other = "b" * 64
+    shards = {
+        "findings": Shard(findings=[(SHA, "2t"), (other, "2")]),
+        "similarity": Shard(similarity=[((SHA, other), Similarity(0.5, 0.5))]),
+        "search": Shard(search=FeatureSearch((other,))),
+    }
+    keys = {kind: f"artifacts/inspections/{VERSION}/{kind}/{'c' * 64}.parquet" for kind in shards}
+    for kind, shard in shards.items():
+        store.put(keys[kind], write_shard(shard))
+    assert not trace_image(store, settings, "d" * 64).found
+
+    trace = trace_image(store, settings, SHA)
+    assert trace.found and trace.shards == [keys["findings"], keys["similarity"]] and trace.cached == []
+    assert trace.to_json()["shards"] == trace.shards
+
+    memory = settings.cache_dir / MEMORY_FILE
+    with InspectionCache(memory) as remembered:
+        remembered.remember_search(FeatureSearch((other,)))
+        assert trace_image(store, settings, SHA).cached == []
+        remembered.remember_findings([(SHA, "2t")])
+    assert trace_image(store, settings, SHA).cached == [str(memory)]
 
 
 def test_the_command_prints_json_and_fails_for_an_image_that_nothing_knows(

@@ -155,6 +155,14 @@ def test_a_folder_is_removed_whole_and_nothing_beside_it(store: ObjectStore) -> 
     assert [entry["Key"] for entry in store.list_objects("c/")] == ["c/ab/3"]
 
 
+def test_an_object_is_removed_and_one_that_is_gone_is_no_error(store: ObjectStore) -> None:
+    store.put("a", b"1")
+    store.put("ab", b"2")
+    store.delete("a")
+    store.delete("a")
+    assert [entry["Key"] for entry in store.list_objects("")] == ["ab"]
+
+
 def test_missing_credentials_and_a_missing_bucket_are_told_with_the_command_that_helps() -> None:
     lacking = translate(NoCredentialsError(), "listing s3://bucket/images")
     assert isinstance(lacking, AccessDenied) and "`airflow connections add`" in str(lacking)

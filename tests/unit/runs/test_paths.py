@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bcc_ops.runs.paths import RunPaths, checkpoint_folder, fold_file, parse_run_folder, run_slug
+from bcc_ops.runs.paths import RunPaths, checkpoint_folder, fold_file, inspections_root, parse_run_folder, run_slug
 
 AS_OF = datetime(2026, 11, 22, 2, 0, tzinfo=timezone.utc)
 
@@ -72,3 +72,7 @@ def test_a_checkpoint_is_found_again_by_the_same_images_parameters_split_and_fol
 def test_the_files_of_a_folds_model_are_told_by_its_number() -> None:
     paths = RunPaths.of("artifacts", AS_OF, "nightly")
     assert paths.document(fold_file(2, "json")) == f"{paths.folder}/fold-2.json"
+
+
+def test_what_workers_share_is_in_no_runs_folder_and_not_where_jobs_of_sagemaker_write() -> None:
+    assert inspections_root("of/mine") == "of/mine/inspections/"

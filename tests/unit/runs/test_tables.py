@@ -14,10 +14,13 @@ from bcc_ops.runs.rows import AssignmentRow, ContentRow, ImageRow, SplitRow
 from bcc_ops.runs.tables import (
     iterate_rows,
     read_answers,
+    read_columns,
+    read_digests,
     read_foreign_table,
     read_predictions,
     read_rows,
     write_answers,
+    write_columns,
     write_predictions,
     write_rows,
 )
@@ -158,3 +161,30 @@ def test_a_compression_that_may_grow_without_bound_is_refused() -> None:
 def test_times_that_python_does_not_know_are_a_table_that_cannot_be_read(column: pa.Array) -> None:
     with pytest.raises(ArtifactError, match="is not a Parquet file that can be read"):
         foreign(pa.table({"key": ["a"], "acquired_at": column}))
+
+
+COLUMNS = {"sha256": "bytes 32", "name": "str", "size": "int", "part": "float", "good": "bool", "blob": "bytes"}
+ROWS = [(bytes(32), "a", 1, 0.5, True, b"xyz"), (None, None, None, None, None, b"")]
+
+
+def test_columns_come_back_with_their_gaps_and_only_with_their_stamp() -> None:
+    """What one of them may not hold is tested where it is used, in test_inspection_shards.py."""
+    content = write_columns(COLUMNS, ROWS, ("kind", "1"))
+    bounds = {"most_rows": 2, "longest": {"str": 1, "bytes": 3}}
+    assert list(read_columns(COLUMNS, content, ("kind", "1"), **bounds)) == ROWS  # type: ignore[arg-type]
+    assert content == write_columns(COLUMNS, ROWS, ("kind", "1"))
+    with pytest.raises(ArtifactError, match="is of another version"):
+        list(read_columns(COLUMNS, content, ("kind", "2"), **bounds))  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match="has other columns"):
+        list(read_columns({**COLUMNS, "size": "float"}, content, ("kind", "1"), **bounds))  # type: ignore[arg-type]
+    for too_small, said in (({"most_rows": 1}, "more than 1 rows"), ({"longest": {"str": 1, "bytes": 2}}, "more than 2 bytes")):
+        with pytest.raises(ArtifactError, match=said):
+            list(read_columns(COLUMNS, content, ("kind", "1"), **{**bounds, **too_small}))  # type: ignore[arg-type]
+
+
+def test_the_digests_in_a_file_are_told_whatever_else_it_has() -> None:
+    columns = {"one": "bytes 32", "more": "bytes 8", "other": "bytes 32"}
+    content = write_columns(columns, [(bytes(32), bytes(8), b"1" * 32), (b"1" * 32, bytes(8), None)], ("kind", "1"))
+    assert read_digests(content) == {"0" * 64, "31" * 32}
+    with pytest.raises(ArtifactError, match="not a Parquet file"):
+        read_digests(content[:-9])

@@ -1,0 +1,256 @@
+"""What the image checks learned, kept in the bucket: a worker fetches what it lacks, and adds what it learned anew.
+
+    <artifacts_prefix>/inspections/<version>/<kind>/<sha256>.parquet       shards, each named by its own digest
+
+A shard is written once and never changed, so that workers which write at the same time lose nothing of one another. Small ones
+are merged when there are many; the merged one is written before they are removed. Nothing here can fail a run: what cannot be had
+from the bucket is learned again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bcc_ops.dataset.inspection_cache import InspectionCache
+from bcc_ops.dataset.inspection_shards import (
+    FACTS,
+    FINDINGS,
+    KINDS,
+    LARGEST_SHARD,
+    ROWS_PER_SHARD,
+    SEARCH,
+    SIMILARITY,
+    VERSION,
+    Shard,
+    read_shard,
+    write_shard,
+)
+from bcc_ops.exceptions import ArtifactError, BccError, ObjectNotFound
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.paths import inspections_root
+from bcc_ops.runs.tables import read_digests
+
+if TYPE_CHECKING:
+    from bcc_ops.config import RetrainingConfig
+
+log = logging.getLogger(__name__)
+
+MERGED_FROM = 32
+"""So many small shards of a kind are merged; so many searches are kept at most."""
+
+SMALL = 4 * 2**20
+"""Bytes. A larger shard is not merged any more."""
+
+_AT_ONCE = 4
+_NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})/(?P<sha256>[0-9a-f]{{64}})\.parquet")
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A shard in the bucket; `name` is its key below the folder of its version."""
+
+    name: str
+    size: int
+    written: datetime
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition("/")[0]
+
+    @property
+    def sha256(self) -> str:
+        return Path(self.name).stem
+
+
+@contextmanager
+def sharing_inspections(
+    store: ObjectStore,
+    artifacts_prefix: str,
+    memory_path: Path,
+    contents: Collection[str],
+    config: RetrainingConfig,
+    *,
+    with_search: bool = True,
+) -> Iterator[None]:
+    """Fetch what other workers learned before the block, and keep what it learned, even if it fails.
+
+    Args:
+        store: the bucket.
+        artifacts_prefix: under which everything is kept.
+        memory_path: where this worker keeps what the checks learned of each content.
+        contents: sha256 of the images that the block is about, complete when it ends. Of others, nothing is written: an image
+            that was erased must not come back.
+        config: `min_side` and `max_pixels` count.
+        with_search: whether to keep the search of features, for the next one to go on from.
+    """
+    place = _Place(store, f"{inspections_root(artifacts_prefix)}{VERSION}/")
+    with _never_failing("What other workers learned is not used, and all that is not known here is checked anew"):
+        with InspectionCache(memory_path) as memory:
+            _fetch(place, memory)
+    try:
+        yield
+    finally:
+        with _never_failing("Other workers check anew what was learned here"):
+            with InspectionCache(memory_path) as memory:
+                _keep(place, memory, frozenset(contents), config, with_search=with_search)
+
+
+def shards_about(store: ObjectStore, artifacts_prefix: str, digests: set[str]) -> Iterator[str]:
+    """Yield the keys of the shards, of any version, that have a row about one of these contents (sha256).
+
+    One that cannot be read may have such a row: it is named too. One shard is read at a time.
+    """
+    for entry in store.list_objects(inspections_root(artifacts_prefix)) if digests else ():
+        try:
+            if entry["Size"] > LARGEST_SHARD or not digests.isdisjoint(read_digests(store.get(entry["Key"]))):
+                yield entry["Key"]
+        except ArtifactError:
+            yield entry["Key"]
+
+
+@dataclass(frozen=True)
+class _Place:
+    store: ObjectStore
+    folder: str
+
+    def list(self) -> dict[str, _Listed]:
+        """Return the shards by name; other objects are none of ours."""
+        found = {}
+        for entry in self.store.list_objects(self.folder):
+            name = entry["Key"].removeprefix(self.folder)
+            if _NAME.fullmatch(name):
+                found[name] = _Listed(name, entry["Size"], entry["LastModified"])
+        return found
+
+    def read(self, listed: _Listed) -> Shard | ArtifactError | None:
+        """Return a shard, why it is refused, or None if it is not there any more."""
+        try:
+            if listed.size > LARGEST_SHARD:
+                raise ArtifactError(f"has more than {LARGEST_SHARD // 2**20} MiB")
+            content, _ = self.store.get_with_etag(f"{self.folder}{listed.name}", at_most=LARGEST_SHARD)
+            if hashlib.sha256(content).hexdigest() != listed.sha256:
+                raise ArtifactError("is damaged: its name promises another content")
+            return read_shard(listed.kind, content)
+        except ObjectNotFound:
+            return None
+        except ArtifactError as error:
+            return error
+
+    def write(self, memory: InspectionCache, shard: Shard) -> int:
+        """Write a shard unless it is known to be there; return its size, 0 if nothing was written."""
+        content = write_shard(shard)
+        name = f"{shard.kind}/{hashlib.sha256(content).hexdigest()}.parquet"
+        if len(content) > LARGEST_SHARD or memory.shards().get(name):
+            return 0
+        self.store.put(f"{self.folder}{name}", content)
+        memory.take_over(name, shard)
+        return len(content)
+
+    def delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.store.delete(f"{self.folder}{name}")
+
+
+@contextmanager
+def _never_failing(consequence: str) -> Iterator[None]:
+    try:
+        yield
+    except BccError as error:
+        log.warning("%s: %s", consequence, error)
+
+
+def _fetch(place: _Place, memory: InspectionCache) -> None:
+    """Read the shards that were not read here yet."""
+    for _ in range(2):  # a shard that goes meanwhile was merged: the one that has its rows now is found by a second listing
+        listed = place.list()
+        memory.forget_shards(listed)
+        known = memory.shards()
+        searches = sorted((one for one in listed.values() if one.kind == SEARCH), key=lambda one: one.written)
+        wanted = [one for one in listed.values() if one.kind != SEARCH] + searches[-1:]
+        # The largest last: a row that is in several is known to be in that one, and the small ones can be merged away.
+        missing = sorted((one for one in wanted if one.name not in known), key=lambda one: one.size)
+        if missing:
+            log.info(
+                "reading %d shards of what other workers learned, %.1f MB", len(missing), sum(one.size for one in missing) / 1e6
+            )
+        if _read(place, memory, missing):
+            return
+
+
+def _read(place: _Place, memory: InspectionCache, missing: Sequence[_Listed]) -> bool:
+    """Read shards, a few at once; return whether all were there."""
+    complete = True
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for start in range(0, len(missing), _AT_ONCE):
+            part = missing[start : start + _AT_ONCE]
+            for one, shard in zip(part, pool.map(place.read, part)):
+                if shard is None:
+                    complete = False
+                elif isinstance(shard, ArtifactError):
+                    memory.refuse_shard(one.name)
+                    log.warning(
+                        "%s %s. It is ignored, and what it is about is checked anew; delete it",
+                        place.store.uri(f"{place.folder}{one.name}"),
+                        shard,
+                    )
+                else:
+                    memory.take_over(one.name, shard)
+    return complete
+
+
+def _keep(
+    place: _Place, memory: InspectionCache, contents: frozenset[str], config: RetrainingConfig, *, with_search: bool
+) -> None:
+    written = 0
+    for kind in (FACTS, FINDINGS, SIMILARITY):
+        new = memory.places_not_shared(kind, contents, config.min_side, config.max_pixels)
+        written += _write(place, memory, kind, new)
+    if with_search:
+        own = [search for search in memory.recall_searches() if contents.issuperset(search.contents)]
+        if own:
+            latest = max(enumerate(own), key=lambda numbered: (len(numbered[1].contents), numbered[0]))[1]
+            written += place.write(memory, Shard(search=latest))
+    if written:
+        log.info("%.1f MB of what was learned here are in the bucket now", written / 1e6)
+        _merge(place, memory)
+
+
+def _write(place: _Place, memory: InspectionCache, kind: str, rows: Sequence[tuple[str, str]]) -> int:
+    written = 0
+    for start in range(0, len(rows), ROWS_PER_SHARD[kind]):
+        shard = memory.recall_shared(kind, rows[start : start + ROWS_PER_SHARD[kind]])
+        written += place.write(memory, shard) if shard else 0
+    return written
+
+
+def _merge(place: _Place, memory: InspectionCache) -> None:
+    """Merge the small shards of a kind that has many. Only what was read or written here is removed."""
+    listed, known = place.list(), memory.shards()
+    ours = [one for one in listed.values() if known.get(one.name)]
+    for kind in (FACTS, FINDINGS, SIMILARITY):
+        small = [one.name for one in ours if one.kind == kind and one.size < SMALL]
+        if len(small) > MERGED_FROM:
+            log.info("merging %d small shards of %s", len(small), kind)
+            # First what an interrupted merge left: if that may not be removed, no merged shard is written every night.
+            _delete_merged(place, memory, kind, small)
+            _write(place, memory, kind, memory.places_in(kind, small))
+            _delete_merged(place, memory, kind, small)
+    searches = sorted((one for one in listed.values() if one.kind == SEARCH), key=lambda one: one.written)
+    if len(searches) > MERGED_FROM:
+        place.delete(one.name for one in searches[:-1])
+
+
+def _delete_merged(place: _Place, memory: InspectionCache, kind: str, names: Sequence[str]) -> None:
+    """Remove those of these shards whose rows are all in others."""
+    merged = [name for name in names if not memory.places_in(kind, [name])]
+    place.delete(merged)
+    memory.forget_shards(memory.shards().keys() - set(merged))
