@@ -502,7 +502,7 @@ def _print_trace(trace: Trace) -> None:
             ],
         ),
         "Models": (("version", "how", ""), [(m.version, m.how, "champion" if m.champion else "") for m in trace.models]),
-        "What workers share of the image checks": (("key",), [(key,) for key in trace.shards]),
+        "What workers share of the image checks": (("key", "version"), [*trace.shards]),
         "In this worker's cache": (("file",), [(path,) for path in trace.cached]),
     }
     for title, (columns, rows) in tables.items():

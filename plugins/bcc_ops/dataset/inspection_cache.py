@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from bcc_ops.dataset.dicom import DicomTags
 from bcc_ops.dataset.feature_search import FeatureSearch, Pair
 from bcc_ops.dataset.fingerprints import DESCRIPTOR_BYTES, METHOD, Features, Fingerprint
 from bcc_ops.dataset.image_cache import is_damage, throw_away
-from bcc_ops.dataset.inspection_shards import FINDINGS, SIMILARITY, KnownContent, Shard, may_be_shared
+from bcc_ops.dataset.inspection_shards import FINDINGS, SIMILARITY, KnownContent, Shard, may_be_shared, method_of, places_of
 from bcc_ops.dataset.properties import Properties
 from bcc_ops.dataset.similarity import Similarity
 from bcc_ops.exceptions import CacheError
@@ -42,7 +43,7 @@ CREATE TABLE IF NOT EXISTS similarity (
     one TEXT, other TEXT, similarity REAL, overlap REAL, PRIMARY KEY (one, other)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS findings (sha256 TEXT PRIMARY KEY, found TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS feature_searches (number INTEGER PRIMARY KEY, contents TEXT, pairs TEXT);
-CREATE TABLE IF NOT EXISTS shards (number INTEGER PRIMARY KEY, name TEXT UNIQUE, refused INTEGER);
+CREATE TABLE IF NOT EXISTS shards (number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, refused INTEGER);
 CREATE TABLE IF NOT EXISTS shared (
     kind TEXT, one TEXT, other TEXT, shard INTEGER, PRIMARY KEY (kind, one, other)) WITHOUT ROWID;
 DROP TABLE IF EXISTS searches;
@@ -201,6 +202,14 @@ class InspectionCache:
         """Return whether a content is known, whatever limits it was judged by."""
         return self._db.execute("SELECT 1 FROM facts WHERE sha256 = ? LIMIT 1", (sha256,)).fetchone() is not None
 
+    def has_compared(self, sha256: str) -> bool:
+        """Return whether a content is in a pair that was compared, or in a shard of the bucket."""
+        query = (
+            "SELECT 1 FROM similarity WHERE :sha256 IN (one, other) UNION ALL SELECT 1 FROM shared WHERE :sha256 IN (one, other) "
+            "LIMIT 1"
+        )
+        return self._db.execute(query, {"sha256": sha256}).fetchone() is not None
+
     def _fingerprint(self, sha256: str, pixels: str | None, hash_: bytes | None) -> Fingerprint | None:
         if not isinstance(pixels, str) or not isinstance(hash_, bytes):
             return None
@@ -257,8 +266,13 @@ class InspectionCache:
         """Forget the shards with other names: what was in them counts as not shared. It stays known here."""
         gone = [(name,) for name in self.shards() if name not in kept]
         if gone:
-            self._write("DELETE FROM shards WHERE name = ?", gone)
-            self._write("DELETE FROM shared WHERE shard NOT IN (SELECT number FROM shards)", [()])
+            with self._all_or_nothing():
+                self._db.executemany("DELETE FROM shards WHERE name = ?", gone)
+                self._db.execute("DELETE FROM shared WHERE shard NOT IN (SELECT number FROM shards)")
+
+    def drop_places(self, kind: str, places: Iterable[tuple[str, str]]) -> None:
+        """Forget in which shard these rows are."""
+        self._write("DELETE FROM shared WHERE kind = ? AND one = ? AND other = ?", ((kind, *place) for place in places))
 
     def refuse_shard(self, name: str) -> None:
         """Remember not to read a shard again."""
@@ -268,8 +282,7 @@ class InspectionCache:
         """Remember that a shard is in the bucket, and its rows as far as they are not known here: all of that, or nothing."""
         if shard.search is not None and shard.search not in self.recall_searches():
             self.remember_search(shard.search)
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._all_or_nothing():
             number = self._db.execute("INSERT OR REPLACE INTO shards (name, refused) VALUES (?, 0)", (name,)).lastrowid
             self._db.executemany(
                 "INSERT OR IGNORE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", map(_as_facts, shard.facts)
@@ -280,13 +293,8 @@ class InspectionCache:
                     self._db.execute("INSERT OR REPLACE INTO findings VALUES (?,?)", (sha256, found))
             rows = ((*pair, *alike) for pair, alike in shard.similarity)
             self._db.executemany("INSERT OR IGNORE INTO similarity VALUES (?,?,?,?)", rows)
-            shared = ((shard.kind, *place, number) for place in _places(shard))
+            shared = ((shard.kind, *place, number) for place in places_of(shard))
             self._db.executemany("INSERT OR REPLACE INTO shared VALUES (?,?,?,?)", shared)
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
     def places_in(self, kind: str, names: Iterable[str]) -> list[tuple[str, str]]:
         """Return what is in these shards and in no other that was read later, as two of a row's keys: for `recall_shared`."""
@@ -303,7 +311,7 @@ class InspectionCache:
             )
             return [(one, other) for one, other in rows if one in contents and other in contents]
         if kind == FINDINGS:
-            candidates = [(sha256, _method(found)) for sha256, found in self.recall_findings(sorted(contents)).items()]
+            candidates = [(sha256, method_of(found)) for sha256, found in self.recall_findings(sorted(contents)).items()]
         else:
             candidates = [(sha256, f"{min_side} {max_pixels}") for sha256 in sorted(contents)]
         query = "SELECT 1 FROM shared WHERE kind = ? AND one = ? AND other = ?"
@@ -315,7 +323,7 @@ class InspectionCache:
             return Shard(similarity=list(self.recall_similarity(places).items()))
         if kind == FINDINGS:
             found = self.recall_findings(sha256 for sha256, _ in places)
-            return Shard(findings=[(sha256, what) for sha256, what in found.items() if _method(what) in (LOOKED_AT, WITH_TEXT)])
+            return Shard(findings=[(sha256, what) for sha256, what in found.items() if method_of(what) in (LOOKED_AT, WITH_TEXT)])
         rows = []
         for sha256, limits in places:
             min_side, max_pixels = map(int, limits.split())
@@ -327,6 +335,17 @@ class InspectionCache:
                 )
                 rows += [known] if may_be_shared(known) else []
         return Shard(facts=rows)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
     def _write_as_they_come(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
         pending: list[tuple[object, ...]] = []
@@ -351,6 +370,8 @@ def knows_any(path: Path, contents: Iterable[str]) -> bool:
     with InspectionCache(path) as memory:
         names = sorted(contents)
         if memory.recall_findings(names) or any(memory.has_facts(sha256) for sha256 in names):
+            return True
+        if any(memory.has_compared(sha256) for sha256 in names):
             return True
         return any(not set(names).isdisjoint(search.contents) for search in memory.recall_searches())
 
@@ -380,16 +401,6 @@ def _as_facts(known: KnownContent) -> tuple[object, ...]:
     measures = {name: getattr(known, name) for name in ("width", "height", "mode", "mean", "contrast", "synthetic")}
     facts = ContentFacts(**measures, properties=known.properties, fingerprint=known.fingerprint)
     return (known.sha256, known.min_side, known.max_pixels, *_columns(facts))
-
-
-def _places(shard: Shard) -> Iterator[tuple[str, str]]:
-    yield from ((known.sha256, f"{known.min_side} {known.max_pixels}") for known in shard.facts)
-    yield from ((sha256, _method(found)) for sha256, found in shard.findings)
-    yield from (pair for pair, _ in shard.similarity)
-
-
-def _method(found: str) -> str:
-    return found.partition(" ")[0]
 
 
 def _properties(column: str | None) -> Properties | None:

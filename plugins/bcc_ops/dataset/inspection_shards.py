@@ -42,7 +42,7 @@ MOST_FEATURES = 1_000
 """Of an image in a shard. An image has 300, or a few more that are equally strong."""
 
 _STAMP = "bcc_ops.inspections"
-_LARGEST_SCALE = 16.0
+_SMALLEST_SCALE, _LARGEST_SCALE = 0.5, 16.0
 _LARGEST_PROPERTY = 65_535.0
 _POINT_BYTES = 12
 _LONGEST = {"str": 300, "bytes": MOST_FEATURES * DESCRIPTOR_BYTES}
@@ -99,6 +99,24 @@ class Shard:
 
     def __bool__(self) -> bool:
         return bool(self.facts or self.findings or self.similarity or self.search is not None)
+
+
+def places_of(shard: Shard) -> Iterator[tuple[str, str]]:
+    """Yield what each row is about, as two words: a content and its limits or its method, or the two contents of a pair.
+
+    Findings with text are about the same content without text, too: they say more.
+    """
+    yield from ((known.sha256, f"{known.min_side} {known.max_pixels}") for known in shard.facts)
+    for sha256, found in shard.findings:
+        yield sha256, method_of(found)
+        if method_of(found) == WITH_TEXT:
+            yield sha256, LOOKED_AT
+    yield from (pair for pair, _ in shard.similarity)
+
+
+def method_of(found: str) -> str:
+    """Return the method by which findings were found."""
+    return found.partition(" ")[0]
 
 
 def may_be_shared(known: KnownContent) -> bool:
@@ -171,7 +189,7 @@ def _known_content(sha256: bytes, *values: Any) -> KnownContent:
     found = np.frombuffer(points, "<f4").astype(np.float32).reshape(-1, 3)
     _require(len(found) <= MOST_FEATURES and len(descriptors) == len(found) * DESCRIPTOR_BYTES, "features")
     bounds = np.array([width, height, _LARGEST_SCALE], np.float32)
-    _require(bool(np.all((found >= 0) & (found <= bounds) & (found[:, 2:] > 0))), "a point outside of the image")
+    _require(bool(np.all((found >= 0) & (found <= bounds) & (found[:, 2:] > _SMALLEST_SCALE))), "a point outside of the image")
     marks = np.frombuffer(descriptors, np.uint8).reshape(-1, DESCRIPTOR_BYTES)
     mark = Fingerprint.of(pixels.hex(), bytes(hash_), found, marks)
     measures = (min_side, max_pixels, width, height, mode, mean, contrast, synthetic)

@@ -31,10 +31,11 @@ from bcc_ops.dataset.inspection_shards import (
     SIMILARITY,
     VERSION,
     Shard,
+    places_of,
     read_shard,
     write_shard,
 )
-from bcc_ops.exceptions import ArtifactError, BccError, ObjectNotFound
+from bcc_ops.exceptions import ArtifactError, BccError, BucketNotFound, ObjectNotFound, StorageError, StorageUnavailable
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import inspections_root
 from bcc_ops.runs.tables import read_digests
@@ -47,8 +48,8 @@ log = logging.getLogger(__name__)
 MERGED_FROM = 32
 """So many small shards of a kind are merged; so many searches are kept at most."""
 
-SMALL = 4 * 2**20
-"""Bytes. A larger shard is not merged any more."""
+SMALL = {FACTS: 4 * 2**20, FINDINGS: 2**19, SIMILARITY: 2**21}
+"""Bytes, less than a full shard of the kind has. A larger one is not merged any more."""
 
 _AT_ONCE = 4
 _NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})/(?P<sha256>[0-9a-f]{{64}})\.parquet")
@@ -104,17 +105,38 @@ def sharing_inspections(
                 _keep(place, memory, frozenset(contents), config, with_search=with_search)
 
 
-def shards_about(store: ObjectStore, artifacts_prefix: str, digests: set[str]) -> Iterator[str]:
-    """Yield the keys of the shards, of any version, that have a row about one of these contents (sha256).
+def shards_about(store: ObjectStore, artifacts_prefix: str, digests: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield key and version id ("" in a bucket without versions) of the shards that have a row about one of these contents
+    (sha256), of every method and also of those that were merged away.
 
     One that cannot be read may have such a row: it is named too. One shard is read at a time.
     """
-    for entry in store.list_objects(inspections_root(artifacts_prefix)) if digests else ():
-        try:
-            if entry["Size"] > LARGEST_SHARD or not digests.isdisjoint(read_digests(store.get(entry["Key"]))):
-                yield entry["Key"]
-        except ArtifactError:
-            yield entry["Key"]
+    seen: set[tuple[str, str]] = set()
+    complete = not digests
+    while not complete:
+        complete = True
+        for key, version, size in _every_version(store, inspections_root(artifacts_prefix)):
+            if (key, version) in seen:
+                continue
+            seen.add((key, version))
+            try:
+                if size > LARGEST_SHARD or not digests.isdisjoint(read_digests(store.get(key, version or None))):
+                    yield key, version
+            except ObjectNotFound:  # merged meanwhile: the one that has its rows now is found by another listing
+                complete = False
+            except (StorageUnavailable, BucketNotFound):
+                raise
+            except (ArtifactError, StorageError):
+                yield key, version
+
+
+def _every_version(store: ObjectStore, prefix: str) -> Iterator[tuple[str, str, int]]:
+    if not store.is_versioned():
+        yield from ((entry["Key"], "", entry["Size"]) for entry in store.list_objects(prefix))
+    else:
+        for entry in store.list_versions(prefix):
+            if not entry.get("DeleteMarker"):
+                yield entry["Key"], entry["VersionId"], entry["Size"]
 
 
 @dataclass(frozen=True)
@@ -131,8 +153,12 @@ class _Place:
                 found[name] = _Listed(name, entry["Size"], entry["LastModified"])
         return found
 
-    def read(self, listed: _Listed) -> Shard | ArtifactError | None:
-        """Return a shard, why it is refused, or None if it is not there any more."""
+    def read(self, listed: _Listed) -> Shard | ArtifactError | StorageError | None:
+        """Return a shard, why it is refused or cannot be read, or None if it is not there any more.
+
+        Raises:
+            StorageUnavailable, BucketNotFound: the others cannot be read either.
+        """
         try:
             if listed.size > LARGEST_SHARD:
                 raise ArtifactError(f"has more than {LARGEST_SHARD // 2**20} MiB")
@@ -142,18 +168,22 @@ class _Place:
             return read_shard(listed.kind, content)
         except ObjectNotFound:
             return None
-        except ArtifactError as error:
+        except (StorageUnavailable, BucketNotFound):
+            raise
+        except (ArtifactError, StorageError) as error:
             return error
 
     def write(self, memory: InspectionCache, shard: Shard) -> int:
         """Write a shard unless it is known to be there; return its size, 0 if nothing was written."""
         content = write_shard(shard)
         name = f"{shard.kind}/{hashlib.sha256(content).hexdigest()}.parquet"
-        if len(content) > LARGEST_SHARD or memory.shards().get(name):
+        if len(content) > LARGEST_SHARD:
             return 0
-        self.store.put(f"{self.folder}{name}", content)
+        is_there = memory.shards().get(name)
+        if not is_there:
+            self.store.put(f"{self.folder}{name}", content)
         memory.take_over(name, shard)
-        return len(content)
+        return 0 if is_there else len(content)
 
     def delete(self, names: Iterable[str]) -> None:
         for name in names:
@@ -166,6 +196,8 @@ def _never_failing(consequence: str) -> Iterator[None]:
         yield
     except BccError as error:
         log.warning("%s: %s", consequence, error)
+    except Exception:  # a defect here is not worth a night, nor may it stand in for the block's own error
+        log.exception("%s", consequence)
 
 
 def _fetch(place: _Place, memory: InspectionCache) -> None:
@@ -202,6 +234,8 @@ def _read(place: _Place, memory: InspectionCache, missing: Sequence[_Listed]) ->
                         place.store.uri(f"{place.folder}{one.name}"),
                         shard,
                     )
+                elif isinstance(shard, StorageError):
+                    log.warning("What it is about is checked anew: %s", shard)
                 else:
                     memory.take_over(one.name, shard)
     return complete
@@ -232,15 +266,26 @@ def _write(place: _Place, memory: InspectionCache, kind: str, rows: Sequence[tup
     return written
 
 
+def _drop_what_is_not_shared(memory: InspectionCache, kind: str, names: Sequence[str]) -> None:
+    """Forget that rows are in these shards which no shard of this worker would have: their contents are refused here, say.
+
+    They would keep a small shard for ever.
+    """
+    places = memory.places_in(kind, names)
+    shared = set(places_of(memory.recall_shared(kind, places)))
+    memory.drop_places(kind, [place for place in places if place not in shared])
+
+
 def _merge(place: _Place, memory: InspectionCache) -> None:
     """Merge the small shards of a kind that has many. Only what was read or written here is removed."""
     listed, known = place.list(), memory.shards()
     ours = [one for one in listed.values() if known.get(one.name)]
     for kind in (FACTS, FINDINGS, SIMILARITY):
-        small = [one.name for one in ours if one.kind == kind and one.size < SMALL]
+        small = [one.name for one in ours if one.kind == kind and one.size < SMALL[kind]]
         if len(small) > MERGED_FROM:
             log.info("merging %d small shards of %s", len(small), kind)
             # First what an interrupted merge left: if that may not be removed, no merged shard is written every night.
+            _drop_what_is_not_shared(memory, kind, small)
             _delete_merged(place, memory, kind, small)
             _write(place, memory, kind, memory.places_in(kind, small))
             _delete_merged(place, memory, kind, small)

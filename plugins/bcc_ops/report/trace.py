@@ -94,8 +94,8 @@ class Trace:
     runs: list[RunUse] = field(default_factory=list)
     models: list[ModelUse] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
-    shards: list[str] = field(default_factory=list)
-    """Keys of what workers share of the image checks, with a row about it."""
+    shards: list[tuple[str, str]] = field(default_factory=list)
+    """Key and version of what workers share of the image checks, with a row about it."""
 
     @property
     def found(self) -> bool:

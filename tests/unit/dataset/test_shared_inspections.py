@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,10 +23,22 @@ from bcc_ops.config import RetrainingConfig
 from bcc_ops.dataset import feature_search, image_checks, image_content, near_duplicates, shared_inspections
 from bcc_ops.dataset.dicom import keep_of_dicom
 from bcc_ops.dataset.image_checks import check_images
-from bcc_ops.dataset.inspection_cache import InspectionCache
-from bcc_ops.dataset.inspection_shards import FACTS, FINDINGS, KINDS, SEARCH, VERSION
+from bcc_ops.dataset.inspection_cache import ContentFacts, InspectionCache
+from bcc_ops.dataset.inspection_shards import (
+    FACTS,
+    FINDINGS,
+    KINDS,
+    ROWS_PER_SHARD,
+    SEARCH,
+    SIMILARITY,
+    VERSION,
+    Shard,
+    read_shard,
+    write_shard,
+)
 from bcc_ops.dataset.pseudonyms import Pseudonyms
 from bcc_ops.dataset.shared_inspections import shards_about, sharing_inspections
+from bcc_ops.dataset.similarity import Similarity
 from bcc_ops.dataset.sync import LocalImage
 from bcc_ops.dataset.synthetic import draw_image
 from bcc_ops.exceptions import AccessDenied, TooManyRefused
@@ -110,6 +123,10 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 def shards(store: ObjectStore, kind: str = "") -> list[str]:
     return sorted(entry["Key"] for entry in store.list_objects(f"{FOLDER}{kind}"))
+
+
+def keys_about(store: ObjectStore, sha256: str) -> list[str]:
+    return [key for key, _ in shards_about(store, "artifacts", {sha256})]
 
 
 def test_a_worker_without_a_memory_learns_nothing_again_and_finds_the_same(
@@ -312,6 +329,134 @@ def test_a_store_that_refuses_costs_time_and_no_run(
     assert caplog.text.count("denied") == 2
 
 
+def test_what_goes_wrong_while_it_is_shared_is_told_and_hides_no_error_of_the_run(
+    hire: Hire, images: list[LocalImage], store: ObjectStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_down(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(store, "list_objects", break_down)
+    monkeypatch.setattr(store, "put", break_down)
+    with pytest.raises(TooManyRefused), hire().sharing(images):
+        raise TooManyRefused("all of them")
+    worker = hire()
+    assert worker.check(images[:2]) == check(images[:2], worker.memory)
+    assert "can't start new thread" in caplog.text
+
+
+def test_one_shard_that_the_store_does_not_give_holds_no_other_back(
+    hire: Hire,
+    images: list[LocalImage],
+    store: ObjectStore,
+    learned: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is in an archive, say. Tomorrow it may be read."""
+    hire().check(images[:3])
+    (archived,) = shards(store, f"{FACTS}/")
+    other = hire()
+    other.check(images[3:6])
+    get = store.get_with_etag
+
+    def archive(key: str, *args: Any, **kwargs: Any) -> Any:
+        if key == archived:
+            raise AccessDenied(f"reading {key}: it is archived")
+        return get(key, *args, **kwargs)
+
+    monkeypatch.setattr(store, "get_with_etag", archive)
+    learned.update(dict.fromkeys(learned, 0))
+    worker = hire()
+    worker.check(images[:6])
+    assert (learned["decoded"], learned["looked at"]) == (3, 0)
+    assert "it is archived" in caplog.text
+    monkeypatch.undo()
+    with InspectionCache(worker.memory) as memory:
+        assert memory.shards().get(archived.removeprefix(FOLDER)) is not False, "it is not refused for ever"
+
+
+@pytest.mark.parametrize("superseded", ["by findings with text", "by a refusal here"])
+def test_a_shard_whose_rows_are_superseded_is_merged_away_for_good(
+    hire: Hire, images: list[LocalImage], store: ObjectStore, monkeypatch: pytest.MonkeyPatch, superseded: str
+) -> None:
+    monkeypatch.setattr(shared_inspections, "MERGED_FROM", 2)
+    kind = FINDINGS if superseded == "by findings with text" else FACTS
+    for image in images[:4]:
+        place = shared_inspections._Place(store, FOLDER)
+        worker = hire()
+        with InspectionCache(worker.memory) as memory:
+            if kind == FINDINGS:
+                place.write(memory, Shard(findings=[(image.sha256, "2")]))
+            else:
+                check([image], worker.memory)
+                limits = [(image.sha256, f"{CONFIG.min_side} {CONFIG.max_pixels}")]
+                place.write(memory, memory.recall_shared(FACTS, limits))
+    assert len(shards(store, f"{kind}/")) == 4
+    worker = hire()
+    for _ in range(3):
+        with worker.sharing(images[:4]), InspectionCache(worker.memory) as memory:
+            if kind == FINDINGS:
+                memory.remember_findings([(image.sha256, "2t") for image in images[:4]])
+            else:
+                refused = ContentFacts(reason="too small")
+                memory.remember([(image.sha256, refused) for image in images[:3]], CONFIG.min_side, CONFIG.max_pixels)
+                memory.remember_findings([(images[0].sha256, "2t")])  # something to write
+    assert len(shards(store, f"{kind}/")) == 1
+    if kind == FINDINGS:
+        assert {found for key in shards(store, f"{kind}/") for _, found in read_shard(FINDINGS, store.get(key)).findings} == {
+            "2t"
+        }
+
+
+def test_a_full_shard_is_not_merged_any_more() -> None:
+    digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(ROWS_PER_SHARD[SIMILARITY])]
+    full = {
+        FINDINGS: Shard(findings=[(digest, "2t") for digest in digests]),
+        SIMILARITY: Shard(similarity=[((min(two), max(two)), Similarity(0.9, 0.5)) for two in zip(digests, digests[::-1])]),
+    }
+    for kind, shard in full.items():
+        assert len(write_shard(shard)) > shared_inspections.SMALL[kind]
+
+
+def test_rows_of_a_shard_that_is_gone_are_forgotten_with_it_or_not_at_all(hire: Hire, images: list[LocalImage]) -> None:
+    worker = hire()
+    worker.check(images[:2])
+    with InspectionCache(worker.memory) as memory:
+        known = memory.shards()
+        memory._db.execute("CREATE TRIGGER stop BEFORE DELETE ON shared BEGIN SELECT RAISE(ABORT, 'killed'); END")
+        with pytest.raises(sqlite3.Error, match="killed"):
+            memory.forget_shards([])
+        assert memory.shards() == known
+
+
+def test_an_image_is_found_in_versions_of_shards_that_were_merged_away(make_store: Callable[..., ObjectStore]) -> None:
+    versioned_store = make_store(versioned=True)
+    key = f"{FOLDER}{FINDINGS}/{'a' * 64}.parquet"
+    versioned_store.put(key, write_shard(Shard(findings=[("b" * 64, "2")])))
+    versioned_store.delete(key)
+    ((named, version),) = shards_about(versioned_store, "artifacts", {"b" * 64})
+    assert named == key
+    assert read_shard(FINDINGS, versioned_store.get(key, version)).findings == [("b" * 64, "2")]
+
+
+def test_a_shard_that_is_merged_away_while_it_is_looked_for_is_found_in_the_merged_one(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = write_shard(Shard(findings=[("b" * 64, "2")]))
+    small, merged = (f"{FOLDER}{FINDINGS}/{letter * 64}.parquet" for letter in "ac")
+    store.put(small, content)
+    get = store.get
+
+    def merge_first(key: str, *args: Any) -> bytes:
+        if key == small:
+            store.put(merged, content)
+            store.delete(small)
+        return get(key, *args)
+
+    monkeypatch.setattr(store, "get", merge_first)
+    assert keys_about(store, "b" * 64) == [merged]
+
+
 def test_a_search_that_is_ahead_of_the_snapshot_is_gone_on_from_or_made_anew(
     hire: Hire, images: list[LocalImage], learned: dict[str, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -331,7 +476,7 @@ def test_an_image_that_is_erased_does_not_come_back(hire: Hire, images: list[Loc
     erased, kept = images[0], images[1:]
     worker = hire()
     worker.check(images)
-    named = list(shards_about(store, "artifacts", {erased.sha256}))
+    named = keys_about(store, erased.sha256)
     assert {key.split("/")[-2] for key in named} == set(KINDS)
     assert list(shards_about(store, "artifacts", {"f" * 64})) == [] == list(shards_about(store, "artifacts", set()))
     for key in named:
@@ -339,14 +484,14 @@ def test_an_image_that_is_erased_does_not_come_back(hire: Hire, images: list[Loc
     worker.check(kept)
     assert list(shards_about(store, "artifacts", {erased.sha256})) == []
     for image in kept[:-1]:
-        written = {key.split("/")[-2] for key in shards_about(store, "artifacts", {image.sha256})}
+        written = {key.split("/")[-2] for key in keys_about(store, image.sha256)}
         assert {FACTS, FINDINGS, SEARCH} <= written
 
 
 def test_a_shard_that_cannot_be_read_may_hold_the_image(store: ObjectStore) -> None:
     key = f"artifacts/inspections/0-0-0/facts/{'a' * 64}.parquet"
     store.put(key, b"no Parquet")
-    assert list(shards_about(store, "artifacts", {"f" * 64})) == [key]
+    assert list(shards_about(store, "artifacts", {"f" * 64})) == [(key, "")]
 
 
 def test_of_a_dicom_file_only_what_its_pixels_show_is_shared(
@@ -359,7 +504,7 @@ def test_of_a_dicom_file_only_what_its_pixels_show_is_shared(
     dicom = LocalImage("images/benign/0.dcm", "benign", "d" * 64, path)
     alone = check([*images, dicom], tmp_path / "alone.sqlite3", pseudonyms=lambda: names)
     assert hire().check([*images, dicom], pseudonyms=lambda: names) == alone
-    named = {key.split("/")[-2] for key in shards_about(store, "artifacts", {dicom.sha256})}
+    named = {key.split("/")[-2] for key in keys_about(store, dicom.sha256)}
     assert FACTS not in named and {FINDINGS, SEARCH} <= named
     learned.update(dict.fromkeys(learned, 0))
     assert hire().check([*images, dicom], pseudonyms=lambda: names) == alone

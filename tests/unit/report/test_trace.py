@@ -170,7 +170,7 @@ def test_what_workers_share_of_the_image_checks_and_what_this_one_remembers_is_n
     assert not trace_image(store, settings, "d" * 64).found
 
     trace = trace_image(store, settings, SHA)
-    assert trace.found and trace.shards == [keys["findings"], keys["similarity"]] and trace.cached == []
+    assert trace.found and trace.shards == [(keys["findings"], ""), (keys["similarity"], "")] and trace.cached == []
     assert trace.to_json()["shards"] == trace.shards
 
     memory = settings.cache_dir / MEMORY_FILE
