@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bcc_ops.exceptions import ArtifactError
@@ -31,6 +32,22 @@ Row = TypeVar("Row", bound=NamedTuple)
 
 _ROWS_AT_ONCE = 50_000
 """Rows whose values are Python objects at the same time, while a table is written or read row by row."""
+
+# What a file that anybody may have written may have besides its rows. A reader takes time and memory for each of these.
+_LARGEST_FOOTER = 2**20
+_MOST_ROW_GROUPS = 1_000
+_MOST_PAGES = 50_000
+_MOST_FIELDS = 40
+"""Of a page's header."""
+
+_BOUNDED_CODECS = frozenset({"UNCOMPRESSED", "SNAPPY"})
+_BOUNDED_ENCODINGS = frozenset({0, 2, 3, 5, 8, 9})
+"""Those of the format whose values take no more memory than their page has or their rows need: all but BIT_PACKED, and the two
+that tell a text by its length or by the one before it, which may stand for gigabytes."""
+
+_MOST_DIGESTS = 2_000_000
+_MOST_BYTES_OF_DIGESTS = 256_000_000
+"""Before compression, with all else in the file."""
 
 
 def _schema(row_type: type[Row]) -> pa.Schema:
@@ -171,7 +188,7 @@ def read_foreign_table(
         content: of the file.
         text: turns a value into text; asked once for each different text of a column, so that a small file stays small.
         most_rows, most_columns: that it may have.
-        most_bytes: that it may state for its columns before compression.
+        most_bytes: that its columns may have before compression.
 
     Returns:
         The names of the columns with plain values, those of the others, and the rows of the former.
@@ -180,18 +197,19 @@ def read_foreign_table(
         ArtifactError: the file is not one, or has more; the rows raise it too. The message is the end of a sentence about it.
     """
     try:
-        schema = pq.read_schema(io.BytesIO(content))
-        plain = [one.name for one in schema if not pa.types.is_nested(one.type)]
-        file = pq.ParquetFile(io.BytesIO(content), read_dictionary=plain)
-        groups = [file.metadata.row_group(number) for number in range(min(file.metadata.num_row_groups, most_rows))]
-    except (pa.ArrowException, OSError, ValueError) as error:
+        file = _opened(content, most_rows)
+        schema = file.schema_arrow
+        if len(schema) > most_columns:
+            raise ArtifactError(f"has more than {most_columns} columns")
+        _check_pages(file.metadata, content, most_rows, most_bytes)
+        names = [one.name for one in schema if not pa.types.is_nested(one.type)]
+        # A text that is in many rows is held once.
+        file = pq.ParquetFile(io.BytesIO(content), metadata=file.metadata, read_dictionary=names)
+        plain = _bounded_columns(file, names)
+        widths = {leaf.path: max(8, leaf.length) for leaf in file.schema if leaf.physical_type != "BYTE_ARRAY"}
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
         raise ArtifactError(_not_parquet(error)) from None
-    if file.metadata.num_rows > most_rows or len(schema) > most_columns:
-        raise ArtifactError(f"has more than {most_rows:,} rows or {most_columns} columns")
-    codecs = {group.column(place).compression for group in groups for place in range(group.num_columns)}
-    if codecs - {"UNCOMPRESSED", "SNAPPY"}:  # what the file says of its size may be a lie, and these cannot grow much
-        raise ArtifactError("is compressed otherwise than with Snappy: write it with compression='snappy' or 'none'")
-    if sum(group.total_byte_size for group in groups) > most_bytes:
+    if _rows(file.metadata) * sum(widths.get(name, 0) for name in plain) > most_bytes:
         raise ArtifactError(f"unpacks to more than {most_bytes / 1e6:g} MB")
     return plain, sorted({one.name for one in schema} - set(plain)), _foreign_rows(file, plain, text)
 
@@ -232,20 +250,20 @@ def read_columns(
     # A text or a blob that is in many rows is held once: a small file stays small.
     blobs = [name for name, kind in columns.items() if kind in longest]
     try:
-        version = (pq.read_metadata(io.BytesIO(content)).metadata or {}).get(stamp[0].encode(), b"").decode(errors="replace")
+        file = _opened(content, most_rows)
+        version = (file.metadata.metadata or {}).get(stamp[0].encode(), b"").decode(errors="replace")
         if version != stamp[1]:
             raise ArtifactError(f"is of another version ({version[:20]!r}, not {stamp[1]!r})")
-        if not pq.read_schema(io.BytesIO(content)).equals(schema):
+        if not file.schema_arrow.equals(schema):
             raise ArtifactError("has other columns")
-        file = pq.ParquetFile(io.BytesIO(content), read_dictionary=blobs)
-        groups = [file.metadata.row_group(number) for number in range(min(file.metadata.num_row_groups, most_rows))]
-        if {group.column(place).compression for group in groups for place in range(len(schema))} - {"UNCOMPRESSED", "SNAPPY"}:
-            raise ArtifactError("is compressed otherwise than with Snappy")
-        remaining = most_rows
+        widths = [
+            longest[kind] if kind in longest else field.type.bit_width // 8 for kind, field in zip(columns.values(), schema)
+        ]
+        # Besides its value, each has a length or a place in the dictionary, and whether it is there.
+        most_bytes = _rows(file.metadata) * sum(width + 9 for width in widths) + 1_000 * len(widths)
+        _check_pages(file.metadata, content, most_rows, most_bytes)
+        file = pq.ParquetFile(io.BytesIO(content), metadata=file.metadata, read_dictionary=blobs)
         for batch in file.iter_batches(1_000):
-            remaining -= len(batch)
-            if remaining < 0:
-                raise ArtifactError(f"has more than {most_rows:,} rows")
             yield from zip(*(_bounded(column, longest) for column in batch.columns))
     except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
         raise ArtifactError(_not_parquet(error)) from None
@@ -255,15 +273,151 @@ def read_digests(content: bytes) -> set[str]:
     """Return every sha256, in hex, that a file of `write_columns` has in a column of "bytes 32", whatever its other columns.
 
     Raises:
-        ArtifactError: it cannot be read. The message is the end of a sentence about it.
+        ArtifactError: it cannot be read, or has more than a shard may have. The message is the end of a sentence about it.
     """
+    digests: set[bytes | None] = set()
     try:
-        file = pq.ParquetFile(io.BytesIO(content))
+        file = _opened(content, _MOST_DIGESTS)
+        _check_pages(file.metadata, content, _MOST_DIGESTS, _MOST_BYTES_OF_DIGESTS)
         columns = [field.name for field in file.schema_arrow if field.type == _column_type("bytes 32")]
-        batches = file.iter_batches(_ROWS_AT_ONCE, columns=columns)
-        return {digest.hex() for batch in batches for column in batch.columns for digest in column.to_pylist() if digest}
-    except (pa.ArrowException, OSError, ValueError) as error:
+        if _bounded_columns(file, columns) != columns:
+            raise ArtifactError("has columns of lists")
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
+            for column in batch.columns:
+                digests.update(column.unique().to_pylist())
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
         raise ArtifactError(_not_parquet(error)) from None
+    return {digest.hex() for digest in digests if digest is not None}
+
+
+def _opened(content: bytes, most_rows: int) -> pq.ParquetFile:
+    """Open a file that anybody may have written; of its columns, nothing is read yet."""
+    if content.endswith(b"PAR1") and _LARGEST_FOOTER < int.from_bytes(content[-8:-4], "little") < len(content):
+        raise ArtifactError(f"has a footer of more than {_LARGEST_FOOTER // 2**20} MiB")
+    file = pq.ParquetFile(io.BytesIO(content))
+    metadata = file.metadata
+    groups = min(most_rows, _MOST_ROW_GROUPS)
+    if metadata.num_row_groups > groups:
+        raise ArtifactError(f"has more than {groups:,} row groups: write it with larger ones")
+    if max(metadata.num_rows, _rows(metadata)) > most_rows:
+        raise ArtifactError(f"has more than {most_rows:,} rows")
+    return file
+
+
+def _rows(metadata: pq.FileMetaData) -> int:
+    """Return how many rows the groups have, which are what is read: the number for the whole file may be another."""
+    return sum(max(0, metadata.row_group(number).num_rows) for number in range(metadata.num_row_groups))
+
+
+def _check_pages(metadata: pq.FileMetaData, content: bytes, most_rows: int, most_bytes: int) -> None:
+    """Refuse a file whose pages unpack to more.
+
+    What the footer says of sizes may be a lie. A page's own header decides: the reader makes so much room,
+    and Snappy stops there.
+
+    Args:
+        metadata: of the file.
+        content: of the file.
+        most_rows: that a dictionary may have.
+        most_bytes: that all pages may have before compression.
+
+    Raises:
+        ArtifactError: they have more, or may have.
+        LookupError, ValueError: something is damaged.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
+    if {chunk.compression for chunk in chunks} - _BOUNDED_CODECS:
+        raise ArtifactError("is compressed otherwise than with Snappy: write it with compression='snappy' or 'none'")
+    packed = unpacked = pages = 0
+    for chunk in chunks:
+        if chunk.total_compressed_size == 0:  # of a group without rows
+            continue
+        starts = (chunk.data_page_offset, chunk.dictionary_page_offset or 0)
+        place = min((start for start in starts if start > 0), default=0)
+        end = place + chunk.total_compressed_size
+        packed += chunk.total_compressed_size
+        if not 0 < place <= end <= len(content) or packed > len(content):  # groups that share their pages, too
+            raise ValueError("no such pages")
+        while place < end:
+            header, place = _page_header(content, place)
+            size, compressed = header.get((2,), 0), header.get((3,), 0)
+            encodings = {header.get(field, 0) for field in ((5, 2), (7, 2), (8, 4))}
+            if min(size, compressed) < 0 or header.get((7, 1), 0) > most_rows:
+                raise ValueError("no such page")
+            if encodings - _BOUNDED_ENCODINGS:
+                raise ArtifactError("is encoded otherwise than plainly or with dictionaries")
+            place, unpacked, pages = place + compressed, unpacked + max(size, compressed), pages + 1
+            if unpacked > most_bytes:
+                raise ArtifactError(f"unpacks to more than {most_bytes / 1e6:g} MB")
+            if pages > _MOST_PAGES:
+                raise ArtifactError(f"has more than {_MOST_PAGES:,} pages: write it with larger ones")
+
+
+def _page_header(content: bytes, place: int) -> tuple[dict[tuple[int, ...], int], int]:
+    """Return the 32-bit numbers of a page's header, by their path of fields, and where it ends.
+
+    PyArrow does not tell them. They are in Thrift's compact protocol, and read here as its reader does: the last one counts.
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    path = [0]
+    for _ in range(_MOST_FIELDS):
+        step, kind = divmod(content[place], 16)
+        place += 1
+        if kind == 0:  # the end of a record
+            path.pop()
+            if not path:
+                return numbers, place
+            continue
+        if step:
+            path[-1] += step
+        else:
+            value, place = _varint(content, place)
+            path[-1] = _signed(value, 16)
+        if kind in (4, 5, 6):
+            value, place = _varint(content, place)
+            if kind == 5:
+                numbers[tuple(path)] = _signed(value, 32)
+        elif kind == 8:  # bytes
+            value, place = _varint(content, place)
+            place += value
+        elif kind == 12:
+            path.append(0)
+        elif kind in (3, 7):  # a byte, a double
+            place += 1 if kind == 3 else 8
+        elif kind > 2:  # those are true and false; lists have no place here
+            raise ValueError("no header of a page")
+    raise ValueError("no header of a page")
+
+
+def _varint(content: bytes, place: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        value |= (content[place] & 127) << shift
+        place += 1
+        if content[place - 1] < 128:
+            return value, place
+    raise ValueError("no number")
+
+
+def _signed(value: int, bits: int) -> int:
+    """Return a zigzag number, cut to so many bits."""
+    value &= (1 << 32) - 1
+    number = (value >> 1) ^ -(value & 1)
+    half = 1 << (bits - 1)
+    return (number + half) % (2 * half) - half
+
+
+def _bounded_columns(file: pq.ParquetFile, names: Sequence[str]) -> list[str]:
+    """Return the columns of these names whose rows cannot have more than one value, or a long one that is not held once."""
+    types = {field.name: field.type for field in file.schema_arrow}
+    unbounded = {
+        leaf.path
+        for leaf in file.schema
+        if leaf.max_repetition_level > 0
+        or (leaf.physical_type == "BYTE_ARRAY" and not pa.types.is_dictionary(types.get(leaf.path, pa.null())))
+    }
+    return [name for name in names if not any(path == name or path.startswith(f"{name}.") for path in unbounded)]
 
 
 def _column_type(kind: str) -> pa.DataType:
@@ -278,10 +432,9 @@ def _bounded(column: pa.Array, longest: Mapping[str, int]) -> list[Any]:
         values: list[Any] = column.to_pylist()
         return values
     most = longest["str" if pa.types.is_string(column.type.value_type) else "bytes"]
-    if any(len(value.as_buffer() or b"") > most for value in column.dictionary):
+    if (pc.max(pc.binary_length(column.dictionary)).as_py() or 0) > most:
         raise ArtifactError(f"has a value of more than {most:,} bytes")
-    known = column.dictionary.to_pylist()
-    return [None if place is None else known[place] for place in column.indices.to_pylist()]
+    return _each_once(column, lambda value: value)
 
 
 def _foreign_rows(file: pq.ParquetFile, columns: list[str], text: Callable[[Any], str]) -> Iterator[list[str]]:
@@ -300,8 +453,14 @@ def _texts(column: pa.Array, text: Callable[[Any], str]) -> list[str]:
     if not pa.types.is_dictionary(column.type):
         texts: dict[str, str] = {}
         return [texts.setdefault(told, told) for told in map(text, column.to_pylist())]
-    values = [text(value) for value in column.dictionary.to_pylist()]
-    return [text(None) if place is None else values[place] for place in column.indices.to_pylist()]
+    return _each_once(column, text)
+
+
+def _each_once(column: pa.DictionaryArray, told: Callable[[Any], Any]) -> list[Any]:
+    """Return what is told of each value. Only those that are in a row are looked at: each batch has the whole dictionary."""
+    used = column.indices.unique()
+    known = dict(zip(used.to_pylist(), map(told, column.dictionary.take(used).to_pylist())))
+    return [known[place] for place in column.indices.to_pylist()]
 
 
 def _to_bytes(table: pa.Table) -> bytes:

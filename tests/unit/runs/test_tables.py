@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from datetime import datetime, timezone
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -188,3 +190,122 @@ def test_the_digests_in_a_file_are_told_whatever_else_it_has() -> None:
     assert read_digests(content) == {"0" * 64, "31" * 32}
     with pytest.raises(ArtifactError, match="not a Parquet file"):
         read_digests(content[:-9])
+
+
+BOUNDS = {"most_rows": 3, "longest": {"str": 10, "bytes": 10}}
+
+
+def shard(table: pa.Table, **how: Any) -> bytes:
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, table.schema, store_schema=False, **{"compression": "snappy", **how}) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"kind": "1"})
+    return sink.getvalue()
+
+
+def read_names(content: bytes, **bounds: Any) -> list[tuple[Any, ...]]:
+    return list(read_columns({"name": "str"}, content, ("kind", "1"), **{**BOUNDS, **bounds}))
+
+
+def hidden(empty_groups: int) -> bytes:
+    """A group of zstd behind groups of Snappy that have no rows."""
+    schema = pa.schema([("name", pa.string())], metadata={"kind": "1"})
+    groups, last = io.BytesIO(), io.BytesIO()
+    with pq.ParquetWriter(groups, schema, compression="snappy") as writer:
+        for _ in range(empty_groups):
+            writer.write_table(pa.table({"name": pa.array([], pa.string())}, schema=schema))
+    pq.write_table(pa.table({"name": ["a" * 5_000]}, schema=schema), last, compression="zstd", use_dictionary=False)
+    metadata = pq.read_metadata(io.BytesIO(groups.getvalue()))
+    metadata.append_row_groups(pq.read_metadata(io.BytesIO(last.getvalue())))
+    footer = io.BytesIO()
+    metadata.write_metadata_file(footer)
+    return last.getvalue() + footer.getvalue()[4:]
+
+
+def read_somebodys(content: bytes) -> list[list[str]]:
+    return list(read_foreign_table(content, str, most_rows=3, most_columns=3, most_bytes=10_000)[2])
+
+
+@pytest.mark.parametrize("read", [read_names, read_somebodys, read_digests])
+@pytest.mark.parametrize(("groups", "said"), [(1, "than with Snappy"), (3, "more than 3 row groups|than with Snappy")])
+def test_no_group_of_rows_hides_another_compression(read: Callable[[bytes], object], groups: int, said: str) -> None:
+    with pytest.raises(ArtifactError, match=said):
+        read(hidden(groups))
+
+
+def test_more_row_groups_than_a_reader_should_open_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bcc_ops.runs.tables._MOST_ROW_GROUPS", 1)
+    for read in (read_names, read_somebodys, read_digests):
+        with pytest.raises(ArtifactError, match="has more than 1 row groups"):
+            read(hidden(2))
+
+
+def test_text_that_snappy_packs_small_is_refused_before_it_is_unpacked() -> None:
+    """29 MB of a file took 2 GB."""
+    content = shard(pa.table({"name": ["a" * 2_000_000] * 3}), use_dictionary=False, write_statistics=False)
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(ArtifactError, match="unpacks to more than"):
+        read_names(content)
+    assert pa.default_memory_pool().max_memory() - before < 2_000_000
+
+
+def test_what_the_footer_says_of_the_size_is_not_believed() -> None:
+    content = shard(pa.table({"name": ["a" * 5_000]}), use_dictionary=False, write_statistics=False)
+    said = pq.read_metadata(io.BytesIO(content)).row_group(0).column(0).total_uncompressed_size
+    assert said < 2**13 and content.count(_varint(said)) >= 1
+    with pytest.raises(ArtifactError, match="unpacks to more than"):
+        read_names(content.replace(_varint(said), _varint(200)))
+
+
+def _varint(number: int) -> bytes:
+    """Two bytes, as Thrift writes it."""
+    return bytes([(2 * number & 127) | 128, 2 * number >> 7])
+
+
+def test_a_dictionary_of_more_values_than_rows_are_allowed_is_refused() -> None:
+    unused = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.array(["a", "b", "c", "d"]))
+    with pytest.raises(ArtifactError, match="not a Parquet file that can be read"):
+        read_names(shard(pa.table({"name": unused})))
+    assert read_names(shard(pa.table({"name": unused})), most_rows=4) == [("a",)]
+
+
+def test_of_a_large_dictionary_each_batch_looks_at_its_own_values_only() -> None:
+    """A file of 2 MB took 37 s: the whole dictionary was looked at for each batch."""
+    asked: list[str] = []
+    content = shard(pa.table({"key": [str(number) for number in range(20_001)]}))
+
+    def text(value: str) -> str:
+        asked.append(value)
+        return value
+
+    _, _, rows = read_foreign_table(content, text, most_rows=20_001, most_columns=1, most_bytes=10**6)
+    assert [key for (key,) in rows] == asked
+
+
+def test_texts_that_are_told_by_the_one_before_are_refused() -> None:
+    content = shard(pa.table({"key": ["a"]}), use_dictionary=False, column_encoding={"key": "DELTA_BYTE_ARRAY"})
+    with pytest.raises(ArtifactError, match="is encoded otherwise"):
+        read_somebodys(content)
+
+
+def test_numbers_of_a_fixed_size_that_unpack_to_much_are_refused() -> None:
+    content = shard(pa.table({"key": pa.array([bytes(5_000)] * 3, pa.binary(5_000))}))
+    assert len(content) < 10_000
+    with pytest.raises(ArtifactError, match="unpacks to more than"):
+        read_somebodys(content)
+
+
+def test_digests_are_read_from_as_many_rows_as_a_shard_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 180 kB with 100 million equal rows was read for minutes."""
+    content = write_columns({"one": "bytes 32"}, [(bytes(32),)] * 3, ("kind", "1"))
+    assert read_digests(content) == {"0" * 64}
+    monkeypatch.setattr("bcc_ops.runs.tables._MOST_DIGESTS", 2)
+    with pytest.raises(ArtifactError, match="has more than 2 rows"):
+        read_digests(content)
+
+
+def test_a_footer_beyond_the_limit_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bcc_ops.runs.tables._LARGEST_FOOTER", 50)
+    for read in (read_names, read_somebodys, read_digests):
+        with pytest.raises(ArtifactError, match="has a footer of more than"):
+            read(shard(pa.table({"name": ["a"]})))
