@@ -37,10 +37,15 @@ _ROWS_AT_ONCE = 50_000
 _LARGEST_FOOTER = 2**20
 _MOST_ROW_GROUPS = 1_000
 _MOST_PAGES = 50_000
-_MOST_FIELDS = 40
+_MOST_FIELDS = 60
 """Of a page's header."""
 
-_BOUNDED_CODECS = frozenset({"UNCOMPRESSED", "SNAPPY"})
+_DEEPEST = 20
+"""Of records in records."""
+
+_BOUNDED_CODECS = frozenset({0, 1})
+"""None and Snappy, as the format numbers them."""
+
 _BOUNDED_ENCODINGS = frozenset({0, 2, 3, 5, 8, 9})
 """Those of the format whose values take no more memory than their page has or their rows need: all but BIT_PACKED, and the two
 that tell a text by its length or by the one before it, which may stand for gigabytes."""
@@ -197,11 +202,11 @@ def read_foreign_table(
         ArtifactError: the file is not one, or has more; the rows raise it too. The message is the end of a sentence about it.
     """
     try:
-        file = _opened(content, most_rows)
+        file, footer = _opened(content, most_rows)
         schema = file.schema_arrow
         if len(schema) > most_columns:
             raise ArtifactError(f"has more than {most_columns} columns")
-        _check_pages(file.metadata, content, most_rows, most_bytes)
+        _check_pages(footer, content, most_rows, most_bytes)
         names = [one.name for one in schema if not pa.types.is_nested(one.type)]
         # A text that is in many rows is held once.
         file = pq.ParquetFile(io.BytesIO(content), metadata=file.metadata, read_dictionary=names)
@@ -209,7 +214,7 @@ def read_foreign_table(
         widths = {leaf.path: max(8, leaf.length) for leaf in file.schema if leaf.physical_type != "BYTE_ARRAY"}
     except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
         raise ArtifactError(_not_parquet(error)) from None
-    if _rows(file.metadata) * sum(widths.get(name, 0) for name in plain) > most_bytes:
+    if sum(footer.rows) * sum(widths.get(name, 0) for name in plain) > most_bytes:
         raise ArtifactError(f"unpacks to more than {most_bytes / 1e6:g} MB")
     return plain, sorted({one.name for one in schema} - set(plain)), _foreign_rows(file, plain, text)
 
@@ -250,7 +255,7 @@ def read_columns(
     # A text or a blob that is in many rows is held once: a small file stays small.
     blobs = [name for name, kind in columns.items() if kind in longest]
     try:
-        file = _opened(content, most_rows)
+        file, footer = _opened(content, most_rows)
         version = (file.metadata.metadata or {}).get(stamp[0].encode(), b"").decode(errors="replace")
         if version != stamp[1]:
             raise ArtifactError(f"is of another version ({version[:20]!r}, not {stamp[1]!r})")
@@ -260,8 +265,8 @@ def read_columns(
             longest[kind] if kind in longest else field.type.bit_width // 8 for kind, field in zip(columns.values(), schema)
         ]
         # Besides its value, each has a length or a place in the dictionary, and whether it is there.
-        most_bytes = _rows(file.metadata) * sum(width + 9 for width in widths) + 1_000 * len(widths)
-        _check_pages(file.metadata, content, most_rows, most_bytes)
+        most_bytes = sum(footer.rows) * sum(width + 9 for width in widths) + 1_000 * len(widths)
+        _check_pages(footer, content, most_rows, most_bytes)
         file = pq.ParquetFile(io.BytesIO(content), metadata=file.metadata, read_dictionary=blobs)
         for batch in file.iter_batches(1_000):
             yield from zip(*(_bounded(column, longest) for column in batch.columns))
@@ -277,8 +282,8 @@ def read_digests(content: bytes) -> set[str]:
     """
     digests: set[bytes | None] = set()
     try:
-        file = _opened(content, _MOST_DIGESTS)
-        _check_pages(file.metadata, content, _MOST_DIGESTS, _MOST_BYTES_OF_DIGESTS)
+        file, footer = _opened(content, _MOST_DIGESTS)
+        _check_pages(footer, content, _MOST_DIGESTS, _MOST_BYTES_OF_DIGESTS)
         columns = [field.name for field in file.schema_arrow if field.type == _column_type("bytes 32")]
         if _bounded_columns(file, columns) != columns:
             raise ArtifactError("has columns of lists")
@@ -290,33 +295,56 @@ def read_digests(content: bytes) -> set[str]:
     return {digest.hex() for digest in digests if digest is not None}
 
 
-def _opened(content: bytes, most_rows: int) -> pq.ParquetFile:
+def _opened(content: bytes, most_rows: int) -> tuple[pq.ParquetFile, _Footer]:
     """Open a file that anybody may have written; of its columns, nothing is read yet."""
-    if content.endswith(b"PAR1") and _LARGEST_FOOTER < int.from_bytes(content[-8:-4], "little") < len(content):
-        raise ArtifactError(f"has a footer of more than {_LARGEST_FOOTER // 2**20} MiB")
-    file = pq.ParquetFile(io.BytesIO(content))
-    metadata = file.metadata
+    footer = _footer(content)
     groups = min(most_rows, _MOST_ROW_GROUPS)
-    if metadata.num_row_groups > groups:
+    if len(footer.rows) > groups:
         raise ArtifactError(f"has more than {groups:,} row groups: write it with larger ones")
-    if max(metadata.num_rows, _rows(metadata)) > most_rows:
+    if sum(footer.rows) > most_rows:
         raise ArtifactError(f"has more than {most_rows:,} rows")
-    return file
+    return pq.ParquetFile(io.BytesIO(content)), footer
 
 
-def _rows(metadata: pq.FileMetaData) -> int:
-    """Return how many rows the groups have, which are what is read: the number for the whole file may be another."""
-    return sum(max(0, metadata.row_group(number).num_rows) for number in range(metadata.num_row_groups))
+class _Footer(NamedTuple):
+    """What a file says of its groups of rows and of the pages of their columns."""
+
+    rows: list[int]
+    chunks: list[dict[_Field, Any]]
 
 
-def _check_pages(metadata: pq.FileMetaData, content: bytes, most_rows: int, most_bytes: int) -> None:
+def _footer(content: bytes) -> _Footer:
+    """Read the end of a file.
+
+    PyArrow's own reader of these numbers ends the process, not with an exception, if one of them cannot be: a damaged byte would
+    kill a worker.
+    """
+    length = int.from_bytes(content[-8:-4], "little")
+    if not content.endswith(b"PAR1") or length > len(content) - 12:
+        raise ValueError("it does not end as one")
+    if length > _LARGEST_FOOTER:
+        raise ArtifactError(f"has a footer of more than {_LARGEST_FOOTER // 2**20} MiB")
+    groups = _records(_Compact(content[-8 - length : -8]).record()[4, _LIST])
+    rows = [group[3, _INT64] for group in groups]
+    if any(count < 0 for count in rows):
+        raise ValueError("no number of rows")
+    return _Footer(rows, [chunk[3, _RECORD] for group in groups for chunk in _records(group[1, _LIST])])
+
+
+def _records(values: list[Any]) -> list[dict[_Field, Any]]:
+    if not all(isinstance(value, dict) for value in values):
+        raise ValueError("no records")
+    return values
+
+
+def _check_pages(footer: _Footer, content: bytes, most_rows: int, most_bytes: int) -> None:
     """Refuse a file whose pages unpack to more.
 
     What the footer says of sizes may be a lie. A page's own header decides: the reader makes so much room,
     and Snappy stops there.
 
     Args:
-        metadata: of the file.
+        footer: of the file.
         content: of the file.
         most_rows: that a dictionary may have.
         most_bytes: that all pages may have before compression.
@@ -325,87 +353,112 @@ def _check_pages(metadata: pq.FileMetaData, content: bytes, most_rows: int, most
         ArtifactError: they have more, or may have.
         LookupError, ValueError: something is damaged.
     """
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
-    if {chunk.compression for chunk in chunks} - _BOUNDED_CODECS:
+    if {chunk[4, _INT32] for chunk in footer.chunks} - _BOUNDED_CODECS:
         raise ArtifactError("is compressed otherwise than with Snappy: write it with compression='snappy' or 'none'")
     packed = unpacked = pages = 0
-    for chunk in chunks:
-        if chunk.total_compressed_size == 0:  # of a group without rows
-            continue
-        starts = (chunk.data_page_offset, chunk.dictionary_page_offset or 0)
+    for chunk in footer.chunks:
+        starts = (chunk[9, _INT64], chunk.get((11, _INT64), 0))
         place = min((start for start in starts if start > 0), default=0)
-        end = place + chunk.total_compressed_size
-        packed += chunk.total_compressed_size
-        if not 0 < place <= end <= len(content) or packed > len(content):  # groups that share their pages, too
+        size = chunk[7, _INT64]
+        packed += size
+        if size == 0:  # of a group without rows
+            continue
+        if not 0 < place <= place + size <= len(content) or packed > len(content):  # groups that share their pages, too
             raise ValueError("no such pages")
+        end = place + size
         while place < end:
-            header, place = _page_header(content, place)
-            size, compressed = header.get((2,), 0), header.get((3,), 0)
-            encodings = {header.get(field, 0) for field in ((5, 2), (7, 2), (8, 4))}
-            if min(size, compressed) < 0 or header.get((7, 1), 0) > most_rows:
+            reader = _Compact(content, place, _MOST_FIELDS)
+            header = reader.record()
+            size, compressed = header[2, _INT32], header[3, _INT32]
+            dictionary = header.get((7, _RECORD), {})
+            encodings = {
+                header.get((5, _RECORD), {}).get((2, _INT32), 0),
+                header.get((8, _RECORD), {}).get((4, _INT32), 0),
+                dictionary.get((2, _INT32), 0),
+            }
+            if min(size, compressed) < 0 or dictionary.get((1, _INT32), 0) > most_rows:
                 raise ValueError("no such page")
             if encodings - _BOUNDED_ENCODINGS:
                 raise ArtifactError("is encoded otherwise than plainly or with dictionaries")
-            place, unpacked, pages = place + compressed, unpacked + max(size, compressed), pages + 1
+            place, unpacked, pages = reader.place + compressed, unpacked + max(size, compressed), pages + 1
             if unpacked > most_bytes:
                 raise ArtifactError(f"unpacks to more than {most_bytes / 1e6:g} MB")
             if pages > _MOST_PAGES:
                 raise ArtifactError(f"has more than {_MOST_PAGES:,} pages: write it with larger ones")
 
 
-def _page_header(content: bytes, place: int) -> tuple[dict[tuple[int, ...], int], int]:
-    """Return the 32-bit numbers of a page's header, by their path of fields, and where it ends.
+_Field = tuple[int, int]
+_INT32, _INT64, _BYTES, _LIST, _RECORD = 5, 6, 8, 9, 12
 
-    PyArrow does not tell them. They are in Thrift's compact protocol, and read here as its reader does: the last one counts.
+
+class _Compact:
+    """Reads Thrift's compact protocol, which a footer and the header of a page are written in: PyArrow does not tell the latter.
+
+    Args:
+        content: where the record is.
+        place: where it begins; afterwards, where it ends.
+        most: fields that it may have.
     """
-    numbers: dict[tuple[int, ...], int] = {}
-    path = [0]
-    for _ in range(_MOST_FIELDS):
-        step, kind = divmod(content[place], 16)
-        place += 1
-        if kind == 0:  # the end of a record
-            path.pop()
-            if not path:
-                return numbers, place
-            continue
-        if step:
-            path[-1] += step
-        else:
-            value, place = _varint(content, place)
-            path[-1] = _signed(value, 16)
-        if kind in (4, 5, 6):
-            value, place = _varint(content, place)
-            if kind == 5:
-                numbers[tuple(path)] = _signed(value, 32)
-        elif kind == 8:  # bytes
-            value, place = _varint(content, place)
-            place += value
-        elif kind == 12:
-            path.append(0)
-        elif kind in (3, 7):  # a byte, a double
-            place += 1 if kind == 3 else 8
-        elif kind > 2:  # those are true and false; lists have no place here
-            raise ValueError("no header of a page")
-    raise ValueError("no header of a page")
 
+    def __init__(self, content: bytes, place: int = 0, most: int = _LARGEST_FOOTER) -> None:
+        self.content, self.place, self._left = content, place, most
 
-def _varint(content: bytes, place: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        value |= (content[place] & 127) << shift
-        place += 1
-        if content[place - 1] < 128:
-            return value, place
-    raise ValueError("no number")
+    def record(self, depth: int = 0) -> dict[_Field, Any]:
+        """Return its fields, by number and type. What has another type than it should is not read by others either.
 
+        Raises:
+            ValueError: it is none, or has a field twice, which readers may understand otherwise.
+            IndexError: it does not end.
+        """
+        fields: dict[_Field, Any] = {}
+        seen = set()
+        number = 0
+        while kind := (head := self._byte()) & 15:
+            number = number + (head >> 4) if head >> 4 else self._number(16)
+            self._left -= 1
+            if number in seen or self._left < 0 or depth > _DEEPEST:
+                raise ValueError("no record of a Parquet file")
+            seen.add(number)
+            fields[number, kind] = kind == 1 if kind <= 2 else self._value(kind, depth + 1)
+        return fields
 
-def _signed(value: int, bits: int) -> int:
-    """Return a zigzag number, cut to so many bits."""
-    value &= (1 << 32) - 1
-    number = (value >> 1) ^ -(value & 1)
-    half = 1 << (bits - 1)
-    return (number + half) % (2 * half) - half
+    def _value(self, kind: int, depth: int) -> Any:
+        if kind <= 3:
+            return self._byte()
+        if kind <= _INT64:
+            return self._number({4: 16, _INT32: 32, _INT64: 64}[kind])
+        if kind == _RECORD:
+            return self.record(depth)
+        if kind == _LIST:
+            head = self._byte()
+            count = head >> 4 if head >> 4 < 15 else self._varint()
+            if count > len(self.content) - self.place or depth > _DEEPEST:
+                raise ValueError("no list of a Parquet file")
+            return [self._value(head & 15, depth + 1) for _ in range(count)]
+        if kind not in (7, _BYTES):
+            raise ValueError("no value of a Parquet file")
+        length = 8 if kind == 7 else self._varint()
+        self.place += length
+        return None
+
+    def _byte(self) -> int:
+        self.place += 1
+        return self.content[self.place - 1]
+
+    def _varint(self) -> int:
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise ValueError("no number of a Parquet file")
+
+    def _number(self, bits: int) -> int:
+        """Return a zigzag number, cut to so many bits as a reader in C does."""
+        value = self._varint() & ((1 << max(bits, 32)) - 1)
+        half = 1 << (bits - 1)
+        return (((value >> 1) ^ -(value & 1)) + half) % (2 * half) - half
 
 
 def _bounded_columns(file: pq.ParquetFile, names: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
@@ -309,3 +310,26 @@ def test_a_footer_beyond_the_limit_is_not_parsed(monkeypatch: pytest.MonkeyPatch
     for read in (read_names, read_somebodys, read_digests):
         with pytest.raises(ArtifactError, match="has a footer of more than"):
             read(shard(pa.table({"name": ["a"]})))
+
+
+@pytest.mark.parametrize("read", [read_names, read_somebodys, read_digests])
+def test_a_damaged_footer_is_an_error_and_not_the_end_of_the_process(read: Callable[[bytes], object]) -> None:
+    """PyArrow aborts when it is asked for the compression of such a column."""
+    content = shard(pa.table({"name": ["a"]}))
+    length = int.from_bytes(content[-8:-4], "little")
+    for place in range(len(content) - 8 - length, len(content) - 8):
+        for byte in (0, content[place] ^ 1, content[place] ^ 32, 255):
+            with suppress(ArtifactError):
+                read(content[:place] + bytes([byte]) + content[place + 1 :])
+
+
+def test_a_record_that_readers_may_understand_in_two_ways_is_refused() -> None:
+    """The number of rows, twice."""
+    content = shard(pa.table({"name": ["a"]}))
+    length = int.from_bytes(content[-8:-4], "little")
+    footer = content[-8 - length : -8]
+    twice = footer[:-1] + bytes([6, 6, 2, 0])  # field 3 again, by its full number: an integer of 64 bits, 1
+    changed = content[: -8 - length] + twice + len(twice).to_bytes(4, "little") + b"PAR1"
+    assert pq.ParquetFile(io.BytesIO(changed)).metadata.num_rows == 1
+    with pytest.raises(ArtifactError, match="not a Parquet file that can be read"):
+        read_names(changed)
