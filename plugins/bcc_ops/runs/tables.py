@@ -50,6 +50,8 @@ _BOUNDED_ENCODINGS = frozenset({0, 2, 3, 5, 8, 9})
 """Those of the format whose values take no more memory than their page has or their rows need: all but BIT_PACKED, and the two
 that tell a text by its length or by the one before it, which may stand for gigabytes."""
 
+_NOT_PARQUET = "is not a Parquet file that can be read"  # without what PyArrow says: it may quote a cell
+
 _MOST_DIGESTS = 2_000_000
 _MOST_BYTES_OF_DIGESTS = 256_000_000
 """Before compression, with all else in the file."""
@@ -212,7 +214,7 @@ def read_foreign_table(
         plain = _bounded_columns(file, names)
         widths = {leaf.path: max(8, leaf.length) for leaf in file.schema if leaf.physical_type != "BYTE_ARRAY"}
     except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
-        raise ArtifactError(_not_parquet(error)) from None
+        raise ArtifactError(_NOT_PARQUET) from None
     if sum(footer.rows) * sum(widths.get(name, 0) for name in plain) > most_bytes:
         raise ArtifactError(f"unpacks to more than {most_bytes / 1e6:g} MB")
     return plain, sorted({one.name for one in schema} - set(plain)), _foreign_rows(file, plain, text)
@@ -270,7 +272,7 @@ def read_columns(
         for batch in file.iter_batches(1_000):
             yield from zip(*(_bounded(column, longest) for column in batch.columns))
     except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
-        raise ArtifactError(_not_parquet(error)) from None
+        raise ArtifactError(_NOT_PARQUET) from None
 
 
 def read_digests(content: bytes) -> set[str]:
@@ -290,7 +292,7 @@ def read_digests(content: bytes) -> set[str]:
             for column in batch.columns:
                 digests.update(column.unique().to_pylist())
     except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
-        raise ArtifactError(_not_parquet(error)) from None
+        raise ArtifactError(_NOT_PARQUET) from None
     return {digest.hex() for digest in digests if digest is not None}
 
 
@@ -494,11 +496,7 @@ def _foreign_rows(file: pq.ParquetFile, columns: list[str], text: Callable[[Any]
         for batch in file.iter_batches(batch_size=10_000, columns=columns):
             yield from (list(row) for row in zip(*(_texts(column, text) for column in batch.columns)))
     except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError) as error:  # times beyond Python's
-        raise ArtifactError(_not_parquet(error)) from None
-
-
-def _not_parquet(error: Exception) -> str:
-    return f"is not a Parquet file that can be read ({type(error).__name__})"
+        raise ArtifactError(_NOT_PARQUET) from None
 
 
 def _texts(column: pa.Array, text: Callable[[Any], str]) -> list[str]:
