@@ -213,7 +213,7 @@ def read_foreign_table(
         file = pq.ParquetFile(io.BytesIO(content), metadata=file.metadata, read_dictionary=names)
         plain = _bounded_columns(file, names)
         widths = {leaf.path: max(8, leaf.length) for leaf in file.schema if leaf.physical_type != "BYTE_ARRAY"}
-    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError):
         raise ArtifactError(_NOT_PARQUET) from None
     if sum(footer.rows) * sum(widths.get(name, 0) for name in plain) > most_bytes:
         raise ArtifactError(f"unpacks to more than {most_bytes / 1e6:g} MB")
@@ -271,7 +271,7 @@ def read_columns(
         file = pq.ParquetFile(io.BytesIO(content), metadata=file.metadata, read_dictionary=blobs)
         for batch in file.iter_batches(1_000):
             yield from zip(*(_bounded(column, longest) for column in batch.columns))
-    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError):
         raise ArtifactError(_NOT_PARQUET) from None
 
 
@@ -291,7 +291,7 @@ def read_digests(content: bytes) -> set[str]:
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
             for column in batch.columns:
                 digests.update(column.unique().to_pylist())
-    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError):
         raise ArtifactError(_NOT_PARQUET) from None
     return {digest.hex() for digest in digests if digest is not None}
 
@@ -495,7 +495,7 @@ def _foreign_rows(file: pq.ParquetFile, columns: list[str], text: Callable[[Any]
     try:
         for batch in file.iter_batches(batch_size=10_000, columns=columns):
             yield from (list(row) for row in zip(*(_texts(column, text) for column in batch.columns)))
-    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError) as error:  # times beyond Python's
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError):  # times beyond Python's
         raise ArtifactError(_NOT_PARQUET) from None
 
 
