@@ -202,8 +202,8 @@ def evaluate_folder(
 ) -> EvaluationDocument:
     """Evaluate any model on any labelled images: an external test, outside of a run.
 
-    Nothing is fitted here: `threshold` is the one that came with the model, and there is no temperature. `by` makes the
-    subgroups, as `slice_values` returns it.
+    This fits nothing: `threshold` came with the model, and no temperature applies. `by` makes the subgroups, as
+    `slice_values` returns it.
     """
     scored = ScoredModel(score(model, images, plan), threshold, None)
     return EvaluationDocument(

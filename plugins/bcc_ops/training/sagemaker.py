@@ -281,7 +281,7 @@ def require_an_answer_each(answers: bytes, rows: Iterable[SplitRow], fold: int) 
         fold: the one that is held out.
 
     Raises:
-        ArtifactError: it has more or fewer, or is no table.
+        ArtifactError: it has more or fewer rows, or cannot be read.
     """
     found, images = count_rows(answers), sum(row.fold == fold for row in rows)
     if found != images:

@@ -129,7 +129,7 @@ BAD_CELLS = {
     "a scale beyond all": (FACTS, {"points": np.array([[1, 1, 17]] * 5, "<f4").tobytes()}),
     "a point that is nowhere": (FACTS, {"points": np.array([[np.nan, 1, 1]] * 5, "<f4").tobytes()}),
     "a point outside": (FACTS, {"points": np.array([[65, 1, 1]] * 5, "<f4").tobytes()}),
-    "a finding that nobody knows": (FINDINGS, {"found": "2t haunted"}),
+    "an unknown finding": (FINDINGS, {"found": "2t haunted"}),
     "findings of another method": (FINDINGS, {"found": "1t"}),
     "findings in another order": (FINDINGS, {"found": "2t calipers axilla"}),
     "a finding twice": (FINDINGS, {"found": "2t axilla axilla"}),
