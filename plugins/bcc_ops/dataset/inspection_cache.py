@@ -284,9 +284,7 @@ class InspectionCache:
             self.remember_search(shard.search)
         with self._all_or_nothing():
             number = self._db.execute("INSERT OR REPLACE INTO shards (name, refused) VALUES (?, 0)", (name,)).lastrowid
-            self._db.executemany(
-                "INSERT OR IGNORE INTO facts VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", map(_as_facts, shard.facts)
-            )
+            self._db.executemany(_REMEMBER.replace("REPLACE", "IGNORE"), map(_as_facts, shard.facts))
             for sha256, found in shard.findings:
                 known = self.recall_findings([sha256]).get(sha256, "")
                 if not known.startswith(WITH_TEXT) and (not known or found.startswith(WITH_TEXT)):

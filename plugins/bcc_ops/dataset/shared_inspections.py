@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ SMALL = {FACTS: 4 * 2**20, FINDINGS: 2**19, SIMILARITY: 2**21}
 """Bytes, less than a full shard of the kind has. A larger one is not merged any more."""
 
 _AT_ONCE = 4
-_NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})/(?P<sha256>[0-9a-f]{{64}})\.parquet")
+_NAME = re.compile(rf"({'|'.join(KINDS)})/[0-9a-f]{{64}}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,13 @@ def shards_about(store: ObjectStore, artifacts_prefix: str, digests: set[str]) -
     complete = not digests
     while not complete:
         complete = True
-        for key, version, size in _every_version(store, inspections_root(artifacts_prefix)):
-            if (key, version) in seen:
+        for entry in store.list_everything(inspections_root(artifacts_prefix)):
+            key, version = entry["Key"], entry.get("VersionId", "")
+            if (key, version) in seen or entry.get("DeleteMarker"):
                 continue
             seen.add((key, version))
             try:
-                if size > LARGEST_SHARD or not digests.isdisjoint(read_digests(store.get(key, version or None))):
+                if entry["Size"] > LARGEST_SHARD or not digests.isdisjoint(read_digests(store.get(key, version or None))):
                     yield key, version
             except ObjectNotFound:  # merged meanwhile: the one that has its rows now is found by another listing
                 complete = False
@@ -128,15 +129,6 @@ def shards_about(store: ObjectStore, artifacts_prefix: str, digests: set[str]) -
                 raise
             except (ArtifactError, StorageError):
                 yield key, version
-
-
-def _every_version(store: ObjectStore, prefix: str) -> Iterator[tuple[str, str, int]]:
-    if not store.is_versioned():
-        yield from ((entry["Key"], "", entry["Size"]) for entry in store.list_objects(prefix))
-    else:
-        for entry in store.list_versions(prefix):
-            if not entry.get("DeleteMarker"):
-                yield entry["Key"], entry["VersionId"], entry["Size"]
 
 
 @dataclass(frozen=True)
@@ -200,14 +192,18 @@ def _never_failing(consequence: str) -> Iterator[None]:
         log.exception("%s", consequence)
 
 
+def _searches(listed: Mapping[str, _Listed]) -> list[_Listed]:
+    """Return the searches, the oldest first."""
+    return sorted((one for one in listed.values() if one.kind == SEARCH), key=lambda one: one.written)
+
+
 def _fetch(place: _Place, memory: InspectionCache) -> None:
     """Read the shards that were not read here yet."""
     for _ in range(2):  # a shard that goes meanwhile was merged: the one that has its rows now is found by a second listing
         listed = place.list()
         memory.forget_shards(listed)
         known = memory.shards()
-        searches = sorted((one for one in listed.values() if one.kind == SEARCH), key=lambda one: one.written)
-        wanted = [one for one in listed.values() if one.kind != SEARCH] + searches[-1:]
+        wanted = [one for one in listed.values() if one.kind != SEARCH] + _searches(listed)[-1:]
         # The largest last: a row that is in several is known to be in that one, and the small ones can be merged away.
         missing = sorted((one for one in wanted if one.name not in known), key=lambda one: one.size)
         if missing:
@@ -261,19 +257,12 @@ def _keep(
 def _write(place: _Place, memory: InspectionCache, kind: str, rows: Sequence[tuple[str, str]]) -> int:
     written = 0
     for start in range(0, len(rows), ROWS_PER_SHARD[kind]):
-        shard = memory.recall_shared(kind, rows[start : start + ROWS_PER_SHARD[kind]])
+        part = rows[start : start + ROWS_PER_SHARD[kind]]
+        shard = memory.recall_shared(kind, part)
         written += place.write(memory, shard) if shard else 0
+        # A row that this worker would not share (it refuses the content, say) would keep a small shard for ever.
+        memory.drop_places(kind, set(part).difference(places_of(shard)))
     return written
-
-
-def _drop_what_is_not_shared(memory: InspectionCache, kind: str, names: Sequence[str]) -> None:
-    """Forget that rows are in these shards which no shard of this worker would have: their contents are refused here, say.
-
-    They would keep a small shard for ever.
-    """
-    places = memory.places_in(kind, names)
-    shared = set(places_of(memory.recall_shared(kind, places)))
-    memory.drop_places(kind, [place for place in places if place not in shared])
 
 
 def _merge(place: _Place, memory: InspectionCache) -> None:
@@ -285,11 +274,10 @@ def _merge(place: _Place, memory: InspectionCache) -> None:
         if len(small) > MERGED_FROM:
             log.info("merging %d small shards of %s", len(small), kind)
             # First what an interrupted merge left: if that may not be removed, no merged shard is written every night.
-            _drop_what_is_not_shared(memory, kind, small)
             _delete_merged(place, memory, kind, small)
             _write(place, memory, kind, memory.places_in(kind, small))
             _delete_merged(place, memory, kind, small)
-    searches = sorted((one for one in listed.values() if one.kind == SEARCH), key=lambda one: one.written)
+    searches = _searches(listed)
     if len(searches) > MERGED_FROM:
         place.delete(one.name for one in searches[:-1])
 

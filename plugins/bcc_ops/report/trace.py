@@ -223,8 +223,7 @@ def _findings_with(store: ObjectStore, paths: RunPaths, contents: Sequence[Conte
 
 
 def _versions_of(store: ObjectStore, key: str) -> Iterator[ObjectVersion]:
-    listed = store.list_versions(key) if store.is_versioned() else store.list_objects(key)
-    for entry in listed:
+    for entry in store.list_everything(key):
         if entry["Key"] == key:
             deleted = bool(entry.get("DeleteMarker", False))
             yield ObjectVersion(key, entry.get("VersionId") or "", entry["LastModified"], entry.get("Size", 0), deleted)

@@ -163,6 +163,10 @@ class ObjectStore:
                 for marker in page.get("DeleteMarkers", ()):
                     yield {**marker, "DeleteMarker": True}
 
+    def list_everything(self, prefix: str) -> Iterator[Mapping[str, Any]]:
+        """Yield all versions and delete markers under `prefix`, or the objects if the bucket keeps no versions."""
+        return self.list_versions(prefix) if self.is_versioned() else self.list_objects(prefix)
+
     def list_folders(self, prefix: str) -> list[str]:
         """Return the "folders" right under `prefix` (which ends with a slash), each with a slash at its end, sorted."""
         folders: list[str] = []
@@ -316,7 +320,7 @@ class ObjectStore:
             return None
 
     def delete(self, key: str) -> None:
-        """Remove an object; it is no error if there is none."""
+        """Remove an object; if there is none, nothing happens."""
         with _telling(f"removing {self.uri(key)}"):
             self.client.delete_object(Bucket=self.bucket, Key=key)
 

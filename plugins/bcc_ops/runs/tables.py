@@ -360,13 +360,13 @@ def _check_pages(footer: _Footer, content: bytes, most_rows: int, most_bytes: in
     for chunk in footer.chunks:
         starts = (chunk[9, _INT64], chunk.get((11, _INT64), 0))
         place = min((start for start in starts if start > 0), default=0)
-        size = chunk[7, _INT64]
-        packed += size
-        if size == 0:  # of a group without rows
+        in_file = chunk[7, _INT64]
+        packed += in_file
+        if in_file == 0:  # of a group without rows
             continue
-        if not 0 < place <= place + size <= len(content) or packed > len(content):  # groups that share their pages, too
+        end = place + in_file
+        if not 0 < place <= end <= len(content) or packed > len(content):  # groups that share their pages, too
             raise ValueError("no such pages")
-        end = place + size
         while place < end:
             reader = _Compact(content, place, _MOST_FIELDS)
             header = reader.record()
