@@ -1,12 +1,13 @@
 """Share the inspection of many new images out among workers, in slices of the snapshot.
 
-What is new is known once the images are on one worker. If it is more than a slice, each slice is inspected by a task of its own,
-which leaves what it learned in the bucket (`dataset.shared_inspections`); the image checks find it there, and inspect what is left.
+What is new is known once the images are on one worker. If it is more than a slice, a task of its own inspects each slice and
+leaves what it learned in the bucket (`dataset.shared_inspections`). The image checks find it there, and inspect what is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bcc_ops.dataset.image_content import findings_known
@@ -27,10 +28,10 @@ MOST_SLICES = 64
 def not_inspected(
     contents: Set[str], previous: Sequence[ContentRow], memory: InspectionCache, config: RetrainingConfig
 ) -> Set[str]:
-    """Return the contents in which nobody has looked for findings, as far as it is known here; that is what takes long.
+    """Return the contents in which nobody has looked for findings, as far as it is known here. That is what takes long.
 
-    Those that an earlier run refused are not among them, nor those of DICOM files whose findings are known: what else was learned of
-    these is not shared, so that it is no use to learn it on another worker.
+    What an earlier run refused is not among them, nor a DICOM file whose findings are known: what else is learned of these is not
+    shared, so another worker would learn it for nothing.
 
     Args:
         contents: sha256 of the run's images.
@@ -56,8 +57,8 @@ def cut_slices(contents: Sequence[str | None], new: Set[str]) -> list[tuple[int,
         new: which contents nobody has inspected.
 
     Returns:
-        For each slice, the position of its first new image and the one after its last. Nothing if all new ones are one slice: the image
-        checks inspect them without another task.
+        For each slice, the position of its first new image and the one after its last. Nothing if one slice would do: the image
+        checks inspect it without another task.
     """
     first = {sha256: position for position, sha256 in reversed(tuple(enumerate(contents))) if sha256 in new}
     positions = sorted(first.values())
@@ -65,4 +66,4 @@ def cut_slices(contents: Sequence[str | None], new: Set[str]) -> list[tuple[int,
     if count < 2:
         return []
     ends = [len(positions) * number // count for number in range(count + 1)]
-    return [(positions[begin], positions[end - 1] + 1) for begin, end in zip(ends, ends[1:])]
+    return [(positions[begin], positions[end - 1] + 1) for begin, end in pairwise(ends)]

@@ -17,8 +17,9 @@ log = logging.getLogger(__name__)
 class InspectImagesOperator(BccOperator):
     """Learn what `check_images` needs to know of each image by itself, and leave it in the bucket.
 
-    A retry goes on from what is known on this worker or in the bucket. Of three attempts, two may end with their worker: the last one
-    leaves the slice to `check_images`, which inspects alone what is not known by then, so that one slice stops no night.
+    A retry goes on from what is known on this worker or in the bucket. If no attempt came to its end, the last one leaves the
+    slice to `check_images`, which runs when all slices are done and inspects what is not known by then. So one slice stops no
+    night.
 
     Args:
         run: the run's handle, from `snapshot_dataset`.
