@@ -32,6 +32,7 @@ dataset/        snapshot           a listing as of a moment -> the images of a r
                 decoding           image file -> RGB pixels, the same for checks, training and prediction
                 image_checks       which images may be used, and why the others may not
                 inspection_cache   what the checks learned of each content, kept between nights
+                inspection_slices  which new images are inspected by a task of their own, beside others
                 inspection_shards  that, as Parquet for the bucket: rows -> bytes, and back without trust
                 shared_inspections a worker fetches what others learned, and adds what it learned
                 feature_search     images that have local features in common, found anew or from the last search on

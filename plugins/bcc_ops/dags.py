@@ -6,7 +6,8 @@
 
 `bcc_retraining` retrains the classifier when new labelled images arrive:
 
-wait_for_new_images → snapshot_dataset → download_images → check_images → split_dataset
+wait_for_new_images → snapshot_dataset → download_images → inspect_images (one instance per slice, if many images are new)
+    → check_images → split_dataset
     → train_model (one instance per fold) → combine_folds → evaluate_model → gate_model → approve_model → upload_model
                                                                          ↘ publish_plots
 
@@ -40,6 +41,7 @@ from bcc_ops.operators.combine_folds import CombineFoldsOperator
 from bcc_ops.operators.download_images import DownloadImagesOperator
 from bcc_ops.operators.evaluate_model import EvaluateModelOperator
 from bcc_ops.operators.gate_model import GateModelOperator
+from bcc_ops.operators.inspect_images import InspectImagesOperator
 from bcc_ops.operators.placement import gpu_placement, training_placement
 from bcc_ops.operators.publish_plots import PublishPlotsOperator
 from bcc_ops.operators.set_champion import SetChampionOperator
@@ -219,7 +221,16 @@ def _retraining_tasks(settings: Settings) -> None:
 
     download_images = DownloadImagesOperator(task_id="download_images", run=run, execution_timeout=timedelta(hours=3))
 
-    check_images = CheckImagesOperator(task_id="check_images", run=run, execution_timeout=timedelta(hours=2))
+    inspect_images = InspectImagesOperator.partial(
+        task_id="inspect_images", run=run, execution_timeout=timedelta(hours=2)
+    ).expand(part=download_images.output)
+
+    check_images = CheckImagesOperator(
+        task_id="check_images",
+        run=run,
+        execution_timeout=timedelta(hours=2),
+        trigger_rule="none_failed_min_one_success",  # without slices, inspect_images is skipped
+    )
     checks = check_images.output
 
     split_dataset = SplitDatasetOperator(task_id="split_dataset", run=run, checks=checks)
@@ -270,7 +281,8 @@ def _retraining_tasks(settings: Settings) -> None:
         trigger_rule="none_failed_min_one_success",
     )
 
-    wait_for_new_images >> snapshot_dataset >> download_images >> check_images >> split_dataset
+    wait_for_new_images >> snapshot_dataset >> download_images >> [inspect_images, check_images]
+    inspect_images >> check_images >> split_dataset
     split_dataset >> train_model >> combine_folds >> evaluate_model >> gate_model >> approve_model >> upload_model
     gate_model >> upload_model
     evaluate_model >> publish_plots << gate_model

@@ -13,10 +13,11 @@ from tests.conftest import REPOSITORY
 EDGES = {
     "wait_for_new_images": {"snapshot_dataset"},
     "snapshot_dataset": {
-        *("download_images", "check_images", "split_dataset", "train_model", "combine_folds", "evaluate_model"),
+        *("download_images", "inspect_images", "check_images", "split_dataset", "train_model", "combine_folds", "evaluate_model"),
         *("gate_model", "publish_plots", "approve_model", "upload_model"),
     },
-    "download_images": {"check_images"},
+    "download_images": {"inspect_images", "check_images"},
+    "inspect_images": {"check_images"},
     "check_images": {"split_dataset", "train_model", "evaluate_model", "publish_plots", "upload_model"},
     "split_dataset": {"train_model", "combine_folds", "evaluate_model", "gate_model", "publish_plots", "upload_model"},
     "train_model": {"combine_folds"},

@@ -20,11 +20,13 @@ PARAMS = {"settle_seconds": 0, "wait_for_images_minutes": 60}
 
 def context_of(run_type: str, run_id: str = "", logical_date: datetime | None = None, **params: Any) -> Any:
     now = datetime.now(timezone.utc)
+    pushed: dict[str, Any] = {}
     dates = {"logical_date": logical_date} if logical_date else {}
     return {
         "run_id": run_id or f"{run_type}__{now.isoformat()}",
         "dag_run": SimpleNamespace(run_type=run_type, run_after=logical_date or now),
-        "ti": SimpleNamespace(get_previous_dagrun=lambda state: None),
+        "ti": SimpleNamespace(get_previous_dagrun=lambda state: None, xcom_push=lambda key, value: pushed.update({key: value})),
+        "pushed": pushed,
         "params": {**PARAMS, **params},
         **dates,
     }

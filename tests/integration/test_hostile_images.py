@@ -31,7 +31,8 @@ from bcc_ops.operators.snapshot_dataset import SnapshotDatasetOperator
 from bcc_ops.operators.check_images import CheckImagesOperator
 from bcc_ops.sensors.new_images import NewImagesSensor
 now = datetime.now(timezone.utc)
-context = {"run_id": "night", "params": {}, "dag_run": SimpleNamespace(run_type="manual", run_after=now)}
+ti = SimpleNamespace(xcom_push=lambda key, value: None)
+context = {"run_id": "night", "params": {}, "ti": ti, "dag_run": SimpleNamespace(run_type="manual", run_after=now)}
 seen = NewImagesSensor(task_id="wait_for_new_images").execute(context)
 run = SnapshotDatasetOperator(task_id="snapshot_dataset", arrivals=seen).execute(context)
 DownloadImagesOperator(task_id="download_images", run=run).execute(context)

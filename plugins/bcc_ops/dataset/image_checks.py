@@ -101,9 +101,8 @@ def check_images(
     if not images:
         raise NoImages("there is not an image to check")
     with InspectionCache(memory_path) as memory:
-        facts, copies = _inspect_and_group(images, config, memory, pseudonyms)
-        usable_files = {image.sha256: image.path for image in images if not facts[image.sha256].reason}
-        findings = {} if config.ignores_findings else find_in_contents(usable_files, previous or (), memory)
+        facts, findings = inspect_images(images, config, memory, previous=previous or (), pseudonyms=pseudonyms)
+        copies = _group(images, facts, config, memory)
     checked = len(images) + len(unreadable)
     refused = [
         RefusedImage(key=image.key, reason=facts[image.sha256].reason, detail=facts[image.sha256].detail)
@@ -179,7 +178,8 @@ def check_contents(
         metadata: what is known of them; nothing by default.
         pseudonyms: as of `check_images`.
     """
-    facts, copies = _inspect_and_group(images, config, memory, pseudonyms)
+    facts = inspect_contents({image.sha256: image.path for image in images}, config, memory, pseudonyms=pseudonyms)
+    copies = _group(images, facts, config, memory)
     dicom = _tags(images, facts)
     by_files = _told_by_files(dicom, pseudonyms)
     for warning in _lost_patients(dicom, by_files):
@@ -187,13 +187,29 @@ def check_contents(
     return _describe(images, facts, copies, (metadata or Metadata()).or_else(by_files), {})[2]
 
 
-def _inspect_and_group(
-    images: Sequence[LocalImage], config: RetrainingConfig, memory: InspectionCache, pseudonyms: GivesPseudonyms | None
-) -> tuple[dict[str, ContentFacts], NearDuplicates]:
+def inspect_images(
+    images: Sequence[LocalImage],
+    config: RetrainingConfig,
+    memory: InspectionCache,
+    *,
+    previous: Iterable[ContentRow] = (),
+    pseudonyms: GivesPseudonyms | None = None,
+) -> tuple[dict[str, ContentFacts], dict[str, str]]:
+    """Return what can be told of each image by itself: sha256 -> its facts, and sha256 -> its findings if it is usable.
+
+    Arguments are those of `check_images`.
+    """
     paths = {image.sha256: image.path for image in images}
     facts = inspect_contents(paths, config, memory, pseudonyms=pseudonyms)
+    usable = {sha256: path for sha256, path in paths.items() if not facts[sha256].reason}
+    return facts, {} if config.ignores_findings else find_in_contents(usable, previous, memory)
+
+
+def _group(
+    images: Iterable[LocalImage], facts: Mapping[str, ContentFacts], config: RetrainingConfig, memory: InspectionCache
+) -> NearDuplicates:
     marks = {sha256: known.fingerprint for sha256, known in facts.items() if known.fingerprint}
-    return facts, find_near_duplicates(marks, paths, Thresholds.of(config), memory)
+    return find_near_duplicates(marks, {image.sha256: image.path for image in images}, Thresholds.of(config), memory)
 
 
 def _describe(

@@ -7,7 +7,7 @@ that another worker does not look again. Kept are the findings' names and nothin
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,17 +72,24 @@ def find_in_contents(
     read = text_reader.can_read()
     if not read:
         log.warning("RapidOCR is not installed: text in the images is not looked for")
-    told = [(row.sha256, row.findings) for row in previous if row.sha256 in paths]
-    # What a worker without RapidOCR saw does not overrule what another one read, wherever it was remembered.
-    known: dict[str, str] = {}
-    for sha256, found in (*told, *memory.recall_findings(paths).items()):
-        if _is_current(found, read) and not known.get(sha256, "").startswith(WITH_TEXT):
-            known[sha256] = found
+    known = findings_known(paths, previous, memory)
     missing = sorted(set(paths) - set(known))
     if missing:
         log.info("looking for text and marks in %d of %d contents, the others are known", len(missing), len(paths))
         with ThreadPoolExecutor(workers or cores()) as pool:
             known |= memory.remember_findings(zip(missing, pool.map(lambda sha256: _look(paths[sha256], read), missing)))
+    return known
+
+
+def findings_known(contents: Collection[str], previous: Iterable[ContentRow], memory: InspectionCache) -> dict[str, str]:
+    """Return what is known already, as `find_in_contents` does: of contents that need not be looked at again on this worker."""
+    read = text_reader.can_read()
+    told = [(row.sha256, row.findings) for row in previous if row.sha256 in contents]
+    # What a worker without RapidOCR saw does not overrule what another one read, wherever it was remembered.
+    known: dict[str, str] = {}
+    for sha256, found in (*told, *memory.recall_findings(contents).items()):
+        if _is_current(found, read) and not known.get(sha256, "").startswith(WITH_TEXT):
+            known[sha256] = found
     return known
 
 

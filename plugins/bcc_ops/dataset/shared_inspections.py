@@ -93,16 +93,20 @@ def sharing_inspections(
         config: `min_side` and `max_pixels` count.
         with_search: whether to keep the search of features, for the next one to go on from.
     """
-    place = _Place(store, f"{inspections_root(artifacts_prefix)}{VERSION}/")
-    with _never_failing("What other workers learned is not used, and all that is not known here is checked anew"):
-        with InspectionCache(memory_path) as memory:
-            _fetch(place, memory)
+    fetch_inspections(store, artifacts_prefix, memory_path)
     try:
         yield
     finally:
         with _never_failing("Other workers check anew what was learned here"):
             with InspectionCache(memory_path) as memory:
-                _keep(place, memory, frozenset(contents), config, with_search=with_search)
+                _keep(_Place.of(store, artifacts_prefix), memory, frozenset(contents), config, with_search=with_search)
+
+
+def fetch_inspections(store: ObjectStore, artifacts_prefix: str, memory_path: Path) -> None:
+    """Fetch what other workers learned. Arguments are those of `sharing_inspections`."""
+    with _never_failing("What other workers learned is not used, and all that is not known here is checked anew"):
+        with InspectionCache(memory_path) as memory:
+            _fetch(_Place.of(store, artifacts_prefix), memory)
 
 
 def shards_about(store: ObjectStore, artifacts_prefix: str, digests: set[str]) -> Iterator[tuple[str, str]]:
@@ -135,6 +139,10 @@ def shards_about(store: ObjectStore, artifacts_prefix: str, digests: set[str]) -
 class _Place:
     store: ObjectStore
     folder: str
+
+    @classmethod
+    def of(cls, store: ObjectStore, artifacts_prefix: str) -> _Place:
+        return cls(store, f"{inspections_root(artifacts_prefix)}{VERSION}/")
 
     def list(self) -> dict[str, _Listed]:
         """Return the shards by name; other objects are none of ours."""

@@ -218,6 +218,7 @@ class BccOperator(BaseOperator):
         self,
         snapshot: SnapshotDocument,
         *,
+        part: slice = slice(None),
         without: Collection[str] = (),
         reread: bool = False,
         counts: Counts | None = None,
@@ -227,12 +228,13 @@ class BccOperator(BaseOperator):
 
         Args:
             snapshot: names the images.
+            part: positions in the snapshot of the images that are needed.
             without: keys of images that are not needed.
             reread, counts, unreadable: as in `sync_images`.
         """
         from bcc_ops.dataset.snapshot import read_images
 
-        rows = [row for row in read_images(self.store, snapshot) if row.key not in without]
+        rows = [row for row in read_images(self.store, snapshot)[part] if row.key not in without]
         return self.fetch_images(rows, reread=reread, counts=counts, unreadable=unreadable)
 
     def fetch_images(self, rows: Sequence[ImageRow], **how: Any) -> list[LocalImage]:

@@ -10,6 +10,7 @@ PIPELINE = (
     "wait_for_new_images",
     "snapshot_dataset",
     "download_images",
+    "inspect_images",
     "check_images",
     "split_dataset",
     "train_model",

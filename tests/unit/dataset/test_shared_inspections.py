@@ -9,6 +9,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.dataset import feature_search, image_checks, image_content, near_duplicates, shared_inspections
+from bcc_ops.dataset import feature_search, image_checks, image_content, inspection_slices, near_duplicates, shared_inspections
 from bcc_ops.dataset.dicom import keep_of_dicom
-from bcc_ops.dataset.image_checks import check_images
+from bcc_ops.dataset.image_checks import check_images, inspect_images
 from bcc_ops.dataset.inspection_cache import ContentFacts, InspectionCache
 from bcc_ops.dataset.inspection_shards import (
     FACTS,
@@ -36,6 +37,7 @@ from bcc_ops.dataset.inspection_shards import (
     read_shard,
     write_shard,
 )
+from bcc_ops.dataset.inspection_slices import cut_slices
 from bcc_ops.dataset.pseudonyms import Pseudonyms
 from bcc_ops.dataset.shared_inspections import shards_about, sharing_inspections
 from bcc_ops.dataset.similarity import Similarity
@@ -84,6 +86,10 @@ class Worker:
     def check(self, images: Sequence[LocalImage], config: RetrainingConfig = CONFIG, **more: Any) -> bytes:
         with self.sharing(images, config):
             return check(images, self.memory, config, **more)
+
+    def inspect(self, images: Sequence[LocalImage]) -> None:
+        with self.sharing(images), InspectionCache(self.memory) as memory:
+            inspect_images(images, CONFIG, memory)
 
     def sharing(self, images: Sequence[LocalImage], config: RetrainingConfig = CONFIG) -> Any:
         contents = {image.sha256 for image in images}
@@ -528,8 +534,8 @@ def test_what_was_read_with_text_is_not_forgotten_for_what_was_seen_without(
 
 
 chosen = st.sets(st.integers(0, 8), min_size=1)
-nights = st.lists(st.tuples(st.integers(0, 2), chosen, st.sampled_from([0, 1, 2])), min_size=1, max_size=5)
-"""Nights: which worker checks which images; 1: it has lost its disk; 2: a shard is lost."""
+nights = st.lists(st.tuples(st.integers(0, 2), chosen, st.sampled_from([0, 1, 2, 3])), min_size=1, max_size=5)
+"""Nights: which worker checks which images; 1: it has lost its disk; 2: a shard is lost; 3: all had inspected a slice before."""
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
@@ -544,6 +550,7 @@ def test_whoever_checks_whatever_it_finds_what_a_worker_alone_finds(
     store = make_store()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shared_inspections, "MERGED_FROM", 2)
+        patch.setattr(inspection_slices, "PER_SLICE", 2)
         disk = partial(tempfile.mkdtemp, dir=tmp_path)
         workers = [Worker(store, Path(disk())) for _ in range(3)]
         for number, numbers, mishap in nights:
@@ -551,6 +558,11 @@ def test_whoever_checks_whatever_it_finds_what_a_worker_alone_finds(
                 workers[number] = Worker(store, Path(disk()))
             if mishap == 2 and shards(store):
                 store.delete(shards(store)[-1])
+            if mishap == 3:
+                new = [images[place] for place in sorted(numbers)]
+                digests = [image.sha256 for image in new]
+                for worker, part in zip(cycle(workers), cut_slices(digests, set(digests))):
+                    worker.inspect(new[slice(*part)])
             assert workers[number].check([images[place] for place in sorted(numbers)]) == alone(frozenset(numbers))
 
 
