@@ -4,8 +4,8 @@
 
 IMAGES is a folder with one folder per class. Each image is written once, in one of six lossless transfer syntaxes and three
 photometric interpretations in turn (colour images as RGB and YBR_FULL), with a patient's name planted in every tag that names
-one. Both folders then go through the image checks and the split; the DICOM folder after the PNGs, as if an archive had replaced
-them. MODEL is asked about both.
+one. Both folders then go through the image checks and the split; the DICOM folder twice, alone and after the PNGs, as if an
+archive had replaced them. MODEL is asked about both.
 """
 
 from __future__ import annotations
@@ -111,13 +111,14 @@ def compare_pixels(pairs: Sequence[Rewritten]) -> Iterator[str]:
 
 
 def compare_runs(pairs: Sequence[Rewritten], images: Path, dicom: Path) -> Iterator[str]:
-    """Check and split the PNGs, and then the DICOM files with the folds that the PNGs were given."""
+    """Check and split the PNGs, and then the DICOM files: alone, and with the folds that the PNGs were given."""
     # each file names a patient of its own, who would tie an image to itself alone
     config = RetrainingConfig(content_findings=NO_FINDINGS, max_refused_fraction=1.0)
     assigned: Sequence[AssignmentRow] = ()
     found: list[dict[str, Any]] = []
     for folder in (images, dicom):
         classes, _, _, checks = check_labelled_folder(folder, config)
+        alone = split_images(checks.contents, (), config, classes)
         split = split_images(checks.contents, assigned, config, classes)
         assigned = split.assignments
         document = checks.document
@@ -126,14 +127,15 @@ def compare_runs(pairs: Sequence[Rewritten], images: Path, dicom: Path) -> Itera
                 "usable images": document.usable,
                 "near-duplicate groups": {frozenset(map(_stem, group.keys)) for group in document.groups},
                 "conflicts": {frozenset(map(_stem, group.keys)) for group in document.conflicts},
+                "folds, drawn anew": {_stem(row.key): row.fold for row in alone.rows},
                 "folds": {_stem(row.key): row.fold for row in split.rows},
             }
         )
     rounded = {_stem(str(pair.dicom.relative_to(dicom))) for pair in pairs if pair.photometric == "YBR_FULL"}
     for one in found:
         folds = one.pop("folds")
-        one["folds, same pixels"] = {key: fold for key, fold in folds.items() if key not in rounded}
-        one["folds, after YBR_FULL"] = {key: fold for key, fold in folds.items() if key in rounded}
+        one["folds in a replaced archive, same pixels"] = {key: fold for key, fold in folds.items() if key not in rounded}
+        one["folds in a replaced archive, after YBR_FULL"] = {key: fold for key, fold in folds.items() if key in rounded}
     before, after = found
     for name in before:
         same = before[name] == after[name]

@@ -364,6 +364,7 @@ def _rows(
             refused=known.reason or (CONFLICT if image.key in conflicting else ""),
             pixels=known.fingerprint.pixels if known.fingerprint else "",
             findings=findings.get(image.sha256, ""),
+            perceptual_hash=known.fingerprint.hash.hex() if known.fingerprint else "",
             **(known.properties._asdict() if known.properties else {}),
             patient=metadata.patient(image.key),
         )

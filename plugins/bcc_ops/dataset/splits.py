@@ -111,9 +111,13 @@ class _Group:
         return Counter(image.label for image in self.images)
 
     @property
-    def drawn_by(self) -> str:
-        """Return the smallest digest of pixels; of bytes, where an older release's checks did not tell that of the pixels."""
-        return min(image.pixels or image.sha256 for image in self.images)
+    def drawn_by(self) -> tuple[str, str]:
+        """Return what decides on the group's place in the draw: its smallest perceptual hash, and among groups with the same hash
+        the smallest digest of its pixels (of its bytes, if it is of an older release).
+
+        Groups are dealt one after another, so a digest that changes with one rounded pixel would move the groups that follow.
+        """
+        return min(image.perceptual_hash for image in self.images), min(image.pixels or image.sha256 for image in self.images)
 
 
 def split_images(
@@ -179,7 +183,7 @@ def fold_older(assigned: Iterable[AssignmentRow]) -> list[AssignmentRow]:
     held = {fold: Counter(row.label for row in rows if row.fold == fold) for fold in FOLDS[1:]}
     settled = {row.group: row.fold for row in rows if row.fold in held}
     counts = {name: Counter(row.label for row in group) for name, group in members.items()}
-    order = {name: _draw("", name) for name in counts}
+    order = {name: (_draw("", name),) for name in counts}
     drawn = _fill({name: count for name, count in counts.items() if name not in settled}, held, order) | settled
     return [row._replace(fold=drawn[row.group]) if row.fold == OLDER_TRAINING else row for row in rows]
 
@@ -391,12 +395,14 @@ def _draw_folds(groups: Sequence[_Group], placed: Mapping[str, int], salt: str) 
             if image.key in placed:
                 held[placed[image.key]][image.label] += 1
     new = {group.name: group for group in groups if not group.folds}
-    order = {name: _draw(salt, group.drawn_by) for name, group in new.items()}
+    order = {name: tuple(_draw(salt, part) for part in group.drawn_by) for name, group in new.items()}
     drawn = _fill({name: group.counts for name, group in new.items()}, held, order)
     return {image.key: drawn[name] for name, group in new.items() for image in group.images}
 
 
-def _fill(groups: Mapping[str, Counter[str]], held: Mapping[int, Counter[str]], order: Mapping[str, str]) -> dict[str, int]:
+def _fill(
+    groups: Mapping[str, Counter[str]], held: Mapping[int, Counter[str]], order: Mapping[str, tuple[str, ...]]
+) -> dict[str, int]:
     """Return group -> fold. Each group goes to the fold that has the smallest part of its classes so far.
 
     The largest groups come first, since later ones can even them out. Of equal folds, the lowest is taken, so that a class of few

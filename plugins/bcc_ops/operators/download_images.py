@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from bcc_ops.operators.base import BccOperator, Run
@@ -53,7 +53,7 @@ class DownloadImagesOperator(BccOperator):
 
         content_of = {image.key: image.sha256 for image in images}
         memory_path = self.settings.cache_dir / MEMORY_FILE
-        new = frozenset(content_of.values())
+        new: Set[str] = frozenset(content_of.values())
         if len(new) <= PER_SLICE:
             return []
         previous = previous_contents(self.store, run.paths, run.snapshot) or ()

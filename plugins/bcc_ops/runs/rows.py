@@ -27,6 +27,7 @@ class ContentRow(NamedTuple):
     `patient` is the pseudonym of the patient in the metadata, "" if it does not tell; several, with a space between, if it
     contradicts itself.
     `findings` tells how the content was looked at, then the findings' names, separated by spaces; "" if nobody has looked.
+    `perceptual_hash`, 64 bits in hex ("" if refused, or from an older release), hardly changes when pixels are rounded.
     """
 
     key: str
@@ -59,6 +60,7 @@ class ContentRow(NamedTuple):
     strokes: float = 0.0
     patient: str = ""
     findings: str = ""
+    perceptual_hash: str = ""
 
 
 class SplitRow(NamedTuple):

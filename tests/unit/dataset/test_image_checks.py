@@ -257,6 +257,25 @@ def test_what_the_machine_could_not_do_is_never_remembered_of_an_image(tmp_path,
     assert check(good, memory).document.refused == ()
 
 
+def test_coloured_images_draw_the_same_folds_as_dicom_whose_colours_were_rounded(tmp_path, good):
+    images, rounded = [], []
+    for number, known in enumerate(good):
+        picture = decode_image(known.path.read_bytes()).rgb.copy()
+        picture[8:24, 8:40] = (250, 120 + number, 30)  # YBR stores some of these colours with a rounding error
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.dcm").write_bytes(keep_of_dicom(dicom_file(picture, photometric="YBR_FULL")))
+        images.append(local(tmp_path / f"{number}.png", known.label))
+        rounded.append(local(tmp_path / f"{number}.dcm", known.label))
+    drawn = []
+    for form in (images, rounded):
+        contents = check(form, tmp_path / "memory.sqlite3").contents
+        split = split_images(contents, (), RetrainingConfig.resolve({}), CLASSES)
+        drawn.append(({row.pixels for row in contents}, {Path(row.key).stem: row.fold for row in split.rows}))
+    (pixels, folds), (pixels_after, folds_after) = drawn
+    assert pixels - pixels_after, "nothing was rounded: the test tests nothing"
+    assert folds == folds_after
+
+
 def test_patients_whom_dicom_files_name_are_known_by_their_pseudonyms_unless_the_salt_is_another(tmp_path):
     images = []
     today, before = b"the salt of today", b"another salt, of before"

@@ -254,6 +254,19 @@ def test_a_draw_is_that_of_the_pixels_whatever_files_hold_them(images, export):
     assert {key.removesuffix(".dcm"): fold for key, fold in again.items()} == folds(split_images(images, (), CONFIG, CLASSES))
 
 
+@holds
+@given(datasets(), st.sets(st.integers(0, 35), min_size=1))
+def test_a_draw_stays_where_images_come_back_with_rounded_pixels(images, rounded):
+    images = [
+        one._replace(pixels=digest_of(["pixels", one.sha256]), perceptual_hash=digest_of(["hash", one.sha256])[:16])
+        for one in images
+    ]
+    again = [
+        one._replace(pixels=digest_of(["rounded", one.sha256])) if number in rounded else one for number, one in enumerate(images)
+    ]
+    assert folds(split_images(again, (), CONFIG, CLASSES)) == folds(split_images(images, (), CONFIG, CLASSES))
+
+
 def test_refused_images_and_conflicts_are_in_no_fold():
     images = [row for number in range(30) for row in copies(f"r{number}", CLASSES[number % 3], 1)]
     images += [image("broken", refused="truncated"), image("both", refused="conflict")]
