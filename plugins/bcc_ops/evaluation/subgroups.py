@@ -61,9 +61,9 @@ def slice_values(
     if metadata is not None:
         for column in metadata.columns:
             if column.name != PATIENT:
-                values = _common([metadata.value(row.key, column.name) for row in rows])
+                values = [metadata.value(row.key, column.name) for row in rows]
                 name = f"{column.name} (metadata)" if column.name in by else column.name
-                by[name] = periods(values) if column.name == ACQUIRED else values
+                by[name] = _common(periods(values) if column.name == ACQUIRED else values)
     return {name: values for name, values in by.items() if len(set(values) - {""}) > 1}
 
 

@@ -54,6 +54,13 @@ def test_dates_are_sliced_by_quarters_or_by_years_if_these_are_many() -> None:
     assert slice_values(SPLIT, [], None, "", known(acquired_at=few)) == {"acquired_at": few}
 
 
+def test_the_years_of_many_quarters_have_all_their_images() -> None:
+    """Six years make more quarters than a column has subgroups."""
+    quarters = [f"{year}-Q{part}" for year in range(2018, 2024) for part in (1, 2, 3, 4)] * 5
+    years = slice_values(SPLIT, [], None, "", known(acquired_at=quarters))["acquired_at"]
+    assert years == [quarter[:4] for quarter in quarters]
+
+
 def test_a_key_pattern_and_a_column_that_say_the_same_give_the_same_metrics() -> None:
     pattern = slice_values(SPLIT, [], None, r"fold(\d)-")
     column = slice_values(SPLIT, [], None, "", known(site=[str(row.fold) for row in SPLIT]))
