@@ -39,6 +39,13 @@ def test_of_many_values_only_the_most_frequent_become_subgroups() -> None:
     assert len(set(sliced) - {""}) == 20
 
 
+def test_what_a_pattern_reads_from_names_makes_no_more_subgroups_than_a_column_and_no_terminal_obeys_it() -> None:
+    named = [row._replace(key=f"{number % 60}\x1b[31m/{row.key}") for number, row in enumerate(SPLIT)]
+    sliced = slice_values(named, [], None, r"^(.*?)/")["key pattern"]
+    assert len(set(sliced) - {""}) == 20
+    assert sliced[:2] == ["0?[31m", "1?[31m"]
+
+
 def test_a_column_does_not_take_the_place_of_a_slice_of_our_own() -> None:
     sites = ["x", "y"] * (len(SPLIT) // 2)
     named = slice_values(
