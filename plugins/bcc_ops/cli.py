@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcc_ops.config import RetrainingConfig, Settings
+from bcc_ops.dataset.metadata_table import printable
 from bcc_ops.exceptions import BccError, ConfigError, DataError, ModelError
 from bcc_ops.instances import find_instance
-from bcc_ops.runs.documents import Estimate, EvaluationDocument, ModelDocument, name_fold, parse_document
+from bcc_ops.runs.documents import ChecksDocument, Estimate, EvaluationDocument, ModelDocument, name_fold, parse_document
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(given.command(given))
     except BccError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -278,18 +279,19 @@ def evaluate_command(given: argparse.Namespace) -> int:
     )
     if given.json:
         _write(given.json, document.to_json())
-    _print_evaluation(document, len(found.checks.refused), sum(len(group.keys) for group in found.checks.conflicts))
+    _print_evaluation(document, found.checks)
     return 0
 
 
-def _print_evaluation(document: EvaluationDocument, refused: int, conflicts: int) -> None:
+def _print_evaluation(document: EvaluationDocument, checks: ChecksDocument) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from bcc_ops.dataset.folder_check import metadata_tables, warning_lines
+
     model = document.challenger
     console = Console()
-    if document.synthetic:
-        console.print("The images are synthetic: these metrics say nothing about any patient.")
+    refused, conflicts = len(checks.refused), sum(len(group.keys) for group in checks.conflicts)
     counted = f"{model.images} images in {model.groups} {document.grouping}s"
     table = Table(title=f"{counted}, {refused} refused, {conflicts} left out as near-duplicates under two labels")
     for column in ("metric", "value", "95 % interval"):
@@ -308,6 +310,8 @@ def _print_evaluation(document: EvaluationDocument, refused: int, conflicts: int
         table.add_row(name, *_cells(estimate))
     console.print(table)
     console.print(_subgroup_table(document))
+    for told in (*(metadata_tables(checks.metadata) if checks.metadata else ()), *warning_lines(checks)):
+        console.print(told)
 
 
 def _subgroup_table(document: EvaluationDocument) -> RenderableType:

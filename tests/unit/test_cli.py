@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from bcc_ops import cli
+from bcc_ops.config import NO_FINDINGS
 from bcc_ops.doctor import Facts
 from bcc_ops.models.registry import ModelRegistry
 from bcc_ops.runs.documents import EvaluationDocument, parse_document
@@ -192,6 +193,43 @@ def test_evaluate_tells_the_subgroups_that_a_table_in_the_folder_makes_and_no_pa
     printed = capsys.readouterr().out
     assert re.search(r"device\W+Scanner B\W+15\W+5\W+0\.00 \(0\.00 to", printed), printed
     assert "Kim" not in printed + out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("file,patient_id\nbenign/0.png,7\n", "warning: the metadata table is not used: metadata.csv has no column named `key`"),
+        ("key,patient_id\nelsewhere/0.png,7\n", "rows without an image"),
+        ("key,patient_id\nelsewhere/0.png,7\n", "24    │ images without a row"),
+        ("key,patient_id\nbenign/0.png,7\nbenign/0.png,8\n", "patient_id: rows of one image contradict each other"),
+    ],
+)
+def test_evaluate_says_what_is_wrong_with_the_table_in_the_folder(
+    folder: Path, model: Path, table: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its intervals are over near-duplicates where the table would have told patients."""
+    beside(model)
+    monkeypatch.setenv("COLUMNS", "160")
+    (folder / "metadata.csv").write_text(table)
+    assert run("evaluate", model, folder, "--set", f"content_findings={NO_FINDINGS}") == 0
+    assert said in capsys.readouterr().out
+
+
+def test_a_name_that_no_bucket_could_have_is_one_line(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    beside(model)
+    (folder / "benign" / "0.png").rename(folder / "benign" / os.fsdecode(b"\xff.png"))
+    assert run("evaluate", model, folder) == 1
+    assert r"benign/\xff.png' is not UTF-8, which names in a bucket are: rename it" in error_of(capsys)
+
+
+def test_no_terminal_obeys_the_name_of_an_image(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    beside(model)
+    (folder / "benign" / "\x1b[31m.png").write_bytes(b"damaged")
+    assert run("check", folder, "--set", f"content_findings={NO_FINDINGS}", "--set", "max_refused_fraction=0.5") == 0
+    assert run("evaluate", model, folder, "--set", "max_refused_fraction=0") == 1
+    said = capsys.readouterr()
+    assert "benign/?[31m.png" in said.out and "benign/?[31m.png" in said.err
+    assert "\x1b" not in said.out + said.err
 
 
 def test_evaluate_says_that_nothing_makes_subgroups(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

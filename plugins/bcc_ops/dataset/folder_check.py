@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -12,11 +13,12 @@ from bcc_ops.config import FINDINGS
 from bcc_ops.dataset.image_cache import sha256_of_file
 from bcc_ops.dataset.image_checks import ImageChecks, check_images
 from bcc_ops.dataset.metadata_source import folder_metadata
+from bcc_ops.dataset.metadata_table import printable
 from bcc_ops.dataset.pseudonyms import passing_pseudonyms
 from bcc_ops.dataset.snapshot import ImageRules, ListingBuilder, digest_of_images
 from bcc_ops.dataset.splits import Split, describe_split, split_images
 from bcc_ops.dataset.sync import LocalImage
-from bcc_ops.exceptions import NoImages, SplitError
+from bcc_ops.exceptions import DataError, NoImages, SplitError
 from bcc_ops.runs.documents import FOLDS, CheckDocument, ChecksDocument, IgnoredKeys, MetadataDocument, name_fold
 
 if TYPE_CHECKING:
@@ -136,19 +138,19 @@ def check_tables(document: CheckDocument) -> list[RenderableType]:
     if checks.refused:
         refused = Table("image", "reason", "detail", title="Refused", title_justify="left")
         for image in checks.refused[:_LISTED_AT_MOST]:
-            refused.add_row(Text(image.key), image.reason, Text(image.detail))
+            refused.add_row(Text(printable(image.key)), image.reason, Text(printable(image.detail)))
         tables.append(_cut(refused, len(checks.refused)))
     if checks.conflicts:
         conflicts = Table("images", "labels", title="Near-duplicates under two labels (left out)", title_justify="left")
         for group in checks.conflicts[:_LISTED_AT_MOST]:
-            conflicts.add_row(Text("\n".join(group.keys)), Text(", ".join(group.labels)))
+            conflicts.add_row(Text("\n".join(map(printable, group.keys))), Text(", ".join(group.labels)))
         tables.append(_cut(conflicts, len(checks.conflicts)))
     tables += _finding_tables(checks)
     if checks.shortcuts:
         tables.append(_shortcut_table(checks))
     if checks.metadata:
-        tables.extend(_metadata_tables(checks.metadata))
-    tables.extend(Text(f"warning: {warning}") for warning in checks.warnings)
+        tables.extend(metadata_tables(checks.metadata))
+    tables.extend(warning_lines(checks))
     if checks.shortcuts_unavailable:
         tables.append(Text(f"shortcuts cannot be told: {checks.shortcuts_unavailable}"))
     if document.split_problem:
@@ -156,7 +158,15 @@ def check_tables(document: CheckDocument) -> list[RenderableType]:
     return tables
 
 
-def _metadata_tables(document: MetadataDocument) -> list[RenderableType]:
+def warning_lines(checks: ChecksDocument) -> list[RenderableType]:
+    """Return the warnings of the image checks for a terminal."""
+    from rich.text import Text
+
+    return [Text(printable(f"warning: {warning}")) for warning in checks.warnings]
+
+
+def metadata_tables(document: MetadataDocument) -> list[RenderableType]:
+    """Return what a metadata table told and what is odd in it, for a terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -170,7 +180,7 @@ def _metadata_tables(document: MetadataDocument) -> list[RenderableType]:
         return [told]
     odd = Table("count", "finding", "such as", title="Odd in the metadata", title_justify="left")
     for finding in document.findings:
-        odd.add_row(str(finding.count), Text(finding.reason), Text(", ".join(finding.examples)))
+        odd.add_row(str(finding.count), Text(finding.reason), Text(printable(", ".join(finding.examples))))
     return [told, odd]
 
 
@@ -185,7 +195,7 @@ def _finding_tables(checks: ChecksDocument) -> list[RenderableType]:
     armpit = [key for one in checks.findings if one.finding == "axilla" for key in one.keys]
     keys = Table("image", title="Marked as axilla", title_justify="left")
     for key in armpit:
-        keys.add_row(Text(key))
+        keys.add_row(Text(printable(key)))
     unavailable = [Text(f"content findings: {checks.findings_unavailable}")] if checks.findings_unavailable else []
     return [*([found] if checks.findings else []), *([keys] if armpit else []), *unavailable]
 
@@ -206,10 +216,15 @@ def _shortcut_table(checks: ChecksDocument) -> RenderableType:
 def _list_folder(
     folder: Path, classes: tuple[str, ...], config: RetrainingConfig
 ) -> tuple[list[LocalImage], tuple[IgnoredKeys, ...], str]:
-    """Return the folder's images by the rules that a bucket's are listed by; an empty file is an image to refuse here."""
+    """Return the folder's images by the rules that a bucket's are listed by; an empty file is an image to refuse here.
+
+    Raises:
+        DataError: a file's name is not UTF-8, as names in a bucket are.
+    """
     builder = ListingBuilder(ImageRules(_ROOT, classes, config.ignored_names, config.max_file_mb * 1_000_000), versioned=False)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
+        _refuse_foreign_name(path.relative_to(folder))
         state = path.stat()
         builder.add(
             {
@@ -226,6 +241,13 @@ def _list_folder(
         images.append(LocalImage(key, row.label, sha256_of_file(folder / key), folder / key))
     digest = digest_of_images(row._replace(key=image.key, etag=image.sha256) for row, image in zip(listing.images, images))
     return images, listing.ignored, digest
+
+
+def _refuse_foreign_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"the name of {os.fsencode(path)!r} is not UTF-8, which names in a bucket are: rename it") from None
 
 
 def _describe(

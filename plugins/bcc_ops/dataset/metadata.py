@@ -285,18 +285,19 @@ def _without_rare_values(
 ) -> dict[str, dict[str, str]]:
     """Leave out the values that may tell who a patient is: those that few patients share.
 
-    If no patient is known, nobody can count them: then only the columns whose meaning is fixed are used. Decades, quarters and
-    sides are told as they are.
+    If no patient is known, nobody can count them: then only the columns whose meaning is fixed are used, and of these the values
+    of so many images at least, since fewer images are of fewer patients. Decades, quarters and sides are told as they are.
     """
+    images = Counter(told for of_image in cells.values() for told in of_image.items())
     patients: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for key, of_image in cells.items():
         names = of_image.get(PATIENT, "").split() or ([by_key[key] or ""] if by_key.get(key) else [])
         for column, value in of_image.items():
             patients[column, value].update(names)
     safe = {PATIENT, ACQUIRED, AGE, LATERALITY}
-    if not any(patients.values()):
-        safe |= {"site", "device", "label_source"}
-    rare = {told for told, names in patients.items() if told[0] not in safe and len(names) < LEAST_PATIENTS}
+    fixed = set() if any(patients.values()) else {"site", "device", "label_source"}
+    shared_by = {told: images[told] if told[0] in fixed else len(names) for told, names in patients.items()}
+    rare = {told for told, count in shared_by.items() if told[0] not in safe and count < LEAST_PATIENTS}
     for column, count in sorted(Counter(column for column, _ in rare).items()):
         findings.add(f"values of fewer than {LEAST_PATIENTS} known patients, not used", column, count)
     kept = (

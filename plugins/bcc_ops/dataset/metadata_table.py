@@ -127,6 +127,11 @@ def shown(text: str) -> str:
     return " ".join(plain.split()).lstrip("+-' ")[:LONGEST_VALUE].rstrip()
 
 
+def printable(name: str) -> str:
+    """Return a file's name as a terminal may show it, in one line: what would control the terminal is a question mark."""
+    return "".join(sign if sign.isprintable() else " " if sign.isspace() else "?" for sign in name)
+
+
 def _columns(name: str, header: Sequence[str], findings: Findings) -> list[str]:
     """Return the columns' names; "" for one that is not used. The header is never repeated: it may be a row of data."""
     if len(header) > MOST_COLUMNS:

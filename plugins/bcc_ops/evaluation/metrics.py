@@ -47,6 +47,8 @@ TEMPERATURES = (0.05, 20.0)
 STEEPEST = 50.0
 """Of a calibration slope. Beyond it, any certainty would fit: the images do not settle it."""
 _NO_BETTER = 1e-6
+_LARGEST = {"loss": -math.log(SMALLEST_PROBABILITY), "brier": 2.0}
+"""What an amount can be at most: the high end of its interval is not above it."""
 
 
 @dataclass(frozen=True)
@@ -512,7 +514,8 @@ class Evaluation:
         half = student(self._groups_of(metric.counted)) * math.sqrt(variance_of(metric.influence, codes, metric.counted))
         if metric.kind == "slope" or metric.value <= 0:
             return metric.value - half, metric.value + half
-        return metric.value * math.exp(-half / metric.value), metric.value * math.exp(half / metric.value)
+        wide, widest = half / metric.value, math.log(_LARGEST[name] / metric.value)  # of few groups, wider than a float holds
+        return metric.value * math.exp(-wide), metric.value * math.exp(min(wide, widest))
 
     @cached_property
     def _alike(self) -> float:

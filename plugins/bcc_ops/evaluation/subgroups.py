@@ -16,6 +16,7 @@ import numpy as np
 from bcc_ops.config import FINDINGS
 from bcc_ops.dataset.content_findings import names_of
 from bcc_ops.dataset.metadata import ACQUIRED, PATIENT, Metadata, periods
+from bcc_ops.dataset.metadata_table import printable
 from bcc_ops.evaluation.comparison import AnswersOfVersion, EvaluationPlan
 from bcc_ops.evaluation.metrics import Evaluation, Mask, ScoredModel, paired_difference
 from bcc_ops.runs.documents import Estimate, EvaluationWithout, SliceEvaluation
@@ -24,7 +25,7 @@ from bcc_ops.runs.rows import ContentRow, SplitRow
 KEY_PATTERN = "key pattern"
 NO_SLICES = "not available: nothing tells one part of the images from another"
 MOST_VALUES = 20
-"""Of a column, that become subgroups: the most frequent ones."""
+"""Of a column or of the key pattern, that become subgroups: the most frequent ones."""
 
 
 def slice_values(
@@ -57,13 +58,13 @@ def slice_values(
     by["armpit"] = ["marked as axilla" if row.key in armpit else "without axilla images" for row in rows]
     if pattern:
         matches = [re.search(pattern, row.key) for row in rows]
-        by[KEY_PATTERN] = [(match.group(1) or "") if match else "" for match in matches]
+        by[KEY_PATTERN] = _common([printable(match.group(1) or "") if match else "" for match in matches])
     if metadata is not None:
         for column in metadata.columns:
             if column.name != PATIENT:
-                values = _common([metadata.value(row.key, column.name) for row in rows])
+                values = [metadata.value(row.key, column.name) for row in rows]
                 name = f"{column.name} (metadata)" if column.name in by else column.name
-                by[name] = periods(values) if column.name == ACQUIRED else values
+                by[name] = _common(periods(values) if column.name == ACQUIRED else values)
     return {name: values for name, values in by.items() if len(set(values) - {""}) > 1}
 
 

@@ -122,6 +122,13 @@ def test_without_known_patients_only_columns_of_a_fixed_meaning_are_used() -> No
     assert [column.name for column in by_key.metadata.columns] == ["age", "patient_name", "site"], "six patients share it"
 
 
+def test_without_known_patients_a_value_of_few_images_is_not_used_since_few_patients_share_it() -> None:
+    rows = [f"{one.path},{'North' if number < 5 else 'MARKER'}" for number, one in enumerate(IMAGES[:9])]
+    matched = match("\n".join(["key,site", *rows]))
+    assert [row.value for row in matched.metadata.rows()] == ["North"] * 5
+    assert examples(matched, "values of fewer than 5 known patients, not used") == ("site",)
+
+
 def test_a_source_fills_the_gaps_of_the_one_before_it() -> None:
     table = Metadata({"a": {"site": "North", "age": "40 to 49"}, "b": {}})
     files = Metadata({"a": {"site": "South", "device": "E9"}, "c": {"device": "E9"}})

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bcc_ops.dataset import metadata_table
-from bcc_ops.dataset.metadata_table import Table, read_table, shown
+from bcc_ops.dataset.metadata_table import Table, printable, read_table, shown
 from bcc_ops.exceptions import MetadataProblem
 
 
@@ -156,3 +156,7 @@ def test_a_small_parquet_table_that_unpacks_to_much_is_refused(monkeypatch: pyte
 )
 def test_a_value_is_plain_text_wherever_it_is_shown(cell: str, value: str) -> None:
     assert shown(cell) == value
+
+
+def test_a_name_is_printed_in_one_line_and_controls_no_terminal() -> None:
+    assert printable("Köln (1)/a\x1b]0;b\x07\n\u202egnp.\udcff") == "Köln (1)/a?]0;b? ?gnp.?"

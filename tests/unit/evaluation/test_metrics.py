@@ -330,6 +330,18 @@ def test_the_interval_of_a_mean_stays_between_nought_and_one_however_few_the_gro
     assert 0 <= estimate.low < estimate.high <= 1
 
 
+@pytest.mark.parametrize(("metric", "most"), [("loss", -np.log(1e-7)), ("brier", 2.0)])
+def test_the_interval_of_an_amount_ends_at_what_it_can_be_at_most_if_nearly_all_images_are_of_one_patient(
+    metric: str, most: float
+) -> None:
+    """One patient of 200 images that are all right, and one of a single image that is wrong: the images settle nothing."""
+    labels = np.r_[np.tile([0, 1, 2], 67)[:200], 1]
+    p = np.eye(3)[labels] * 0.97 + 0.01
+    p[-1] = [0.98, 0.01, 0.01]
+    estimate = evaluated(Scores(labels, p, labels * 0 + (np.arange(201) == 200))).estimate(metric)
+    assert (estimate.low, estimate.high) == (0.0, pytest.approx(most))
+
+
 def test_the_variance_is_that_of_whole_groups() -> None:
     influence, counted = np.array([0.3, 0.1, -0.2, -0.2]), np.ones(4, bool)
     assert variance_of(influence, np.arange(4), counted) == pytest.approx((0.09 + 0.01 + 0.04 + 0.04) * 4 / 3)

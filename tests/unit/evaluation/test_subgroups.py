@@ -39,6 +39,13 @@ def test_of_many_values_only_the_most_frequent_become_subgroups() -> None:
     assert len(set(sliced) - {""}) == 20
 
 
+def test_what_a_pattern_reads_from_names_makes_no_more_subgroups_than_a_column_and_no_terminal_obeys_it() -> None:
+    named = [row._replace(key=f"{number % 60}\x1b[31m/{row.key}") for number, row in enumerate(SPLIT)]
+    sliced = slice_values(named, [], None, r"^(.*?)/")["key pattern"]
+    assert len(set(sliced) - {""}) == 20
+    assert sliced[:2] == ["0?[31m", "1?[31m"]
+
+
 def test_a_column_does_not_take_the_place_of_a_slice_of_our_own() -> None:
     sites = ["x", "y"] * (len(SPLIT) // 2)
     named = slice_values(
@@ -52,6 +59,13 @@ def test_dates_are_sliced_by_quarters_or_by_years_if_these_are_many() -> None:
     assert set(slice_values(SPLIT, [], None, "", known(acquired_at=months))["acquired_at"]) == {"2020", "2021", "2022"}
     few = ["2020-Q1", "2020-Q2"] * 60
     assert slice_values(SPLIT, [], None, "", known(acquired_at=few)) == {"acquired_at": few}
+
+
+def test_the_years_of_many_quarters_have_all_their_images() -> None:
+    """Six years make more quarters than a column has subgroups."""
+    quarters = [f"{year}-Q{part}" for year in range(2018, 2024) for part in (1, 2, 3, 4)] * 5
+    years = slice_values(SPLIT, [], None, "", known(acquired_at=quarters))["acquired_at"]
+    assert years == [quarter[:4] for quarter in quarters]
 
 
 def test_a_key_pattern_and_a_column_that_say_the_same_give_the_same_metrics() -> None:
