@@ -143,3 +143,12 @@ def airflow_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 def no_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the tests the reading of text, of which each image takes some tenths of a second: `test_text_reader.py` reads."""
     monkeypatch.setattr("bcc_ops.dataset.text_reader.can_read", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the tests the search for shortcuts, for which each check of some images grows some 1,250 trees.
+
+    What tests the search itself has a fixture of this name that grows more.
+    """
+    monkeypatch.setattr("bcc_ops.dataset.shortcuts._TREES", 2)

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from logging.handlers import BufferingHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -76,7 +77,7 @@ def _train(
     folder: Path,
     *,
     held_out: Pixels | None = None,
-    fold: int = 1,
+    fold: int = 4,
     stop: threading.Event | None = None,
     on_epoch: Callable[[Sequence[EpochRow]], None] = lambda rows: None,
     network: Callable[[float], keras.Model] = _classifier,
@@ -106,9 +107,35 @@ def _same_weights(one: TrainingRecord, other: TrainingRecord) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one.weights, other.weights))
 
 
+class Seen(NamedTuple):
+    """What is seen of a training while it goes on: the lines of its history after each epoch, and of its log."""
+
+    record: TrainingRecord
+    history: list[int]
+    log: list[str]
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainingRecord:
-    return _train(tmp_path_factory.mktemp("undisturbed"))
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """A training that nobody disturbs."""
+    history: list[int] = []
+    log, lines = logging.getLogger("bcc_ops.training.fit"), BufferingHandler(capacity=100)
+    log.addHandler(lines)
+    log.setLevel(logging.INFO)
+    try:
+        record = _train(
+            tmp_path_factory.mktemp("undisturbed"),
+            on_epoch=lambda rows: history.append(len(history_csv(rows).decode().splitlines())),
+        )
+    finally:
+        log.removeHandler(lines)
+        log.setLevel(logging.NOTSET)
+    return Seen(record, history, [line.getMessage() for line in lines.buffer])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(seen: Seen) -> TrainingRecord:
+    return seen.record
 
 
 def test_the_same_seed_gives_the_same_metrics_and_weights(undisturbed: TrainingRecord, tmp_path: Path) -> None:
@@ -126,30 +153,23 @@ class _Dies(Exception):
     pass
 
 
-def test_a_training_that_died_ends_with_the_metrics_of_an_undisturbed_one(undisturbed: TrainingRecord, tmp_path: Path) -> None:
-    def die(rows: Sequence[EpochRow]) -> None:
-        if len(rows) in (1, 3):
-            raise _Dies
+def test_a_training_that_died_and_then_was_stopped_within_a_batch_ends_with_the_metrics_of_an_undisturbed_one(
+    undisturbed: TrainingRecord, tmp_path: Path
+) -> None:
+    stop = threading.Event()
 
-    for _ in range(2):
-        with pytest.raises(_Dies):
-            _train(tmp_path, on_epoch=die)
+    def die(rows: Sequence[EpochRow]) -> None:
+        raise _Dies
+
+    with pytest.raises(_Dies):
+        _train(tmp_path, on_epoch=die)
+    with pytest.raises(TrainingInterrupted):
+        _train(tmp_path, stop=stop, on_epoch=lambda rows: stop.set() if len(rows) == 3 else None)
     resumed = _train(tmp_path)
 
     assert resumed.resumed_after == (1, 3)
     assert _metrics(resumed) == _metrics(undisturbed)
     assert _same_weights(resumed, undisturbed)
-
-
-def test_training_stops_within_a_batch_and_keeps_its_checkpoint(undisturbed: TrainingRecord, tmp_path: Path) -> None:
-    stop = threading.Event()
-
-    with pytest.raises(TrainingInterrupted):
-        _train(tmp_path, stop=stop, on_epoch=lambda rows: stop.set() if len(rows) == 2 else None)
-
-    resumed = _train(tmp_path)
-    assert resumed.resumed_after == (2,)
-    assert _metrics(resumed) == _metrics(undisturbed)
 
 
 def test_a_checkpoint_of_another_network_is_ignored_with_a_warning(
@@ -221,10 +241,8 @@ def test_the_weights_are_those_of_the_last_epoch(tmp_path: Path, monkeypatch: py
     assert not all(np.array_equal(weight, lowest) for weight, lowest in zip(record.weights, kept[0]))
 
 
-def test_every_epoch_is_of_the_fold_that_is_held_out(tmp_path: Path) -> None:
-    record = _train(tmp_path, fold=4, epochs=2)
-
-    assert [(row.fold, row.epoch) for row in record.rows] == [(4, 1), (4, 2)]
+def test_every_epoch_is_of_the_fold_that_is_held_out(undisturbed: TrainingRecord) -> None:
+    assert [(row.fold, row.epoch) for row in undisturbed.rows] == [(4, 1), (4, 2), (4, 3), (4, 4)]
 
 
 def test_the_learning_rate_rises_over_the_warm_up_and_falls_along_a_cosine(undisturbed: TrainingRecord) -> None:
@@ -252,21 +270,13 @@ def test_weights_that_the_last_batch_of_an_epoch_spoils_end_with_no_model(
         _train(tmp_path, held_out=held_out)
 
 
-def test_history_grows_with_each_epoch(tmp_path: Path) -> None:
-    seen: list[int] = []
-
-    _train(tmp_path, epochs=2, on_epoch=lambda rows: seen.append(len(history_csv(rows).decode().splitlines())))
-
-    assert seen == [2, 3]
+def test_history_grows_with_each_epoch(seen: Seen) -> None:
+    assert seen.history == [2, 3, 4, 5]
 
 
-def test_each_epoch_is_one_line_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="bcc_ops.training.fit"):
-        _train(tmp_path, epochs=2)
-
-    lines = [record.message for record in caplog.records if record.name == "bcc_ops.training.fit"]
-    assert len(lines) == 2
-    assert all("loss" in line and "held-out loss" in line and "\n" not in line for line in lines)
+def test_each_epoch_is_one_line_of_the_log(seen: Seen) -> None:
+    assert len(seen.log) == 4
+    assert all("loss" in line and "held-out loss" in line and "\n" not in line for line in seen.log)
 
 
 def test_exhausted_memory_is_one_line_with_a_batch_size_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
