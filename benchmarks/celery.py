@@ -130,7 +130,8 @@ def markdown(count: int, tasks: Mapping[str, Mapping[str, Any]], memory: Memory,
     if documents:
         checks, gate = documents["checks.json"], documents["gate.json"]
         groups = f"{len(checks.groups):,} groups of near-duplicates"
-        lines += ["", f"{checks.usable:,} usable images, {groups}; verdict `{gate.verdict}`, folds=1, epochs=1, 64 pixels."]
+        usable = f"{sum(checks.usable.values()):,} usable images"
+        lines += ["", f"{usable}, {groups}; verdict `{gate.verdict}`, folds=1, epochs=1, 64 pixels."]
     else:
         lines += ["", f"The run ended as {state}."]
     return "\n".join(["## A run on many images", "", f"`python -m benchmarks.celery IMAGES --count {count} --write`", "", *lines])
