@@ -92,7 +92,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         os.killpg(server.pid, signal.SIGKILL)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_store(s3_server: S3Server) -> Callable[..., ObjectStore]:
     """Make a store over a fresh bucket: `make_store(versioned=True)`."""
 

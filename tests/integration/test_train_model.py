@@ -27,15 +27,17 @@ from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.runs.paths import RunPaths, checkpoint_folder
 from bcc_ops.runs.rows import SplitRow
 from bcc_ops.runs.tables import read_answers, read_rows
+from local.s3_server import S3Server
+from tests.integration.conftest import CONTEXT, Trained, be_worker, put_images
+from tests.services.held_training import EPOCHS, HOLD
 
 pytestmark = pytest.mark.slow
 
-CONTEXT: Any = {"run_id": "manual__1"}
 KILLED: Any = {"run_id": "manual__killed"}
-TRAIN = """
+TRAIN = f"""{HOLD}
 import sys, json
 from bcc_ops.operators.train_model import TrainModelOperator
-TrainModelOperator(task_id="train_model", **json.loads(sys.argv[1])).execute({"run_id": "manual__killed"})
+TrainModelOperator(task_id="train_model", **json.loads(sys.argv[1])).execute({KILLED})
 """
 
 
@@ -63,18 +65,16 @@ def _checkpoints(store: ObjectStore, references: dict[str, Any]) -> str:
     )
 
 
-def test_training_leaves_the_folds_documents_and_no_checkpoint(place: ObjectStore, start: Callable[..., dict[str, Any]]) -> None:
-    references = start(epochs=2)
+def test_training_leaves_the_folds_documents_and_no_checkpoint(trained: Trained) -> None:
+    place, references, reference, document = trained.store, trained.references, trained.folds[2], trained.document
 
-    reference = TrainModelOperator(task_id="train_model", **references).execute(CONTEXT)
-
-    document, paths = place.load(FoldDocument, reference), _paths(place, references)
+    paths = _paths(place, references)
     assert reference["key"] == paths.document("fold-2.json")
-    assert [row["epoch"] for row in _rows(place, paths)] == [1, 2]
+    assert [row["epoch"] for row in _rows(place, paths)] == [1, 2, 3]
     assert {row["fold"] for row in _rows(place, paths)} == {2}
     assert set(_rows(place, paths)[0]) == set(EpochRow.model_fields)
     assert place.get_referenced(document.model).startswith(b"\x89HDF")
-    assert (document.fold, document.epochs, document.resumed_after_epochs) == (2, 2, ())
+    assert (document.fold, document.epochs, document.resumed_after_epochs) == (2, 3, ())
     split = read_rows(SplitRow, place.get(paths.document("split.parquet")))
     asked, answers = read_answers(place.get_referenced(document.answers), document.classes)
     assert asked == [row for row in split if row.fold == 2]
@@ -86,18 +86,34 @@ def test_training_leaves_the_folds_documents_and_no_checkpoint(place: ObjectStor
     assert list(place.list_objects(_checkpoints(place, references))) == []
 
 
+@pytest.fixture
+def worker(trained: Trained, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process, as another worker on the bucket of the trained run."""
+    be_worker(monkeypatch, trained.store.bucket, s3_server, tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def wide_images(synthetic_images: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The synthetic images, twice as wide as high."""
+    wide = []
+    for path in synthetic_images:
+        wide.append(tmp_path_factory.getbasetemp() / "wide" / path.parent.name / path.name)
+        wide[-1].parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            image.crop((0, 0, image.width, image.width // 2)).save(wide[-1])
+    return wide
+
+
 @pytest.mark.parametrize("keep_aspect", [True, False])
 def test_a_folds_model_is_trained_and_asked_on_squares_of_the_kind_that_its_document_names(
     place: ObjectStore,
     start: Callable[..., dict[str, Any]],
-    synthetic_images: list[Path],
+    wide_images: list[Path],
     tmp_path: Path,
     keep_aspect: bool,
 ) -> None:
-    for path in synthetic_images:  # made twice as wide as high
-        with Image.open(path) as image:
-            image.crop((0, 0, image.width, image.width // 2)).save(tmp_path / path.name)
-        place.put(f"images/{path.parent.name}/{path.name}", (tmp_path / path.name).read_bytes())
+    put_images(place, wide_images)
+    file_of = {f"images/{path.parent.name}/{path.name}": path for path in wide_images}
     references = start(epochs=1, keep_aspect=keep_aspect, test_time_flip=False)
 
     document = place.load(FoldDocument, TrainModelOperator(task_id="train_model", **references).execute(CONTEXT))
@@ -106,7 +122,7 @@ def test_a_folds_model_is_trained_and_asked_on_squares_of_the_kind_that_its_docu
     assert ("padded" in document.preprocessing) == keep_aspect
     asked, answers = read_answers(place.get_referenced(document.answers), document.classes)
     (tmp_path / "model.h5").write_bytes(place.get_referenced(document.model))
-    pictures = [tmp_path / row.key.rsplit("/", 1)[-1] for row in asked]
+    pictures = [file_of[row.key] for row in asked]
     kinds = (keep_aspect, not keep_aspect)
     kept, other = (load_classifier(tmp_path / "model.h5", keep_aspect=kind).predict(pictures) for kind in kinds)
     np.testing.assert_allclose(answers, kept, atol=1e-5)
@@ -116,16 +132,13 @@ def test_a_folds_model_is_trained_and_asked_on_squares_of_the_kind_that_its_docu
     assert epoch["held_out_loss"] == pytest.approx(-np.log(answers[np.arange(len(truth)), truth]).mean(), abs=1e-3)
 
 
-def test_folds_models_become_one_file_and_a_table_of_answers_about_every_image(
-    place: ObjectStore, start: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
-    references = start(epochs=1, folds=3)
-    trained = [TrainModelOperator(task_id="train_model", **references | {"fold": fold}).execute(CONTEXT) for fold in (1, 2, 3)]
-    given = {"run": references["run"], "split": references["split"]}
+@pytest.mark.usefixtures("worker")
+def test_folds_models_become_one_file_and_a_table_of_answers_about_every_image(trained: Trained, tmp_path: Path) -> None:
+    place, paths = trained.store, _paths(trained.store, trained.references)
 
-    reference = CombineFoldsOperator(task_id="combine_folds", folds=trained, **given).execute(CONTEXT)
+    reference = _combine(trained, [trained.folds[fold] for fold in (1, 2, 3)])
 
-    training, paths = place.load(TrainingDocument, reference), _paths(place, references)
+    training = place.load(TrainingDocument, reference)
     assert [fold.fold for fold in training.folds] == [1, 2, 3]
     assert training.combined == "mean of the answers of 3 models"  # they began with random weights
     assert training.answers is not None
@@ -145,38 +158,50 @@ def test_folds_models_become_one_file_and_a_table_of_answers_about_every_image(
     assert asked[rows[0].fold] == pytest.approx(answers[0], abs=1e-5)
 
 
-def test_models_that_do_not_belong_together_become_no_file(place: ObjectStore, start: Callable[..., dict[str, Any]]) -> None:
-    references = start(epochs=1, folds=2)
-    one, two = (TrainModelOperator(task_id="train_model", **references | {"fold": fold}).execute(CONTEXT) for fold in (1, 2))
+def _combine(trained: Trained, folds: list[dict[str, Any]]) -> dict[str, Any]:
+    given = {"run": trained.references["run"], "split": trained.references["split"]}
+    combined: dict[str, Any] = CombineFoldsOperator(task_id="combine_folds", folds=folds, **given).execute(CONTEXT)
+    return combined
 
-    def combine(folds: list[dict[str, Any]]) -> None:
-        given = {"run": references["run"], "split": references["split"]}
-        CombineFoldsOperator(task_id="combine_folds", folds=folds, **given).execute(CONTEXT)
 
-    with pytest.raises(AirflowFailException, match="1 models of 2 folds"):
-        combine([one])
-    with pytest.raises(AirflowFailException, match="each must be there once"):
-        combine([one, one])
-    document = place.load(FoldDocument, two)
+@pytest.mark.usefixtures("worker")
+def test_models_that_do_not_belong_together_become_no_file(trained: Trained) -> None:
+    one, two, three = (trained.folds[fold] for fold in (1, 2, 3))
+    document = trained.document
     assert document.split is not None
     other = document.model_copy(update={"split": document.split.model_copy(update={"sha256": "0" * 64})})
-    with pytest.raises(AirflowFailException, match="with another split"):
-        combine([one, place.save(two["key"], other).to_xcom()])
-    assert place.head(_paths(place, references).document("training.json")) is None
+    whole = trained.store.get(two["key"])
+    of_another_split = trained.store.save(two["key"], other).to_xcom()
+    path = _paths(trained.store, trained.references).document("training.json")
+    before = trained.store.head(path)  # another test may have combined those that belong together
+
+    try:
+        with pytest.raises(AirflowFailException, match="2 models of 3 folds"):
+            _combine(trained, [one, three])
+        with pytest.raises(AirflowFailException, match="each must be there once"):
+            _combine(trained, [one, one, three])
+        with pytest.raises(AirflowFailException, match="with another split"):
+            _combine(trained, [one, of_another_split, three])
+    finally:
+        trained.store.put(two["key"], whole)
+
+    assert trained.store.head(path) == before
 
 
 def test_a_training_killed_in_mid_epoch_resumes_on_another_worker_with_the_same_figures(
-    place: ObjectStore, start: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: ObjectStore,
+    start: Callable[..., dict[str, Any]],
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    undisturbed = start()
-    TrainModelOperator(task_id="train_model", **undisturbed).execute(CONTEXT)
-    expected = _metrics(place, _paths(place, undisturbed))
+    expected = _metrics(trained.store, _paths(trained.store, trained.references))
 
-    killed = start(KILLED["run_id"])
+    killed = start(KILLED["run_id"], epochs=3, folds=3)
     history = _paths(place, killed).document("fold-2.csv")
     process = subprocess.Popen([sys.executable, "-c", TRAIN, json.dumps(killed)], stderr=subprocess.DEVNULL)
     try:
-        while place.head(history) is None or len(_rows(place, _paths(place, killed))) < 2:
+        while place.head(history) is None or len(_rows(place, _paths(place, killed))) < EPOCHS:
             assert process.poll() is None, "it ended by itself"
             time.sleep(0.02)
     finally:
@@ -189,17 +214,16 @@ def test_a_training_killed_in_mid_epoch_resumes_on_another_worker_with_the_same_
     reference = TrainModelOperator(task_id="train_model", **killed).execute(KILLED)
 
     document = place.load(FoldDocument, reference)
-    assert len(document.resumed_after_epochs) == 1
-    assert document.resumed_after_epochs[0] >= 2
-    assert document.epochs == 6
+    assert document.resumed_after_epochs == (EPOCHS,)
+    assert document.epochs == 3
     assert _metrics(place, _paths(place, killed)) == expected
 
 
+@pytest.mark.usefixtures("worker")
 def test_a_training_that_was_done_and_not_reported_is_handed_on_by_the_retry(
-    place: ObjectStore, start: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    references = start(epochs=1)
-    first = TrainModelOperator(task_id="train_model", **references).execute(CONTEXT)
+    place, references = trained.store, trained.references
     # the worker is lost between the document and the end of its attempt: its checkpoint is still there
     place.put(f"{_checkpoints(place, references)}/checkpoint.npz", b"of the last epoch")
 
@@ -207,7 +231,7 @@ def test_a_training_that_was_done_and_not_reported_is_handed_on_by_the_retry(
         raise AssertionError("it was trained again")
 
     monkeypatch.setattr("bcc_ops.training.run_training.train", train)
-    assert TrainModelOperator(task_id="train_model", **references).execute(CONTEXT) == first
+    assert TrainModelOperator(task_id="train_model", **references).execute(CONTEXT) == trained.folds[2]
     assert list(place.list_objects(_checkpoints(place, references))) == []
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,7 +20,8 @@ from bcc_ops.runs.epochs import parse_history
 from bcc_ops.runs.object_store import ObjectStore
 from local.s3_server import S3Server
 from tests.conftest import REPOSITORY
-from tests.integration.test_training_process import OF_THE_ATTEMPT, TRAIN
+from tests.integration.conftest import CONTEXT, train_as_worker
+from tests.integration.test_training_process import OF_THE_ATTEMPT
 from tests.services.sagemaker import SageMaker, sagemaker
 from tests.services.waiting import fire
 
@@ -36,7 +34,6 @@ SETTINGS = {
     "BCC_SAGEMAKER_INSTANCE_TYPE": "ml.g5.xlarge",
     "BCC_SAGEMAKER_SPOT_WAIT_MINUTES": "60",
 }
-CONTEXT: Any = {"run_id": "manual__1"}
 
 
 @pytest.fixture
@@ -67,7 +64,7 @@ def _metrics(history: bytes) -> list[dict[str, Any]]:
 
 
 def test_a_job_whose_spot_instance_is_taken_away_ends_with_the_workers_model(
-    place: ObjectStore, start: Callable[..., dict[str, Any]], service: SageMaker
+    place: ObjectStore, start: Callable[..., dict[str, Any]], service: SageMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     references = start(image_size=64)
     service.interrupt_after = {2: 2}
@@ -77,17 +74,14 @@ def test_a_job_whose_spot_instance_is_taken_away_ends_with_the_workers_model(
     assert [job.interruptions for job in service.jobs.values()] == [1]
     assert (document.fold, document.epochs, len(document.resumed_after_epochs)) == (2, 6, 1)
     assert list(place.list_objects("artifacts/checkpoints")) == []
+    monkeypatch.delenv("BCC_TRAIN_ON")
     _require_the_workers_model(place, document, start)
     _require_least_privilege(service)
 
 
 def _require_the_workers_model(place: ObjectStore, found: FoldDocument, start: Callable[..., dict[str, Any]]) -> None:
     references = start("manual__2", image_size=64)
-    worker = {name: value for name, value in os.environ.items() if name != "BCC_TRAIN_ON"}
-    command = [sys.executable, "-c", TRAIN.replace("manual__1", "manual__2"), json.dumps(references)]
-    done = subprocess.run(command, env=worker, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    expected = place.load_key(FoldDocument, f"artifacts/runs/{references['run']['folder']}/fold-2.json")
+    expected = place.load(FoldDocument, train_as_worker(references, context={"run_id": "manual__2"}))
     assert place.get_referenced(found.model) == place.get_referenced(expected.model)
     assert place.get_referenced(found.answers) == place.get_referenced(expected.answers)
     assert _metrics(place.get_referenced(found.history)) == _metrics(place.get_referenced(expected.history))

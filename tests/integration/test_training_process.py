@@ -28,18 +28,19 @@ from bcc_ops.runs.epochs import parse_history
 from bcc_ops.runs.object_store import ObjectStore
 from bcc_ops.training.entry import DONE, FAILED, INTERRUPTED
 from bcc_ops.training.job_folder import JobFolder, TrainingRequest
+from tests.integration.conftest import CONTEXT, Trained
+from tests.services.held_training import EPOCHS, HOLD
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each starts TensorFlow two or three times
 
 Begin = Callable[..., subprocess.Popen[str]]
-CONTEXT: Any = {"run_id": "manual__1"}
 TRAIN = """
 import sys, json
 from bcc_ops.operators.train_model import TrainModelOperator
-TrainModelOperator(task_id="train_model", **json.loads(sys.argv[1])).execute({"run_id": "manual__1"})
+TrainModelOperator(task_id="train_model", **json.loads(sys.argv[1])).execute({"run_id": "manual__2"})
 """
 ALONE = """
-import runpy, sys
+import sys
 from bcc_ops.installation import TRAINING_PACKAGES, WORKER_PACKAGES
 blocked = {"airflow", "boto3", "botocore", "aiobotocore", *WORKER_PACKAGES} - {*TRAINING_PACKAGES}
 class Blocked:
@@ -47,6 +48,9 @@ class Blocked:
         if name.split(".")[0] in blocked:
             raise ModuleNotFoundError(f"a training has no {name}", name=name)
 sys.meta_path.insert(0, Blocked())
+"""
+ENTER = """
+import runpy
 sys.argv = ["entry", *sys.argv[1:]]
 runpy.run_module("bcc_ops.training.entry", run_name="__main__")
 """
@@ -62,34 +66,42 @@ OF_THE_ATTEMPT = {"seconds", "seconds_per_epoch", "images_per_second", "peak_mem
 """Fields of a fold's document that differ between two trainings that are the same; the history has seconds in it."""
 
 
-@pytest.fixture
-def lay_out(place: ObjectStore, tmp_path: Path) -> Callable[..., JobFolder]:
+def _lay_out(place: ObjectStore, references: dict[str, Any], root: Path, cache: Path) -> JobFolder:
     """Lay out the training of the second fold of a run in a folder."""
+    run = Run.load(place, "artifacts", references["run"])
+    split_reference = Reference.model_validate(references["split"])
+    split = place.load(SplitDocument, references["split"])
+    assert split.table is not None
+    named = {**run.references, "split": split_reference}
+    documents = {f"{one}.json": place.get_referenced(reference) for one, reference in named.items()}
+    documents["split.parquet"] = place.get_referenced(split.table)
+    images = sync_images(place, read_images(place, run.snapshot), ImageCache(cache, 10**9))
+    job = JobFolder(root)
+    job.write_input(TrainingRequest.of(run.paths, 2, named, synthetic=True), documents, images, None)
+    return job
 
-    def make(references: dict[str, Any], name: str = "ml") -> JobFolder:
-        run = Run.load(place, "artifacts", references["run"])
-        split_reference = Reference.model_validate(references["split"])
-        split = place.load(SplitDocument, references["split"])
-        assert split.table is not None
-        named = {**run.references, "split": split_reference}
-        documents = {f"{one}.json": place.get_referenced(reference) for one, reference in named.items()}
-        documents["split.parquet"] = place.get_referenced(split.table)
-        images = sync_images(place, read_images(place, run.snapshot), ImageCache(Settings.from_environment().cache_dir, 10**9))
-        job = JobFolder(tmp_path / name)
-        job.write_input(TrainingRequest.of(run.paths, 2, named, synthetic=True), documents, images, None)
-        return job
 
-    return make
+@pytest.fixture
+def lay_out(place: ObjectStore, tmp_path: Path) -> Callable[[dict[str, Any]], JobFolder]:
+    """Lay out the training of the second fold of a run that was started."""
+    return lambda references: _lay_out(place, references, tmp_path / "ml", tmp_path / "cache")
+
+
+@pytest.fixture
+def job_of_trained(trained: Trained, tmp_path: Path) -> JobFolder:
+    """The training that the worker has done, laid out."""
+    return _lay_out(trained.store, trained.references, tmp_path / "ml", tmp_path / "cache")
 
 
 @pytest.fixture
 def begin() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start the training in a folder, in a process that can import neither Airflow nor clients of the bucket."""
+    """Start the training in a folder, in a process that can import neither Airflow nor clients of the bucket; `first` is code
+    that it begins with."""
     begun = []
 
-    def start(job: JobFolder, *options: str, **how: Any) -> subprocess.Popen[str]:
+    def start(job: JobFolder, *options: str, first: str = "", **how: Any) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "AWS", "BCC"))}
-        command = [sys.executable, "-c", ALONE, "--root", str(job.root), *options]
+        command = [sys.executable, "-c", ALONE + first + ENTER, "--root", str(job.root), *options]
         begun.append(
             subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how)
         )
@@ -120,34 +132,29 @@ def _metrics(history: bytes) -> list[dict[str, Any]]:
 
 
 def test_the_process_trains_the_workers_model_bit_by_bit_and_needs_neither_airflow_nor_the_bucket(
-    place: ObjectStore, start: Callable[..., dict[str, Any]], lay_out: Callable[..., JobFolder], begin: Begin
+    trained: Trained, job_of_trained: JobFolder, begin: Begin
 ) -> None:
-    references = start(epochs=2)
-    job = lay_out(references)
+    place, job, document = trained.store, job_of_trained, trained.document
 
     status, said = _finish(begin(job))
 
     assert status == DONE, said
-    assert "fold 2: epoch 2 of 2" in said
+    assert "fold 2: epoch 3 of 3" in said
     assert not job.failure.exists()
-    trained = job.read_trained(2)
-    worker = subprocess.run([sys.executable, "-c", TRAIN, json.dumps(references)], stderr=subprocess.PIPE, check=False)
-    assert worker.returncode == 0, worker.stderr
-    document = place.load_key(FoldDocument, f"artifacts/runs/{references['run']['folder']}/fold-2.json")
-    assert trained.model == place.get_referenced(document.model)
-    assert trained.answers == place.get_referenced(document.answers)
-    assert _metrics(trained.history) == _metrics(place.get_referenced(document.history))
-    assert trained.document.model_dump(exclude=OF_THE_ATTEMPT) == document.model_dump(exclude=OF_THE_ATTEMPT)
+    found = job.read_trained(2)
+    assert found.model == place.get_referenced(document.model)
+    assert found.answers == place.get_referenced(document.answers)
+    assert _metrics(found.history) == _metrics(place.get_referenced(document.history))
+    assert found.document.model_dump(exclude=OF_THE_ATTEMPT) == document.model_dump(exclude=OF_THE_ATTEMPT)
     assert sorted(path.name for path in job.model.iterdir()) == ["fold-2.csv", "fold-2.h5", "fold-2.json", "fold-2.parquet"]
 
 
 def test_a_process_killed_after_an_epoch_goes_on_from_its_checkpoint_to_the_same_model(
-    place: ObjectStore, start: Callable[..., dict[str, Any]], lay_out: Callable[..., JobFolder], begin: Begin
+    trained: Trained, job_of_trained: JobFolder, begin: Begin
 ) -> None:
-    references = start()
-    job = lay_out(references)
-    process = begin(job)
-    _wait_for_epochs(job, process, 2)
+    job, undisturbed = job_of_trained, trained.document
+    process = begin(job, first=HOLD)
+    _wait_for_epochs(job, process, EPOCHS)
     process.kill()
     assert _finish(process)[0] == -signal.SIGKILL
     assert not job.model.exists()
@@ -156,11 +163,9 @@ def test_a_process_killed_after_an_epoch_goes_on_from_its_checkpoint_to_the_same
 
     assert status == DONE, said
     found = job.read_trained(2)
-    assert len(found.document.resumed_after_epochs) == 1
-    assert found.document.resumed_after_epochs[0] >= 2
-    undisturbed = place.load(FoldDocument, TrainModelOperator(task_id="train_model", **references).execute(CONTEXT))
-    assert found.answers == place.get_referenced(undisturbed.answers)
-    assert _metrics(found.history) == _metrics(place.get_referenced(undisturbed.history))
+    assert found.document.resumed_after_epochs == (EPOCHS,)
+    assert found.answers == trained.store.get_referenced(undisturbed.answers)
+    assert _metrics(found.history) == _metrics(trained.store.get_referenced(undisturbed.history))
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "its input ends"])
@@ -214,36 +219,29 @@ def training_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_worker_without_tensorflow_trains_with_the_python_that_the_deployment_names(
-    place: ObjectStore, start: Callable[..., dict[str, Any]], lay_out: Callable[..., JobFolder], training_python: str
+    place: ObjectStore, start: Callable[..., dict[str, Any]], trained: Trained, training_python: str
 ) -> None:
-    references = start(epochs=2)
+    references = start("manual__2", epochs=3, folds=3)
 
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED + TRAIN, json.dumps(references)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", BLOCKED + TRAIN.replace("manual__1", "manual__2"), json.dumps(references)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert done.returncode == 0, done.stderr
     folder = f"artifacts/runs/{references['run']['folder']}"
     document = place.load_key(FoldDocument, f"{folder}/fold-2.json")
-    assert (document.fold, document.epochs, document.synthetic) == (2, 2, True)
+    assert (document.fold, document.epochs, document.synthetic) == (2, 3, True)
     assert document.history.key == f"{folder}/fold-2.csv"
     for named in (document.model, document.history, document.answers):
         place.get_referenced(named)
     cache = Settings.from_environment().cache_dir
     assert list((cache / "training").iterdir()) == []
     assert list(place.list_objects("artifacts/checkpoints")) == []
-    here = subprocess.run(
-        [sys.executable, "-c", TRAIN.replace("manual__1", "manual__2"), json.dumps(start("manual__2", epochs=2))],
-        env={name: value for name, value in os.environ.items() if name != "BCC_TRAINING_PYTHON"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert here.returncode == 0, here.stderr
-    (other,) = [
-        key for key in (one["Key"] for one in place.list_objects("artifacts/runs")) if "manual__2" in key and "2.h5" in key
-    ]
-    assert place.get(other) == place.get_referenced(document.model)
+    here = trained.document  # by the same parameters, in a run of another name
+    assert place.get_referenced(document.model) == trained.store.get_referenced(here.model)
 
 
 def test_a_training_that_was_killed_on_one_worker_goes_on_with_its_own_python_on_another(
@@ -253,7 +251,7 @@ def test_a_training_that_was_killed_on_one_worker_goes_on_with_its_own_python_on
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    references = start()
+    references = start(image_size=96)  # large enough that no epoch is over before the process is told to stop
     operator = TrainModelOperator(task_id="train_model", **references)
     published = operator._publish
 
