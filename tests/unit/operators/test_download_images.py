@@ -19,7 +19,7 @@ def test_download_tells_counts_and_fetches_once(place: ObjectStore) -> None:
     upload(place, "benign/a", "malignant/b")
     context = context_of("manual", "asked")
     run = SnapshotDatasetOperator(task_id="s", arrivals=NewImagesSensor(task_id="wait").execute(context)).execute(context)
-    assert DownloadImagesOperator(task_id="d", run=run).execute(context) == [], "two images are no reason to share them out"
+    assert DownloadImagesOperator(task_id="d", run=run).execute(context) == [], "two images need no slices"
     counts = context["pushed"]["counts"]
     assert (counts["images"], counts["fetched"]) == (2, 2)
     DownloadImagesOperator(task_id="d", run=run).execute(context)

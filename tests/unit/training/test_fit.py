@@ -117,7 +117,7 @@ class Seen(NamedTuple):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    """A training that nobody disturbs."""
+    """An uninterrupted training."""
     history: list[int] = []
     log, lines = logging.getLogger("bcc_ops.training.fit"), BufferingHandler(capacity=100)
     log.addHandler(lines)
