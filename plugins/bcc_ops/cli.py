@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcc_ops.config import RetrainingConfig, Settings
 from bcc_ops.dataset.metadata_table import printable
-from bcc_ops.exceptions import BccError, ConfigError, DataError, ModelError
+from bcc_ops.exceptions import BccError, ConfigError, DataError, ModelError, OutOfResources
 from bcc_ops.instances import find_instance
 from bcc_ops.runs.documents import ChecksDocument, Estimate, EvaluationDocument, ModelDocument, name_fold, parse_document
 
@@ -349,9 +349,9 @@ def predict_command(given: argparse.Namespace) -> int:
             decode_rgb(path)
             readable.append(path)
         except DataError as error:
-            print(f"error: {path}: {error}", file=sys.stderr)
-        except OSError as error:
-            print(f"error: {path}: {error.strerror}", file=sys.stderr)
+            print(printable(f"error: {path}: {error}"), file=sys.stderr)
+        except OutOfResources as error:  # names the file
+            print(printable(f"error: {error}"), file=sys.stderr)
     if readable:
         for path, probabilities in zip(readable, _load(model).predict(readable)):
             _print_answer(answer(model, path, probabilities), given.json)
@@ -385,7 +385,7 @@ def _print_answer(found: dict[str, Any], as_json: bool) -> None:
         (f"; {name.replace('_', ' ')}: {'yes' if value else 'no'}" for name, value in found.items() if "called_" in name), ""
     )
     synthetic = " (a model of synthetic images)" if found.get("synthetic") else ""
-    print(f"{found['image']}: {found['class']} ({probabilities}){called}{synthetic}")
+    print(printable(f"{found['image']}: {found['class']} ({probabilities}){called}{synthetic}"))
 
 
 # models ---------------------------------------------------------------------------------------------------------------
@@ -406,7 +406,7 @@ def models_command(given: argparse.Namespace) -> int:
     else:
         _print_models(listed, champion.version if champion else None)
     if pointer and pointer.problem:
-        print(f"error: {pointer.problem}", file=sys.stderr)
+        print(printable(f"error: {pointer.problem}"), file=sys.stderr)
         return 1
     return 0
 
@@ -441,6 +441,7 @@ def _listed(registry: ModelRegistry, version: str) -> dict[str, Any]:
 def _print_models(listed: Sequence[dict[str, Any]], champion: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     if not listed:
         print("There are no versions yet.")
@@ -453,10 +454,10 @@ def _print_models(listed: Sequence[dict[str, Any]], champion: str | None) -> Non
         note = version.get("problem") or ("synthetic" if version["synthetic"] else "")
         table.add_row(
             "champion" if version["version"] == champion else "",
-            version["version"],
-            version.get("architecture", "-"),
+            Text(printable(version["version"])),
+            Text(printable(version.get("architecture", "-"))),
             *("-" if metric is None else f"{metric:.3f}" for metric in metrics),
-            note,
+            Text(printable(note)),
         )
     Console().print(table)
 
@@ -475,7 +476,7 @@ def trace_command(given: argparse.Namespace) -> int:
     elif trace.found:
         _print_trace(trace)
     if not trace.found:
-        print(f"nothing in s3://{settings.bucket} or in this worker's cache knows {given.image}", file=sys.stderr)
+        print(printable(f"nothing in s3://{settings.bucket} or in this worker's cache knows {given.image}"), file=sys.stderr)
     return 0 if trace.found else 1
 
 
@@ -485,7 +486,7 @@ def _print_trace(trace: Trace) -> None:
     from rich.text import Text
 
     console = Console()
-    console.print(Text(f"{trace.wanted}: {len(trace.digests)} content(s) {', '.join(sorted(trace.digests))}"))
+    console.print(Text(printable(f"{trace.wanted}: {len(trace.digests)} content(s) {', '.join(sorted(trace.digests))}")))
     tables: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {
         "In the bucket": (
             ("key", "version", "written", "bytes"),
@@ -513,7 +514,7 @@ def _print_trace(trace: Trace) -> None:
         if rows:
             table = Table(*columns, title=title, title_justify="left")
             for row in rows:
-                table.add_row(*(Text(cell) for cell in row))
+                table.add_row(*(Text("\n".join(map(printable, cell.split("\n")))) for cell in row))
             console.print(table)
     console.print("docs/security.md says how each of these is erased.")
 

@@ -294,6 +294,19 @@ def test_predict_says_which_file_is_no_image_and_answers_the_others(
     assert said.out == f"{folder / 'benign' / '0.png'}: benign (benign 0.800, malignant 0.100, normal 0.100)\n"
 
 
+def test_no_terminal_obeys_the_name_of_an_image_that_a_model_is_asked_about(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside(model)
+    damaged, whole = folder / "benign" / "\x1b[31m.png", folder / "benign" / "\x1b[32m.png"
+    damaged.write_bytes(b"damaged")
+    whole.write_bytes(picture(1))
+    assert run("predict", model, damaged, folder / "benign" / "\x1b[33m.png", whole) == 1
+    said = capsys.readouterr()
+    assert "?[31m.png" in said.err and "?[33m.png" in said.err and "?[32m.png: benign" in said.out
+    assert "\x1b" not in said.out + said.err
+
+
 def test_predict_of_a_file_that_is_not_there_is_one_line_and_loads_no_model(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -393,6 +406,15 @@ def test_models_lists_versions_and_the_champion(bucket: ModelRegistry, capsys: p
     assert run("models") == 0
     table = capsys.readouterr().out
     assert "champion" in table and "20261123T020000Z" in table
+
+
+def test_no_terminal_obeys_a_name_under_the_models(bucket: ModelRegistry, capsys: pytest.CaptureFixture[str]) -> None:
+    bucket.store.put("models/[red]\x1b]0;title\x07/model.h5", b"half")
+    assert run("models") == 0
+    table = capsys.readouterr().out
+    assert "[red]?]0;title?" in table and not {"\x1b", "\x07"} & set(table)
+    assert run("trace", "images/\x1b]0;title\x07.png") == 1
+    assert capsys.readouterr().err.endswith("knows images/?]0;title?.png\n")
 
 
 def test_models_of_an_empty_bucket_says_so(bucket: ModelRegistry, capsys: pytest.CaptureFixture[str]) -> None:
