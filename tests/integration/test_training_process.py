@@ -172,9 +172,9 @@ def test_a_process_killed_after_an_epoch_goes_on_from_its_checkpoint_to_the_same
 def test_a_process_that_is_stopped_keeps_its_checkpoint_and_says_so(
     start: Callable[..., dict[str, Any]], lay_out: Callable[..., JobFolder], begin: Begin, how: str
 ) -> None:
-    job = lay_out(start(epochs=500))
-    process = begin(job, "--stop-with-input", stdin=subprocess.PIPE)
-    _wait_for_epochs(job, process, 1)
+    job = lay_out(start())
+    process = begin(job, "--stop-with-input", first=HOLD, stdin=subprocess.PIPE)
+    _wait_for_epochs(job, process, EPOCHS)
 
     if how == "SIGTERM":
         process.terminate()
@@ -208,18 +208,17 @@ def test_an_image_that_is_not_the_one_that_was_checked_ends_it_with_one_sentence
 
 
 @pytest.fixture
-def training_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An interpreter with an environment of its own, which the deployment names for training."""
+def training_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An interpreter with an environment of its own, which the deployment names for training: the folder of its packages."""
     venv.create(tmp_path / "own", symlinks=True)
     (packages,) = (tmp_path / "own").glob("lib/python*/site-packages")
     (packages / "own.pth").write_text(f"{sysconfig.get_path('purelib')}\n{Path('plugins').absolute()}\n")
-    python = str(tmp_path / "own" / "bin" / "python")
-    monkeypatch.setenv("BCC_TRAINING_PYTHON", python)
-    return python
+    monkeypatch.setenv("BCC_TRAINING_PYTHON", str(tmp_path / "own" / "bin" / "python"))
+    return packages
 
 
 def test_a_worker_without_tensorflow_trains_with_the_python_that_the_deployment_names(
-    place: ObjectStore, start: Callable[..., dict[str, Any]], trained: Trained, training_python: str
+    place: ObjectStore, start: Callable[..., dict[str, Any]], trained: Trained, training_python: Path
 ) -> None:
     references = start("manual__2", epochs=3, folds=3)
 
@@ -247,28 +246,31 @@ def test_a_worker_without_tensorflow_trains_with_the_python_that_the_deployment_
 def test_a_training_that_was_killed_on_one_worker_goes_on_with_its_own_python_on_another(
     place: ObjectStore,
     start: Callable[..., dict[str, Any]],
-    training_python: str,
+    training_python: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    references = start(image_size=96)  # large enough that no epoch is over before the process is told to stop
+    references = start()
+    (training_python / "held.py").write_text(HOLD)
+    held = training_python / "with_held.pth"  # each line of such a file that begins with `import` is run when Python starts
+    held.write_text("import held\n")
     operator = TrainModelOperator(task_id="train_model", **references)
     published = operator._publish
 
     def publish(key: str, history: bytes) -> None:
         published(key, history)
-        if len(parse_history(history)) >= 2:
+        if len(parse_history(history)) == EPOCHS:
             operator.on_kill()
 
     monkeypatch.setattr(operator, "_publish", publish)
     with pytest.raises(TrainingInterrupted, match="its checkpoint is kept"):
         operator.execute(CONTEXT)
-    assert len(parse_history(place.get(f"artifacts/runs/{references['run']['folder']}/fold-2.csv"))) >= 2
+    assert len(parse_history(place.get(f"artifacts/runs/{references['run']['folder']}/fold-2.csv"))) == EPOCHS
 
+    held.unlink()
     monkeypatch.setenv("BCC_CACHE_DIR", str(tmp_path / "another-worker"))
     document = place.load(FoldDocument, TrainModelOperator(task_id="train_model", **references).execute(CONTEXT))
 
-    assert len(document.resumed_after_epochs) == 1
-    assert document.resumed_after_epochs[0] >= 2
+    assert document.resumed_after_epochs == (EPOCHS,)
     assert document.epochs == 6
     assert list(place.list_objects("artifacts/checkpoints")) == []

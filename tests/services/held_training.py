@@ -1,4 +1,4 @@
-"""A training that waits in the middle of its third epoch, so that a test can end it there."""
+"""A training that waits in the middle of its third epoch, so that a test can stop or end it there."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ EPOCHS = 2
 """That are done by then."""
 
 HOLD = f"""
-import threading
 from bcc_ops.training import fit
 run_epoch = fit._Trainer.run_epoch
 def held(self, reached):
+    watch = self.watch
     if reached.epochs == {EPOCHS}:
-        self.watch.on_train_batch_end = lambda *of_a_batch: threading.Event().wait()
+        end_of_batch = watch.on_train_batch_end
+        watch.on_train_batch_end = lambda batch, logs=None: (watch._stop.wait(), end_of_batch(batch, logs))
     return run_epoch(self, reached)
 fit._Trainer.run_epoch = held
 """
-"""Code for the process that is to train, before it begins."""
+"""Code for the process that is to train, before it begins. It waits until it is told to stop, for ever if nobody does."""
