@@ -25,7 +25,7 @@ from bcc_ops.dataset.splits import Split, split_images
 from bcc_ops.evaluation.comparison import RunImages, honest_answers
 from bcc_ops.exceptions import SplitError
 from bcc_ops.models.champion import ChampionModel
-from bcc_ops.runs.documents import OLDER_TRAINING
+from bcc_ops.runs.documents import OLDER_TRAINING, digest_of
 from bcc_ops.runs.previous import merge_assignments
 from bcc_ops.runs.rows import AssignmentRow, ContentRow
 
@@ -65,7 +65,9 @@ class Image:
         """Return what the image checks say of it."""
         pixels = "" if self.refused else self.pixels
         reason = "truncated" if self.refused else ""
-        return ContentRow(self.key, self.label, self.sha256, 9, 9, "RGB", 90.0, 9.0, False, self.group, reason, pixels)
+        row = ContentRow(self.key, self.label, self.sha256, 9, 9, "RGB", 90.0, 9.0, False, self.group, reason, pixels)
+        # So few hashes that some images share one.
+        return row._replace(perceptual_hash=pixels and digest_of(pixels)[:2])
 
 
 @dataclass(frozen=True)

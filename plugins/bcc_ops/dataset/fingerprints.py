@@ -18,7 +18,7 @@ from PIL import Image
 
 from bcc_ops.dataset.decoding import pixels_digest
 
-METHOD = 7
+METHOD = 8
 """Goes up whenever decoding, properties, fingerprints or the comparison of pixels change: what was learned otherwise is
 forgotten."""
 

@@ -282,7 +282,8 @@ def _similarity_of(
         return bounded(marks[sha256].features(), to_gray(decode_rgb(paths[sha256])))
 
     def similarity(pair: Pair) -> Similarity:
-        one, other = pair
+        # The other order may give another answer. What the images look like decides on it, not the bytes of their files.
+        one, other = sorted(pair, key=lambda sha256: (marks[sha256].hash, marks[sha256].pixels))
         return compare(view_of(one), view_of(other))
 
     with ThreadPoolExecutor(cores()) as pool:

@@ -14,9 +14,9 @@ overrules the other, since a fold too few does no harm and a patient in two fold
 - An image of which the metadata tells no patient any more counts as of the one that it last told.
 - A refused image is in no fold tonight and still ties those that belong together with it: a model may have been trained on it.
 - An image that a content finding excludes from training has a fold too: its model is asked about it, and none is trained on it.
-- Only groups that are new altogether are drawn: the largest first, then in an order fixed by a salted digest of their pixels,
-  each into the fold that has least of its classes. The result depends on the set of images alone, not on a listing's order, nor
-  on the lossless format that the images are stored in.
+- Only groups that are new altogether are drawn: the largest first, each into the fold that a salted digest of its perceptual hash
+  names, or the next one that has room for its classes. The result depends on the set of images alone, not on a listing's order,
+  nor on the lossless format that the images are stored in; one image more, or one with another hash, moves few others.
 - What an older release held out is fold 1. What it trained on is drawn into the folds 2 to 5, so that with its model fold 1
   stays held-out.
 """
@@ -112,11 +112,8 @@ class _Group:
 
     @property
     def drawn_by(self) -> tuple[str, str]:
-        """Return what decides on the group's place in the draw: its smallest perceptual hash, and among groups with the same hash
-        the smallest digest of its pixels (of its bytes, if it is of an older release).
-
-        Groups are dealt one after another, so a digest that changes with one rounded pixel would move the groups that follow.
-        """
+        """Return what decides on the group's fold: its smallest perceptual hash, and among groups with the same hash the smallest
+        digest of its pixels (of its bytes, if it is of an older release)."""
         return min(image.perceptual_hash for image in self.images), min(image.pixels or image.sha256 for image in self.images)
 
 
@@ -403,25 +400,64 @@ def _draw_folds(groups: Sequence[_Group], placed: Mapping[str, int], salt: str) 
 def _fill(
     groups: Mapping[str, Counter[str]], held: Mapping[int, Counter[str]], order: Mapping[str, tuple[str, ...]]
 ) -> dict[str, int]:
-    """Return group -> fold. Each group goes to the fold that has the smallest part of its classes so far.
+    """Return group -> fold. A group goes to the fold that its own digest names, or to the next one that has room for its classes.
 
-    The largest groups come first, since later ones can even them out. Of equal folds, the lowest is taken, so that a class of few
-    groups is in the first folds: a run with fewer fold models is asked about those.
+    So an image more or less moves no more than a few others. Dealt in turn, all groups after it would move.
+
+    The largest groups come first, since later ones can even them out. If no fold has room for a group, it goes to the fold that
+    has the smallest part of its classes so far, and of equal ones to the lowest.
 
     Args:
         groups: name -> images per class.
         held: fold -> images per class that it has already.
-        order: name -> what groups of one size are sorted by.
+        order: name -> salted digests that groups of one size are sorted by. The first names the fold.
     """
     held = {fold: Counter(counts) for fold, counts in held.items()}
-    totals = sum(held.values(), Counter()) + sum(groups.values(), Counter())
+    left = sum(groups.values(), Counter())
+    totals = sum(held.values(), Counter()) + left
+    room = _share_out(left, held)
+    folds, alike = sorted(held), Counter[str]()
     chosen: dict[str, int] = {}
     for name in sorted(groups, key=lambda name: (-groups[name].total(), order[name])):
-        counts = groups[name]
-        parts = {fold: sum(counts[label] * own[label] / totals[label] for label in counts) for fold, own in held.items()}
-        chosen[name] = min(held, key=lambda fold: (round(parts[fold], 9), fold))
-        held[chosen[name]].update(counts)
+        counts, digest = groups[name], order[name][0]
+        start = (int(digest, 16) + alike[digest]) % len(folds)  # groups with one digest, as of blank images, are spread
+        alike[digest] += 1
+        left.subtract(counts)
+        for fold in folds[start:] + folds[:start]:
+            if all(room[fold][label] >= count for label, count in counts.items()):
+                chosen[name] = fold
+                held[fold].update(counts)
+                room[fold].subtract(counts)
+                break
+        else:
+            parts = {fold: sum(counts[label] * own[label] / totals[label] for label in counts) for fold, own in held.items()}
+            chosen[name] = min(folds, key=lambda fold: (round(parts[fold], 9), fold))
+            held[chosen[name]].update(counts)
+            room = _share_out(left, held)
     return chosen
+
+
+def _share_out(left: Mapping[str, int], held: Mapping[int, Counter[str]]) -> dict[int, Counter[str]]:
+    """Return fold -> images per class that there is room for, so that the folds come to hold equally many.
+
+    What is over goes to the lowest folds, so that a class of few groups is in those: a run with fewer fold models is asked about
+    them.
+
+    Args:
+        left: class -> images that have no fold yet.
+        held: fold -> images per class that it has already.
+    """
+    room: dict[int, Counter[str]] = {fold: Counter() for fold in held}
+    for label, count in left.items():
+        filled = sorted(held, key=lambda fold: (held[fold][label], fold))
+        while True:
+            level, over = divmod(count + sum(held[fold][label] for fold in filled), len(filled))
+            if held[filled[-1]][label] <= level:
+                break
+            filled.pop()
+        for place, fold in enumerate(sorted(filled)):
+            room[fold][label] = level - held[fold][label] + (place < over)
+    return room
 
 
 def _draw(salt: str, digest: str) -> str:

@@ -79,7 +79,8 @@ def read_rows(row_type: type[Row], content: bytes) -> list[Row]:
     """Return the rows of a Parquet file that `write_rows` wrote.
 
     Raises:
-        ArtifactError: it is no Parquet file, or has other columns, or an older one has a partition that never was.
+        ArtifactError: it is no Parquet file, or has other columns or an empty cell, or an older one has a partition that never
+            was.
     """
     return list(iterate_rows(row_type, content))
 
@@ -106,6 +107,7 @@ def iterate_rows(row_type: type[Row], content: bytes) -> Iterator[Row]:
         file = pq.ParquetFile(io.BytesIO(content))
         _check_columns(row_type, file.schema_arrow.names)
         for batch in file.iter_batches(_ROWS_AT_ONCE):
+            _refuse_gaps(batch)
             table = _folds_of_partitions(pa.Table.from_batches([batch]))
             yield from (row_type(*values) for values in zip(*(column.to_pylist() for column in table.columns)))
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -117,6 +119,12 @@ def _check_columns(row_type: type[Row], names: Sequence[str]) -> None:
     absent = row_type._fields[len(columns) :]
     if columns + absent != row_type._fields or not set(absent) <= set(row_type._field_defaults):
         raise ArtifactError(f"the table has the columns {list(columns)}, not {list(row_type._fields)}")
+
+
+def _refuse_gaps(batch: pa.RecordBatch) -> None:
+    """Refuse an empty cell: `write_rows` writes none, and what reads the rows would fail on it far from here."""
+    if gaps := [name for name, column in zip(batch.schema.names, batch.columns) if column.null_count]:
+        raise ArtifactError(f"the table has no value for some rows in its column {gaps[0]}: restore the file that was written")
 
 
 def _folds_of_partitions(table: pa.Table) -> pa.Table:

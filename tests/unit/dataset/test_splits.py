@@ -267,6 +267,30 @@ def test_a_draw_stays_where_images_come_back_with_rounded_pixels(images, rounded
     assert folds(split_images(again, (), CONFIG, CLASSES)) == folds(split_images(images, (), CONFIG, CLASSES))
 
 
+def hashed(images):
+    return [one._replace(perceptual_hash=digest_of(["hash", one.sha256])[:16]) for one in images]
+
+
+@pytest.mark.parametrize("changed", [0, 150, 299])
+def test_an_image_more_or_less_and_one_that_looks_otherwise_move_few_others_in_a_first_draw(changed):
+    """Dealt in turn, one image moved a tenth of the others, and a JPEG of each moved seven in ten."""
+    images = hashed([row for number in range(300) for row in copies(f"d{number}", CLASSES[number % 3], 1)])
+    drawn = folds(split_images(images, (), CONFIG, CLASSES))
+    others = [one for number, one in enumerate(images) if number != changed]
+    otherwise = images[changed]._replace(perceptual_hash=digest_of("another")[:16])
+    for again in (others, [*others, otherwise], [*images, *hashed([image("one more")])]):
+        moved = {key for key, fold in folds(split_images(again, (), CONFIG, CLASSES)).items() if drawn.get(key, fold) != fold}
+        assert len(moved) <= 5
+
+
+def test_images_with_one_hash_are_spread_over_the_folds():
+    images = hashed([row for number in range(300) for row in copies(f"b{number}", CLASSES[number % 3], 1)])
+    blank = [one._replace(perceptual_hash="0" * 16) if number < 60 else one for number, one in enumerate(images)]
+    drawn = folds(split_images(blank, (), CONFIG, CLASSES))
+    assert all(9 <= count <= 15 for count in Counter(drawn[one.key] for one in blank[:60]).values())
+    assert set(Counter(drawn.values()).values()) == {60}
+
+
 def test_refused_images_and_conflicts_are_in_no_fold():
     images = [row for number in range(30) for row in copies(f"r{number}", CLASSES[number % 3], 1)]
     images += [image("broken", refused="truncated"), image("both", refused="conflict")]

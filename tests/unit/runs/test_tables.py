@@ -39,6 +39,14 @@ def test_rows_come_back_as_they_were(row: ImageRow | ContentRow | SplitRow) -> N
     assert read_rows(type(row), write_rows(type(row), [])) == []
 
 
+@pytest.mark.parametrize(("row", "name"), [(CONTENT, "perceptual_hash"), (CONTENT, "width"), (SPLIT, "fold")])
+def test_a_table_with_an_empty_cell_is_refused_by_the_name_of_its_column(row: ContentRow | SplitRow, name: str) -> None:
+    empty: dict[str, Any] = {name: None}
+    content = write_rows(type(row), [row, row._replace(**empty)])
+    with pytest.raises(ArtifactError, match=f"no value for some rows in its column {name}: restore"):
+        read_rows(type(row), content)
+
+
 def test_rows_are_written_and_read_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bcc_ops.runs.tables._ROWS_AT_ONCE", 2)
     rows = [SPLIT._replace(key=str(number)) for number in range(5)]
