@@ -31,6 +31,7 @@ def main() -> int:
             ("download", ["--images", images]),
             ("split_histories", []),
             ("scale", [images, "--write"]),
+            ("shared_checks", ["--images", images, "--write"]),
             ("celery", [images, "--write"]),
             ("gate_simulation", ["--write"]),
             ("training", [images, "--write"]),

@@ -1,0 +1,179 @@
+"""The image checks of a first night, on one worker and shared out among two: time, memory, and whether the results are the same.
+
+    python -m benchmarks.shared_checks [--images FOLDER] [--count 240] [--slices 4] [--rounds 3] [--write]
+
+COUNT images, spread over the classes, are in a bucket of a local S3 server. Each worker is a process on one core with an empty
+cache, and inspects its share of the slices as `inspect_images` does: text and marks, fingerprints, properties. Then one more
+worker, with an empty cache too, does what `check_images` does with what they left in the bucket. One and two workers take turns.
+The clock runs from the start of the processes to the end of the last one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.image_cache import ImageCache
+from bcc_ops.dataset.image_checks import check_images, inspect_images
+from bcc_ops.dataset.inspection_cache import MEMORY_FILE, InspectionCache
+from bcc_ops.dataset.shared_inspections import sharing_inspections
+from bcc_ops.dataset.snapshot import ImageRules, list_images
+from bcc_ops.dataset.sync import sync_images
+from bcc_ops.runs.object_store import ObjectStore
+from bcc_ops.runs.rows import ContentRow
+from bcc_ops.runs.tables import write_rows
+from benchmarks.near_duplicates import BUSI
+from benchmarks.report import write_section
+from local.s3_server import S3Server, serve
+
+CLASSES = ("benign", "malignant", "normal")
+RULES = ImageRules("images", CLASSES, ("*_mask*",))
+CONFIG = RetrainingConfig()
+CHECK = "check"
+WORKERS = (1, 2)
+
+
+def main() -> None:
+    """Measure in turns, then report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, default=BUSI, help="a folder with a folder of images a class")
+    parser.add_argument("--count", type=int, default=240)
+    parser.add_argument("--slices", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
+    parser.add_argument("--part", nargs=4, metavar=("BUCKET", "CORE", "CACHE", "SLICES"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.part:
+        bucket, core, cache, slices = given.part
+        print(json.dumps(work(bucket, int(core), Path(cache), slices)))
+        return
+    paths = [path for path in sorted(given.images.glob("*/*")) if path.parent.name in CLASSES and "_mask" not in path.name]
+    chosen = paths[:: max(1, len(paths) // given.count)][: given.count]
+    trials: dict[int, list[dict[str, Any]]] = {workers: [] for workers in WORKERS}
+    with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "s3") as server:
+        for number in range(given.rounds):
+            for workers in WORKERS:
+                trial = measure(server, Path(folder), f"round-{number}-{workers}", chosen, workers, given.slices)
+                print(workers, trial, flush=True)
+                trials[workers].append(trial)
+    report = markdown(trials, len(chosen), given.slices)
+    print(report)
+    if given.write:
+        write_section("shared-checks", report)
+
+
+def measure(server: S3Server, folder: Path, bucket: str, paths: Sequence[Path], workers: int, slices: int) -> dict[str, Any]:
+    """Fill a bucket, let so many workers share its images out, and check them on one more."""
+    client = server.client()
+    client.create_bucket(Bucket=bucket)
+    for path in paths:
+        client.put_object(Bucket=bucket, Key=f"images/{path.parent.name}/{path.name}", Body=path.read_bytes())
+    ends = [len(paths) * number // slices for number in range(slices + 1)]
+    cuts = [f"{begin}-{end}" for begin, end in pairwise(ends)]
+    began = time.monotonic()
+    running = [
+        _start(server, bucket, core, folder / f"{bucket}-worker-{core}", ",".join(cuts[core::workers])) for core in range(workers)
+    ]
+    inspected = [_result(process) for process in running]
+    seconds = time.monotonic() - began
+    checked = _result(_start(server, bucket, 0, folder / f"{bucket}-worker-checks", CHECK))
+    return {"seconds": seconds, "workers": inspected, "check": checked}
+
+
+def _start(server: S3Server, bucket: str, core: int, cache: Path, slices: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.shared_checks", "--part", bucket, str(core), str(cache), slices]
+    return subprocess.Popen(command, env={**os.environ, **server.aws_variables}, stdout=subprocess.PIPE, text=True)
+
+
+def _result(process: subprocess.Popen[str]) -> dict[str, Any]:
+    said, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"a worker ended with {process.returncode}")
+    result: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return result
+
+
+def work(bucket: str, core: int, cache: Path, slices: str) -> dict[str, Any]:
+    """Be a worker: inspect slices of the images, or check all of them."""
+    import boto3
+
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[core % len(allowed)]})
+    store = ObjectStore(boto3.client("s3"), bucket)
+    rows = list_images(store, RULES).images
+    memory_path = cache / MEMORY_FILE
+    memory_path.parent.mkdir(parents=True)
+    digest = ""
+    with closing(ImageCache(cache, 10**12)) as images_here:
+        if slices == CHECK:
+            images = sync_images(store, rows, images_here)
+            with sharing_inspections(store, "artifacts", memory_path, {image.sha256 for image in images}, CONFIG):
+                found = check_images(
+                    images, CONFIG, memory_path=memory_path, snapshot_digest="benchmark", classes=CLASSES, previous=None
+                )
+            digest = hashlib.sha256(write_rows(ContentRow, found.contents)).hexdigest()
+        else:
+            for cut in slices.split(","):
+                begin, end = map(int, cut.split("-"))
+                images = sync_images(store, rows[begin:end], images_here)
+                contents = {image.sha256 for image in images}
+                with sharing_inspections(store, "artifacts", memory_path, contents, CONFIG, with_search=False):
+                    with InspectionCache(memory_path) as memory:
+                        inspect_images(images, CONFIG, memory)
+    return {
+        "cpu_seconds": time.process_time(),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "contents": digest,
+    }
+
+
+def markdown(trials: dict[int, list[dict[str, Any]]], images: int, slices: int) -> str:
+    """Return the section: a line per number of workers, with the medians and the range of the rounds."""
+    lines = [
+        "## Image checks shared out",
+        "",
+        f"`python -m benchmarks.shared_checks --count {images} --slices {slices} --write`",
+        "",
+        "Each worker is a process on one core with an empty cache. Median of the rounds, and their range.",
+        "",
+        "| workers | seconds | CPU seconds of each | peak MB of each | `check_images` afterwards, CPU seconds | its peak MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for workers, rounds in trials.items():
+        each = [worker for trial in rounds for worker in trial["workers"]]
+        columns = (
+            _told([trial["seconds"] for trial in rounds]),
+            _told([worker["cpu_seconds"] for worker in each]),
+            _told([worker["peak_mb"] for worker in each]),
+            _told([trial["check"]["cpu_seconds"] for trial in rounds]),
+            _told([trial["check"]["peak_mb"] for trial in rounds]),
+        )
+        lines.append(f"| {workers} | {' | '.join(columns)} |")
+    alone, together = (statistics.median(trial["seconds"] for trial in trials[workers]) for workers in WORKERS)
+    digests = {trial["check"]["contents"] for rounds in trials.values() for trial in rounds}
+    same = "is the same, byte by byte" if len(digests) == 1 else f"**differs**: {len(digests)} different ones"
+    lines += ["", f"Two workers are {alone / together:.2f} times as fast as one. `contents.parquet` {same}."]
+    return "\n".join(lines)
+
+
+def _told(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+
+
+if __name__ == "__main__":
+    main()
