@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import sys
@@ -45,14 +46,16 @@ def test_a_server_listens_on_no_port_that_another_one_would_want_too(tmp_path: P
 
 
 def test_a_port_is_chosen_once_though_nothing_listens_on_it_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Draw:
-        def __init__(self) -> None:
-            self.left = iter((12345, 12345, 12346, 12346, 12347))
+    class EachTwice(random.Random):
+        drawn: int | None = None
 
-        def randrange(self, *bounds: int) -> int:
-            return next(self.left)
+        def randrange(self, *bounds: int) -> int:  # type: ignore[override]
+            again, self.drawn = self.drawn, None
+            if again is None:
+                again = self.drawn = super().randrange(*bounds)
+            return again
 
-    draw = Draw()
+    draw = EachTwice()
     monkeypatch.setattr("local.s3_server.random.Random", lambda: draw)
     first, second = free_ports(1), free_ports(2)
     assert len({*first, *second}) == 3
@@ -66,7 +69,7 @@ def test_another_process_does_not_choose_the_same_ports() -> None:
 import random
 from types import SimpleNamespace
 from local import s3_server
-draws = iter([{ours}, {ours}, 21999, 21998, 21997, 21996])
+draws = iter([{ours}, {ours}, *range(21999, 12000, -1)])  # until one is free
 s3_server.random = SimpleNamespace(Random=lambda: SimpleNamespace(randrange=lambda *bounds: next(draws)))
 print(s3_server.free_ports(1)[0])
 """
