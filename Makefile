@@ -16,11 +16,8 @@ setup: ## make the environment (.venv) from the locked requirements
 run: setup ## run the pipeline here: IMAGES=folder ONCE=1 PRESET=transfer|notebook PARAMS="epochs=8 ..." PORT=8080
 	@$(BIN)/python -m local run
 
-# Files start in the order given, not by their number of tests: the slowest files have few, and would start last.
-PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
-
 test: setup ## the tests, without the end-to-end ones
-	@$(BIN)/python -m pytest -m "not e2e" $(PARALLEL) $(PYTEST)
+	@$(BIN)/python -m pytest -m "not e2e" -n 3 --dist loadfile $(PYTEST)
 
 test-fast: setup ## the edit loop, under a minute: the tests that need no S3 server, no metadata database, no TensorFlow
 	@$(BIN)/python -m pytest -m "not e2e and not slow and not services and not tensorflow" -n 2 --dist loadfile tests/architecture tests/dags tests/unit $(PYTEST)
@@ -45,9 +42,10 @@ FIRST_RUNS := tests/e2e/test_first_run.py tests/e2e/test_make_run.py tests/integ
 e2e: setup ## the real stack, end to end, on some 90 images
 	@$(BIN)/python -m pytest -m e2e -s $(FIRST_RUNS) $(PYTEST)
 
-# e2e-kinds waits for the minutes of its schedule, and leaves the two cores to two others
+# e2e-kinds waits for the minutes of its schedule, and leaves the two cores to two others. The files start in this order: by
+# their number of tests, as is the default, the longest story would start last.
 e2e-stories: setup ## e2e, e2e-kinds, e2e-verdicts, e2e-ui and e2e-celery, three stacks side by side
-	@$(BIN)/python -m pytest -m e2e $(PARALLEL) $(addprefix tests/e2e/test_,run_kinds.py verdicts.py ui.py celery.py) $(FIRST_RUNS) $(PYTEST)
+	@$(BIN)/python -m pytest -m e2e -n 3 --dist loadfile --no-loadscope-reorder $(addprefix tests/e2e/test_,run_kinds.py verdicts.py ui.py celery.py) $(FIRST_RUNS) $(PYTEST)
 
 e2e-kinds: setup ## nightly, event, manual and backfill runs over three batches of images
 	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_run_kinds.py $(PYTEST)
