@@ -43,9 +43,10 @@ e2e: setup ## the real stack, end to end, on some 90 images
 	@$(BIN)/python -m pytest -m e2e -s $(FIRST_RUNS) $(PYTEST)
 
 # e2e-kinds waits for the minutes of its schedule, and leaves the two cores to two others. The files start in this order: by
-# their number of tests, as is the default, the longest story would start last.
+# their number of tests, as is the default, the longest story would start last. A worker is given its next file two tests before
+# it is done with one, so the shortest file comes last.
 e2e-stories: setup ## e2e, e2e-kinds, e2e-verdicts, e2e-ui and e2e-celery, three stacks side by side
-	@$(BIN)/python -m pytest -m e2e -n 3 --dist loadfile --no-loadscope-reorder $(addprefix tests/e2e/test_,run_kinds.py verdicts.py ui.py celery.py) $(FIRST_RUNS) $(PYTEST)
+	@$(BIN)/python -m pytest -m e2e -n 3 --dist loadfile --no-loadscope-reorder $(addprefix tests/e2e/test_,run_kinds.py verdicts.py make_run.py ui.py celery.py first_run.py) tests/integration/test_recorded_runs.py $(PYTEST)
 
 e2e-kinds: setup ## nightly, event, manual and backfill runs over three batches of images
 	@$(BIN)/python -m pytest -m e2e -s tests/e2e/test_run_kinds.py $(PYTEST)
