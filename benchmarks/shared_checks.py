@@ -147,7 +147,7 @@ def markdown(trials: dict[int, list[dict[str, Any]]], images: int, slices: int) 
     lines = [
         "## Image checks shared out",
         "",
-        f"`python -m benchmarks.shared_checks --count {images} --slices {slices} --write`",
+        f"`python -m benchmarks.shared_checks --count {images} --slices {slices} --rounds {len(trials[1])} --write`",
         "",
         "Each worker is a process on one core with an empty cache. Median of the rounds, and their range.",
         "",
