@@ -45,11 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(given.command(given))
     except BccError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        _complain(error)
         return 1
     except BrokenPipeError:  # `... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _complain(problem: object) -> None:
+    """Say what is wrong, in one line. Names in it may be of others, and control no terminal."""
+    print(f"error: {printable(str(problem))}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -349,9 +354,9 @@ def predict_command(given: argparse.Namespace) -> int:
             decode_rgb(path)
             readable.append(path)
         except DataError as error:
-            print(printable(f"error: {path}: {error}"), file=sys.stderr)
+            _complain(f"{path}: {error}")
         except OutOfResources as error:  # names the file
-            print(printable(f"error: {error}"), file=sys.stderr)
+            _complain(error)
     if readable:
         for path, probabilities in zip(readable, _load(model).predict(readable)):
             _print_answer(answer(model, path, probabilities), given.json)
@@ -406,7 +411,7 @@ def models_command(given: argparse.Namespace) -> int:
     else:
         _print_models(listed, champion.version if champion else None)
     if pointer and pointer.problem:
-        print(printable(f"error: {pointer.problem}"), file=sys.stderr)
+        _complain(pointer.problem)
         return 1
     return 0
 
