@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,15 +112,21 @@ def read_image_file(path: Path, pseudonyms: GivesPseudonyms | None = None) -> by
 
 
 @contextmanager
-def memory_for(content: bytes) -> Iterator[None]:
-    """Reserve the memory that an image takes while it is decoded and looked at; wait until it is free."""
+def memory_for(content: bytes, besides: Callable[[int, int], int] | None = None) -> Iterator[None]:
+    """Reserve the memory that an image takes while it is decoded and looked at; wait until it is free.
+
+    Args:
+        content: the file's bytes.
+        besides: height and width in pixels -> the bytes of what else is done with the image.
+    """
     try:
         refuse_many_parts(content)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            pixels = min(image.width * image.height, LARGEST_IMAGE)
+            height, width = image.height, image.width
     except Exception:  # not an image: `decode_image` says why
-        pixels = 0
-    with IMAGES.reserve(BYTES_PER_PIXEL * pixels + len(content)):
+        height = width = 0
+    more = besides(height, width) if besides else 0
+    with IMAGES.reserve(BYTES_PER_PIXEL * min(height * width, LARGEST_IMAGE) + more + len(content)):
         yield
 
 

@@ -4,11 +4,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcc_ops.dataset import image_content, marks, text_reader
+from bcc_ops.dataset import decoding, image_content, marks, text_reader
 from bcc_ops.dataset.inspection_cache import InspectionCache
 from bcc_ops.dataset.marks import Mark
+from bcc_ops.dataset.resources import MemoryBudget
 from bcc_ops.dataset.text_reader import Line
 from bcc_ops.runs.rows import ContentRow
+
+
+class Reserved(MemoryBudget):
+    """A budget that notes what it was asked for, in bytes."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.asked = []
+
+    def reserve(self, wanted):
+        self.asked.append(wanted)
+        return super().reserve(wanted)
 
 
 @pytest.fixture
@@ -41,6 +54,17 @@ def test_a_content_is_looked_at_once(tmp_path, gray_image, looked):
         for _ in range(2):
             assert image_content.find_in_contents({"a": gray_image}, (), memory, 1) == {"a": "2t axilla"}
     assert looked == [(80, 90, 3)]
+
+
+@pytest.mark.parametrize("can_read", [True, False])
+def test_the_memory_of_reading_is_reserved_besides_that_of_the_image(tmp_path, gray_image, looked, monkeypatch, can_read):
+    budget = Reserved(10**9)
+    monkeypatch.setattr(decoding, "IMAGES", budget)
+    monkeypatch.setattr(text_reader, "can_read", lambda: can_read)
+    with InspectionCache(tmp_path / "memory") as memory:
+        image_content.find_in_contents({"a": gray_image}, (), memory, 1)
+    image = decoding.BYTES_PER_PIXEL * 80 * 90 + gray_image.stat().st_size
+    assert budget.asked == [image + (text_reader.memory_to_read(80, 90) if can_read else 0)]
 
 
 def test_what_an_earlier_run_found_is_not_looked_for_on_another_worker(tmp_path, gray_image, looked):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bcc_ops.dataset import resources
 from bcc_ops.dataset.resources import MemoryBudget, cores, memory_limit
 
 
@@ -57,6 +58,19 @@ def test_threads_together_never_hold_more_than_the_budget() -> None:
         thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert 0 < most[0] <= 100
+
+
+@pytest.mark.parametrize(("wanted", "times"), [(249_000_000, 0), (250_000_000, 1), (10**12, 1)])
+def test_what_a_large_image_took_goes_back_to_the_system_before_another_thread_may_have_it(
+    monkeypatch: pytest.MonkeyPatch, wanted: int, times: int
+) -> None:
+    budget = MemoryBudget(300_000_000)
+    free: list[int] = []
+    monkeypatch.setattr(resources, "_return_freed_memory", lambda: free.append(budget._free))
+    with budget.reserve(wanted):
+        assert free == []
+    assert free == [300_000_000 - min(wanted, 300_000_000)] * times
+    assert budget._free == 300_000_000
 
 
 def test_an_image_larger_than_the_budget_waits_for_all_of_it_and_then_runs_alone() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -34,6 +36,25 @@ def test_no_more_lines_are_read_than_the_limit(monkeypatch):
 @pytest.mark.parametrize("shape", [(1, 1, 3), (8, 900, 3), (900, 8, 3), (64, 64, 3)])
 def test_an_image_of_any_shape_without_text_gives_no_line(shape):
     assert text_reader.read_lines(np.full(shape, 60, np.uint8)) == []
+
+
+READ_ONE = """
+import re, numpy as np
+from bcc_ops.dataset.text_reader import memory_to_read, read_lines
+def memory(kind):
+    return 1024 * int(re.search(kind + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+read_lines(np.zeros((64, 64, 3), np.uint8))
+before = memory("VmRSS")
+read_lines(np.random.default_rng(3).integers(0, 255, (2048, 2048, 3), np.uint8))
+taken = memory("VmHWM") - before
+assert taken < memory_to_read(2048, 2048), taken
+assert taken > 0.5 * memory_to_read(2048, 2048), taken
+"""
+
+
+def test_reading_takes_no_more_memory_than_it_says():
+    done = subprocess.run([sys.executable, "-c", READ_ONE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-1000:]
 
 
 def test_threads_that_read_together_load_the_engines_once(monkeypatch):
