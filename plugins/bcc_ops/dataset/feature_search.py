@@ -33,6 +33,9 @@ _KEY_BYTES = 3
 _KEYS = 10
 _FEATURE_BITS = 40
 _CELL = 24.0
+_GRIDS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5))
+"""Of cells, each shifted by a part of one: a shift on a cell's edge is inside a cell of another grid."""
+
 _LEAST_VOTES = 6
 _IMAGES_AT_ONCE = 1000
 _COMPARED_AT_ONCE = 500_000
@@ -377,15 +380,17 @@ def _agreeing(features: _Block, one: npt.NDArray[np.int64], other: npt.NDArray[n
     if not len(one):
         return []
     points, owner = features.points, features.owner
-    factor = points[one, 2] / points[other, 2]
-    level = np.rint(np.log(factor) / np.log(LEVEL_RATIO)).astype(np.int64)
-    shift = points[one, :2] - factor[:, None] * points[other, :2]
     pairs, place, matches = np.unique(owner[one] * images + owner[other], return_inverse=True, return_counts=True)
     enough = matches[place] >= _LEAST_VOTES
-    place, level, shift = place[enough], level[enough], shift[enough]
+    place, one, other = place[enough], one[enough], other[enough]
     agreed: set[int] = set()
-    for offset in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)):  # a shift on a cell's edge is inside a cell of another grid
-        cell = np.floor(shift / _CELL + offset).astype(np.int64)
-        votes = np.unique(np.column_stack([place, level, cell]), axis=0, return_counts=True)
-        agreed.update(votes[0][votes[1] >= _LEAST_VOTES, 0].tolist())
+    # A cell is so many pixels of one of the two images. Both are tried: else the digests of their files would decide which.
+    for fixed, moved in ((one, other), (other, one)):
+        factor = points[fixed, 2] / points[moved, 2]
+        level = np.rint(np.log(factor) / np.log(LEVEL_RATIO)).astype(np.int64)
+        shift = points[fixed, :2] - factor[:, None] * points[moved, :2]
+        for offset in _GRIDS:
+            cell = np.floor(shift / _CELL + offset).astype(np.int64)
+            votes = np.unique(np.column_stack([place, level, cell]), axis=0, return_counts=True)
+            agreed.update(votes[0][votes[1] >= _LEAST_VOTES, 0].tolist())
     return sorted(divmod(int(pairs[number]), images) for number in agreed)

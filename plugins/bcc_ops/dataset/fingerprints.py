@@ -18,9 +18,9 @@ from PIL import Image
 
 from bcc_ops.dataset.decoding import pixels_digest
 
-METHOD = 8
-"""Goes up whenever decoding, properties, fingerprints or the comparison of pixels change: what was learned otherwise is
-forgotten."""
+METHOD = 9
+"""Goes up whenever decoding, properties, fingerprints, the search of features or the comparison of pixels change: what was
+learned otherwise is forgotten."""
 
 HASH_BYTES = 8
 DESCRIPTOR_BYTES = 32

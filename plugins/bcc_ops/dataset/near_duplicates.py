@@ -41,7 +41,7 @@ LEAST_OVERLAP = 0.25
 _HASH_BLOCKS = 4
 _ALIKE_AT_MOST = 20
 """So many contents with one hash are compared with one another; the rest only with their neighbours in the order of their
-digests. A blank image would else be compared with all others."""
+pixels' digests. A blank image would else be compared with all others."""
 
 _NEAREST = 100
 """A content has about so many candidates by hash at most: the nearest. Real scans have up to 3. Hashes that somebody chose
@@ -205,9 +205,10 @@ def _compare_candidates(
     *,
     wanted: Callable[[Pair], bool] = lambda pair: True,
 ) -> tuple[ComparedPair, ...]:
-    """Search candidates among `contents` (sorted), and compare the pixels of those that are `wanted`."""
-    near = hash_neighbours([marks[sha256].hash for sha256 in contents], thresholds.hash_distance)
-    by_hash = {(contents[one], contents[other]): bits for one, other, bits in near}
+    """Search candidates among `contents`, and compare the pixels of those that are `wanted`."""
+    ordered = sorted(contents, key=lambda sha256: marks[sha256].pixels)
+    near = hash_neighbours([marks[sha256].hash for sha256 in ordered], thresholds.hash_distance)
+    by_hash = {(min(ordered[i], ordered[j]), max(ordered[i], ordered[j])): bits for i, j, bits in near}
     by_features = _feature_pairs({sha256: marks[sha256] for sha256 in contents}, memory)
     similarity = _similarity_of(sorted(filter(wanted, {*by_hash, *by_features})), marks, paths, memory)
     return tuple(

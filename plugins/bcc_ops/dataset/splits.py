@@ -508,6 +508,8 @@ def _check(split: Split, groups: Sequence[_Group], classes: Sequence[str]) -> No
         )
         settled = any(group.folds for group in independent)
         more = "; what is there keeps its fold, so that new groups must come" if settled else ""
+        if unasked and (others := [fold for fold in FOLDS if counts[fold][name]]):
+            more += f"; some are in fold {others[0]}, which a run with folds={others[0]} asks about"
         raise SplitError(
             f"class {name} has {problem}: it has {images} usable images in {len(independent)} groups that may not be torn apart, "
             f"and at least {GROUPS_NEEDED} groups are needed{more}"

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bcc_ops.exceptions import ArtifactError
+from bcc_ops.runs.documents import FOLDS, OLDER_TRAINING
 from bcc_ops.runs.rows import SplitRow
 from bcc_ops.runs.upgrade import FOLD_OF_PARTITION, RENAMED_FIELDS
 
@@ -50,6 +51,7 @@ _BOUNDED_ENCODINGS = frozenset({0, 2, 3, 5, 8, 9})
 """Those of the format whose values take no more memory than their page has or their rows need: all but BIT_PACKED, and the two
 that tell a text by its length or by the one before it, which may stand for gigabytes."""
 
+_WAY_OUT = "restore the file that was written"
 _NOT_PARQUET = "is not a Parquet file that can be read"  # without what PyArrow says: it may quote a cell
 
 _MOST_DIGESTS = 2_000_000
@@ -79,8 +81,7 @@ def read_rows(row_type: type[Row], content: bytes) -> list[Row]:
     """Return the rows of a Parquet file that `write_rows` wrote.
 
     Raises:
-        ArtifactError: it is no Parquet file, or has other columns or an empty cell, or an older one has a partition that never
-            was.
+        ArtifactError: it is no Parquet file, or has other columns, an empty cell or a fold that never was.
     """
     return list(iterate_rows(row_type, content))
 
@@ -105,26 +106,38 @@ def iterate_rows(row_type: type[Row], content: bytes) -> Iterator[Row]:
     """
     try:
         file = pq.ParquetFile(io.BytesIO(content))
-        _check_columns(row_type, file.schema_arrow.names)
+        _check_columns(row_type, file.schema_arrow)
         for batch in file.iter_batches(_ROWS_AT_ONCE):
-            _refuse_gaps(batch)
             table = _folds_of_partitions(pa.Table.from_batches([batch]))
+            _check_cells(table)
             yield from (row_type(*values) for values in zip(*(column.to_pylist() for column in table.columns)))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ArtifactError(f"no Parquet file: {error}") from None
 
 
-def _check_columns(row_type: type[Row], names: Sequence[str]) -> None:
-    columns = tuple("fold" if name == "partition" else RENAMED_FIELDS.get(name, name) for name in names)
+def _check_columns(row_type: type[Row], schema: pa.Schema) -> None:
+    columns = tuple("fold" if name == "partition" else RENAMED_FIELDS.get(name, name) for name in schema.names)
     absent = row_type._fields[len(columns) :]
     if columns + absent != row_type._fields or not set(absent) <= set(row_type._field_defaults):
         raise ArtifactError(f"the table has the columns {list(columns)}, not {list(row_type._fields)}")
+    _check_types(schema, _schema(row_type))
 
 
-def _refuse_gaps(batch: pa.RecordBatch) -> None:
-    """Refuse an empty cell: `write_rows` writes none, and what reads the rows would fail on it far from here."""
-    if gaps := [name for name, column in zip(batch.schema.names, batch.columns) if column.null_count]:
-        raise ArtifactError(f"the table has no value for some rows in its column {gaps[0]}: restore the file that was written")
+def _check_types(found: pa.Schema, wanted: pa.Schema) -> None:
+    """Refuse other values than `wanted` names, in a column of the same name: what reads them would fail far from here."""
+    for field in wanted:
+        place = found.get_field_index(field.name)
+        if place >= 0 and found.field(place).type != field.type:
+            values = f"{found.field(place).type} in its column {field.name}, not {field.type}"
+            raise ArtifactError(f"the table has values of the type {values}: {_WAY_OUT}")
+
+
+def _check_cells(table: pa.Table) -> None:
+    """Refuse an empty cell, or a fold that there is not: `write_rows` writes none."""
+    if gaps := [name for name, column in zip(table.column_names, table.columns) if column.null_count]:
+        raise ArtifactError(f"the table has no value for some rows in its column {gaps[0]}: {_WAY_OUT}")
+    if "fold" in table.column_names and (unknown := set(pc.unique(table.column("fold")).to_pylist()) - {OLDER_TRAINING, *FOLDS}):
+        raise ArtifactError(f"the table has the fold {min(unknown)}, which is none of {FOLDS}: {_WAY_OUT}")
 
 
 def _folds_of_partitions(table: pa.Table) -> pa.Table:
@@ -139,6 +152,10 @@ def _folds_of_partitions(table: pa.Table) -> pa.Table:
     return table.set_column(place, "fold", pa.array(folds, pa.int64()))
 
 
+def _answers_schema(classes: Sequence[str]) -> pa.Schema:
+    return pa.schema([*_schema(SplitRow), *(pa.field(f"p_{name}", pa.float64()) for name in classes)])
+
+
 def write_answers(rows: Sequence[SplitRow], classes: Sequence[str], probabilities: np.ndarray) -> bytes:
     """Return out-of-fold answers as a Parquet file: the columns of `SplitRow`, and one column per class.
 
@@ -149,21 +166,22 @@ def write_answers(rows: Sequence[SplitRow], classes: Sequence[str], probabilitie
     """
     columns = {name: [getattr(row, name) for row in rows] for name in SplitRow._fields}
     columns |= {f"p_{name}": probabilities[:, place].astype(np.float64).tolist() for place, name in enumerate(classes)}
-    types = {field.name: field.type for field in _schema(SplitRow)}
-    return _to_bytes(pa.table({name: pa.array(values, types.get(name, pa.float64())) for name, values in columns.items()}))
+    return _to_bytes(pa.table(columns, schema=_answers_schema(classes)))
 
 
 def read_answers(content: bytes, classes: Sequence[str]) -> tuple[list[SplitRow], np.ndarray]:
     """Return the images and probabilities (n, classes) of a Parquet file that `write_answers` wrote.
 
     Raises:
-        ArtifactError: it is not such a file, or it is about other classes.
+        ArtifactError: it is not such a file, it is about other classes, or it has an empty cell.
     """
     table = _from_bytes(content)
     fields = [name for name in SplitRow._fields if name != "trained_on" or name in table.column_names]  # not in older ones
     wanted = [*fields, *(f"p_{name}" for name in classes)]
     if sorted(table.column_names) != sorted(wanted):
         raise ArtifactError(f"the table of answers has the columns {table.column_names}, not {wanted}")
+    _check_types(table.schema, _answers_schema(classes))
+    _check_cells(table)
     rows = [SplitRow(*values) for values in zip(*(table.column(name).to_pylist() for name in fields))]
     columns = [table.column(f"p_{name}").to_numpy() for name in classes]
     return rows, np.stack(columns, axis=1) if rows else np.zeros((0, len(classes)))

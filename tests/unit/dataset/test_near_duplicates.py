@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
 from bcc_ops.config import RetrainingConfig
-from bcc_ops.dataset.fingerprints import fingerprint, to_gray
+from bcc_ops.dataset.fingerprints import Fingerprint, fingerprint, to_gray
 from bcc_ops.dataset.near_duplicates import (
     NearDuplicates,
     Thresholds,
@@ -111,6 +111,21 @@ def test_the_similarity_of_two_images_is_that_of_their_pixels_whatever_files_hol
         found = find_near_duplicates(dict(zip(names, marks)), dict(zip(names, paths)), THRESHOLDS, Forgetful())
         told.append([pair.similarity for pair in found.compared])
     assert len(told[0]) == 1 and told[0] == told[1]
+
+
+def test_of_many_images_with_one_hash_the_pixels_decide_which_are_compared(tmp_path):
+    """In the order of their files' digests, other images were neighbours as soon as the files were written otherwise."""
+    shown = [f"pixels {number:02}" for number in range(60)]
+    Image.new("RGB", (32, 32)).save(path := tmp_path / "any.png")
+    no_features = np.zeros((0, 3), np.float32), np.zeros((0, 32), np.uint8)
+    compared = []
+    for files in ("these", "those"):
+        names = {hashlib.sha256(f"{files} {pixels}".encode()).hexdigest(): pixels for pixels in shown}
+        marks = {name: Fingerprint.of(pixels, bytes(8), *no_features) for name, pixels in names.items()}
+        found = find_near_duplicates(marks, dict.fromkeys(marks, path), THRESHOLDS, Forgetful())
+        compared.append({frozenset(names[name] for name in one.pair) for one in found.compared})
+    assert compared[0] == compared[1]
+    assert len(compared[0]) < 60 * 20
 
 
 def group(tmp_path, images: dict[str, Image.Image]) -> tuple[NearDuplicates, dict[str, str]]:

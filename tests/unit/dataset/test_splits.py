@@ -356,6 +356,17 @@ def test_a_class_whose_images_of_the_held_out_fold_were_removed_says_what_must_c
     assert folds(split_images(left + new, split.assignments, quick, CLASSES))[new[0].key] == 1
 
 
+def test_a_class_that_is_in_other_folds_only_says_how_many_folds_ask_about_it():
+    """A class may have its two groups and none in fold 1, where patients have images of several classes."""
+    images = [image(f"{patient}-{number}")._replace(patient=patient) for patient, number in ("a1", "a2", "a3", "b1", "c1")]
+    images += [image(f"{patient}-2", "normal")._replace(patient=patient) for patient in "bc"]
+    quick = RetrainingConfig.resolve({"folds": 1})
+    with pytest.raises(SplitError, match=r"normal has no image in fold 1 .*; some are in fold 2, which a run with folds=2 asks"):
+        split_images(images, (), quick, CLASSES[::2])
+    two = split_images(images, (), RetrainingConfig.resolve({"folds": 2}), CLASSES[::2])
+    assert count_folds(two.rows, CLASSES[::2])[2]["normal"] == 1
+
+
 def test_a_class_without_any_image_fails():
     images = [row for number in range(20) for row in copies(f"f{number}", CLASSES[number % 2], 1)]
     with pytest.raises(SplitError, match=r"class normal has no image .* it has 0 usable"):

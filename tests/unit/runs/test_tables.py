@@ -31,6 +31,12 @@ from bcc_ops.runs.tables import (
 IMAGE = ImageRow("images/benign/ä (1).png", "benign", 12, "etag", "", datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=timezone.utc))
 CONTENT = ContentRow("k", "benign", "0" * 64, 500, 400, "L", 81.5, 40.25, False, "g", "")
 SPLIT = SplitRow("k", "0" * 64, "benign", "g", 3, "pixels")
+CLASSES = ("benign", "malignant", "normal")
+ANSWERED = [
+    SplitRow("images/benign/ä (1).png", "a" * 64, "benign", "g", 1, "p"),
+    SplitRow("images/normal/b.png", "b" * 64, "normal", "h", 5),
+]
+PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5]])
 
 
 @pytest.mark.parametrize("row", [IMAGE, CONTENT, SPLIT])
@@ -45,6 +51,31 @@ def test_a_table_with_an_empty_cell_is_refused_by_the_name_of_its_column(row: Co
     content = write_rows(type(row), [row, row._replace(**empty)])
     with pytest.raises(ArtifactError, match=f"no value for some rows in its column {name}: restore"):
         read_rows(type(row), content)
+
+
+def damaged(content: bytes, name: str, values: pa.Array) -> bytes:
+    """A table with other values in one of its columns."""
+    table = pq.read_table(io.BytesIO(content))
+    file = io.BytesIO()
+    pq.write_table(table.set_column(table.column_names.index(name), name, values), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("fold", pa.array([3, 9]), r"has the fold 9, which is none of \(1, 2, 3, 4, 5\): restore the file"),
+        ("fold", pa.array(["3", "4"]), "has values of the type string in its column fold, not int64: restore the file"),
+        ("sha256", pa.array([1, 2]), "has values of the type int64 in its column sha256, not string: restore the file"),
+        ("label", pa.array(["benign", None]), "has no value for some rows in its column label: restore the file"),
+    ],
+)
+def test_a_damaged_table_is_refused_by_the_name_of_its_column(name: str, values: pa.Array, said: str) -> None:
+    """Carried over, such a fold ended the split in a KeyError."""
+    with pytest.raises(ArtifactError, match=said):
+        read_rows(SplitRow, damaged(write_rows(SplitRow, ANSWERED), name, values))
+    with pytest.raises(ArtifactError, match=said):
+        read_answers(damaged(write_answers(ANSWERED, CLASSES, PROBABILITIES), name, values), CLASSES)
 
 
 def test_rows_are_written_and_read_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,14 +111,6 @@ def test_predictions_keep_a_gap_where_the_champion_was_not_asked() -> None:
         "challenger_benign": [0.75, 0.25],
         "champion_benign": [None, 0.5],
     }
-
-
-CLASSES = ("benign", "malignant", "normal")
-ANSWERED = [
-    SplitRow("images/benign/ä (1).png", "a" * 64, "benign", "g", 1, "p"),
-    SplitRow("images/normal/b.png", "b" * 64, "normal", "h", 5),
-]
-PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5]])
 
 
 def test_answers_come_back_with_their_images_folds_and_probabilities() -> None:
@@ -131,8 +154,9 @@ def test_a_table_without_an_answer_for_each_class_is_refused(content: bytes, sai
 def older(row_type: type[SplitRow] | type[AssignmentRow], *partitions: str) -> bytes:
     """A table as it was when images were in partitions and not in folds."""
     columns = {"key": "k", "sha256": "s", "label": "benign", "group": "g", "pixels": "p"}
-    rows = {name: [columns.get(name, 7)] * len(partitions) for name in row_type._fields}
-    table = pa.table({"partition" if name == "fold" else name: rows[name] for name in row_type._fields})
+    fields = [name for name in row_type._fields if name not in ("patient", "trained_on")]
+    rows = {name: [columns.get(name, 7)] * len(partitions) for name in fields}
+    table = pa.table({"partition" if name == "fold" else name: rows[name] for name in fields})
     table = table.set_column(row_type._fields.index("fold"), "partition", pa.array(partitions, pa.string()))
     file = io.BytesIO()
     pq.write_table(table, file)
