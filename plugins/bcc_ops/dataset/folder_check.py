@@ -175,7 +175,7 @@ def metadata_tables(document: MetadataDocument) -> list[RenderableType]:
     told.add_row("images with a row", str(document.images))
     told.add_row("patients", str(document.patients))
     for column in document.columns:
-        told.add_row(Text(column.name), f"{column.images} images, {column.values} values")
+        told.add_row(Text(column.name), f"{column.images} images, {column.values} value{'s' * (column.values != 1)}")
     if not document.findings:
         return [told]
     odd = Table("count", "finding", "such as", title="Odd in the metadata", title_justify="left")

@@ -438,10 +438,12 @@ def _warnings(
     if synthetic:
         yield f"{synthetic} of {len(contents)} images are synthetic: no metric of this run says anything about patients"
     if burned_in:
-        yield f"{burned_in} DICOM images say that text is burned into their pixels: look whether it names a patient"
+        say = "1 DICOM image says" if burned_in == 1 else f"{burned_in} DICOM images say"
+        yield f"{say} that text is burned into the pixels: look whether it names a patient"
     if conflicts:
         images = sum(len(group.keys) for group in conflicts)
-        yield f"{len(conflicts)} groups of near-duplicates are under more than one label; their {images} images are left out"
+        several = "1 group of near-duplicates is" if len(conflicts) == 1 else f"{len(conflicts)} groups of near-duplicates are"
+        yield f"{several} under more than one label: {images} images are left out"
     largest = max((len(group.keys) for group in groups), default=0)
     if largest > _GROUP_TO_LOOK_AT:
         yield f"the largest group of near-duplicates has {largest} images: look whether the copies are real"

@@ -125,7 +125,7 @@ def test_one_scan_under_two_labels_is_left_out_and_listed(tmp_path, good):
     assert result.document.usable == {"benign": 7, "malignant": 8, "normal": 8}
     assert {row.key for row in result.contents if row.refused == CONFLICT} == set(conflict.keys)
     assert not result.document.refused  # nothing is wrong with the files themselves
-    assert "1 groups of near-duplicates are under more than one label" in result.document.warnings[0]
+    assert "1 group of near-duplicates is under more than one label: 2 images" in result.document.warnings[0]
 
 
 def test_the_same_bytes_twice_are_a_group(tmp_path, good):
