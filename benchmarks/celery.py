@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -123,15 +123,31 @@ class Memory:
         return max((size for moment, size in self.seen[service] if begin <= moment <= end), default=0.0)
 
 
+class Instance(NamedTuple):
+    """When an instance of a task ran and on which service, and the megabytes of the service's largest process meanwhile."""
+
+    began: datetime
+    ended: datetime
+    service: str
+    peak: float
+
+
 def markdown(count: int, tasks: Mapping[str, Mapping[str, Any]], memory: Memory, state: str, documents: Mapping[str, Any]) -> str:
     """Return the section: a line per task that ran, in their order, and the run's outcome."""
-    ran = {name: task for name, task in tasks.items() if task["start_date"] and task["end_date"] and task["hostname"]}
-    lines = ["| task | on | seconds | peak MB |", "|---|---|---|---|"]
-    for name, task in sorted(ran.items(), key=lambda item: str(item[1]["start_date"])):
-        service = str(task["hostname"]).removesuffix(".compose")
-        begin, end = parse_moment(task["start_date"]), parse_moment(task["end_date"])
-        peak = memory.peak(service, begin, end)
-        lines.append(f"| `{name}` | {service} | {(end - begin).total_seconds():,.0f} | {peak:,.0f} |")
+    instances: defaultdict[str, list[Instance]] = defaultdict(list)
+    for name, task in tasks.items():
+        if task["start_date"] and task["end_date"] and task["hostname"]:
+            service = str(task["hostname"]).removesuffix(".compose")
+            began, ended = parse_moment(task["start_date"]), parse_moment(task["end_date"])
+            instances[name.partition("[")[0]].append(Instance(began, ended, service, memory.peak(service, began, ended)))
+    lines = ["| task | instances | on | seconds from first to last | of each | peak MB |", "|---|---|---|---|---|---|"]
+    for name, ran in sorted(instances.items(), key=lambda item: min(item[1])):
+        each = sorted((one.ended - one.began).total_seconds() for one in ran)
+        together = (max(one.ended for one in ran) - min(one.began for one in ran)).total_seconds()
+        services = ", ".join(sorted({one.service for one in ran}))
+        shortest = f"{each[0]:,.0f} to " if len(ran) > 1 else ""
+        peak = max(one.peak for one in ran)
+        lines.append(f"| `{name}` | {len(ran)} | {services} | {together:,.0f} | {shortest}{each[-1]:,.0f} | {peak:,.0f} |")
     if documents:
         checks, gate = documents["checks.json"], documents["gate.json"]
         groups = f"{len(checks.groups):,} groups of near-duplicates"
