@@ -2,8 +2,8 @@
 
     python -m benchmarks.celery IMAGES [--count 20000] [--write]
 
-IMAGES is a folder with one folder per class. COUNT images are made from them by seeded changes (turned, zoomed, mirrored, lit
-otherwise, with speckle; 128 pixels wide) and put into the stack's own bucket. Then one run is triggered on an Airflow with
+IMAGES is a folder with one folder per class. COUNT small images are made from them (`benchmarks.small_images`) and put into the
+stack's own bucket. Then one run is triggered on an Airflow with
 PostgreSQL, Redis and two Celery workers, as docker-compose.yaml describes it (`local.compose_stack`). The network is small and
 trained for one epoch: what is measured is everything else. Memory is the resident set of the largest process of the service
 that a task ran on, looked at each second while it did.
@@ -23,21 +23,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
-import numpy as np
 import psutil
 
-from bcc_ops.dataset.decoding import decode_rgb, fit_square
-from bcc_ops.dataset.input_pipeline import Augmentation
 from benchmarks.report import write_section
+from benchmarks.small_images import small_images
 from local.airflow_api import parse_moment
 from local.compose_stack import ComposeStack
 from tests.e2e.compose_runs import DAG_ID, TINY, unpause, whole_documents
 
-SIDE = 128
-CHANGES = Augmentation(
-    flip="horizontal", rotation=0.08, zoom=0.25, stretch=0.2, shift=0.1, brightness=0.1, contrast=0.2, gamma=0.3, speckle=0.2
-)
 PARAMETERS: Mapping[str, Any] = {
     **{name: value for name, value in TINY.items() if name != "content_findings"},
     "epochs": 1,
@@ -73,17 +66,13 @@ def main() -> None:
 
 def upload(stack: ComposeStack, images: Path, count: int) -> None:
     """Make the images and put them where the pipeline looks for them."""
-    originals = [path for path in sorted(images.glob("*/*")) if path.is_file() and "_mask" not in path.name]
 
-    def put(number: int) -> None:
-        path = originals[number % len(originals)]
-        square = fit_square(decode_rgb(path), SIDE, keep_aspect=False)
-        changed = CHANGES(square, np.random.default_rng(number))
-        _, content = cv2.imencode(".png", changed[..., 0])
-        stack.store.put(f"images/{path.parent.name}/{number:07d}.png", content.tobytes(), content_type="image/png")
+    def put(image: tuple[str, bytes]) -> None:
+        key, content = image
+        stack.store.put(key, content, content_type="image/png")
 
     with ThreadPoolExecutor(8) as pool:
-        for done, _ in enumerate(pool.map(put, range(count)), start=1):
+        for done, _ in enumerate(pool.map(put, small_images(images, count)), start=1):
             if done % 5000 == 0 or done == count:
                 print(f"{done:,} images are in the bucket", flush=True)
 

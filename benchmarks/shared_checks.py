@@ -1,8 +1,10 @@
 """The image checks of a first night, on one worker and shared out among two: time, memory, and whether the results are the same.
 
     python -m benchmarks.shared_checks [--images FOLDER] [--count 240] [--slices 4] [--rounds 3] [--write]
+    python -m benchmarks.shared_checks --small --count 100000 --slices 100 --rounds 1 --workers 2
 
-COUNT images, spread over the classes, are in a bucket of a local S3 server. Each worker is a process on one core with an empty
+COUNT images, spread over the classes, are in a bucket of a local S3 server; with --small, they are made from these images
+(`benchmarks.small_images`), so that any number can be had. Each worker is a process on one core with an empty
 cache, and inspects its share of the slices as `inspect_images` does: text and marks, fingerprints, properties. Then one more
 worker, with an empty cache too, does what `check_images` does with what they left in the bucket. One and two workers take turns.
 The clock runs from the start of the processes to the end of the last one.
@@ -15,12 +17,14 @@ import hashlib
 import json
 import os
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -44,7 +48,6 @@ CLASSES = ("benign", "malignant", "normal")
 RULES = ImageRules("images", CLASSES, ("*_mask*",))
 CONFIG = RetrainingConfig()
 CHECK = "check"
-WORKERS = (1, 2)
 
 
 def main() -> None:
@@ -54,6 +57,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=240)
     parser.add_argument("--slices", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="how many share it out, in turns")
+    parser.add_argument("--small", action="store_true", help="make small images from those of the folder")
     parser.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
     parser.add_argument("--part", nargs=4, metavar=("BUCKET", "CORE", "CACHE", "SLICES"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -61,28 +66,42 @@ def main() -> None:
         bucket, core, cache, slices = given.part
         print(json.dumps(work(bucket, int(core), Path(cache), slices)))
         return
-    paths = [path for path in sorted(given.images.glob("*/*")) if path.parent.name in CLASSES and "_mask" not in path.name]
-    chosen = paths[:: max(1, len(paths) // given.count)][: given.count]
-    trials: dict[int, list[dict[str, Any]]] = {workers: [] for workers in WORKERS}
+    from benchmarks.small_images import small_images  # brings TensorFlow, which no worker shall pay for
+
+    trials: dict[int, list[dict[str, Any]]] = {workers: [] for workers in given.workers}
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "s3") as server:
         for number in range(given.rounds):
-            for workers in WORKERS:
-                trial = measure(server, Path(folder), f"round-{number}-{workers}", chosen, workers, given.slices)
+            for workers in given.workers:
+                bucket = f"round-{number}-{workers}"
+                images = small_images(given.images, given.count) if given.small else own_images(given.images, given.count)
+                count = fill(server, bucket, images)
+                trial = measure(server, Path(folder), bucket, count, workers, given.slices)
                 print(workers, trial, flush=True)
                 trials[workers].append(trial)
-    report = markdown(trials, len(chosen), given.slices)
+    report = markdown(trials)
     print(report)
     if given.write:
-        write_section("shared-checks", report)
+        write_section("first-night" if given.small else "shared-checks", report)
 
 
-def measure(server: S3Server, folder: Path, bucket: str, paths: Sequence[Path], workers: int, slices: int) -> dict[str, Any]:
-    """Fill a bucket, let so many workers share its images out, and check them on one more."""
+def own_images(folder: Path, count: int) -> Iterator[tuple[str, bytes]]:
+    """Yield key and content of so many images of a folder, spread over it."""
+    paths = [path for path in sorted(folder.glob("*/*")) if path.parent.name in CLASSES and "_mask" not in path.name]
+    for path in paths[:: max(1, len(paths) // count)][:count]:
+        yield f"images/{path.parent.name}/{path.name}", path.read_bytes()
+
+
+def fill(server: S3Server, bucket: str, images: Iterator[tuple[str, bytes]]) -> int:
+    """Make a bucket, put the images there, and count them."""
     client = server.client()
     client.create_bucket(Bucket=bucket)
-    for path in paths:
-        client.put_object(Bucket=bucket, Key=f"images/{path.parent.name}/{path.name}", Body=path.read_bytes())
-    ends = [len(paths) * number // slices for number in range(slices + 1)]
+    with ThreadPoolExecutor(8) as pool:
+        return sum(1 for _ in pool.map(lambda image: client.put_object(Bucket=bucket, Key=image[0], Body=image[1]), images))
+
+
+def measure(server: S3Server, folder: Path, bucket: str, images: int, workers: int, slices: int) -> dict[str, Any]:
+    """Let so many workers share the images of a bucket out, and check them on one more."""
+    ends = [images * number // slices for number in range(slices + 1)]
     cuts = [f"{begin}-{end}" for begin, end in pairwise(ends)]
     began = time.monotonic()
     running = [
@@ -91,7 +110,7 @@ def measure(server: S3Server, folder: Path, bucket: str, paths: Sequence[Path], 
     inspected = [_result(process) for process in running]
     seconds = time.monotonic() - began
     checked = _result(_start(server, bucket, 0, folder / f"{bucket}-worker-checks", CHECK))
-    return {"seconds": seconds, "workers": inspected, "check": checked}
+    return {"seconds": seconds, "workers": inspected, "check": checked, "images": images}
 
 
 def _start(server: S3Server, bucket: str, core: int, cache: Path, slices: str) -> subprocess.Popen[str]:
@@ -142,14 +161,15 @@ def work(bucket: str, core: int, cache: Path, slices: str) -> dict[str, Any]:
     }
 
 
-def markdown(trials: dict[int, list[dict[str, Any]]], images: int, slices: int) -> str:
+def markdown(trials: dict[int, list[dict[str, Any]]]) -> str:
     """Return the section: a line per number of workers, with the medians and the range of the rounds."""
+    images = next(iter(trials.values()))[0]["images"]
     lines = [
         "## Image checks shared out",
         "",
-        f"`python -m benchmarks.shared_checks --count {images} --slices {slices} --rounds {len(trials[1])} --write`",
+        f"`python -m benchmarks.shared_checks {shlex.join(sys.argv[1:])}`",
         "",
-        "Each worker is a process on one core with an empty cache. Median of the rounds, and their range.",
+        f"{images:,} images. Each worker is a process on one core with an empty cache. Median of the rounds, and their range.",
         "",
         "| workers | seconds | CPU seconds of each | peak MB of each | `check_images` afterwards, CPU seconds | its peak MB |",
         "|---|---|---|---|---|---|",
@@ -164,10 +184,11 @@ def markdown(trials: dict[int, list[dict[str, Any]]], images: int, slices: int) 
             _told([trial["check"]["peak_mb"] for trial in rounds]),
         )
         lines.append(f"| {workers} | {' | '.join(columns)} |")
-    alone, together = (statistics.median(trial["seconds"] for trial in trials[workers]) for workers in WORKERS)
-    digests = {trial["check"]["contents"] for rounds in trials.values() for trial in rounds}
-    same = "is the same, byte by byte" if len(digests) == 1 else f"**differs**: {len(digests)} different ones"
-    lines += ["", f"Two workers are {alone / together:.2f} times as fast as one. `contents.parquet` {same}."]
+    usual = {workers: statistics.median(trial["seconds"] for trial in rounds) for workers, rounds in trials.items()}
+    if {1, 2} <= usual.keys():
+        digests = {trial["check"]["contents"] for rounds in trials.values() for trial in rounds}
+        same = "is the same, byte by byte" if len(digests) == 1 else f"**differs**: {len(digests)} different ones"
+        lines += ["", f"Two workers are {usual[1] / usual[2]:.2f} times as fast as one. `contents.parquet` {same}."]
     return "\n".join(lines)
 
 
