@@ -77,12 +77,24 @@ class MemoryBudget:
         try:
             yield
         finally:
-            if taken >= _RETURNED_FROM:
-                _return_freed_memory()
-            with self._changed:
-                self._free += taken
-                self._changed.notify_all()
+            try:
+                if wanted >= _RETURNED_FROM:
+                    _return_freed_memory()
+            finally:  # whatever happens, or the other threads would wait for ever
+                with self._changed:
+                    self._free += taken
+                    self._changed.notify_all()
 
 
-IMAGES = MemoryBudget(min(_MOST_PER_CORE * max(2, cores()), round(_PART_FOR_IMAGES * memory_limit())))
+def bytes_for_images(processors: int, memory: int) -> int:
+    """Return the bytes that decoded images may take together.
+
+    Args:
+        processors: that this process may use; so many images are looked at side by side.
+        memory: bytes that this process may use.
+    """
+    return min(_MOST_PER_CORE * max(2, processors), round(_PART_FOR_IMAGES * memory))
+
+
+IMAGES = MemoryBudget(bytes_for_images(cores(), memory_limit()))
 """The budget that everything which decodes images shares."""
