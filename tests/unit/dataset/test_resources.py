@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -164,3 +165,36 @@ def test_an_image_larger_than_the_budget_waits_for_all_of_it_and_then_runs_alone
         assert not done.is_set()
     thread.join(60)
     assert done.is_set()
+
+
+def test_small_images_do_not_overtake_a_large_one_that_waits() -> None:
+    """The large one would else come last, and a killed task would have kept nothing of what came after it."""
+    budget, order = MemoryBudget(10), []
+
+    def look(name: str, wanted: int) -> None:
+        with budget.reserve(wanted):
+            order.append(name)
+
+    threads = [threading.Thread(target=look, args=one) for one in (("large", 10), ("small", 1), ("small", 1))]
+    with budget.reserve(1):
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            until = time.monotonic() + 60
+            while len(budget._waiting) < number and thread.is_alive() and time.monotonic() < until:
+                time.sleep(0.001)
+        assert order == []
+    for thread in threads:
+        thread.join(60)
+    assert order == ["large", "small", "small"]
+
+
+def test_who_is_interrupted_while_it_waits_is_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = MemoryBudget(10)
+    with budget.reserve(10):
+        with monkeypatch.context() as patch:
+            patch.setattr(budget._changed, "wait_for", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt), budget.reserve(1):
+                pass
+    with budget.reserve(10):
+        assert budget._free == 0
+    assert budget._free == 10
