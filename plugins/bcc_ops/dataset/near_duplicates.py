@@ -14,7 +14,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -187,13 +187,26 @@ def compare_sets(
         marks, paths, thresholds, memory: as in `find_near_duplicates`.
 
     Returns:
-        Every candidate, sorted by its contents; equal pixels in two files are one too.
+        Every candidate, sorted by its contents; equal pixels in two files are one too. Where several files of a set have the
+        same pixels, one of them stands for all in the pairs of the other set's files.
     """
     one, other = (frozenset(contents) for contents in sets)
     apart = (one ^ other) & marks.keys()
-    return _compare_candidates(
-        sorted(apart), marks, paths, thresholds, memory, wanted=lambda pair: (pair[0] in one) != (pair[1] in one)
+    alike: defaultdict[tuple[bool, str], list[str]] = defaultdict(list)
+    for sha256 in sorted(apart):
+        alike[sha256 in one, marks[sha256].pixels].append(sha256)
+    # Of files with the same pixels, one stands for all: many would crowd out one another's candidates.
+    copies = {same[0]: same for same in alike.values()}
+    compared = _compare_candidates(
+        sorted(copies), marks, paths, thresholds, memory, wanted=lambda pair: (pair[0] in one) != (pair[1] in one)
     )
+    pairs = [
+        replace(found, pair=(min(copy, partner), max(copy, partner)))
+        for found in compared
+        for stand_in, partner in (found.pair, found.pair[::-1])
+        for copy in copies[stand_in]
+    ]
+    return tuple(sorted({found.pair: found for found in pairs}.values(), key=lambda found: found.pair))
 
 
 def _compare_candidates(

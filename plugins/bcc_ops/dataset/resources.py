@@ -10,6 +10,7 @@ import ctypes
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,6 +59,9 @@ def _return_freed_memory() -> None:
 class MemoryBudget:
     """Bytes that threads share. Who asks for more than is free waits; who asks for more than there is takes all of it.
 
+    Nobody overtakes: a large image would else wait for as long as there are small ones, and what was learned of those is kept in
+    their order, so that a killed task would lose it.
+
     Args:
         size: bytes in all.
     """
@@ -66,23 +70,41 @@ class MemoryBudget:
         self.size = size
         self._free = size
         self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
 
     @contextmanager
     def reserve(self, wanted: int) -> Iterator[None]:
         """Hold `wanted` bytes for the block. Do not nest: two threads could then wait for each other."""
-        taken = min(max(wanted, 0), self.size)
+        taken, turn = min(max(wanted, 0), self.size), object()
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= taken)
-            self._free -= taken
+            self._waiting.append(turn)
+            try:
+                self._changed.wait_for(lambda: self._waiting[0] is turn and self._free >= taken)
+                self._free -= taken
+            finally:  # of who was interrupted, too
+                self._waiting.remove(turn)
+                self._changed.notify_all()
         try:
             yield
         finally:
-            if taken >= _RETURNED_FROM:
-                _return_freed_memory()
-            with self._changed:
-                self._free += taken
-                self._changed.notify_all()
+            try:
+                if wanted >= _RETURNED_FROM:
+                    _return_freed_memory()
+            finally:  # whatever happens, or the other threads would wait for ever
+                with self._changed:
+                    self._free += taken
+                    self._changed.notify_all()
 
 
-IMAGES = MemoryBudget(min(_MOST_PER_CORE * max(2, cores()), round(_PART_FOR_IMAGES * memory_limit())))
+def bytes_for_images(processors: int, memory: int) -> int:
+    """Return the bytes that decoded images may take together.
+
+    Args:
+        processors: that this process may use; so many images are looked at side by side.
+        memory: bytes that this process may use.
+    """
+    return min(_MOST_PER_CORE * max(2, processors), round(_PART_FOR_IMAGES * memory))
+
+
+IMAGES = MemoryBudget(bytes_for_images(cores(), memory_limit()))
 """The budget that everything which decodes images shares."""

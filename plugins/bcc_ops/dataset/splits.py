@@ -496,7 +496,8 @@ def _check(split: Split, groups: Sequence[_Group], classes: Sequence[str]) -> No
     asked = FOLDS[: split.folds]
     for name in classes:
         trained_on = Counter(row.fold for row in split.rows if row.label == name and row.trained_on)
-        untrained = [fold for fold in asked if trained_on.total() == trained_on[fold]]
+        alone = [fold for fold in FOLDS if trained_on.total() == trained_on[fold]]  # with nothing to train on outside of it
+        untrained = [fold for fold in asked if fold in alone]
         unasked = not any(counts[fold][name] for fold in asked)
         if not untrained and not unasked:
             continue
@@ -508,7 +509,8 @@ def _check(split: Split, groups: Sequence[_Group], classes: Sequence[str]) -> No
         )
         settled = any(group.folds for group in independent)
         more = "; what is there keeps its fold, so that new groups must come" if settled else ""
-        if unasked and (others := [fold for fold in FOLDS if counts[fold][name]]):
+        # Not if such a run would fail as well, for want of images to train on.
+        if unasked and (others := [fold for fold in FOLDS if counts[fold][name] and not set(alone) & set(FOLDS[:fold])]):
             more += f"; some are in fold {others[0]}, which a run with folds={others[0]} asks about"
         raise SplitError(
             f"class {name} has {problem}: it has {images} usable images in {len(independent)} groups that may not be torn apart, "

@@ -110,7 +110,7 @@ def iterate_rows(row_type: type[Row], content: bytes) -> Iterator[Row]:
         for batch in file.iter_batches(_ROWS_AT_ONCE):
             table = _folds_of_partitions(pa.Table.from_batches([batch]))
             _check_cells(table)
-            yield from (row_type(*values) for values in zip(*(column.to_pylist() for column in table.columns)))
+            yield from (row_type(*values) for values in zip(*_as_python(table)))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ArtifactError(f"no Parquet file: {error}") from None
 
@@ -138,6 +138,17 @@ def _check_cells(table: pa.Table) -> None:
         raise ArtifactError(f"the table has no value for some rows in its column {gaps[0]}: {_WAY_OUT}")
     if "fold" in table.column_names and (unknown := set(pc.unique(table.column("fold")).to_pylist()) - {OLDER_TRAINING, *FOLDS}):
         raise ArtifactError(f"the table has the fold {min(unknown)}, which is none of {FOLDS}: {_WAY_OUT}")
+
+
+def _as_python(table: pa.Table) -> list[list[Any]]:
+    """Return the values of each column, or refuse those that no text or no time of Python is."""
+    columns = []
+    for name, column in zip(table.column_names, table.columns):
+        try:
+            columns.append(column.to_pylist())
+        except (ValueError, OverflowError):
+            raise ArtifactError(f"the table has a damaged value in its column {name}: {_WAY_OUT}") from None
+    return columns
 
 
 def _folds_of_partitions(table: pa.Table) -> pa.Table:
@@ -182,7 +193,7 @@ def read_answers(content: bytes, classes: Sequence[str]) -> tuple[list[SplitRow]
         raise ArtifactError(f"the table of answers has the columns {table.column_names}, not {wanted}")
     _check_types(table.schema, _answers_schema(classes))
     _check_cells(table)
-    rows = [SplitRow(*values) for values in zip(*(table.column(name).to_pylist() for name in fields))]
+    rows = [SplitRow(*values) for values in zip(*_as_python(table.select(fields)))]
     columns = [table.column(f"p_{name}").to_numpy() for name in classes]
     return rows, np.stack(columns, axis=1) if rows else np.zeros((0, len(classes)))
 

@@ -306,3 +306,16 @@ def test_two_sets_are_compared_with_one_another_only(tmp_path):
     assert {one.pair for one in compared if one.accepted} == {("b", "c"), ("b", "c2")}
     assert all((one in {"a", "a2", "b"}) != (other in {"a", "a2", "b"}) for one, other in (pair.pair for pair in compared))
     assert compare_sets((("a", "b"), ()), marks, paths, THRESHOLDS, Forgetful()) == ()
+
+
+def test_each_of_many_files_with_the_same_pixels_is_compared_with_the_other_set(tmp_path):
+    """Compared as so many images, some were passed over, by the digests of their files."""
+    original = scan(1)
+    original.save(path := tmp_path / "original.png")
+    cropped(original, left=0.1).save(other := tmp_path / "other.png")
+    mark, near = (fingerprint(rgb := np.array(Image.open(file)), to_gray(rgb)) for file in (path, other))
+    copies = [hashlib.sha256(bytes([number])).hexdigest() for number in range(25)]
+    marks, paths = dict.fromkeys(copies, mark) | {"near": near}, dict.fromkeys(copies, path) | {"near": other}
+    found = compare_sets((copies, ["near"]), marks, paths, THRESHOLDS, Forgetful())
+    assert [one.pair for one in found] == sorted((copy, "near") for copy in copies)
+    assert len({one.similarity for one in found}) == 1 and found[0].accepted

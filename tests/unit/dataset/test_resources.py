@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from bcc_ops.dataset import resources
-from bcc_ops.dataset.resources import MemoryBudget, cores, memory_limit
+from bcc_ops.dataset.resources import MemoryBudget, bytes_for_images, cores, memory_limit
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -73,6 +79,77 @@ def test_what_a_large_image_took_goes_back_to_the_system_before_another_thread_m
     assert budget._free == 300_000_000
 
 
+def test_an_image_that_is_larger_than_a_small_budget_goes_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took more than was there to be reserved."""
+    asked = Mock()
+    monkeypatch.setattr(resources, "_return_freed_memory", asked)
+    with MemoryBudget(200_000_000).reserve(300_000_000):
+        pass
+    assert asked.call_count == 1
+
+
+@pytest.mark.parametrize("size", [300_000_000, 200_000_000])
+def test_what_was_reserved_is_free_again_though_giving_it_back_to_the_system_failed(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Else the other threads would wait for it for ever, and a task that ran out of memory would hang instead of failing."""
+    budget = MemoryBudget(size)
+
+    def fail() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(resources, "_return_freed_memory", fail)
+    with pytest.raises(MemoryError), budget.reserve(10**9):
+        pass
+    assert budget._free == size
+
+
+@pytest.mark.parametrize(
+    ("processors", "memory", "expected"),
+    [
+        (1, 16_000_000_000, 600_000_000),  # the largest image, whatever the processors
+        (2, 16_000_000_000, 600_000_000),
+        (8, 16_000_000_000, 2_400_000_000),
+        (64, 16_000_000_000, 4_000_000_000),  # never more than a quarter of the memory
+        (8, 1_000_000_000, 250_000_000),
+    ],
+)
+def test_images_may_take_more_memory_with_each_processor_up_to_a_quarter(processors: int, memory: int, expected: int) -> None:
+    assert bytes_for_images(processors, memory) == expected
+
+
+FREE_MANY = """
+import re
+from bcc_ops.dataset.resources import MemoryBudget
+def memory():
+    return 1024 * int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+before = memory()
+with MemoryBudget(10**9).reserve(300_000_000):
+    parts = [b"x" * 50_000 for _ in range(4_000)]
+    last = parts.pop()  # the allocator gives nothing back by itself that is below this one
+    assert memory() - before > 180_000_000
+    parts.clear()
+    assert memory() - before > 180_000_000
+assert memory() - before < 40_000_000, memory() - before
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep other things")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    plain = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "LD_PRELOAD", "GLIBC_TUNABLES"))
+    }
+    done = subprocess.run([sys.executable, "-c", FREE_MANY], capture_output=True, text=True, check=False, env=plain)
+    assert done.returncode == 0, done.stderr[-1000:]
+
+
+def test_without_an_allocator_that_can_be_asked_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with musl, whose library has no such function, and on Windows, where there is no such library."""
+    for error in (AttributeError, OSError, TypeError):
+        monkeypatch.setattr(ctypes, "CDLL", Mock(side_effect=error))
+        resources._return_freed_memory()
+
+
 def test_an_image_larger_than_the_budget_waits_for_all_of_it_and_then_runs_alone() -> None:
     budget, inside, done = MemoryBudget(10), threading.Event(), threading.Event()
 
@@ -88,3 +165,36 @@ def test_an_image_larger_than_the_budget_waits_for_all_of_it_and_then_runs_alone
         assert not done.is_set()
     thread.join(60)
     assert done.is_set()
+
+
+def test_small_images_do_not_overtake_a_large_one_that_waits() -> None:
+    """The large one would else come last, and a killed task would have kept nothing of what came after it."""
+    budget, order = MemoryBudget(10), []
+
+    def look(name: str, wanted: int) -> None:
+        with budget.reserve(wanted):
+            order.append(name)
+
+    threads = [threading.Thread(target=look, args=one) for one in (("large", 10), ("small", 1), ("small", 1))]
+    with budget.reserve(1):
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            until = time.monotonic() + 60
+            while len(budget._waiting) < number and thread.is_alive() and time.monotonic() < until:
+                time.sleep(0.001)
+        assert order == []
+    for thread in threads:
+        thread.join(60)
+    assert order == ["large", "small", "small"]
+
+
+def test_who_is_interrupted_while_it_waits_is_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = MemoryBudget(10)
+    with budget.reserve(10):
+        with monkeypatch.context() as patch:
+            patch.setattr(budget._changed, "wait_for", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt), budget.reserve(1):
+                pass
+    with budget.reserve(10):
+        assert budget._free == 0
+    assert budget._free == 10

@@ -367,6 +367,21 @@ def test_a_class_that_is_in_other_folds_only_says_how_many_folds_ask_about_it():
     assert count_folds(two.rows, CLASSES[::2])[2]["normal"] == 1
 
 
+@pytest.mark.parametrize("settled", [(2, 2), (3,)])
+def test_a_number_of_folds_with_which_a_class_had_nothing_to_be_trained_on_is_not_named(settled):
+    """All its images are in one fold: a run that asks about that one fails as well."""
+    images = [image(f"b{number}") for number in range(10)]
+    images += [image(f"n{number}", "normal") for number in range(len(settled))]
+    folds_before = [1 + number % 5 for number in range(10)] + list(settled)
+    before = [
+        AssignmentRow(row.key, row.sha256, row.pixels, row.label, row.group, fold, 0) for row, fold in zip(images, folds_before)
+    ]
+    with pytest.raises(SplitError, match=r"normal has no image in fold 1 to be asked about: .* new groups must come$"):
+        split_images(images, before, RetrainingConfig.resolve({"folds": 1}), CLASSES[::2])
+    with pytest.raises(SplitError, match="normal has no image outside of fold"):
+        split_images(images, before, RetrainingConfig.resolve({"folds": settled[0]}), CLASSES[::2])
+
+
 def test_a_class_without_any_image_fails():
     images = [row for number in range(20) for row in copies(f"f{number}", CLASSES[number % 2], 1)]
     with pytest.raises(SplitError, match=r"class normal has no image .* it has 0 usable"):

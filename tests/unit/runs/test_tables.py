@@ -78,6 +78,18 @@ def test_a_damaged_table_is_refused_by_the_name_of_its_column(name: str, values:
         read_answers(damaged(write_answers(ANSWERED, CLASSES, PROBABILITIES), name, values), CLASSES)
 
 
+def test_a_text_or_a_time_that_python_does_not_know_is_refused_by_the_name_of_its_column() -> None:
+    text = pa.array([b"\xff", b"a"]).view(pa.string())
+    said = "has a damaged value in its column key: restore the file"
+    with pytest.raises(ArtifactError, match=said):
+        read_rows(SplitRow, damaged(write_rows(SplitRow, ANSWERED), "key", text))
+    with pytest.raises(ArtifactError, match=said):
+        read_answers(damaged(write_answers(ANSWERED, CLASSES, PROBABILITIES), "key", text), CLASSES)
+    time = pa.array([2**62], pa.timestamp("us", tz="UTC"))  # of the year 148,108
+    with pytest.raises(ArtifactError, match="has a damaged value in its column last_modified: restore the file"):
+        read_rows(ImageRow, damaged(write_rows(ImageRow, [IMAGE]), "last_modified", time))
+
+
 def test_rows_are_written_and_read_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bcc_ops.runs.tables._ROWS_AT_ONCE", 2)
     rows = [SPLIT._replace(key=str(number)) for number in range(5)]
