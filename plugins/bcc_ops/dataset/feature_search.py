@@ -39,6 +39,7 @@ _GRIDS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5))
 _LEAST_VOTES = 6
 _IMAGES_AT_ONCE = 1000
 _COMPARED_AT_ONCE = 500_000
+_COUNTED_AT_ONCE = 500_000
 _WORTH_EXTENDING = 0.25
 _NUMBERS = 1 << 20
 """More than an image has features: a feature's id is its image's position times this, plus its own number."""
@@ -374,16 +375,33 @@ def _agreeing(features: _Block, one: npt.NDArray[np.int64], other: npt.NDArray[n
 
     Args:
         features: of all images concerned.
-        one, other: matches, each once, as indexes of features; `one` of the earlier image.
+        one, other: matches, each once, as indexes of features; `one` of the earlier image, sorted by these images.
         images: how many there are.
     """
-    if not len(one):
-        return []
+    agreed: list[tuple[int, int]] = []
+    for part in _parts(features.owner[one]):
+        agreed += _agreeing_of(features, one[part], other[part], images)
+    return agreed
+
+
+def _parts(owners: npt.NDArray[np.int64]) -> Iterator[slice]:
+    """Yield sorted owners in parts of about `_COUNTED_AT_ONCE`, none of which ends within an owner's."""
+    if not len(owners):
+        return
+    begins = np.flatnonzero(np.diff(owners, prepend=-1))
+    wanted = np.arange(0, len(owners), _COUNTED_AT_ONCE)
+    cuts = np.unique(begins[np.searchsorted(begins, wanted, side="right") - 1])
+    yield from map(slice, cuts.tolist(), [*cuts[1:].tolist(), len(owners)])
+
+
+def _agreeing_of(
+    features: _Block, one: npt.NDArray[np.int64], other: npt.NDArray[np.int64], images: int
+) -> list[tuple[int, int]]:
     points, owner = features.points, features.owner
     pairs, place, matches = np.unique(owner[one] * images + owner[other], return_inverse=True, return_counts=True)
     enough = matches[place] >= _LEAST_VOTES
     place, one, other = place[enough], one[enough], other[enough]
-    agreed: set[int] = set()
+    agreed = np.zeros(len(pairs), np.bool_)
     # A cell is so many pixels of one of the two images. Both are tried: else the digests of their files would decide which.
     for fixed, moved in ((one, other), (other, one)):
         factor = points[fixed, 2] / points[moved, 2]
@@ -391,6 +409,18 @@ def _agreeing(features: _Block, one: npt.NDArray[np.int64], other: npt.NDArray[n
         shift = points[fixed, :2] - factor[:, None] * points[moved, :2]
         for offset in _GRIDS:
             cell = np.floor(shift / _CELL + offset).astype(np.int64)
-            votes = np.unique(np.column_stack([place, level, cell]), axis=0, return_counts=True)
-            agreed.update(votes[0][votes[1] >= _LEAST_VOTES, 0].tolist())
-    return sorted(divmod(int(pairs[number]), images) for number in agreed)
+            agreed[place[_often(place, level, cell[:, 0], cell[:, 1])]] = True
+    return [divmod(number, images) for number in pairs[agreed].tolist()]
+
+
+def _often(*columns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return one index of each combination of values that at least `_LEAST_VOTES` rows have."""
+    order = np.lexsort(columns)
+    if not len(order):
+        return order
+    changes = np.zeros(len(order) - 1, np.bool_)
+    for column in columns:
+        changes |= np.diff(column[order]) != 0
+    begins = np.concatenate([[0], np.flatnonzero(changes) + 1])
+    often: npt.NDArray[np.int64] = order[begins[np.diff(begins, append=len(order)) >= _LEAST_VOTES]]
+    return often

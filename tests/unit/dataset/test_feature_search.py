@@ -73,6 +73,27 @@ def test_a_search_that_goes_on_finds_what_one_from_the_beginning_finds(at_once: 
         assert found == search_features(now)
 
 
+@settings(max_examples=60, deadline=None)
+@given(library=libraries, at_once=st.integers(1, 40))
+def test_votes_that_are_counted_in_parts_are_those_that_are_counted_at_once(library: dict, at_once: int) -> None:
+    marks = {name: image(words, shift=(int(name) % 3 * 8, 0)) for name, words in library.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_search, "_LEAST_VOTES", 2)
+        whole = search_features(marks)
+        patch.setattr(feature_search, "_COUNTED_AT_ONCE", at_once)
+        assert search_features(marks) == whole
+
+
+@pytest.mark.parametrize(
+    ("at_once", "parts"),
+    [(1, [[1, 1], [4], [6, 6, 6]]), (2, [[1, 1], [4], [6, 6, 6]]), (4, [[1, 1, 4], [6, 6, 6]]), (9, [[1, 1, 4, 6, 6, 6]])],
+)
+def test_no_part_ends_within_an_images_matches(at_once: int, parts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_search, "_COUNTED_AT_ONCE", at_once)
+    owners = np.array([1, 1, 4, 6, 6, 6])
+    assert [owners[part].tolist() for part in feature_search._parts(owners)] == parts
+
+
 def test_a_search_goes_on_only_if_it_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     marks = {f"{number:02}": image([number]) for number in range(20)}
     before = search_features(marks)
