@@ -414,7 +414,7 @@ def test_no_terminal_obeys_a_name_under_the_models(bucket: ModelRegistry, capsys
     table = capsys.readouterr().out
     assert "[red]?]0;title?" in table and not {"\x1b", "\x07"} & set(table)
     assert run("trace", "images/\x1b]0;title\x07.png") == 1
-    assert capsys.readouterr().err.endswith("knows images/?]0;title?.png\n")
+    assert capsys.readouterr().err.endswith("has a trace of images/?]0;title?.png\n")
 
 
 def test_models_of_an_empty_bucket_says_so(bucket: ModelRegistry, capsys: pytest.CaptureFixture[str]) -> None:
