@@ -205,8 +205,8 @@ def known_model(path: Path, classes: str | None, keep_aspect: bool | None, insta
     if not beside.is_file():
         if keep_aspect is None:
             raise ModelError(
-                f"no model.json beside {path} says how images become squares: give --keep-aspect if it was trained on images "
-                "padded to the square, or --no-keep-aspect if they were squeezed, as in the notebook"
+                f"no model.json beside {path} says how to fit an image: give --keep-aspect if it was trained on images that "
+                "were padded to the square, or --no-keep-aspect if they were squeezed, as in the notebook"
             )
         return KnownModel(path, named or find_instance(instance).settings.classes, keep_aspect, None)
     document = parse_document(ModelDocument, beside.read_bytes(), str(beside))
