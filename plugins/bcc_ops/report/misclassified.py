@@ -25,7 +25,7 @@ class Misclassified:
     missed: tuple[MisclassifiedImage, ...]
     false_alarms: tuple[MisclassifiedImage, ...]
     threshold: float | None
-    """The operating point's; None where the highest probability decided."""
+    """The operating point's; None if the highest probability decided."""
 
 
 def find_misclassified(
