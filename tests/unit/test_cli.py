@@ -219,7 +219,7 @@ def test_a_name_that_no_bucket_could_have_is_one_line(folder: Path, model: Path,
     beside(model)
     (folder / "benign" / "0.png").rename(folder / "benign" / os.fsdecode(b"\xff.png"))
     assert run("evaluate", model, folder) == 1
-    assert r"benign/\xff.png' is not UTF-8, which names in a bucket are: rename it" in error_of(capsys)
+    assert r"benign/\xff.png' is not UTF-8, as names in a bucket are: rename it" in error_of(capsys)
 
 
 def test_no_terminal_obeys_the_name_of_an_image(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,13 +51,13 @@ def snapshot_metadata(
         config: `patient_pattern` and `require_metadata` count.
         listing: the images of the snapshot, and the tables beside them.
         paths: of the run.
-        previous: to notice that the pseudonyms are others than before.
+        previous: to notice that the pseudonyms have changed.
 
     Returns:
         What snapshot.json says of it, None if there is no table; and the content of the run's metadata.parquet.
 
     Raises:
-        MetadataProblem: `require_metadata` is on, and there is no table that tells whose image each is.
+        MetadataProblem: `require_metadata` is on, and no table names the patient of each image.
         StorageUnavailable: the store failed, which may pass.
     """
     if not listing.tables:
@@ -224,6 +224,6 @@ def _require(
     ]
     if unknown:
         raise MetadataProblem(
-            f"{document.key} does not tell whose images {len(unknown)} of {len(images)} are "
+            f"{document.key} does not name the patient of {len(unknown)} of {len(images)} images "
             f"({', '.join(unknown[:_EXAMPLES])}, …), and require_metadata is on. {way_out}"
         )

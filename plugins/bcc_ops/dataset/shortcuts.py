@@ -29,10 +29,10 @@ WARNS_FROM = 0.6
 """A finding warns if the lower end of its interval is above this area: 0.5 is chance."""
 
 LEAST_GROUPS = 10
-"""A class with fewer groups is not told about: the interval would be too wide to mean anything."""
+"""Classes with fewer groups are not reported: the interval would be too wide to mean anything."""
 
 MOST_IMAGES = 2000
-"""Of more images, a fixed random sample of whole groups is audited: the interval is narrow by then, and the time is bounded
+"""If there are more, a fixed random sample of whole groups is audited: the interval is narrow by then, and the time is bounded
 (a few CPU seconds)."""
 
 _FOLDS = 5
@@ -124,7 +124,7 @@ def audit_shortcuts(contents: Sequence[ContentRow], classes: Sequence[str], pati
     """
     usable = [row for row in contents if not row.refused]
     if not usable:
-        return ShortcutAudit((), "there is not a usable image")
+        return ShortcutAudit((), "no image is usable")
     if not all(row.file_format and row.width and row.height for row in usable):
         return ShortcutAudit((), "the properties were not measured: an older release checked these images")
     group_of = _groups(usable, patient_pattern)
