@@ -193,7 +193,7 @@ def floors_of(evaluation: Evaluation) -> ModelEvaluation:
 
 
 def _partly(**fields: Any) -> ModelEvaluation:
-    """Return an evaluation of which only this is known: the rest is not looked at, and takes time."""
+    """Return an evaluation with this alone: the rest is not looked at, and takes time."""
     return ModelEvaluation.model_construct(**fields)
 
 
@@ -241,7 +241,7 @@ def night(
 
 
 def approved_before(comparison: Comparison) -> bool:
-    """Tell what the gate of before five folds would have said of a comparison: its margins were the same for every set."""
+    """Tell what the gate from before five folds would have said of a comparison: its margins were the same for every set."""
     lows = (comparison.differences[metric].low for metric in ("balanced_accuracy", "malignant_sensitivity"))
     return all(low is not None and low > -MARGIN_BEFORE for low in lows)
 
@@ -361,7 +361,7 @@ def many_nights(seed: int, history: History, before: bool = False, nights: int =
     Args:
         seed: of all draws.
         history: what comes.
-        before: decide by the gate of before five folds, on a single fold.
+        before: decide by the gate from before five folds, on a single fold.
         nights: how many.
     """
     generator = np.random.default_rng(seed)

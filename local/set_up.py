@@ -39,7 +39,7 @@ def platform_problem(system: str, machine: str, libc: str) -> str | None:
     if system == "Windows":
         return "Airflow does not run on Windows itself: use WSL 2 (Ubuntu), or docker compose"
     if system == "Darwin" and machine != "aarch64":
-        return "TensorFlow has no wheel for Macs with Intel processors any more: use docker compose, or another machine"
+        return "TensorFlow no longer has a wheel for Macs with Intel processors: use docker compose, or another machine"
     if system not in ("Linux", "Darwin"):
         return f"TensorFlow has no wheel for {system}: use Linux or macOS"
     if machine not in ("x86_64", "aarch64"):

@@ -278,7 +278,10 @@ class RetrainingConfig(BaseModel):
     )
     image_size: int = _parameter(256, "Image size (px)", "Side of the square that the network sees.", _MODEL, ge=32, le=1024)
     keep_aspect: bool = _parameter(
-        True, "Keep the aspect", "Pad images to a square with black. Off: squeeze them into it, whatever their shape.", _MODEL
+        True,
+        "Keep the aspect ratio",
+        "Pad images to a square with black. Off: squeeze them into it, whatever their shape.",
+        _MODEL,
     )
     standardize: bool = _parameter(
         True,

@@ -116,7 +116,7 @@ def _config_of(instance: Instance | ConfigError) -> RetrainingConfig:
 def ask_airflow(settings: Settings) -> dict[str, Any]:
     """Return Airflow's executor, the slots of the GPU pool, the schedule's problem, and whether the connection is there.
 
-    A connection of the metadata database is put into this process' environment, where Airflow's hooks find it: outside of a task
+    A connection of the metadata database is put into this process' environment, where Airflow's hooks find it: outside a task
     they do not ask the database.
     """
     from bcc_ops.airflow_names import conf

@@ -28,7 +28,7 @@ LONGEST_PAUSE = 600.0
 """Seconds between two looks at a store that fails, at most."""
 
 SHORTEST_PAUSE = 0.5
-"""Seconds between two looks, at least, where the interval is no shorter."""
+"""Seconds between two looks, at least, unless the interval is shorter."""
 
 IDLE_PART = 5
 """While nothing is new, a pause is the time since the last change divided by this: 100,000 images take 100 requests to list."""
@@ -148,7 +148,7 @@ class ArrivalWatch:
         self.not_before = now + timedelta(seconds=min(self.poke_interval * 2**self.failures, LONGEST_PAUSE))
 
     def is_due(self, now: datetime) -> bool:
-        """Tell whether it is time to look, and no idle pause or back-off goes on."""
+        """Tell whether it is time to look, and no idle pause or back-off is in progress."""
         return self.not_before is None or now >= self.not_before
 
     def pause(self, now: datetime) -> float:
@@ -323,7 +323,7 @@ class ArrivalCheck:
             sleep: waits so many seconds.
 
         Raises:
-            SnapshotChanged: the run is about a past moment, and its images are not there any more.
+            SnapshotChanged: the run is about a past moment, and its images are no longer there.
             NothingNew: no image is left.
         """
         as_of = datetime.fromisoformat(sighted["as_of"])

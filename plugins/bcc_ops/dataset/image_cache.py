@@ -270,7 +270,7 @@ class ImageCache:
             os.close(pin[1])
 
     def _drop_dead(self, pins: Path) -> None:
-        """Remove what dead processes were fetching, and their pins where those have outlived them for long enough."""
+        """Remove what dead processes were fetching, and their pins once those have outlived them for long enough."""
         incoming = self.directory / "incoming"
         # Listed before the pins: a process makes its pin first, so that one which begins meanwhile is not taken for dead.
         directories = list(incoming.iterdir()) if incoming.exists() else []

@@ -195,7 +195,7 @@ def inspect_images(
     previous: Iterable[ContentRow] = (),
     pseudonyms: GivesPseudonyms | None = None,
 ) -> tuple[dict[str, ContentFacts], dict[str, str]]:
-    """Return what can be told of each image by itself: sha256 -> its facts, and sha256 -> its findings if it is usable.
+    """Return what each image tells by itself: sha256 -> its facts, and sha256 -> its findings if it is usable.
 
     Arguments are those of `check_images`.
     """
@@ -240,7 +240,7 @@ def summary(document: ChecksDocument) -> list[str]:
 
 
 def describe_metadata(table: MetadataDocument | None) -> list[str]:
-    """Return what a metadata table told, one line per finding; nothing if there is none or if it is not used."""
+    """Return what a metadata table says, one line per finding; nothing if there is none or if it is not used."""
     if table is None or table.problem:
         return []
     columns = ", ".join(column.name for column in table.columns) or "no column that is used"
@@ -373,7 +373,7 @@ def _rows(
 
 
 def _told_by_files(dicom: Mapping[str, DicomTags], pseudonyms: GivesPseudonyms | None) -> Metadata:
-    """Return what DICOM files tell of themselves. A patient whom they name counts only under the present salt."""
+    """Return what DICOM files say about themselves. A patient whom they name counts only under the present salt."""
     salt = pseudonyms().salt_name if pseudonyms and any(tags.patient for tags in dicom.values()) else ""
     cells = {
         key: {

@@ -59,7 +59,7 @@ _SEARCHES_KEPT = 16
 
 @dataclass(frozen=True)
 class ContentFacts:
-    """What is in one file. `reason` is "" for an image that can be used; else only `detail` counts besides.
+    """What is in one file. `reason` is "" for an image that can be used; else only `detail` counts too.
 
     `width` and `height` in pixels, `mode` as `DecodedImage.mode`, `mean` and `contrast` (standard deviation) of the gray
     values from 0 to 255.

@@ -189,7 +189,7 @@ def _known_content(sha256: bytes, *values: Any) -> KnownContent:
     found = np.frombuffer(points, "<f4").astype(np.float32).reshape(-1, 3)
     _require(len(found) <= MOST_FEATURES and len(descriptors) == len(found) * DESCRIPTOR_BYTES, "features")
     bounds = np.array([width, height, _LARGEST_SCALE], np.float32)
-    _require(bool(np.all((found >= 0) & (found <= bounds) & (found[:, 2:] > _SMALLEST_SCALE))), "a point outside of the image")
+    _require(bool(np.all((found >= 0) & (found <= bounds) & (found[:, 2:] > _SMALLEST_SCALE))), "a point outside the image")
     marks = np.frombuffer(descriptors, np.uint8).reshape(-1, DESCRIPTOR_BYTES)
     mark = Fingerprint.of(pixels.hex(), bytes(hash_), found, marks)
     measures = (min_side, max_pixels, width, height, mode, mean, contrast, synthetic)

@@ -123,13 +123,13 @@ class Matched:
 def match_table(
     table: Table, images: Sequence[TableImage], pseudonyms: Pseudonyms, patient_by_key: Callable[[str], str | None]
 ) -> Matched:
-    """Match a table with the images, and leave out of it what may tell who somebody is.
+    """Match a table with the images, and leave out what may tell who somebody is.
 
     Args:
         table: as `read_table` gives it.
         images: all that the run knows.
         pseudonyms: what becomes of the identifiers.
-        patient_by_key: reads a patient from a key where the deployment has a pattern for it; else it returns None.
+        patient_by_key: reads a patient from a key if the deployment has a pattern for it; else it returns None.
     """
     findings = table.findings
     rows_of = _match(table, {image.path: image.key for image in images}, findings)

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from bcc_ops.runs.rows import ImageRow
 
 METADATA_FILE = "metadata.parquet"
-"""In a run's folder: what the table says of each image, with pseudonyms in place of patients' identifiers."""
+"""In a run's folder: what the table says about each image, with pseudonyms in place of patients' identifiers."""
 FILE_METADATA = "file-metadata.parquet"
-"""In a run's folder: what DICOM files tell of themselves, in the same form."""
+"""In a run's folder: what DICOM files say about themselves, in the same form."""
 _EXAMPLES = 3
 
 
@@ -130,12 +130,12 @@ def write_metadata(metadata: Metadata) -> bytes:
 
 
 def read_metadata(store: ObjectStore, document: MetadataDocument | None) -> Metadata:
-    """Return what the table of a run's snapshot says of its images; nothing if there is no table."""
+    """Return what the table of a run's snapshot says about its images; nothing if there is no table."""
     return _read_rows(store, document.table if document else None)
 
 
 def read_file_metadata(store: ObjectStore, checks: ChecksDocument) -> Metadata:
-    """Return what a run's DICOM files tell of themselves; nothing if there are none."""
+    """Return what a run's DICOM files say about themselves; nothing if there are none."""
     return _read_rows(store, checks.file_metadata)
 
 

@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MERGED_FROM = 32
-"""So many small shards of a kind are merged; so many searches are kept at most."""
+"""This many small shards of a kind are merged; at most this many searches are kept."""
 
 SMALL = {FACTS: 4 * 2**20, FINDINGS: 2**19, SIMILARITY: 2**21}
-"""Bytes, less than a full shard of the kind has. A larger one is not merged any more."""
+"""Bytes, less than a full shard of the kind has. A larger one is no longer merged."""
 
 _AT_ONCE = 4
 _NAME = re.compile(rf"({'|'.join(KINDS)})/[0-9a-f]{{64}}\.parquet")
@@ -154,7 +154,7 @@ class _Place:
         return found
 
     def read(self, listed: _Listed) -> Shard | ArtifactError | StorageError | None:
-        """Return a shard, why it is refused or cannot be read, or None if it is not there any more.
+        """Return a shard, why it is refused or cannot be read, or None if it is gone.
 
         Raises:
             StorageUnavailable, BucketNotFound: the others cannot be read either.

@@ -90,8 +90,8 @@ class ShortcutAudit:
     """The outcome.
 
     Attributes:
-        findings: one per set and class, sets in the order of `PROPERTY_SETS`; empty if nothing can be told.
-        unavailable: why nothing can be told; None if there are findings.
+        findings: one per set and class, sets in the order of `PROPERTY_SETS`; empty if nothing is known.
+        unavailable: why nothing is known; None if there are findings.
         scores: set -> class -> key -> the held-out probability of the class by these properties alone. Sets whose
             properties do not differ are absent.
         images, audited: how many usable images there are, and how many of them were looked at.
@@ -104,7 +104,7 @@ class ShortcutAudit:
     audited: int = 0
 
     def warnings(self) -> list[str]:
-        """Return one sentence per set that predicts a class. That of all sets together is said only if it stands alone."""
+        """Return one sentence per set that predicts a class. That of all sets together is reported only if it stands alone."""
         by_set: defaultdict[str, list[ShortcutFinding]] = defaultdict(list)
         for finding in self.findings:
             if finding.warning:

@@ -423,7 +423,7 @@ def gone_from(record: Iterable[SplitRow], contents: Iterable[ContentRow]) -> lis
 
 
 def caution_about(version: ChampionModel, images: RunImages) -> str | None:
-    """Say what nobody can tell: near-duplicates of images that are gone. None if none are."""
+    """Say what cannot be known: near-duplicates of images that are gone. None if none are."""
     gone = sum(row.sha256 in version.seen or row.pixels in version.seen for row in gone_from(version.record, images.contents))
     if not gone:
         return None
@@ -434,7 +434,7 @@ def caution_about(version: ChampionModel, images: RunImages) -> str | None:
 
 
 def record_problem(version: ChampionModel, images: RunImages) -> str | None:
-    """Say why nobody can tell which images a version was trained on; None if that can be told.
+    """Say why it is unknown which images a version was trained on; None if it is known.
 
     If many images are gone and as many are unknown, they may be the same ones, re-encoded with loss.
     """

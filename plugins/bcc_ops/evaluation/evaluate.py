@@ -200,7 +200,7 @@ def evaluate_folder(
     digest: str,
     threshold: Threshold,
 ) -> EvaluationDocument:
-    """Evaluate any model on any labelled images: an external test, outside of a run.
+    """Evaluate any model on any labelled images: an external test, outside a run.
 
     This fits nothing: `threshold` came with the model, and no temperature applies. `by` makes the subgroups, as
     `slice_values` returns it.

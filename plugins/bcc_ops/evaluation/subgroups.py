@@ -40,7 +40,7 @@ def slice_values(
     Args:
         rows: of the images.
         contents: widths, heights and content findings of this snapshot's images.
-        earlier: sha256 of the images that were held out before; None in the first run, and outside of a run.
+        earlier: sha256 of the images that were held out before; None in the first run, and outside a run.
         pattern: regular expression whose first group names the slice that a key belongs to; "" for none.
         metadata: what else is known of the images.
 

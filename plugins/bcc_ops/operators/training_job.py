@@ -192,7 +192,7 @@ class TrainingJobs:
             log.info("%s is stopped", name)
 
     def give_up(self) -> None:
-        """Create no job any more, and stop the one that this attempt of the task has created: the task is killed."""
+        """Create no more jobs, and stop the one that this attempt of the task has created: the task is killed."""
         self._given_up = True
         if self._created is not None:
             self.stop(self._created)

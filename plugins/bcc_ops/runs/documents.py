@@ -353,7 +353,7 @@ class ShortcutFinding(Part):
     """"size and aspect", "border", …"""
     label: str
     auc: Estimate
-    """Of grouped cross-validation; missing if it cannot be told."""
+    """Of grouped cross-validation; missing if it is not known."""
     warning: bool
 
 
@@ -785,7 +785,7 @@ class EvaluationDocument(Document):
     classes: tuple[str, ...]
     positive_class: str
     as_of: datetime | None
-    """Null for an evaluation outside of a run (`python -m bcc_ops evaluate`)."""
+    """Null for an evaluation outside a run (`python -m bcc_ops evaluate`)."""
     synthetic: bool
     held_out_digest: str
     challenger: ModelEvaluation
@@ -797,15 +797,15 @@ class EvaluationDocument(Document):
     slices: tuple[SliceEvaluation, ...]
     slices_unavailable: str | None
     without: tuple[EvaluationWithout, ...] = ()
-    """One per content finding that enough images have, in the order of `config.FINDINGS`; empty outside of a run."""
+    """One per content finding that enough images have, in the order of `config.FINDINGS`; empty outside a run."""
     external: tuple[ExternalEvaluation, ...] = ()
     """One per external test set, in the order of `external_prefixes`."""
     file_check: FileCheck | None = None
-    """Null if there is one model, and outside of a run."""
+    """Null if there is one model, and outside a run."""
     grouping: str
     """Which images count as one piece of evidence."""
     shortcuts: tuple[FollowedShortcut, ...] = ()
-    """Empty if nothing can be told, outside of a run, and in documents of older releases."""
+    """Empty if nothing is known, outside a run, and in documents of older releases."""
     warm_start_note: str | None = None
     """What the champion that training started from had seen; only in documents of before version 4."""
     model: Reference | None

@@ -207,7 +207,7 @@ class ObjectStore:
                 return body.read(cut), answer["ETag"].strip('"')
 
     def stream(self, key: str, version_id: str | None = None, if_etag: str | None = None) -> Iterator[bytes]:
-        """Yield the content of an object in pieces of at most 1 MiB, its checksum verified where the store holds one.
+        """Yield the content of an object in pieces of at most 1 MiB, its checksum verified if the store holds one.
 
         Raises:
             PreconditionFailed: the object has another ETag than `if_etag`.
