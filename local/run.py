@@ -209,7 +209,7 @@ def run(request: RunRequest) -> int:
 
 
 def _write_parameters(request: RunRequest) -> Path:
-    """Make the parameters that were asked for this deployment's own, so that the nights after this run have them too."""
+    """Make the requested parameters this deployment's own, so that the nights after this run have them too."""
     path = request.home / "parameters.yaml"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lasting = {name: value for name, value in request.all_parameters.items() if name != "as_of"}

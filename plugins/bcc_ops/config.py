@@ -346,7 +346,7 @@ class RetrainingConfig(BaseModel):
     ensemble: bool = _parameter(
         True,
         "Keep the fold models",
-        "The file averages the fold models' answers. Off: it averages their weights, a fifth as large and slow.",
+        "The file averages the fold models' answers. Off: it averages their weights and is a fifth as large and slow.",
         _EVALUATION,
     )
     wanted_sensitivity: float = _parameter(

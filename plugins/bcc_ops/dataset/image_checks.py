@@ -99,7 +99,7 @@ def check_images(
         TooManyRefused: more than `max_refused_fraction` of the images are refused (conflicts do not count as refused).
     """
     if not images:
-        raise NoImages("the snapshot has no image to check")
+        raise NoImages("no image was found to check")
     with InspectionCache(memory_path) as memory:
         facts, findings = inspect_images(images, config, memory, previous=previous or (), pseudonyms=pseudonyms)
         copies = _group(images, facts, config, memory)
