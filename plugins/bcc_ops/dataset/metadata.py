@@ -286,7 +286,7 @@ def _without_rare_values(
     """Leave out the values that may tell who a patient is: those that few patients share.
 
     If no patient is known, nobody can count them: then only the columns whose meaning is fixed are used, and of these only
-    values of that many images or more, since fewer images are of fewer patients. Decades, quarters and sides are told as they are.
+    values of as many images or more, since fewer images are of fewer patients. Decades, quarters and sides are told as they are.
     """
     images = Counter(told for of_image in cells.values() for told in of_image.items())
     patients: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
