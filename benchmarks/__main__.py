@@ -19,7 +19,7 @@ from benchmarks.near_duplicates import BUSI
 def main() -> int:
     """Run each benchmark in a process of its own, so that none measures what another left in memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, default=BUSI, help="a folder with a folder of images a class")
+    parser.add_argument("--images", type=Path, default=BUSI, help="a folder with one folder of images per class")
     images = str(parser.parse_args().images)
     failed = [
         name

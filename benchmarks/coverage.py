@@ -2,7 +2,7 @@
 
     python -m benchmarks.coverage [--repeats 2000] [--write]
 
-Each repeat draws 160 images, 40 of them malignant, asks two models of known skill about them, and looks whether each interval of
+Each repeat draws 160 images, 40 of them malignant, asks two models of known skill about them, and checks whether each interval of
 `evaluation.json` holds what the models truly are: their metrics on 140,000 images drawn alike. `--write` puts the table into
 docs/benchmarks.md.
 """
@@ -180,7 +180,7 @@ def as_section(coverage: Mapping[str, Mapping[str, float]], repeats: int) -> str
             "`python -m benchmarks.coverage --write`",
             "",
             f"160 images, 40 of them malignant; {repeats} repeats, so that each number is uncertain by {noise:.1f} (standard "
-            f"error). Asked for is {LIMITS[0]:.0f} to {LIMITS[1]:.0f} %. Outside of it: {', '.join(outside) or 'none'}.",
+            f"error). Wanted: {LIMITS[0]:.0f} to {LIMITS[1]:.0f} %. Outside this range: {', '.join(outside) or 'none'}.",
             "",
             "| 95 % interval of | " + " | ".join(structure.name for structure in STRUCTURES) + " |",
             "|---" * (1 + len(STRUCTURES)) + "|",
@@ -190,7 +190,7 @@ def as_section(coverage: Mapping[str, Mapping[str, float]], repeats: int) -> str
 
 
 def within(held: float) -> bool:
-    """Tell whether a coverage is what is asked for."""
+    """Tell whether a coverage is within the limits."""
     return LIMITS[0] <= held <= LIMITS[1]
 
 

@@ -152,7 +152,7 @@ def _differences(before: object, after: object) -> str:
     if isinstance(before, dict) and isinstance(after, dict):
         return f"{sum(before.get(key) != after.get(key) for key in before | after)} of {len(before | after)}"
     if isinstance(before, set) and isinstance(after, set):
-        return f"{len(before ^ after)} are in one of both only, of {len(before | after)}"
+        return f"{len(before ^ after)} are in only one of both, of {len(before | after)}"
     return f"{before} and {after}"
 
 

@@ -161,7 +161,7 @@ def aws_command() -> Iterator[str | None]:
 
 
 def measure(way: Callable[[Path], None], expected: int | None) -> float:
-    """Return the seconds of a cold download into an empty folder, whose files are then counted where a number is expected."""
+    """Return the seconds of a cold download into an empty folder, whose files are then counted if a number is expected."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         began = time.perf_counter()
         way(Path(folder))
@@ -186,7 +186,7 @@ def compare_ways(bucket: Bucket, aws: str | None, rounds: int) -> dict[str, floa
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
         for name, way in ways.items():
-            if number and seconds[name][0] > 60:  # minutes a time: once is enough
+            if number and seconds[name][0] > 60:  # minutes each time: once is enough
                 continue
             # Ours counts for itself: it keeps the same content under two names once.
             seconds[name].append(measure(way, None if name == OURS else len(bucket.keys)))

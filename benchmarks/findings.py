@@ -60,7 +60,7 @@ def look(paths: Mapping[str, Path]) -> dict[str, frozenset[str]]:
 
 
 def compare(labels: Mapping[str, frozenset[str]], found: Mapping[str, frozenset[str]]) -> list[str]:
-    """Return the table's rows: how often each finding is right where it is there, and where it is not."""
+    """Return the table's rows: how often each finding is right on images that have it, and on those that do not."""
     rows = []
     for name, (means, says) in COMPARED.items():
         there = [bool(found[key] & says) for key, seen in labels.items() if seen & means]

@@ -1,4 +1,4 @@
-"""How often does the gate approve models of which the truth is known, and what becomes of the champion over 100 nights?
+"""How often does the gate approve models whose truth is known, and what becomes of the champion over 100 nights?
 
 Models are drawn, not trained: each answers with a softmax over three logits. An image's own difficulty is common to all models,
 so that they err on much the same images as two trainings of one recipe do, and both the difficulty and a model's own part of an
@@ -88,7 +88,7 @@ class Images:
 
     @classmethod
     def draw(cls, generator: Generator, counts: Sequence[int], first_group: int = 0) -> Images:
-        """Draw so many images of each class, group by group."""
+        """Draw this many images of each class, group by group."""
         labels: list[int] = []
         groups: list[int] = []
         group = first_group
@@ -193,7 +193,7 @@ def floors_of(evaluation: Evaluation) -> ModelEvaluation:
 
 
 def _partly(**fields: Any) -> ModelEvaluation:
-    """Return an evaluation of which only this is known: the rest is not looked at, and takes time."""
+    """Return an evaluation with this alone: the rest is not looked at, and takes time."""
     return ModelEvaluation.model_construct(**fields)
 
 
@@ -241,7 +241,7 @@ def night(
 
 
 def approved_before(comparison: Comparison) -> bool:
-    """Tell what the gate of before five folds would have said of a comparison: its margins were the same for every set."""
+    """Tell what the gate from before five folds would have said of a comparison: its margins were the same for every set."""
     lows = (comparison.differences[metric].low for metric in ("balanced_accuracy", "malignant_sensitivity"))
     return all(low is not None and low > -MARGIN_BEFORE for low in lows)
 
@@ -287,7 +287,7 @@ def true_sensitivities(truth: Truth, images: int = 200_000) -> tuple[float, floa
 
 
 def counts_of(images: int) -> tuple[int, int, int]:
-    """Return how many images of each class so many are."""
+    """Return how many of this many images are of each class."""
     first, second = (round(share * images) for share in SHARES[:2])
     return first, second, images - first - second
 
@@ -313,7 +313,7 @@ class History:
     Attributes:
         name: for the table.
         challenger: (true sensitivity of the champion, night from 1) -> that of the challenger.
-        fresh: the images are others every night. Otherwise they stay, and new ones are added.
+        fresh: the images are different every night. Otherwise they stay, and new ones are added.
     """
 
     name: str
@@ -356,12 +356,12 @@ class Outcome:
 
 
 def many_nights(seed: int, history: History, before: bool = False, nights: int = NIGHTS) -> Outcome:
-    """Simulate so many nights, each of which starts with what the one before left.
+    """Simulate this many nights, each of which starts with what the one before left.
 
     Args:
         seed: of all draws.
         history: what comes.
-        before: decide by the gate of before five folds, on a single fold.
+        before: decide by the gate from before five folds, on a single fold.
         nights: how many.
     """
     generator = np.random.default_rng(seed)

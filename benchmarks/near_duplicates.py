@@ -96,7 +96,7 @@ def _row(first: str, measured: dict[str, Any], *counts: str) -> str:
 def main() -> None:
     """Measure, print and write the section."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=Path, default=BUSI, help="a folder with a folder of images a class")
+    parser.add_argument("--images", type=Path, default=BUSI, help="a folder with one folder of images per class")
     parser.add_argument("--sizes", type=int, nargs="+", default=[25_000, 50_000, 100_000], help="how many hashes to group")
     parser.add_argument("--dry", action="store_true", help="print only")
     given = parser.parse_args()

@@ -38,8 +38,8 @@ def train(train_folder: Path, validation_folder: Path, epochs: int, seed: int) -
     """Train and validate.
 
     Returns:
-        Seconds (of the whole, and a list an epoch), processor seconds, labels and probabilities on the validation images,
-        an entry an epoch, and peak memory in MB.
+        Seconds (of the whole, and a list with one entry per epoch), processor seconds, labels and probabilities on the
+        validation images, one entry per epoch, and peak memory in MB.
     """
     began = time.monotonic()
     import keras

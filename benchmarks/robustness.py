@@ -188,7 +188,7 @@ def _read(folder: Path, seed: int, fold: int, ending: str) -> bytes:
 
 def _path(row: SplitRow, paths: Mapping[str, Path]) -> Path:
     if row.sha256 not in paths:
-        raise SystemExit(f"{row.key} was trained on and is not in the folder: name the folder that benchmarks.training had")
+        raise SystemExit(f"{row.key} was trained on but is not in the folder: name the folder that benchmarks.training used")
     return paths[row.sha256]
 
 

@@ -1,8 +1,8 @@
-"""Measure how a night grows with the number of images: time, memory, and requests to list them.
+"""Measure how a night's cost grows with the number of images: time, memory, and requests to list them.
 
     python -m benchmarks.scale IMAGES [--sizes 1000 10000 100000] [--objects 1000000] [--new 100] [--write]
 
-IMAGES is a folder with one folder per class. Their fingerprints, with bits turned over at random, stand for any number of images,
+IMAGES is a folder with one folder per class. Their fingerprints, with bits flipped at random, stand for any number of images,
 so that no file is needed: what is measured is the search for near-duplicates as `check_images` does it, with what was learned
 of each image in its SQLite file, a first time and with NEW more images. Listings are pages as the store would send them. Each
 step runs in a process of its own.
@@ -120,7 +120,7 @@ def _name(number: int) -> str:
 
 
 def synthetic_facts(folder: Path, count: int) -> Iterator[tuple[str, Any]]:
-    """Yield as many contents as asked for: the fingerprints of real images with a fifth of the bits turned over."""
+    """Yield as many contents as asked for: the fingerprints of real images with a fifth of the bits flipped."""
     from bcc_ops.dataset.decoding import decode_rgb
     from bcc_ops.dataset.fingerprints import Fingerprint, fingerprint, to_gray
     from bcc_ops.dataset.inspection_cache import ContentFacts
@@ -138,7 +138,7 @@ def synthetic_facts(folder: Path, count: int) -> Iterator[tuple[str, Any]]:
 
 
 def measure_listing(size: int) -> dict[str, Any]:
-    """List, write and compare a snapshot of so many objects; count the listings of an idle night."""
+    """List, write and compare a snapshot of this many objects; count the listings of an idle night."""
     from bcc_ops.dataset.snapshot import ImageRules, ListingBuilder, compare, write_images
     from bcc_ops.runs.rows import ImageRow
     from bcc_ops.runs.tables import iterate_rows

@@ -3,8 +3,8 @@
     IMAGES=folder python -m benchmarks.shortcuts [--shuffles 20] [--write]
 
 The folder has one folder of images per class; without `IMAGES` it is the one that the other benchmarks use. The audit is done
-once with the true labels, and then with labels that are shuffled among the near-duplicate groups of the same size: every warning
-is a false alarm then. `--write` puts the table into docs/benchmarks.md.
+once with the true labels, and then with labels shuffled among near-duplicate groups of the same size: then every warning
+is a false alarm. `--write` puts the table into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
     audit = audit_shortcuts(rows, classes)
     seconds = time.process_time() - worked
     if audit.unavailable:
-        raise SystemExit(f"nothing can be told: {audit.unavailable}")
+        raise SystemExit(f"not measured: {audit.unavailable}")
     null = [audit_shortcuts(shuffled(rows, seed), classes) for seed in range(given.shuffles)]
     areas = np.array([one.auc.value for found in null for one in found.findings if one.auc.value is not None])
     held = [one.auc for found in null for one in found.findings if one.auc.low is not None and one.auc.high is not None]

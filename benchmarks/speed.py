@@ -1,4 +1,4 @@
-"""What must be quick, each against its limit: a large run's report, parsing the DAGs, an evaluation.
+"""What must be fast, each against its limit: a large run's report, parsing the DAGs, an evaluation.
 
 No test measures time, since a test must pass on a busy machine too. Run this on an idle one:
 
@@ -79,7 +79,7 @@ def evaluation_seconds() -> float:
 
 
 def quickest(work: Callable[[], object], times: int = 3) -> float:
-    """Wall seconds of the quickest of some rounds."""
+    """Wall seconds of the fastest of some rounds."""
     taken = []
     for _ in range(times):
         began = time.perf_counter()

@@ -98,7 +98,7 @@ class History:
     """Pixels that an older release trained on."""
     patients_known: bool = False
     older_nights: int = 0
-    """So many nights are of an older release, which had one model and held out a part that is fold 1 now."""
+    """This many nights are of an older release, which had one model and held out a part that is fold 1 now."""
     night: int = 0
     counted: Counter[str] = field(default_factory=Counter)
     past: dict[int, list[Image]] = field(default_factory=dict)
@@ -234,7 +234,7 @@ class History:
         self.counted["runs"] += 1
 
     def _check_honest(self, earlier: Run, run: Run, contents: Sequence[ContentRow]) -> None:
-        """Each answer that counts must be of a model trained on nothing that belongs with the image by now."""
+        """Each answer that counts must come from a model trained on nothing that now belongs with the image."""
         rows = run.split.rows
         honest = honest_answers(earlier.version, rows, RunImages(rows, contents, run.split.assignments, {}))
         together = self._together(run, contents)
@@ -307,7 +307,7 @@ def main() -> Literal[0, 1]:
         return 1
     answers = f"{total['recorded']} stored answers and {total['asked']} new questions"
     checked = f"{total['histories']} histories, {total['runs']} runs, {answers}"
-    print(f"{checked}: no image changed folds, and no answer that counted was of a model that was trained on the image")
+    print(f"{checked}: no image changed folds, and no answer that counted came from a model trained on the image")
     return 0
 
 

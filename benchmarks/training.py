@@ -3,7 +3,7 @@
     python -m benchmarks.training IMAGES [--external FOLDER …] [--patients REGEX] [--seeds 1 2 3] [--set NAME=VALUE …]
                                          [--results DIR] [--notebook-epochs 20] [--only PART …] [--write]
 
-IMAGES is a folder with one folder per class; each FOLDER is another one, from elsewhere, which nothing is trained on. REGEX reads
+IMAGES is a folder with one folder per class; each FOLDER is another one, from elsewhere, not trained on. REGEX reads
 the patient from a file's name there. Each part runs in a process of its own, one after the other, and leaves its result in DIR;
 what is there already is not done again, so an interrupted benchmark continues. `--set` changes parameters of the run: give each
 trial a DIR of its own. `--write` puts the tables into docs/benchmarks.md.

@@ -23,13 +23,13 @@ class AirflowError(RuntimeError):
 
 
 class AirflowUnavailable(AirflowError):
-    """Airflow does not answer now; it may later."""
+    """Airflow does not answer now, but may later."""
 
 
 class AirflowApi:
     """A client for one Airflow.
 
-    An API server that is starting again, or has too much to do, is waited for: what may be asked twice is asked again
+    The client waits for an API server that is restarting or overloaded: what may be asked twice is asked again
     for three minutes.
 
     Args:
@@ -65,7 +65,7 @@ class AirflowApi:
         return self._patiently(ask) if method in ("GET", "PATCH") else ask()
 
     def _patiently(self, ask: Callable[[], T]) -> T:
-        """Return what `ask` returns, which is asked again while Airflow does not answer."""
+        """Return what `ask` returns, asking again while Airflow does not answer."""
         deadline = time.monotonic() + self.patience
         while True:
             try:
@@ -150,7 +150,7 @@ class AirflowApi:
         and leaves one without runs, which blocks every other (apache/airflow#66726). Such a one is cancelled here.
 
         Args:
-            reprocess: "none", or which earlier runs of these dates are done again: "failed", "completed".
+            reprocess: "none", or which earlier runs of these dates are repeated: "failed", "completed".
             conf: of each run.
         """
         body = {
@@ -178,10 +178,10 @@ class AirflowApi:
         return {backfill["id"] for backfill in self.call("GET", "/backfills", params={"dag_id": dag_id})["backfills"]}
 
     def _create(self, path: str, body: Mapping[str, Any], made: Callable[[], bool]) -> None:
-        """POST, and again where no answer came.
+        """POST, and again if no answer came.
 
         Args:
-            made: whether it is there by now: perhaps only the answer was lost, and not the request.
+            made: whether it is there by now: perhaps only the answer was lost, not the request.
         """
         lost = False
 
@@ -216,7 +216,7 @@ class AirflowApi:
         return {_instance_name(task): task for task in found}
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
-        """Return what a task returned, or an instance of a mapped one; None where it returned nothing."""
+        """Return what a task returned, or an instance of a mapped one; None if it returned nothing."""
         path = f"{_run_path(dag_id, run_id)}/taskInstances/{quote(task_id)}/xcomEntries/{quote(key)}"
         try:
             return self.call("GET", path, params={"deserialize": True, "map_index": map_index})["value"]
@@ -241,7 +241,7 @@ class AirflowApi:
         try:
             self.call("PATCH", path, json={"new_state": state})
         except AirflowError as error:
-            # it is asked again where the answer was late, and is done by then
+            # it is asked again if the answer was late, and is done by then
             if ": 409 " not in str(error) or f"already in {state} state" not in str(error):
                 raise
 

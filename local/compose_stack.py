@@ -1,7 +1,7 @@
 """docker-compose.yaml's services as processes of this machine: what is tested if there is no container engine.
 
 Commands, environment, health checks, restart policy and named volumes are read from the compose file. What a container
-engine would give is stood in for, and nothing else differs:
+engine would provide is replaced as follows, and nothing else differs:
 
 image               a copy of what the Dockerfile copies, one folder per service; Python is this virtual environment
 network             host names become loopback, ports become free ones; servers listen on loopback alone
@@ -100,7 +100,7 @@ class ComposeStack:
         if gpus > 1:
             self._variables["GPU_SLOTS"] = str(gpus)
         self.airflow_services = (*AIRFLOW_SERVICES, _SECOND_WORKER) if gpus > 1 else AIRFLOW_SERVICES
-        newest_bin()  # what is not installed is told before anything is made
+        newest_bin()  # report what is not installed before anything is made
         for program in ("docker-compose", "redis-server"):
             if shutil.which(program) is None:
                 raise StackError(f"{program} is not installed: apt-get install docker-compose redis-server postgresql")
@@ -110,7 +110,7 @@ class ComposeStack:
 
     @cached_property
     def ports(self) -> dict[str, int]:
-        """Port on loopback of each server, and of what only listens inside of its container."""
+        """Port on loopback of each server, and of what only listens inside its container."""
         names = [*SERVERS, "scheduler-health", "s3-master", "s3-volume", "s3-filer", "s3-admin"]
         return dict(zip(names, free_ports(len(names))))
 
@@ -187,7 +187,7 @@ class ComposeStack:
         return self._read_only(service, words if words[0] in ("bash", "python") else ["airflow", *words])
 
     def _read_only(self, service: str, command: Sequence[str]) -> list[str]:
-        """Return the command, unable to write outside of its service's volumes and tmpfs if the compose file says so."""
+        """Return the command, unable to write outside its service's volumes and tmpfs if the compose file says so."""
         given = self.services[service]
         if not given.get("read_only") or os.geteuid() != 0:
             return list(command)

@@ -26,7 +26,7 @@ _SAY_EVERY = 5.0
 
 
 class FolderError(ValueError):
-    """The folder cannot be what was meant. One line that names it and the way out."""
+    """The folder cannot be the one that was meant. One line that names it and the way out."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def read_folder(root: Path, classes: Sequence[str]) -> ImageFolder:
     left_out: Counter[str] = Counter()
     for entry in entries:
         if entry not in labelled and not entry.name.startswith("."):
-            left_out["folder that is not a class" if entry.is_dir() else "file outside of a class"] += 1
+            left_out["folder that is not a class" if entry.is_dir() else "file outside a class"] += 1
     if not labelled:
         raise FolderError(_no_class(root, entries, classes))
     files: list[Path] = []
@@ -130,9 +130,9 @@ def _unusable(path: Path, relative: Path) -> str:
     try:
         name = relative.as_posix().encode()
     except UnicodeEncodeError:
-        return "name that is no UTF-8"
+        return "name that is not UTF-8"
     if len(name) > _LONGEST_KEY - 100 or any(byte < 32 for byte in name):
-        return "name that S3 does not take (too long, or control characters)"
+        return "name that S3 does not accept (too long, or control characters)"
     return "" if path.is_file() else "broken link or special file"
 
 
@@ -141,10 +141,10 @@ def upload(
 ) -> UploadResult:
     """Bring what is missing, or differs in size or content, under `<prefix>/<class>/…`.
 
-    Content is compared by MD5 with the ETag, which is that for an object written in one piece, as all are here.
+    Content is compared by MD5 with the ETag, which is the MD5 of an object written in one piece, as all are here.
 
     Raises:
-        StorageError: the store refused; what was sent until then is whole, and a second call goes on from there.
+        StorageError: the store refused; what was sent by then is whole, and a second call continues from there.
     """
     started = time.monotonic()
     there = {entry["Key"]: (entry["Size"], entry["ETag"].strip('"')) for entry in store.list_objects(f"{prefix}/")}

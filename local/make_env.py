@@ -18,7 +18,7 @@ from local.s3_server import airflow_connection, make_identity
 COMPOSE_FILE = Path(__file__).resolve().parents[1] / "docker-compose.yaml"
 HEADER = """\
 # Written by `make env`; read by docker-compose.yaml. Keep it secret and keep a copy: without FERNET_KEY, connections and
-# variables that were saved in the UI cannot be read any more.
+# variables that were saved in the UI can no longer be read.
 """
 
 
@@ -33,7 +33,7 @@ def make_env(gpu: bool) -> str:
         "What the names of volumes and containers begin with. Under another one, the volumes would be new and empty.": {
             "COMPOSE_PROJECT_NAME": "breast-ultrasound",
         },
-        "What runs here. Leave out s3 where there is a real one, and point AIRFLOW_CONN_AWS_DEFAULT to it.": {
+        "What runs here. Leave out s3 if there is a real one, and point AIRFLOW_CONN_AWS_DEFAULT to it.": {
             "COMPOSE_PROFILES": f"s3,{'gpu' if gpu else 'cpu'}",
             "GPU_SLOTS": "1",
             "UI_ADDRESS": "127.0.0.1",
@@ -71,7 +71,7 @@ def missing_from(env: str, compose: str) -> dict[str, str]:
     required = set(re.findall(r"\$\{(\w+):\?", compose))
     there = set(re.findall(r"^(\w+)=", env, re.M))
     fresh = dict(re.findall(r"^(\w+)=(.*)$", make_env(gpu=False), re.M))
-    # Random keys would fit no S3 server that is there already.
+    # Random keys would not fit an S3 server that is there already.
     fresh["AIRFLOW_CONN_AWS_READER"] = dict(re.findall(r"^(\w+)=(.*)$", env, re.M)).get("AIRFLOW_CONN_AWS_DEFAULT", "")
     return {name: value for name, value in fresh.items() if name in required - there}
 
@@ -97,9 +97,9 @@ def _complete(path: Path) -> int:
         lines = "".join(f"{name}={value}\n" for name, value in missing.items())
         with path.open("a", encoding="utf-8") as file:
             file.write(f"{'' if text.endswith(chr(10)) else chr(10)}\n# Added by a later `make env`\n{lines}")
-        print(f"{path} is there already; added {', '.join(missing)}, which docker-compose.yaml requires")
+        print(f"{path} exists; added {', '.join(missing)}, which docker-compose.yaml requires")
     else:
-        print(f"{path} is there already and stays as it is; remove it for new secrets")
+        print(f"{path} exists and stays as it is; remove it for new secrets")
     return 0
 
 

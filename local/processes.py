@@ -34,7 +34,7 @@ _DEATHS_WITHIN = 300.0
 
 
 class ProcessError(RuntimeError):
-    """A component cannot be started, or does not stay up. The first line says which, and what follows is the end of its log."""
+    """A component cannot be started, or does not stay up. The first line says which; the end of its log follows."""
 
 
 class StackError(RuntimeError):
@@ -55,14 +55,14 @@ class ProcessMark:
 
     @classmethod
     def of(cls, name: str, pid: int) -> ProcessMark:
-        """Return the mark of a process that is there now."""
+        """Return the mark of a process that is running now."""
         try:
             return cls(name, pid, psutil.Process(pid).create_time())
         except psutil.NoSuchProcess:
             return cls(name, pid, time.time())
 
     def alive(self) -> bool:
-        """Return whether this very process is still there."""
+        """Return whether this very process is still running."""
         try:
             return self._same_process() and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
@@ -71,8 +71,8 @@ class ProcessMark:
     def session_members(self) -> list[psutil.Process]:
         """Return the processes of the session that it leads or led.
 
-        The kernel gives out no id that still names a session, so that members are found even where the leader has died.
-        Where the id is another process' by now, or the machine was restarted, there are none.
+        The kernel gives out no id that still names a session, so that members are found even if the leader has died.
+        If the id is another process' by now, or the machine was restarted, there are none.
         """
         if self.started < psutil.boot_time() - _SAME_START or (psutil.pid_exists(self.pid) and not self._same_process()):
             return []
@@ -130,10 +130,10 @@ class _Component:
 
 
 class Supervisor:
-    """Starts components, starts those again that die, and ends them all.
+    """Starts components, restarts those that die, and ends them all.
 
     Args:
-        folder: holds `processes.json`, `lock` and `logs/<component>.log`; one supervisor a folder.
+        folder: holds `processes.json`, `lock` and `logs/<component>.log`; one supervisor per folder.
         say: takes a line for people.
         umask: of the components.
 
@@ -208,7 +208,7 @@ class Supervisor:
         return list(self._components)
 
     def check(self) -> None:
-        """Raise ProcessError where a component was given up."""
+        """Raise ProcessError if a component was given up."""
         if self.broken:
             raise ProcessError(self.broken)
 
@@ -253,7 +253,7 @@ class Supervisor:
             return
         # what it forked would go on beside its successor: two schedulers' worth of tasks
         end_sessions([component.mark], patience=0)
-        self.say(f"{component.name} died (exit status {component.process.returncode}) and is started again; its log: {log}")
+        self.say(f"{component.name} died (exit status {component.process.returncode}) and is restarted; its log: {log}")
         try:
             component.process = component.launch()
         except (OSError, RuntimeError) as error:

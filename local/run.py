@@ -38,7 +38,7 @@ _RUN_ID_TIME = "%Y-%m-%dT%H:%M:%S"
 
 
 class WrongUse(ValueError):
-    """What was asked for cannot be. One line; exit status 2."""
+    """What was asked for is not possible. One line; exit status 2."""
 
 
 class Interrupted(BaseException):
@@ -63,7 +63,7 @@ class RunRequest:
 
     @property
     def synthetic(self) -> bool:
-        """Whether the images are the generator's: none were named, and the bucket is no one else's."""
+        """Whether the images are the generator's: none were named, and the bucket is nobody else's."""
         return self.images is None and self.own_s3
 
     @property
@@ -81,11 +81,11 @@ class RunRequest:
         """Read IMAGES, ONCE, PRESET, PARAMS, PORT and LOCAL (the folder `.local`), and the `BCC_*` settings.
 
         Raises:
-            WrongUse, ConfigError: a value that cannot be.
+            WrongUse, ConfigError: a value is invalid.
         """
         settings = Settings.from_environment(environment)
         if any(instance.name for instance in read_instances(environment)):
-            raise WrongUse(f"BCC_PARAMETERS={settings.parameters} lists several models, and `make run` is for one")
+            raise WrongUse(f"BCC_PARAMETERS={settings.parameters} lists several models, but `make run` is for one")
         images, port = environment.get("IMAGES", "").strip(), environment.get("PORT", "").strip()
         if port and not (port.isdecimal() and 1024 <= int(port) <= 65535):
             raise WrongUse(f"PORT={port} is not a port that may be used here: 1024 to 65535")
@@ -128,7 +128,7 @@ def _is_yes(name: str, value: str) -> bool:
         return False
     if value.strip().lower() in ("1", "yes", "true"):
         return True
-    raise WrongUse(f"{name}={value}: 1 or 0")
+    raise WrongUse(f"{name}={value}: must be 1 or 0")
 
 
 def say(line: str) -> None:
@@ -137,7 +137,7 @@ def say(line: str) -> None:
 
 
 class _Signals:
-    """SIGINT and SIGTERM end the run once; while everything is being stopped, more of them change nothing."""
+    """SIGINT and SIGTERM end the run once; while everything is being stopped, further ones change nothing."""
 
     def __init__(self) -> None:
         self._armed = True
@@ -209,7 +209,7 @@ def run(request: RunRequest) -> int:
 
 
 def _write_parameters(request: RunRequest) -> Path:
-    """Make the parameters that were asked for those of this deployment, so that the nights after this run have them too."""
+    """Make the requested parameters this deployment's own, so that the nights after this run have them too."""
     path = request.home / "parameters.yaml"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lasting = {name: value for name, value in request.all_parameters.items() if name != "as_of"}
@@ -224,7 +224,7 @@ def _read_images(request: RunRequest, images: Path) -> ImageFolder:
     masks = len(folder.files) - sum(counts.values())
     say(
         f"{images}: {', '.join(f'{count} {label}' for label, count in counts.items())}"
-        + (f"; {masks} files like {', '.join(ignored)} go along and are not trained on" if masks else "")
+        + (f"; {masks} files like {', '.join(ignored)} are uploaded too, but not trained on" if masks else "")
     )
     for reason, count in folder.left_out.items():
         say(f"  left out: {count} x {reason}")
@@ -301,7 +301,7 @@ def _take_up(stack: LocalStack, conf: Mapping[str, Any]) -> str | None:
 
 def _stay_up(stack: LocalStack) -> None:
     """Keep everything up until a signal; name runs that end meanwhile (nightly ones, or those started in the UI)."""
-    say(f"It stays up until Ctrl-C. {login(stack, VIEWER)} is a login that may only look.")
+    say(f"It stays up until Ctrl-C. {login(stack, VIEWER)} is a read-only login.")
     told = {run["dag_run_id"]: run["state"] for run in stack.api.runs(DAG_ID)}
     while True:
         time.sleep(5)

@@ -48,7 +48,7 @@ class ServerError(RuntimeError):
 def free_ports(count: int) -> list[int]:
     """Choose ports of loopback that are free, all different, each with port + 10000 free too (SeaweedFS' gRPC).
 
-    A server may open its port a minute after the choice. Until this process ends, nobody else who chooses by this function
+    A server may open its port a minute after the choice. Until this process ends, nobody else who uses this function
     gets the same one: the choice holds the UDP port of the same number, which no server here uses. All are below 32768, where
     Linux takes the local ports of outgoing connections from.
     """
@@ -141,7 +141,7 @@ def make_identity() -> str:
 def start(
     data: Path, access_key: str, secret_key: str, port: int | None = None, log: IO[bytes] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start the server in a process group of its own; data stays under `data`. Use `serve` where a block will do."""
+    """Start the server in a process group of its own; data stays under `data`. Use `serve` if a block will do."""
     s3, master, volume, filer, admin = free_ports(5)
     s3 = port or s3
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def start(
     words = [
         *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data.absolute()}", f"-s3.port={s3}"),
         *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-admin.port={admin}"),
-        # A bucket takes a volume, and by itself the server makes no more than the free disk would hold if all were full.
+        # A bucket needs a volume, and by default the server makes no more than the free disk would hold if all were full.
         "-volume.max=5000",
     ]
     keys = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, "S3_IDENTITY_KEY": make_identity()}

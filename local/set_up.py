@@ -31,7 +31,7 @@ def suitable_version(version: Sequence[int]) -> bool:
 
 
 def platform_problem(system: str, machine: str, libc: str) -> str | None:
-    """Return why TensorFlow or Airflow has no wheel for a platform, in one line; None where both have.
+    """Return why TensorFlow or Airflow has no wheel for a platform, in one line; None if both have.
 
     Arguments are what `platform.system()`, `platform.machine()` and `platform.libc_ver()[0]` answer.
     """
@@ -39,7 +39,7 @@ def platform_problem(system: str, machine: str, libc: str) -> str | None:
     if system == "Windows":
         return "Airflow does not run on Windows itself: use WSL 2 (Ubuntu), or docker compose"
     if system == "Darwin" and machine != "aarch64":
-        return "TensorFlow has no wheel for Macs with Intel processors any more: use docker compose, or another machine"
+        return "TensorFlow no longer has a wheel for Macs with Intel processors: use docker compose, or another machine"
     if system not in ("Linux", "Darwin"):
         return f"TensorFlow has no wheel for {system}: use Linux or macOS"
     if machine not in ("x86_64", "aarch64"):
@@ -60,7 +60,7 @@ def find_interpreter() -> str:
             return found
     major, minor = sys.version_info[:2]
     raise SetUpError(
-        f"Python 3.10, 3.11 or 3.12 is needed, and this is {major}.{minor}: install one of them, "
+        f"Python 3.10, 3.11 or 3.12 is needed, and this is {major}.{minor}: install one, "
         "or name one: make setup PYTHON=/path/to/it"
     )
 
@@ -71,7 +71,7 @@ def fingerprint(requirements: Path, interpreter: str) -> str:
 
 
 def run(arguments: Sequence[str], failure: str) -> None:
-    """Run a command; where it fails, say so in one line below its own output."""
+    """Run a command; if it fails, say so in one line below its own output."""
     if subprocess.call(arguments) != 0:
         raise SetUpError(failure)
 
@@ -80,7 +80,7 @@ def make_environment(venv: Path, interpreter: str, uv: str | None) -> None:
     """Make the environment with `uv` if it is not None, else with venv and pip."""
     if venv.exists():
         shutil.rmtree(str(venv))
-    unreachable = "the packages could not be installed: is the package index reachable? What was said is above"
+    unreachable = "the packages could not be installed: is the package index reachable? See the output above"
     python = str(venv / "bin" / "python")
     if uv:
         run([uv, "venv", "--quiet", "--python", interpreter, str(venv)], f"uv could not make {venv}")
@@ -88,7 +88,7 @@ def make_environment(venv: Path, interpreter: str, uv: str | None) -> None:
     else:
         run(
             [interpreter, "-m", "venv", str(venv)],
-            f"{interpreter} lacks venv: on Debian and Ubuntu, `apt install python3-venv` brings it",
+            f"{interpreter} lacks venv: on Debian and Ubuntu, `apt install python3-venv` installs it",
         )
         # the lock is complete, so nothing is left to resolve, which is most of pip's time
         quick = ["--quiet", "--no-deps", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]

@@ -70,8 +70,8 @@ class LocalStack:
     """The stack, running while the `with` block does.
 
     Args:
-        home: the folder that holds everything; one stack a folder at a time.
-        bucket: made, with versions, where the S3 server is the stack's own.
+        home: the folder that holds everything; one stack per folder at a time.
+        bucket: made, with versions, if the S3 server is the stack's own.
         own_s3: False uses the S3 that the environment's `AIRFLOW_CONN_*` names; its bucket must be there.
         variables: `BCC_*` settings and others that the components get, over what this process has.
         ui_ports: where the UI may listen, the first free one is taken; None for any.
@@ -283,7 +283,7 @@ class LocalStack:
             self.store.check()
         except BucketNotFound:
             self.s3.client().create_bucket(Bucket=self.bucket)
-            # with versions a past moment can be listed exactly, which backfills live on
+            # with versions a past moment can be listed exactly, which backfills need
             self.s3.client().put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Enabled"})
 
     def _start_airflow(self) -> None:
@@ -328,7 +328,7 @@ class LocalStack:
                 check=False,
             )
         if done.returncode != 0:
-            raise StackError(f"the metadata database cannot be made ({_last_line(log)}): see {log}")
+            raise StackError(f"the metadata database cannot be created ({_last_line(log)}): see {log}")
         if not self.database:
             with closing(sqlite3.connect(database)) as connection:
                 # readers no longer block the writer: without it, `database is locked` under four components

@@ -1,4 +1,4 @@
-"""What a run is doing, told line by line: tasks as they start and end, epochs as they are trained, the verdict."""
+"""What a run is doing, line by line: tasks as they start and end, epochs as they are trained, the verdict."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RunWatcher:
         self._next_look = 0.0
 
     def __call__(self) -> None:
-        """Tell what is new since the last call."""
+        """Report what is new since the last call."""
         tasks = self._api.tasks(self._dag_id, self._run_id)
         training = [name for name, task in tasks.items() if task["task_id"] == TRAINING and self._state_told(name) == "running"]
         if training:
@@ -89,7 +89,7 @@ class RunWatcher:
 
         Airflow makes up for the last missed night as soon as the DAG may run, and such a run may wait for hours. A
         run of any other kind is left alone: an event's waits for its images to settle and no longer, and the days of a
-        backfill, which are active beside this run, are in nobody's way.
+        backfill, which are active beside this run, block nobody.
         """
         if self._api.run(self._dag_id, self._run_id)["state"] != "queued":
             return

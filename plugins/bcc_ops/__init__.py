@@ -55,9 +55,9 @@ dataset/        snapshot           a listing as of a moment -> the images of a r
                 folder_check       all of this on a labelled folder, without Airflow or S3
                 contact_sheets     the images behind a finding, side by side
                 input_pipeline     images -> tf.data
-                synthetic          synthetic images, for a first look without any
+                synthetic          synthetic images, for a first look without real ones
 models/         model_file         what a model file may contain
-                keras_import       import Keras without what it takes along for nothing
+                keras_import       import Keras without what it loads needlessly
                 classifier         model file + images -> probabilities
                 probabilities      what training and evaluation both compute from probabilities
                 combination        several model files -> one
@@ -77,7 +77,7 @@ training/       architectures      the networks
                 process            that training with another Python, and what a worker does beside it
                 combine            the folds' documents in, the contents of model.h5, out_of_fold.parquet and training.json out
 evaluation/     metrics            probabilities -> metrics, with confidence intervals
-                intervals          95 % intervals that keep their word for few images
+                intervals          95 % intervals that hold for few images
                 comparison         the challenger beside another version, by honest answers of both
                 external           the external test sets, without what shows own images
                 evaluate           out-of-fold answers, comparisons, the file's check -> EvaluationDocument
@@ -105,12 +105,12 @@ report/         figures            documents -> figures of matplotlib
                 trace              every place that holds an image, or something made from it
 
 operators/ sensors/ triggers/ links/    Airflow adapters
-metrics         our own few, by Airflow's StatsD or OpenTelemetry
+metrics         our own few, through Airflow's StatsD or OpenTelemetry
 notifications   on failure and on verdict, by Airflow's notifiers
 web/            the FastAPI app behind the UI's tabs, and who may see it
 dags            the DAGs, made of all this
 plugin          what Airflow registers: the pages, the tab, the links
-doctor          facts about a deployment -> what is wrong with it, and the command that mends it
+doctor          facts about a deployment -> what is wrong with it, and the command that fixes it
 deployment_facts    what doctor asks of Airflow, of the store and of this machine
 cli             python -m bcc_ops check | evaluate | predict | models | trace | doctor
 """

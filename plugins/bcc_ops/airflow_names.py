@@ -1,4 +1,4 @@
-"""What Airflow has in different places from 3.1 to 3.3, from one place. An Airflow that is too old is told so first."""
+"""What Airflow has in different places from 3.1 to 3.3, from one place. An Airflow that is too old is reported first."""
 
 from __future__ import annotations
 

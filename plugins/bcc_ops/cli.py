@@ -1,7 +1,7 @@
 """`python -m bcc_ops check | evaluate | predict | models | trace | doctor`: the pipeline's parts on folders and files.
 
-All but `doctor` work without Airflow, and all but it, `models` and `trace` without S3. Exit status 0 done, 1 a finding or a
-failure told in one line, 2 wrong use.
+Only `doctor` needs Airflow; only `doctor`, `models` and `trace` need S3. Exit status: 0 done, 1 a finding or a failure, told
+in one line, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(problem: object) -> None:
-    """Say what is wrong, in one line. Names in it may be of others, and control no terminal."""
+    """Say what is wrong, in one line. Names in it may come from others, and must not control the terminal."""
     print(f"error: {printable(str(problem))}", file=sys.stderr)
 
 
@@ -64,9 +64,9 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(title="commands", required=True)
 
-    check = commands.add_parser("check", help="validate and split a labelled folder, as a run would")
-    check.add_argument("folder", type=Path, metavar="DIR", help="a folder with a folder of images a class")
-    _json_file(check, "write the finding as a document")
+    check = commands.add_parser("check", help="check and split a labelled folder, as a run would")
+    check.add_argument("folder", type=Path, metavar="DIR", help="a folder with one folder of images per class")
+    _json_file(check, "write the result as a document")
     check.add_argument(
         "--sheets",
         type=Path,
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="evaluate any model on any labelled folder: an external test")
     evaluate.add_argument("model", type=Path, metavar="MODEL.h5", help="the model; a model.json beside it says what it answers")
-    evaluate.add_argument("folder", type=Path, metavar="DIR", help="a folder with a folder of images a class")
+    evaluate.add_argument("folder", type=Path, metavar="DIR", help="a folder with one folder of images per class")
     _json_file(evaluate, "write the evaluation as a document")
     _answers_and_input(evaluate)
     _parameters(evaluate)
@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="ask a model about images")
     predict.add_argument("model", type=Path, metavar="MODEL.h5", help="the model; a model.json beside it says what it answers")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
-    predict.add_argument("--json", action="store_true", help="print a JSON object a line, one per image")
+    predict.add_argument("--json", action="store_true", help="print one JSON object per image, each on a line")
     _answers_and_input(predict)
     _instance(predict)
     predict.set_defaults(command=predict_command)
@@ -98,13 +98,13 @@ def parser() -> argparse.ArgumentParser:
     _instance(models)
     models.set_defaults(command=models_command)
 
-    trace = commands.add_parser("trace", help="list every place that holds an image: to erase it, or to know who trained on it")
+    trace = commands.add_parser("trace", help="list every place that holds an image: to erase it, or to see what trained on it")
     trace.add_argument("image", metavar="KEY", help="the image's key in the configured bucket, or the sha256 of its content")
     trace.add_argument("--json", action="store_true", help="print one JSON object")
     _instance(trace)
     trace.set_defaults(command=trace_command)
 
-    doctor = commands.add_parser("doctor", help="say what is wrong with this deployment, and the command that mends it")
+    doctor = commands.add_parser("doctor", help="say what is wrong with this deployment, and which command fixes it")
     _json_file(doctor, "write the checks")
     _instance(doctor)
     doctor.set_defaults(command=doctor_command)
@@ -117,12 +117,12 @@ def _json_file(command: argparse.ArgumentParser, purpose: str) -> None:
 
 def _answers_and_input(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--classes", metavar="A,B,C", help="the classes in the order of the model's answers, where no model.json says it"
+        "--classes", metavar="A,B,C", help="the classes in the order of the model's answers, if no model.json names them"
     )
     command.add_argument(
         "--keep-aspect",
         action=argparse.BooleanOptionalAction,
-        help="pad images to the square with black, or squeeze them: how the model was trained, where no model.json says it",
+        help="pad images to the square with black, or squeeze them: as the model was trained, if no model.json says it",
     )
 
 
@@ -178,7 +178,7 @@ def check_command(given: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model file with what is known of it. `document` is its model.json; None if there is none."""
+    """A model file and what is known about it. `document` is its model.json; None if there is none."""
 
     path: Path
     classes: tuple[str, ...]
@@ -205,13 +205,15 @@ def known_model(path: Path, classes: str | None, keep_aspect: bool | None, insta
     if not beside.is_file():
         if keep_aspect is None:
             raise ModelError(
-                f"no model.json beside {path} says what it sees of an image: give --keep-aspect if it was trained on images that "
+                f"no model.json beside {path} says how to fit an image: give --keep-aspect if it was trained on images that "
                 "were padded to the square, or --no-keep-aspect if they were squeezed, as in the notebook"
             )
         return KnownModel(path, named or find_instance(instance).settings.classes, keep_aspect, None)
     document = parse_document(ModelDocument, beside.read_bytes(), str(beside))
     if hashlib.sha256(path.read_bytes()).hexdigest() != document.model.sha256:
-        raise ModelError(f"{path} is not the file that {beside} is about (sha256 differs); keep both of one version together")
+        raise ModelError(
+            f"{beside} is about another file than {path} (sha256 differs); keep the two files of one version together"
+        )
     if named and named != document.classes:
         raise ModelError(f"--classes says {', '.join(named)}, but {beside} says {', '.join(document.classes)}")
     if keep_aspect not in (None, document.keep_aspect):
@@ -235,7 +237,7 @@ def _load(model: KnownModel) -> Classifier:
 
 @contextmanager
 def _native_stderr_closed() -> Iterator[None]:
-    """Keep back what TensorFlow's C++ says when it is loaded, whatever its log level: an error here is one line."""
+    """Suppress what TensorFlow's C++ prints on loading, whatever its log level: an error here is one line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -259,7 +261,7 @@ def evaluate_command(given: argparse.Namespace) -> int:
     model = known_model(given.model, given.classes, given.keep_aspect, given.instance)
     positive = model.document.positive_class if model.document else find_instance(given.instance).settings.positive_class
     if positive not in model.classes:
-        raise ConfigError(f"BCC_POSITIVE_CLASS: {positive} is none of {', '.join(model.classes)}")
+        raise ConfigError(f"BCC_POSITIVE_CLASS: must be one of {', '.join(model.classes)}, got {positive}")
     point = model.document.operating_point if model.document else None
     reason = None if model.threshold is not None else "no model.json beside the model names a threshold"
     threshold = Threshold(
@@ -344,7 +346,7 @@ def _cells(estimate: Estimate) -> tuple[str, str]:
 
 
 def predict_command(given: argparse.Namespace) -> int:
-    """Ask a model about images. What is not an image is said, the others are answered; 1 where any was none."""
+    """Ask a model about images. Report files that are not images, answer for the others; 1 if there was such a file."""
     from bcc_ops.dataset.decoding import decode_rgb
 
     model = known_model(given.model, given.classes, given.keep_aspect, given.instance)
@@ -481,7 +483,7 @@ def trace_command(given: argparse.Namespace) -> int:
     elif trace.found:
         _print_trace(trace)
     if not trace.found:
-        print(printable(f"nothing in s3://{settings.bucket} or in this worker's cache knows {given.image}"), file=sys.stderr)
+        print(printable(f"neither s3://{settings.bucket} nor this worker's cache has a trace of {given.image}"), file=sys.stderr)
     return 0 if trace.found else 1
 
 
@@ -521,7 +523,7 @@ def _print_trace(trace: Trace) -> None:
             for row in rows:
                 table.add_row(*(Text("\n".join(map(printable, cell.split("\n")))) for cell in row))
             console.print(table)
-    console.print("docs/security.md says how each of these is erased.")
+    console.print("docs/security.md says how to erase each of these.")
 
 
 def _spoken_answer(answer: OutOfFoldAnswer) -> str:

@@ -62,16 +62,16 @@ NOTEBOOK: dict[str, Any] = {
     "speckle": 0.0,
     "test_time_flip": False,
 }
-"""The notebook's recipe. Where it is silent (the optimizer's rate, the dropout's), Keras' own defaults and examples."""
+"""The notebook's recipe. Where it is silent (learning rate, dropout), Keras' own defaults and examples."""
 
 PRESETS: dict[str, dict[str, Any]] = {"transfer": {}, "notebook": NOTEBOOK}
-"""What a preset changes of the defaults below, which are those of `transfer`."""
+"""What a preset changes in the defaults below, which are those of `transfer`."""
 
 Origin = Literal["given", "deployment", "preset", "default"]
 """Where a parameter's value came from: the form, the deployment's file, the preset, or the declarations below."""
 
 LARGEST_IMAGE = 50_000_000
-"""Pixels that an image has at most, whatever a run's parameters say. Pillow itself refuses more than 89.5 million."""
+"""The most pixels of an image, whatever a run's parameters say. Pillow itself refuses more than 89.5 million."""
 
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 FINDINGS: dict[str, str] = {
@@ -85,7 +85,7 @@ FINDINGS: dict[str, str] = {
     "doppler": "Doppler colour",
     "two_views": "two views in one image",
     "not_ultrasound": "white like paper, or coloured like a photograph",
-    "nearly_blank": "next to nothing is to be seen",
+    "nearly_blank": "almost nothing is visible",
 }
 """What the image checks may find in an image besides a scan of the breast."""
 
@@ -93,7 +93,7 @@ FINDING_ACTIONS = ("ignore", "report", "exclude_from_training", "exclude")
 """What a run does about a finding, the strictest last. `exclude`: from training and from the evidence."""
 
 NO_FINDINGS = ", ".join(f"{name}=ignore" for name in FINDINGS)
-"""The value of `content_findings` with which images are not looked at."""
+"""The value of `content_findings` that ignores every finding."""
 
 _DATA, _CHECKS, _SPLIT = "Images", "Checks", "Split"
 _MODEL, _FIT, _AUGMENTATION = "Model", "Training", "Augmentation"
@@ -105,17 +105,17 @@ def _parameter(default: Any, title: str, description: str, section: str, **bound
 
 
 class ExternalSet(NamedTuple):
-    """Labelled images from elsewhere: what the set is called, and its prefix in the bucket, without a slash at either end."""
+    """Labelled images from elsewhere: the set's name, and its prefix in the bucket, without a slash at either end."""
 
     name: str
     prefix: str
 
 
 def _read_external_sets(text: str) -> tuple[ExternalSet, ...]:
-    """Read `external_prefixes`; a prefix without a name is called by its last folder.
+    """Read `external_prefixes`; a prefix without a name is named after its last folder.
 
     Raises:
-        ValueError: a name cannot be one, or two sets have the same name or a place in common.
+        ValueError: a name is invalid, or two sets have the same name or overlap.
     """
     found: list[ExternalSet] = []
     for item in filter(None, (part.strip() for part in text.split(","))):
@@ -138,7 +138,7 @@ def _read_external_sets(text: str) -> tuple[ExternalSet, ...]:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Tell whether one of two prefixes (without a slash at the end) is inside of the other, or the same."""
+    """Tell whether one of two prefixes (without a slash at the end) is inside the other, or the same."""
     return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 
@@ -155,7 +155,7 @@ class RetrainingConfig(BaseModel):
         1, "New images needed", "How many images must be new, changed or gone before a nightly run starts.", _DATA, ge=1
     )
     settle_seconds: int = _parameter(
-        60, "Settle time (s)", "The listing must stay the same for this long: no half-finished upload.", _DATA, ge=0, le=3600
+        60, "Settle time (s)", "The listing must not change for this long, so that uploads are complete.", _DATA, ge=0, le=3600
     )
     wait_for_images_minutes: int = _parameter(
         360, "Wait for images (min)", "How long a nightly run waits for new images before it skips.", _DATA, ge=0, le=1440
@@ -174,7 +174,7 @@ class RetrainingConfig(BaseModel):
     max_file_mb: int = _parameter(
         64,
         "Largest file (MB)",
-        "Larger objects are not read, and counted with the ignored ones.",
+        "Larger objects are not read; they count as ignored.",
         _DATA,
         ge=1,
         le=1024,
@@ -190,7 +190,7 @@ class RetrainingConfig(BaseModel):
     require_metadata: bool = _parameter(
         False,
         "Metadata required",
-        "The run fails without a metadata table that can be read and that says of each image which patient it is of.",
+        "The run fails without a readable metadata table that names the patient of every image.",
         _DATA,
     )
 
@@ -199,7 +199,7 @@ class RetrainingConfig(BaseModel):
     max_pixels: int = _parameter(
         16_000_000,
         "Most pixels",
-        "Images with more pixels, as their header says, are refused before they are decoded. Ultrasound has one or two million.",
+        "Images whose header states more are refused before they are decoded. Ultrasound images have one or two million.",
         _CHECKS,
         ge=10_000,
         le=LARGEST_IMAGE,
@@ -210,7 +210,7 @@ class RetrainingConfig(BaseModel):
     hash_distance: int = _parameter(
         7,
         "Near-duplicate hash distance",
-        "Images whose perceptual hashes (64 bit) are this close are compared on their pixels.",
+        "Images whose perceptual hashes (64 bits) are this close are compared by their pixels.",
         _CHECKS,
         ge=0,
         le=11,
@@ -218,7 +218,7 @@ class RetrainingConfig(BaseModel):
     min_similarity: float = _parameter(
         0.5,
         "Near-duplicate similarity",
-        "Correlation of the aligned texture from which two images are near-duplicates.",
+        "Two images are near-duplicates if their aligned textures correlate this much.",
         _CHECKS,
         ge=0.3,
         le=1,
@@ -226,7 +226,7 @@ class RetrainingConfig(BaseModel):
     min_similarity_by_hash: float = _parameter(
         0.25,
         "Near-duplicate similarity by hash",
-        "The same for images whose hashes are close: two signs together need less of each.",
+        "The same for images with close hashes: of two signs, each may be weaker.",
         _CHECKS,
         ge=0.1,
         le=1,
@@ -235,7 +235,7 @@ class RetrainingConfig(BaseModel):
     content_findings: str = _parameter(
         "not_ultrasound=exclude, nearly_blank=exclude",
         "Content findings",
-        "Comma-separated finding=action: ignore, report, exclude_from_training, exclude. What is not named is reported: "
+        "Comma-separated finding=action: ignore, report, exclude_from_training, exclude. Findings not listed are reported: "
         f"{', '.join(FINDINGS)}.",
         _CHECKS,
     )
@@ -244,16 +244,16 @@ class RetrainingConfig(BaseModel):
     folds: int = _parameter(
         5,
         "Fold models",
-        "How many of the five folds are held out in turn, by a model each. 5: evidence from every image. 1: a quick look.",
+        "How many of the five folds are held out in turn, one model each. 5: evidence from every image. 1: a quick look.",
         _SPLIT,
         ge=1,
         le=5,
     )
-    split_salt: str = _parameter("", "Split salt", "Another salt draws other folds for groups that have none yet.", _SPLIT)
+    split_salt: str = _parameter("", "Split salt", "Another salt draws other folds for groups without one.", _SPLIT)
     patient_pattern: str = _parameter(
         "",
         "Patient pattern",
-        "Regular expression whose first group reads a patient id from the key; patients stay together.",
+        "Regular expression whose first group captures the patient id in the key; a patient's images stay together.",
         _SPLIT,
     )
 
@@ -269,11 +269,19 @@ class RetrainingConfig(BaseModel):
     )
     weights: str = _parameter("imagenet", "Initial weights", "imagenet, none, a file on the worker, or an s3:// address.", _MODEL)
     frozen_part: float = _parameter(
-        0.3, "Frozen part", "Part of a pretrained backbone's layers, from the input on, that is not trained.", _MODEL, ge=0, le=1
+        0.3,
+        "Frozen part",
+        "Fraction of a pretrained backbone's layers, from the input on, that is not trained.",
+        _MODEL,
+        ge=0,
+        le=1,
     )
     image_size: int = _parameter(256, "Image size (px)", "Side of the square that the network sees.", _MODEL, ge=32, le=1024)
     keep_aspect: bool = _parameter(
-        True, "Keep the aspect", "Pad images with black to the square. Off: squeeze them to it, whatever their aspect.", _MODEL
+        True,
+        "Keep the aspect ratio",
+        "Pad images to a square with black. Off: squeeze them into it, whatever their shape.",
+        _MODEL,
     )
     standardize: bool = _parameter(
         True,
@@ -281,32 +289,32 @@ class RetrainingConfig(BaseModel):
         "The network first turns each image gray and gives it the same mean brightness and contrast.",
         _MODEL,
     )
-    batch_size: int = _parameter(16, "Batch size", "Images a step.", _FIT, ge=1, le=512)
+    batch_size: int = _parameter(16, "Batch size", "Images per step.", _FIT, ge=1, le=512)
     epochs: int = _parameter(12, "Epochs", "Passes over the images that a fold's model is trained on.", _FIT, ge=1, le=500)
-    learning_rate: float = _parameter(0.0005, "Learning rate", "Of Adam, at its peak.", _FIT, gt=0, le=1)
+    learning_rate: float = _parameter(0.0005, "Learning rate", "Adam's, at its peak.", _FIT, gt=0, le=1)
     warmup_epochs: int = _parameter(
         1, "Warm-up epochs", "Epochs over which the learning rate rises to its peak.", _FIT, ge=0, le=50
     )
     cosine_decay: bool = _parameter(True, "Cosine decay", "Let the learning rate fall along a cosine.", _FIT)
-    weight_decay: float = _parameter(0.0001, "Weight decay", "Decoupled, of the kernels.", _FIT, ge=0, le=1)
+    weight_decay: float = _parameter(0.0001, "Weight decay", "Decoupled, on the kernels.", _FIT, ge=0, le=1)
     label_smoothing: float = _parameter(0.05, "Label smoothing", "0 trains on hard labels.", _FIT, ge=0, lt=1)
     dropout: float = _parameter(0.3, "Dropout", "Before the last layer.", _FIT, ge=0, lt=1)
     ema: bool = _parameter(True, "Average weights", "Evaluate and save an exponential moving average of the weights.", _FIT)
-    seed: int = _parameter(20261122, "Seed", "Of every random draw in training.", _FIT, ge=0, le=2**31 - 1)
+    seed: int = _parameter(20261122, "Seed", "For every random draw in training.", _FIT, ge=0, le=2**31 - 1)
     deterministic: bool = _parameter(True, "Deterministic", "The same seed gives the same metrics on the same device.", _FIT)
-    mixed_precision: bool = _parameter(True, "Mixed precision", "Compute in 16 bit where the GPU has it.", _FIT)
-    require_gpu: bool = _parameter(False, "GPU required", "Fail at once where the worker has none.", _FIT)
+    mixed_precision: bool = _parameter(True, "Mixed precision", "Compute in 16 bits if the GPU can.", _FIT)
+    require_gpu: bool = _parameter(False, "GPU required", "Fail at once if the worker has none.", _FIT)
 
     # Augmentation
     flip: Literal["none", "horizontal", "vertical", "horizontal_and_vertical"] = _parameter(
         "horizontal", "Random flip", "Directions in which images are mirrored at random.", _AUGMENTATION
     )
     rotation: float = _parameter(
-        0.05, "Random rotation", "At most this part of a full turn, either way.", _AUGMENTATION, ge=0, le=0.5
+        0.05, "Random rotation", "At most this fraction of a full turn, either way.", _AUGMENTATION, ge=0, le=0.5
     )
     zoom: float = _parameter(0.3, "Random zoom", "At most this much nearer or farther.", _AUGMENTATION, ge=0, lt=1)
     brightness: float = _parameter(
-        0.15, "Random brightness", "At most this part of the full range, either way.", _AUGMENTATION, ge=0, le=1
+        0.15, "Random brightness", "At most this fraction of the full range, either way.", _AUGMENTATION, ge=0, le=1
     )
     contrast: float = _parameter(0.3, "Random contrast", "At most this factor less or more.", _AUGMENTATION, ge=0, lt=1)
     gamma: float = _parameter(
@@ -314,15 +322,15 @@ class RetrainingConfig(BaseModel):
     )
     stretch: float = _parameter(0.35, "Random stretch", "At most this factor wider or higher.", _AUGMENTATION, ge=0, lt=1)
     shift: float = _parameter(
-        0.15, "Random shift", "At most this part of the side, in any direction.", _AUGMENTATION, ge=0, le=0.5
+        0.15, "Random shift", "At most this fraction of the side, in any direction.", _AUGMENTATION, ge=0, le=0.5
     )
     blur: float = _parameter(
-        1.5, "Random blur (px)", "Half of the images are softened, at most with this sigma.", _AUGMENTATION, ge=0, le=10
+        1.5, "Random blur (px)", "Half of the images are blurred, with at most this sigma.", _AUGMENTATION, ge=0, le=10
     )
     speckle: float = _parameter(
         0.3,
         "Random speckle",
-        "The other half gets grain, at most of this strength (a part of the brightness).",
+        "The other half gets grain of at most this strength (a fraction of the brightness).",
         _AUGMENTATION,
         ge=0,
         le=2,
@@ -332,26 +340,31 @@ class RetrainingConfig(BaseModel):
     test_time_flip: bool = _parameter(
         True,
         "Average with the mirror image",
-        "The saved model answers the mean over the image and its mirror image.",
+        "The saved model averages its answers for the image and its mirror image.",
         _EVALUATION,
     )
     ensemble: bool = _parameter(
         True,
         "Keep the fold models",
-        "The file answers the mean of the fold models' answers. Off: it has their average weights, a fifth as large and slow.",
+        "The file averages the fold models' answers. Off: it averages their weights and is a fifth as large and slow.",
         _EVALUATION,
     )
     wanted_sensitivity: float = _parameter(
-        0.9, "Wanted malignant sensitivity", "Of the operating point, chosen on the out-of-fold answers.", _EVALUATION, gt=0, lt=1
+        0.9,
+        "Wanted malignant sensitivity",
+        "Target of the operating point, chosen on the out-of-fold answers.",
+        _EVALUATION,
+        gt=0,
+        lt=1,
     )
     slice_pattern: str = _parameter(
         "",
         "Slice pattern",
-        "Regular expression whose first group names the subgroup that a key belongs to, as a column of the metadata does.",
+        "Regular expression whose first group captures the subgroup in the key, like a column of the metadata.",
         _EVALUATION,
     )
     min_subgroup_images: int = _parameter(
-        20, "Images of a subgroup", "Subgroups with fewer images are counted and not evaluated.", _EVALUATION, ge=5
+        20, "Images of a subgroup", "Subgroups with fewer images are counted but not evaluated.", _EVALUATION, ge=5
     )
 
     # Gate
@@ -373,7 +386,7 @@ class RetrainingConfig(BaseModel):
     balanced_accuracy_margin: float = _parameter(
         0.08,
         "Balanced accuracy margin",
-        "With confidence, the difference from the champion must be above minus this. Shrinks as the evidence grows.",
+        "With confidence, the model must be less than this much worse than the champion. Shrinks as the evidence grows.",
         _GATE,
         ge=0,
         le=1,
@@ -381,7 +394,7 @@ class RetrainingConfig(BaseModel):
     sensitivity_margin: float = _parameter(
         0.08,
         "Malignant sensitivity margin",
-        "Of the likeliest class. With confidence, the difference must be above minus this. Shrinks as the evidence grows.",
+        "Of the likeliest class. With confidence, it must be less than this much worse. Shrinks as the evidence grows.",
         _GATE,
         ge=0,
         le=1,
@@ -389,7 +402,7 @@ class RetrainingConfig(BaseModel):
     external_margin: float = _parameter(
         0.08,
         "External test margin",
-        "With confidence, the difference of the malignant AUC on each external test set must be above minus this.",
+        "With confidence, the malignant AUC on each external test set must be less than this much worse.",
         _GATE,
         ge=0,
         le=1,
@@ -397,21 +410,21 @@ class RetrainingConfig(BaseModel):
     min_malignant_groups: int = _parameter(
         23,
         "Malignant groups to compare on",
-        "Fewer fail the comparison: with fewer, not even an identical model could be told from one that is worse.",
+        "Fewer fail the comparison: not even an identical model could be told from a worse one.",
         _GATE,
         ge=1,
     )
     subgroup_malignant_groups: int = _parameter(
         0,
         "Malignant groups of a subgroup",
-        "If above 0: with confidence, no subgroup with so many malignant groups may be worse than with the champion.",
+        "If above 0: with confidence, no subgroup with this many malignant groups may be worse than with the champion.",
         _GATE,
         ge=0,
     )
     max_holdout_reuse: int = _parameter(
         30,
         "Decisions on one held-out set",
-        "From so many decisions on, the gate says that the set has been used often.",
+        "From this many decisions on, the gate says that the set has been used often.",
         _GATE,
         ge=1,
     )
@@ -444,7 +457,7 @@ class RetrainingConfig(BaseModel):
             except re.error as error:
                 raise ValueError(f"is not a regular expression: {error}") from None
             if compiled.groups < 1:
-                raise ValueError("needs a group in parentheses, which names what it reads")
+                raise ValueError("needs a group in parentheses around what it reads")
         return pattern
 
     @field_validator("external_prefixes")
@@ -471,7 +484,7 @@ class RetrainingConfig(BaseModel):
 
     @property
     def ignores_findings(self) -> bool:
-        """Whether nobody wants to know what is found, so that nothing need be looked for."""
+        """Whether every finding is ignored, so that nothing need be looked for."""
         return set(self.finding_actions.values()) == {"ignore"}
 
     @cached_property
@@ -533,7 +546,7 @@ def _finding_actions(text: str) -> dict[str, str]:
     for pair in filter(None, (part.strip() for part in text.split(","))):
         finding, _, action = (part.strip() for part in pair.partition("="))
         if finding not in FINDINGS:
-            raise ValueError(f"{finding!r} is not a finding; there are {', '.join(FINDINGS)}")
+            raise ValueError(f"{finding!r} is not a finding; choose from {', '.join(FINDINGS)}")
         if action not in FINDING_ACTIONS:
             raise ValueError(f"{finding}: the action must be one of {', '.join(FINDING_ACTIONS)}, not {action!r}")
         if finding in actions:
@@ -549,14 +562,14 @@ def _of_the_deployment(preset: str, deployment: Mapping[str, Any]) -> dict[str, 
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" for a name that is not known, "" if none of those that are known resembles it."""
+    """Return "; did you mean X?" for an unknown name, "" if no known name resembles it."""
     close = get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 @dataclass(frozen=True)
 class DeploymentFile:
-    """What is in the file that `BCC_PARAMETERS` names, unchecked.
+    """The content of the file that `BCC_PARAMETERS` names, unchecked.
 
     Attributes:
         values: the content; None if the file is empty or none is named.
@@ -633,8 +646,8 @@ class DeploymentParameters:
 
         Raises:
             ConfigError: the deployment's file cannot be used, a parameter is wrong, `patient_pattern` is not the
-                deployment's (it decides which images belong together, for all runs alike), or the run would spare itself the
-                approval that the deployment asks for.
+                deployment's (it decides which images belong together, for all runs alike), or the run would skip the
+                approval that the deployment requires.
         """
         if self.problem:
             raise ConfigError(f"{self.problem}. Correct the file; no run starts until then")
@@ -669,7 +682,7 @@ def form_fields(
         positive_class: what the form's texts call the class that must not be missed.
 
     A parameter that a preset sets is optional in the form, with no default of its own: left empty, it takes the deployment's
-    or the preset's value, which its sentence names. `patient_pattern` is not in the form: it is the deployment's.
+    or the preset's value, which its description names. `patient_pattern` is not in the form: it is the deployment's.
     """
     fields: dict[str, tuple[Any, dict[str, Any]]] = {}
     properties = RetrainingConfig.model_json_schema()["properties"]
@@ -716,14 +729,14 @@ _VALUES_OF_AWS: Mapping[str, tuple[str, str]] = MappingProxyType(
             r"\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/\S{1,200}",
             "an image in Amazon ECR, <account>.dkr.ecr.<region>.amazonaws.com/<name>:<tag>",
         ),
-        "sagemaker_instance_type": (r"ml\.[a-z0-9-]+\.[a-z0-9-]+", "a type of instance of SageMaker, as ml.g5.xlarge"),
+        "sagemaker_instance_type": (r"ml\.[a-z0-9-]+\.[a-z0-9-]+", "a SageMaker instance type, such as ml.g5.xlarge"),
         "sagemaker_subnets": (
             r"subnet-[0-9a-f]{1,25}(\s*,\s*subnet-[0-9a-f]{1,25}){0,15}",
-            "at most 16 comma-separated ids of subnets, subnet-0a1b…",
+            "at most 16 comma-separated subnet ids, subnet-0a1b…",
         ),
         "sagemaker_security_groups": (
             r"sg-[0-9a-f]{1,29}(\s*,\s*sg-[0-9a-f]{1,29}){0,4}",
-            "at most 5 comma-separated ids of security groups, sg-0a1b…",
+            "at most 5 comma-separated security group ids, sg-0a1b…",
         ),
     }
 )
@@ -733,7 +746,7 @@ _VALUES_OF_AWS: Mapping[str, tuple[str, str]] = MappingProxyType(
 class Settings(BaseModel):
     """Where the pipeline runs: read from `BCC_*` environment variables, the same on every machine of a deployment.
 
-    Where the deployment's file lists several instances, each has settings of its own (`bcc_ops.instances`).
+    If the deployment's file lists several instances, each has settings of its own (`bcc_ops.instances`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -782,7 +795,7 @@ class Settings(BaseModel):
 
     @property
     def tag(self) -> str:
-        """The title as a tag of Airflow's: small letters, digits and dashes."""
+        """The title as an Airflow tag: lower-case letters, digits and dashes."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "models"
 
     @field_validator("images_prefix", "artifacts_prefix", "models_prefix")
@@ -820,7 +833,7 @@ class Settings(BaseModel):
         if len(set(self.classes)) < 2 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes: at least two different names are needed, not {', '.join(self.classes)}")
         if self.positive_class not in self.classes:
-            raise ValueError(f"positive_class: {self.positive_class!r} is none of {', '.join(self.classes)}")
+            raise ValueError(f"positive_class: must be one of {', '.join(self.classes)}, got {self.positive_class!r}")
         prefixes = (self.images_prefix, self.artifacts_prefix, self.models_prefix)
         for one, other in combinations(prefixes, 2):
             if _overlap(one, other):
@@ -841,7 +854,7 @@ class Settings(BaseModel):
         return self
 
     def require_apart(self, config: RetrainingConfig) -> None:
-        """Make sure that a run's external test sets are outside of what the deployment keeps itself.
+        """Make sure that a run's external test sets are outside the deployment's own prefixes.
 
         Raises:
             ConfigError: one overlaps with the images, the artifacts or the models.
@@ -860,7 +873,7 @@ class Settings(BaseModel):
         """Read `BCC_BUCKET`, `BCC_IMAGES_PREFIX`, … ; an empty variable counts as not set.
 
         Raises:
-            ConfigError: a variable has a value that cannot be; the message names it.
+            ConfigError: a variable is invalid; the message names it.
         """
         environment = os.environ if environment is None else environment
         given = {name: environment[f"BCC_{name.upper()}"] for name in cls.model_fields if environment.get(f"BCC_{name.upper()}")}
@@ -872,12 +885,12 @@ class Settings(BaseModel):
             raise ConfigError(f"{variable}{problem['msg']}") from None
 
     def for_instance(self, name: str, given: Mapping[str, Any]) -> Settings:
-        """Return the settings of one of several instances; what it is not given is as here.
+        """Return the settings of one of several instances; what is not given is as here.
 
-        Its title is its name. Its cache is a folder of its own, and no queue is shared: a message is for one of them.
+        Its default title is its name. Its cache is a folder of its own, and no queue is shared: a message is for one instance.
 
         Raises:
-            ConfigError: a setting is unknown or cannot be; the message names it.
+            ConfigError: a setting is unknown or invalid; the message names it.
         """
         own = {"title": name, "cache_dir": self.cache_dir / "instances" / name, "sqs_queue_url": ""}
         try:

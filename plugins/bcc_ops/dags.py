@@ -58,7 +58,7 @@ _RETRAINING_DOC = """
 ### {title}: retraining
 
 Trains the {classes} classifier on the labelled images in S3, one model per fold, and makes one file of them.
-Judges it against the model in use by what each fold's model answers about its own fold, and uploads it only if the gate approves.
+Judges it against the model in use by out-of-fold predictions, and uploads it only if the gate approves.
 
 | you want | do |
 |---|---|
@@ -78,14 +78,14 @@ _SET_CHAMPION_DOC = """
 ### {title}: choose the model in use
 
 *Trigger* it with a version (the page **Models** lists them) and a reason. The version's file is downloaded, its
-sha256 compared, and asked about a few images in a process of its own; only then does the pointer move. A version that
-fails this is refused, and the champion stays.
+sha256 is compared, and the model is asked about a few images in a separate process; only then does the pointer move.
+A version that fails this is refused, and the champion stays.
 
-From then on the champion is **held**: a night's best verdict is *needs a person*, and the model that was replaced is refused
-whenever its file comes again. Later models are also measured against the version that you chose: it is the **anchor**.
+From then on the champion is **held**: the best verdict of a night is *needs a person*, and the replaced model is refused
+whenever its file turns up again. Later models are also measured against the version that you chose: it is the **anchor**.
 Trigger this DAG with *Release the hold* and a reason to let the nights replace the champion again.
 
-Who asked, when and why stay in the history of the pointer. It also replaces a pointer that is damaged.
+The pointer's history keeps who asked, when and why. This DAG also replaces a damaged pointer.
 """
 
 
@@ -107,13 +107,13 @@ def set_champion_dags() -> dict[str, DAG]:
 def retraining_dag(instance: str = "") -> DAG:
     """Return the DAG that retrains, evaluates, decides and uploads.
 
-    A mistake in the deployment's file is on the DAG's page and breaks no import.
+    A mistake in the deployment's file is shown on the DAG's page and breaks no import.
 
     Args:
         instance: its name, if the deployment has several.
 
     Raises:
-        ConfigError: a `BCC_...` variable has a value that cannot be, or there is no such instance.
+        ConfigError: a `BCC_...` variable is invalid, or there is no such instance.
     """
     return _retraining_dag(find_instance(instance))
 
@@ -134,7 +134,7 @@ def _set_champion_dag(instance: Instance) -> DAG:
 def _unless_refused(instance: Instance, dag_id: str, first_task: str, make: Callable[[Instance], DAG]) -> DAG:
     """Return an instance's DAG; if its settings cannot be used, one whose only task says why.
 
-    So one instance's mistake stops no other, and is noticed: the night fails, and the notifiers say so.
+    One instance's mistake thus stops no other, and is noticed: the night fails, and the notifiers say so.
     """
     if not instance.name:
         return make(instance)
@@ -169,15 +169,15 @@ def timetable_of(settings: Settings) -> CronTriggerTimetable:
     """Return when the nightly runs start.
 
     Raises:
-        ConfigError: the schedule or the time zone cannot be.
+        ConfigError: the schedule or the time zone is invalid.
     """
     try:
         ZoneInfo(settings.timezone)
         timetable = CronTriggerTimetable(settings.schedule, timezone=settings.timezone)
         timetable.validate()
-    except Exception as error:  # Airflow's own and the libraries' below it: each names another one
+    except Exception as error:  # Airflow and the libraries below it each raise their own
         where = f"{settings.schedule!r} in the time zone {settings.timezone!r}"
-        raise ConfigError(f"schedule: {where} cannot be: {error}") from None
+        raise ConfigError(f"schedule: {where} is invalid: {error}") from None
     return timetable
 
 

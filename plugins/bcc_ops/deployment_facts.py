@@ -48,9 +48,9 @@ T = TypeVar("T")
 
 
 def gather(instance_name: str = "") -> Facts:
-    """Collect what is known of the deployment from where this runs.
+    """Collect what is known about the deployment from where this runs.
 
-    A passing object is written under the artifacts and deleted again; nothing else changes.
+    A temporary object is written under the artifacts and deleted again; nothing else changes.
 
     Args:
         instance_name: the model, if the deployment has several.
@@ -101,7 +101,7 @@ def _unusable_airflow(airflow: str | None, amazon: str | None, copies: str | Non
 
 
 def _config_of(instance: Instance | ConfigError) -> RetrainingConfig:
-    """Return the parameters of nightly runs; the defaults if they cannot be used, which is told elsewhere."""
+    """Return the parameters of nightly runs; the defaults if they cannot be used, which is reported elsewhere."""
     try:
         if isinstance(instance, Instance):
             return instance.deployment.resolve({})
@@ -116,7 +116,7 @@ def _config_of(instance: Instance | ConfigError) -> RetrainingConfig:
 def ask_airflow(settings: Settings) -> dict[str, Any]:
     """Return Airflow's executor, the slots of the GPU pool, the schedule's problem, and whether the connection is there.
 
-    A connection of the metadata database is put into this process' environment, where Airflow's hooks find it: outside of a task
+    A connection of the metadata database is put into this process' environment, where Airflow's hooks find it: outside a task
     they do not ask the database.
     """
     from bcc_ops.airflow_names import conf
@@ -143,7 +143,7 @@ def _pool_slots(name: str) -> int | Unknown | None:
         from airflow.models import Pool
 
         pool = Pool.get_pool(name)
-    except Exception:  # each database's driver, and Airflow's own ban of databases in tasks, has errors of its own
+    except Exception:  # each database driver, and Airflow's ban on databases in tasks, has errors of its own
         return Unknown(NO_DATABASE)
     return None if pool is None else int(pool.slots)
 
@@ -172,7 +172,7 @@ def ask_store(settings: Settings, config: RetrainingConfig) -> dict[str, Any]:
     patience = Config(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries={"total_max_attempts": 2})
     try:
         store = open_store(settings, config=patience)
-    except Exception as error:  # the hook's, of a connection whose extra cannot be
+    except Exception as error:  # the hook's, of a connection with an invalid extra
         return {
             "store": ConfigError(f"the connection {settings.aws_conn_id!r} cannot be used: {error}"),
             "clock_ahead": Unknown(NO_STORE),
@@ -207,12 +207,12 @@ def ask_sagemaker(settings: Settings) -> BccError | None:
 
     try:
         return _error(ask)
-    except Exception as error:  # the hook's, of a connection whose extra cannot be
+    except Exception as error:  # the hook's, of a connection with an invalid extra
         return ConfigError(f"the connection {settings.aws_conn_id!r} cannot be used: {error}")
 
 
 def _clock_ahead(answer: dict[str, Any]) -> timedelta | Unknown:
-    """Return the store's clock less this machine's, in whole seconds, as the answer's `Date` header tells it."""
+    """Return the store's clock less this machine's, in whole seconds, by the answer's `Date` header."""
     told = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
     if not told:
         return Unknown(NO_STORE)
@@ -246,7 +246,7 @@ def _read_one(store: ObjectStore, listing: Listing | BccError | Unknown) -> None
 
 
 def _write_and_delete(store: ObjectStore, settings: Settings) -> tuple[BccError | None, BccError | None]:
-    """Write where checkpoints are stored, under a name of its own: deploy/iam-policy.json allows to delete there."""
+    """Write where checkpoints are stored, under a name of its own: deploy/iam-policy.json allows deleting there."""
     folder = f"{settings.artifacts_prefix}/checkpoints/doctor-{uuid.uuid4().hex}"
     write = _error(ModelRegistry(store, folder).require_conditional_writes)
     return write, _error(lambda: store.delete_folder(folder))

@@ -1,7 +1,7 @@
-"""What is wrong with a deployment, and the command that mends it. Pure: facts in, checks out.
+"""What is wrong with a deployment, and the command that fixes it. Pure: facts in, checks out.
 
 `deployment_facts` collects the facts. A fact that could not be found out is `Unknown` and says why; its check is then "not
-checked", which is not a complaint. One mistake is told once: what follows from it is not checked either.
+checked", which is not a complaint. One mistake is reported once: what follows from it is not checked either.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from bcc_ops.instances import Instance
 
 State = Literal["good", "warning", "problem", "not checked"]
 Judgement = tuple[State, str, str]
-"""State, sentence, and the command that mends it; "" if no command does or nothing is wrong."""
+"""State, sentence, and the command that fixes it; "" if no command does or nothing is wrong."""
 
 SMALLEST_DISK, SMALLEST_MEMORY = 2_000_000_000, 2_000_000_000
 """Bytes. A training takes 1 to 1.5 GB of memory, and a task that decodes the largest image as much."""
 
 CLOCKS_DIFFER, REQUESTS_LAST = timedelta(seconds=10), timedelta(minutes=15)
-"""What is worth a word, and from when on S3 refuses requests: they are signed with the time."""
+"""What is worth a warning, and from where on S3 refuses requests: they are signed with the time."""
 
 POLICY = "deploy/iam-policy.json has the permissions that a run needs: apply it to the connection's user"
 
@@ -60,9 +60,9 @@ class StoreFacts:
         versioned: whether the bucket keeps versions.
         images: images by class.
         read: the attempt to read the beginning of an image.
-        write, delete: the attempts with passing objects where checkpoints are stored. `UnsafeStore` if conditions are ignored.
+        write, delete: the attempts with temporary objects where checkpoints are stored. `UnsafeStore` if conditions are ignored.
         models: the attempt to read the champion's pointer.
-        external: a sentence per external test set that can be used in part only.
+        external: a sentence per external test set that can only be used in part.
         own_salt: whether the bucket has a salt that a run has made.
     """
 
@@ -140,7 +140,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Check:
-    """One check's outcome: what is wrong, and the command that mends it ("" if there is none)."""
+    """One check's outcome: what is wrong, and the command that fixes it ("" if there is none)."""
 
     name: str
     state: State
@@ -153,7 +153,7 @@ class Check:
 
 
 def examine(facts: Facts) -> list[Check]:
-    """Return every check's outcome, in the order in which a mistake is best mended."""
+    """Return every check's outcome, in the order in which to fix mistakes."""
     return [Check(name, *judge(facts)) for name, judge in _CHECKS.items()]
 
 
@@ -251,7 +251,7 @@ def _settings(facts: Facts) -> Judgement:
         return _problem(str(facts.instance))
     if facts.settings is None:
         return _problem(str(facts.instance.problem))
-    return _good("every setting has a value that can be")
+    return _good("every setting has a valid value")
 
 
 def _parameters(facts: Facts, settings: Settings) -> Judgement:
@@ -326,7 +326,7 @@ def _versions(store: StoreFacts, settings: Settings) -> Judgement:
     if store.versioned:
         return _good("the bucket keeps versions: a past moment can be listed exactly")
     return _warning(
-        "the bucket keeps no versions: a past moment is only what LastModified can tell",
+        "the bucket keeps no versions: a past moment is only known by LastModified",
         f"aws s3api put-bucket-versioning --bucket {settings.bucket} --versioning-configuration Status=Enabled",
     )
 
@@ -349,12 +349,12 @@ def _images(store: StoreFacts, settings: Settings) -> Judgement:
 
 def _artifacts(store: StoreFacts, settings: Settings) -> Judgement:
     if isinstance(store.write, UnsafeStore):
-        return _good(f"s3://{settings.bucket}/{settings.artifacts_prefix} takes objects")
+        return _good(f"s3://{settings.bucket}/{settings.artifacts_prefix} accepts objects")
     if store.write is not None:
         return _problem(str(store.write), POLICY)
     if store.delete is not None:
         return _problem(f"{store.delete}. Checkpoints cannot be removed", POLICY)
-    return _good(f"a passing object was written under {settings.artifacts_prefix}/checkpoints, and deleted again")
+    return _good(f"a temporary object was written under {settings.artifacts_prefix}/checkpoints, and deleted again")
 
 
 def _conditional_writes(store: StoreFacts, settings: Settings) -> Judgement:
@@ -406,8 +406,8 @@ def _salt(facts: Facts, settings: Settings) -> Judgement:
         return _problem(str(own), POLICY)
     if chosen and own:
         return _warning(
-            "BCC_METADATA_SALT is set, and a run without it has made a salt in the bucket: patients have other "
-            "pseudonyms than in that run. Leave the setting out, if it is new"
+            "BCC_METADATA_SALT is set, and a run without it has made a salt in the bucket: patients have different "
+            "pseudonyms in that run. Leave the setting out, if it is new"
         )
     if chosen:
         return _good("patients' pseudonyms are made with BCC_METADATA_SALT")

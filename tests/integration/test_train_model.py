@@ -178,7 +178,7 @@ def test_models_that_do_not_belong_together_become_no_file(trained: Trained) -> 
     try:
         with pytest.raises(AirflowFailException, match="2 models of 3 folds"):
             _combine(trained, [one, three])
-        with pytest.raises(AirflowFailException, match="each must be there once"):
+        with pytest.raises(AirflowFailException, match="each fold must occur once"):
             _combine(trained, [one, one, three])
         with pytest.raises(AirflowFailException, match="with another split"):
             _combine(trained, [one, of_another_split, three])

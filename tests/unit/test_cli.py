@@ -219,7 +219,7 @@ def test_a_name_that_no_bucket_could_have_is_one_line(folder: Path, model: Path,
     beside(model)
     (folder / "benign" / "0.png").rename(folder / "benign" / os.fsdecode(b"\xff.png"))
     assert run("evaluate", model, folder) == 1
-    assert r"benign/\xff.png' is not UTF-8, which names in a bucket are: rename it" in error_of(capsys)
+    assert r"benign/\xff.png' is not UTF-8, as names in a bucket are: rename it" in error_of(capsys)
 
 
 def test_no_terminal_obeys_the_name_of_an_image(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -414,7 +414,7 @@ def test_no_terminal_obeys_a_name_under_the_models(bucket: ModelRegistry, capsys
     table = capsys.readouterr().out
     assert "[red]?]0;title?" in table and not {"\x1b", "\x07"} & set(table)
     assert run("trace", "images/\x1b]0;title\x07.png") == 1
-    assert capsys.readouterr().err.endswith("knows images/?]0;title?.png\n")
+    assert capsys.readouterr().err.endswith("has a trace of images/?]0;title?.png\n")
 
 
 def test_models_of_an_empty_bucket_says_so(bucket: ModelRegistry, capsys: pytest.CaptureFixture[str]) -> None:

@@ -279,7 +279,7 @@ ON_SAGEMAKER = {
         ({"BCC_SAGEMAKER_IMAGE_URI": "bcc:1"}, "BCC_SAGEMAKER_IMAGE_URI: .*is not an image in Amazon ECR"),
         ({"BCC_SAGEMAKER_INSTANCE_TYPE": "g5.xlarge"}, "BCC_SAGEMAKER_INSTANCE_TYPE: .*as ml.g5.xlarge"),
         ({"BCC_SAGEMAKER_VOLUME_GB": "0"}, "BCC_SAGEMAKER_VOLUME_GB"),
-        ({"BCC_SAGEMAKER_SUBNETS": "subnet-1 subnet-2"}, "BCC_SAGEMAKER_SUBNETS: .*comma-separated ids of subnets"),
+        ({"BCC_SAGEMAKER_SUBNETS": "subnet-1 subnet-2"}, "BCC_SAGEMAKER_SUBNETS: .*comma-separated subnet ids"),
         ({"BCC_SAGEMAKER_SUBNETS": "subnet-1"}, "sagemaker_subnets and sagemaker_security_groups: set both"),
         ({**ON_SAGEMAKER, "BCC_TRAINING_PYTHON": "/opt/python"}, "leave training_python out"),
     ],

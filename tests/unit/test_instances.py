@@ -81,7 +81,7 @@ def test_a_queue_of_the_environment_is_no_instances(file: File) -> None:
         ({"epochs": 3}, "epochs: is a parameter of runs; put it under `parameters`"),
         ({"cache_dir": "/tmp"}, "cache_dir: belongs to the worker"),
         ({"bucket": "b", "classes": ["one"]}, "classes: at least two different names are needed, not one"),
-        ({"bucket": "b", "classes": "one,two"}, "positive_class: 'malignant' is none of one, two"),
+        ({"bucket": "b", "classes": "one,two"}, "positive_class: must be one of one, two, got 'malignant'"),
         ({"bucket": "b", "artifacts_prefix": "images/x"}, "the prefixes 'images' and 'images/x' overlap"),
         ({"bucket": "b", "cache_budget_gb": -1}, "cache_budget_gb: Input should be greater than 0"),
         ({"bucket": ["b"]}, "bucket: Input should be a valid string"),

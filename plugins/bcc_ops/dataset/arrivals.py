@@ -1,8 +1,8 @@
 """Has something new arrived, and is the upload over? The one answer for a waiting sensor and its trigger alike.
 
-A listing is worth a run when it is none of those known to hold nothing new, and has stayed the same for long enough. That is
-measured by this machine's own looks: the store's clock may be another. If images still arrive when the waiting time ends, what
-had settled by then is taken, so that a steady feed is trained on too.
+A listing is worth a run if it is not one of those known to hold nothing new, and has stayed the same for long enough. This
+machine's own looks measure that: the store's clock may differ. If images still arrive when the waiting time ends, what had
+settled by then is taken, so that a steady feed is trained on too.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ LONGEST_PAUSE = 600.0
 """Seconds between two looks at a store that fails, at most."""
 
 SHORTEST_PAUSE = 0.5
-"""Seconds between two looks, at least, where the interval is no shorter."""
+"""Seconds between two looks, at least, unless the interval is shorter."""
 
 IDLE_PART = 5
-"""While nothing is new, a pause is the time since the last change divided by this: 100,000 images are 100 requests a listing."""
+"""While nothing is new, a pause is the time since the last change divided by this: 100,000 images take 100 requests to list."""
 LONGEST_IDLE_PAUSE = 1200.0
 """Seconds between two looks while nothing is new, at most."""
 
@@ -56,7 +56,7 @@ class ArrivalWatch:
         deadline: until when it waits (aware).
         settle_seconds: for how long the listing must stay the same.
         poke_interval: seconds between two looks.
-        patient: whether a listing with nothing new is waited on. A run that an event started is not: another run has
+        patient: whether to wait while nothing is new. A run that an event started is not: another run has
             taken up what the event announced.
         known: digests of listings that do not justify a run -> why not, as the end of a sentence.
         digest, unchanged_since: the last look's, and since when it is known to be so.
@@ -122,7 +122,7 @@ class ArrivalWatch:
         assert self.digest is not None and self.unchanged_since is not None
         reason = self.known.get(self.digest)
         if reason is None and not listing.images:
-            reason = "there is not an image at all"
+            reason = "no image was found"
         self.idle = reason is not None
         if reason is not None:
             if not self.patient:
@@ -136,25 +136,25 @@ class ArrivalWatch:
         return "settled" if self.arriving else "wait"
 
     def dismiss(self, reason: str) -> None:
-        """Take the last listing for no reason to run; `reason` is the end of a sentence."""
+        """Note that the last listing is not worth a run; `reason` is the end of a sentence."""
         assert self.digest is not None
         self.known[self.digest] = reason
 
     def failed(self, error: StorageError, now: datetime) -> None:
-        """Take a failed look into account, or raise `error` where looking again has no hope left."""
+        """Take a failed look into account, or raise `error` if looking again is hopeless."""
         self.failures += 1
         if not error.retryable or self.failures >= FAILURES or now >= self.deadline:
             raise error
         self.not_before = now + timedelta(seconds=min(self.poke_interval * 2**self.failures, LONGEST_PAUSE))
 
     def is_due(self, now: datetime) -> bool:
-        """Tell whether it is time to look, and no idle pause or back-off goes on."""
+        """Tell whether it is time to look, and no idle pause or back-off is in progress."""
         return self.not_before is None or now >= self.not_before
 
     def pause(self, now: datetime) -> float:
         """Return the seconds until the next look.
 
-        That is the interval, longer while nothing is new or the store fails, and less where a settling or the deadline comes
+        That is the interval, longer while nothing is new or the store fails, and less if a settling or the deadline comes
         first.
         """
         if self.not_before is not None:
@@ -214,7 +214,7 @@ class ArrivalCheck:
         self.rules = ImageRules.of(settings, config)
 
     def saved(self, run_id: str) -> Arrivals | None:
-        """Return what the run saw when it took its snapshot, if it has one: a run that is done again keeps to it."""
+        """Return what the run saw when it took its snapshot, if it has one: a repeated run keeps to it."""
         paths = find_run(self.store, self.settings.artifacts_prefix, run_id)
         document = self.store.find(SnapshotDocument, paths.document("snapshot.json")) if paths else None
         if document is None:
@@ -264,11 +264,11 @@ class ArrivalCheck:
         )
 
     def advance(self, watch: ArrivalWatch) -> Arrivals | None:
-        """Look once. What is new, settled and enough is returned; None means to wait on, as `watch` says.
+        """Look once. Return what is new, settled and enough; None means to keep waiting, as `watch` says.
 
         Raises:
             NothingNew: waiting is over.
-            StorageError: S3 failed, and looking again has no hope left.
+            StorageError: S3 failed, and looking again is hopeless.
         """
         now = utc_now()
         if not watch.is_due(now):
@@ -312,7 +312,7 @@ class ArrivalCheck:
         return moment, listing
 
     def listing_of(self, sighted: Mapping[str, Any], *, may_settle: bool, sleep: Callable[[float], None]) -> Settled:
-        """List the images that a run was started for, and make sure that they are what was sighted.
+        """List the images that a run was started for, and make sure that they are what the sensor saw.
 
         On a bucket without versions, an upload between the sensor and the snapshot may have replaced or removed some of them for
         a moment. Then the images must settle again, and the run is about a later moment.
@@ -323,8 +323,8 @@ class ArrivalCheck:
             sleep: waits so many seconds.
 
         Raises:
-            SnapshotChanged: the run is about a past moment, and its images are not there any more.
-            NothingNew: there is not an image any more.
+            SnapshotChanged: the run is about a past moment, and its images are no longer there.
+            NothingNew: no image is left.
         """
         as_of = datetime.fromisoformat(sighted["as_of"])
         listing = list_images(self.store, self.rules, as_of)

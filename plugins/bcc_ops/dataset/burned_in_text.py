@@ -28,7 +28,7 @@ _POSITION = re.compile(
 _NAME = re.compile(r"[^\W\d_]{3}|[^\W\d_\u0000-\u024f]{2}|\d[-./]\d+[-./]\d")
 """Text that may tell who the patient is: some letters in a row (of scripts like Chinese, two), a date."""
 _NUMBER = re.compile(r"\d{5}")
-"""No length and no setting has so many digits, whatever is written before or behind them: MI1234567 may be a patient's number."""
+"""No length and no setting has so many digits, whatever is written before or after them: MI1234567 may be a patient's number."""
 
 
 def classify_text(text: str) -> frozenset[str]:

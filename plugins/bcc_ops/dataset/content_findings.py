@@ -20,7 +20,7 @@ FINDING = "content finding"
 """What `ContentRow.refused` says of an image that a finding excludes from training and evidence."""
 
 LOOKED_AT = "2"
-"""How an image was looked at; another number if the same image may be found to hold something else, so that all are looked at
+"""How an image was looked at; goes up if the same image may now yield other findings, so that all are looked at
 again."""
 WITH_TEXT = f"{LOOKED_AT}t"
 """The same, and its text was read."""
@@ -53,7 +53,7 @@ def action_on(findings: str, config: RetrainingConfig) -> str:
 
 
 def list_findings(rows: Sequence[ContentRow], config: RetrainingConfig) -> tuple[ContentFinding, ...]:
-    """Return what was found in the images, in the order of `FINDINGS`; what is ignored, and what nothing shows, is left out."""
+    """Return what was found in the images, in the order of `FINDINGS`; what is ignored or found nowhere is left out."""
     listed = []
     for name in FINDINGS:
         holding = [row for row in rows if name in names_of(row.findings)]
@@ -105,7 +105,7 @@ def warnings_about(findings: Iterable[ContentFinding]) -> list[str]:
         if found.finding == UNKNOWN_TEXT:
             said.append(
                 f"{_counted(found.images, 'holds', 'hold')} text of unknown meaning, which may be a patient's name: look at them "
-                "in the bucket. No picture of the report shows them"
+                "in the bucket. No picture in the report shows them"
             )
         elif found.action.startswith("exclude"):
             said.append(

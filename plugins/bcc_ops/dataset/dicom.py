@@ -39,14 +39,14 @@ from bcc_ops.exceptions import BccError, ImageRefused, OutOfResources
 log = logging.getLogger(__name__)
 
 LONGEST_DETAIL = 300
-"""Characters of why a file is refused."""
+"""Most characters of the reason for a refusal."""
 
 METHOD = 2
-"""Goes up whenever the same file gives other pixels or tags: what was made otherwise is fetched again. `fingerprints.METHOD` goes
+"""Goes up whenever the same file gives other pixels or tags: what was made before is fetched again. `fingerprints.METHOD` goes
 up with it."""
 
 OLDEST = 90
-"""Years. Whoever is older is said to be of this age: so few are that they could be recognised."""
+"""Years. Older patients get this age: they are so few that they could be recognised."""
 
 _TAGS_CHUNK = "bcc-dicom"
 _REFUSED = b"BCC-REFUSED-DICOM\n"
@@ -55,7 +55,7 @@ _BYTES_PER_PIXEL = 32
 """What decoding a frame and scaling it to 8 bits takes at its peak."""
 
 _INFLATING = threading.Lock()
-"""A deflated file is held whole, so that there is one at a time."""
+"""A deflated file is held whole, so only one at a time."""
 
 _STUDY_DATE, _ACQUISITION_DATE, _CONTENT_DATE = 0x00080020, 0x00080022, 0x00080023
 _MANUFACTURER, _MODEL, _AGE, _PATIENT = 0x00080070, 0x00081090, 0x00101010, 0x00100020
@@ -158,20 +158,20 @@ def dicom_to_png(content: bytes | memoryview, pseudonyms: GivesPseudonyms | None
 
 
 def keep_of_dicom(content: bytes | memoryview, pseudonyms: GivesPseudonyms | None = None) -> bytes:
-    """Return what is kept of a DICOM file: its PNG, or why there is none, for `refuse_again`. Arguments as of `dicom_to_png`."""
+    """Return what is kept of a DICOM file: its PNG, or why there is none, for `refuse_again`. Arguments as for `dicom_to_png`."""
     try:
         return dicom_to_png(content, pseudonyms)
     except ImageRefused as refusal:
         return _REFUSED + json.dumps([refusal.reason, refusal.detail[:LONGEST_DETAIL]]).encode()
     except (BccError, ImportError, MemoryError, OSError):  # not a property of the file
         raise
-    except Exception as error:  # a file that nobody thought of must not stop a run
+    except Exception as error:  # an unforeseen file must not stop a run
         log.exception("a DICOM file cannot be decoded")
         return _REFUSED + json.dumps(["damaged", f"the decoder failed: {type(error).__name__}"]).encode()
 
 
 def refuse_again(content: bytes) -> None:
-    """Refuse what `keep_of_dicom` kept of a file that it refused.
+    """Refuse a file again, by what `keep_of_dicom` kept when it refused it.
 
     Raises:
         ImageRefused: as then.

@@ -137,7 +137,7 @@ def is_dicom(head: bytes | memoryview) -> bool:
 
 
 def transfer_syntax_of(content: memoryview) -> tuple[str, int]:
-    """Return the UID that says how a DICOM file is encoded, and where what is encoded so begins.
+    """Return the UID that says how a DICOM file is encoded, and where the part so encoded begins.
 
     Raises:
         ImageRefused: "truncated" or "damaged".
@@ -214,7 +214,7 @@ class _Reader:
         """Read the header at `place`. `end` is -1 for an element whose end is marked and not stated.
 
         Raises:
-            ImageRefused: the element is not all there, "truncated"; or this is not a header, "damaged".
+            ImageRefused: the element is incomplete, "truncated"; or this is not a header, "damaged".
         """
         group, number = self._unpack(self._tag, place)
         tag = group << 16 | number
@@ -268,7 +268,7 @@ class _Reader:
             if item.tag == _END_OF_SEQUENCE:
                 return
             if item.tag != _ITEM:
-                raise ImageRefused("damaged", "a DICOM sequence has something else than items")
+                raise ImageRefused("damaged", "a DICOM sequence has something other than items")
             count += 1
             _refuse_more(count, MOST_ITEMS, "items in a DICOM sequence")
             if item.end < 0:
@@ -326,7 +326,7 @@ def fragments(content: memoryview, place: int) -> Iterator[Element]:
         place: where the value of the pixel data begins.
 
     Raises:
-        ImageRefused: one is not all there, "truncated"; or something else is among them, "damaged".
+        ImageRefused: one is incomplete, "truncated"; or something else is among them, "damaged".
     """
     reader = _Reader(content, Encoding(implicit=True, little=True))
     count = 0

@@ -97,8 +97,8 @@ _IMPORTING = threading.Lock()
 def import_pydicom() -> None:
     """Import what is used of pydicom, one thread at a time. Only a run with DICOM files needs it, so nothing imports it earlier.
 
-    Its modules import each other, so that of several threads that import it together some find a module half made. Their files
-    would be refused as damaged.
+    Its modules import each other, so threads that import it at the same time may find a module half made, and refuse their files
+    as damaged.
     """
     with _IMPORTING:
         import pydicom.encaps
@@ -126,7 +126,7 @@ def read_header(parts: DicomParts) -> Header:
     """Read how the pixels are stored.
 
     Raises:
-        ImageRefused: not as it can be read here.
+        ImageRefused: they cannot be read here.
     """
     if parts.pixels is None:
         raise ImageRefused("not an image", "the DICOM file has no pixel data: a report, a directory or the like")
@@ -161,7 +161,7 @@ def read_header(parts: DicomParts) -> Header:
     depths = (8,) if photometric in _COLOURS else (8, 16)
     if header.allocated not in depths or not 1 <= header.stored <= header.allocated or high_bit != header.stored - 1:
         bits = f"{header.stored} bits in {header.allocated}, the highest at {high_bit}"
-        raise ImageRefused("unsupported format", f"{bits}: gray of 8 or 16 bits and colour of 8 is read")
+        raise ImageRefused("unsupported format", f"{bits}: only gray of 8 or 16 bits and colour of 8 are read")
     return header
 
 
@@ -183,7 +183,7 @@ def _frame(parts: DicomParts, header: Header) -> bytes:
     start, end = parts.pixels
     native = parts.transfer_syntax in _NATIVE
     if native != (end is not None):
-        raise ImageRefused("damaged", "its pixel data is not stored as its DICOM transfer syntax wants it")
+        raise ImageRefused("damaged", "its pixel data is not stored as its DICOM transfer syntax requires")
     if end is None:
         return _encapsulated(parts, header, [*fragments(parts.content, start)])
     if end - start < header.frames * header.frame_bytes:
@@ -206,7 +206,7 @@ def _encapsulated(parts: DicomParts, header: Header, found: list[Element]) -> by
         if not len(offsets):
             offsets = _offsets(parts.content[table.value : table.end][: 4 * header.frames], "<u4")
         if len(offsets) != header.frames:
-            raise ImageRefused("damaged", "no table says which fragments of its pixel data are which frame")
+            raise ImageRefused("damaged", "no table says which fragments of its pixel data make which frame")
         first = pieces[0].start
         begin = int(offsets[header.frame])
         end = int(offsets[header.frame + 1]) if header.frame + 1 < header.frames else len(parts.content)

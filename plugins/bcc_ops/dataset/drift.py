@@ -49,7 +49,7 @@ def compare_distributions(
         classes: in the order of the answer.
 
     Returns:
-        The comparisons made, and the reason why there is none (None where there is one).
+        The comparisons made, and the reason why there is none (None if there is one).
     """
     if previous is None:
         return (), "there is no assessed earlier run to compare with"

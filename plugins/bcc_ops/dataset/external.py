@@ -31,7 +31,7 @@ def require_external_images(store: ObjectStore, classes: Sequence[str], config: 
         as_of: the run's moment.
 
     Returns:
-        A sentence per set that the run can use in part only: a class is missing, or nothing of it was there yet.
+        A sentence per set that the run can only use in part: a class is missing, or nothing of it was there yet.
 
     Raises:
         ConfigError: a set is empty, as of the run's moment and now.

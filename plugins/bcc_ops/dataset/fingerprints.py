@@ -20,7 +20,7 @@ from bcc_ops.dataset.decoding import pixels_digest
 
 METHOD = 9
 """Goes up whenever decoding, properties, fingerprints, the search of features or the comparison of pixels change: what was
-learned otherwise is forgotten."""
+learned before is forgotten."""
 
 HASH_BYTES = 8
 DESCRIPTOR_BYTES = 32
@@ -54,7 +54,7 @@ class Fingerprint:
     Attributes:
         pixels: sha256 over shape and pixels, in hex.
         hash: 64-bit perceptual hash (DCT), 8 bytes.
-        features: returns the local features. They are 13 kB an image, so they may come from a file when they are asked for.
+        features: returns the local features. They are 13 kB per image, so they may come from a file on demand.
     """
 
     pixels: str

@@ -38,7 +38,7 @@ def check_folder(
     memory_path: Path | None = None,
     sheets: Path | None = None,
 ) -> CheckDocument:
-    """Validate and split a folder that holds one folder per class.
+    """Check and split a folder that holds one folder per class.
 
     Args:
         folder: the labelled folder. Keys are paths below it.
@@ -49,7 +49,7 @@ def check_folder(
             none. They show the images: keep them where the images may be kept.
 
     Raises:
-        NoImages: there is not an image in it, or no folder at all.
+        NoImages: it holds no image, or is not a folder.
         TooManyRefused: more than `max_refused_fraction` of the images are refused.
     """
     classes, images, ignored, checks = check_labelled_folder(folder, config, classes=classes, memory_path=memory_path)
@@ -63,14 +63,14 @@ def check_folder(
 def check_labelled_folder(
     folder: Path, config: RetrainingConfig, *, classes: Sequence[str] | None = None, memory_path: Path | None = None
 ) -> tuple[tuple[str, ...], list[LocalImage], tuple[IgnoredKeys, ...], ImageChecks]:
-    """Validate a folder that holds one folder per class, without splitting it.
+    """Check a folder that holds one folder per class, without splitting it.
 
-    Patients whom a metadata table or a DICOM file names get pseudonyms for this once.
+    Patients whom a metadata table or a DICOM file names get pseudonyms for this check only.
 
-    Takes and raises what `check_folder` does.
+        Takes and raises what `check_folder` does.
 
-    Returns:
-        The classes, the images and what was ignored, as listed; and the checks.
+        Returns:
+            The classes, the images and what was ignored, as listed; and the checks.
     """
     classes, images, ignored, digest = list_labelled_folder(folder, config, classes=classes)
     names = passing_pseudonyms()
@@ -99,7 +99,7 @@ def list_labelled_folder(
         The classes, the images, what was ignored, and a digest of the images.
 
     Raises:
-        NoImages: there is not an image in it, or no folder at all.
+        NoImages: it holds no image, or is not a folder.
     """
     if not folder.is_dir():
         raise NoImages(f"{folder} is not a folder")
@@ -152,7 +152,7 @@ def check_tables(document: CheckDocument) -> list[RenderableType]:
         tables.extend(metadata_tables(checks.metadata))
     tables.extend(warning_lines(checks))
     if checks.shortcuts_unavailable:
-        tables.append(Text(f"shortcuts cannot be told: {checks.shortcuts_unavailable}"))
+        tables.append(Text(f"shortcuts were not checked: {checks.shortcuts_unavailable}"))
     if document.split_problem:
         tables.append(Text(f"no split: {document.split_problem}"))
     return tables
@@ -247,7 +247,7 @@ def _refuse_foreign_name(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise DataError(f"the name of {os.fsencode(path)!r} is not UTF-8, which names in a bucket are: rename it") from None
+        raise DataError(f"the name of {os.fsencode(path)!r} is not UTF-8, as names in a bucket are: rename it") from None
 
 
 def _describe(

@@ -2,7 +2,7 @@
 
     files/<a>/<sha256>      the images, read-only; of a DICOM object, what `dataset.dicom` keeps of it, by the object's sha256
     index.sqlite3           object -> sha256; sha256 -> size, modification time, last use; sha256 of DICOM -> that of its file
-    pins/<start>-<id>       one a process, locked while it lives: what was used since <start> is not evicted
+    pins/<start>-<id>       one per process, locked while it lives: what was used since <start> is not evicted
     incoming/<start>-<id>/  what that process is fetching
 
 A file enters by a rename and leaves by an unlink, both inside a transaction of the index: a kill at any moment leaves a
@@ -200,7 +200,7 @@ class ImageCache:
         """Evict what was used longest ago until `needed` more bytes fit the budget; never what a live run uses.
 
         Raises:
-            CacheError: the disk has not so many bytes left.
+            CacheError: the disk does not have that many bytes left.
         """
         floor = self._oldest_pin()
         with self._transaction() as index:
@@ -270,7 +270,7 @@ class ImageCache:
             os.close(pin[1])
 
     def _drop_dead(self, pins: Path) -> None:
-        """Remove what dead processes were fetching, and their pins where those have outlived them for long enough."""
+        """Remove what dead processes were fetching, and their pins once those have outlived them for long enough."""
         incoming = self.directory / "incoming"
         # Listed before the pins: a process makes its pin first, so that one which begins meanwhile is not taken for dead.
         directories = list(incoming.iterdir()) if incoming.exists() else []
@@ -355,7 +355,7 @@ class ImageCache:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Return whether SQLite means that a file is not a database (any more): what it has no class of errors for.
+    """Return whether SQLite says that a file is not a database (any more), for which it has no class of errors.
 
     Locked, full and not writable are an `OperationalError`.
     """
@@ -370,7 +370,7 @@ def throw_away(database: Path) -> None:
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write to that is at `path`, in the place of the one before, once the block has ended well.
+    """Open a file to write to, which replaces the one at `path` once the block has ended well.
 
     Raises:
         CacheError: the disk does not take it. Nothing is left of it.

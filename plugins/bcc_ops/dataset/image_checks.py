@@ -44,7 +44,7 @@ CONFLICT = "conflict"
 """What `ContentRow.refused` says of an image whose group is under more than one label."""
 
 UNREADABLE = "not readable in the store"
-"""The reason of an image that is listed and cannot be fetched: archived, or encrypted with a key that is not ours."""
+"""The reason for an image that is listed but cannot be fetched: archived, or encrypted with a key that is not ours."""
 
 _NAMED_AT_MOST = 10
 _GROUP_TO_LOOK_AT = 10
@@ -91,15 +91,15 @@ def check_images(
         unreadable: key -> why the store does not give it, of the snapshot's images that are not in `images`. They are refused.
         metadata: what is known of the images; nothing by default.
         table: describes where that is from, for the document.
-        pseudonyms: those that DICOM files were read with, and are if they have not been read yet. Whom a file names under another
-            salt is not known.
+        pseudonyms: those with which DICOM files were read, or are read now. A patient whom a file names under another salt is not
+            known.
 
     Raises:
         NoImages: there is none at all.
         TooManyRefused: more than `max_refused_fraction` of the images are refused (conflicts do not count as refused).
     """
     if not images:
-        raise NoImages("there is not an image to check")
+        raise NoImages("no image was found to check")
     with InspectionCache(memory_path) as memory:
         facts, findings = inspect_images(images, config, memory, previous=previous or (), pseudonyms=pseudonyms)
         copies = _group(images, facts, config, memory)
@@ -195,7 +195,7 @@ def inspect_images(
     previous: Iterable[ContentRow] = (),
     pseudonyms: GivesPseudonyms | None = None,
 ) -> tuple[dict[str, ContentFacts], dict[str, str]]:
-    """Return what can be told of each image by itself: sha256 -> its facts, and sha256 -> its findings if it is usable.
+    """Return what each image tells by itself: sha256 -> its facts, and sha256 -> its findings if it is usable.
 
     Arguments are those of `check_images`.
     """
@@ -240,7 +240,7 @@ def summary(document: ChecksDocument) -> list[str]:
 
 
 def describe_metadata(table: MetadataDocument | None) -> list[str]:
-    """Return what a metadata table told, one line per finding; nothing if there is none or if it is not used."""
+    """Return what a metadata table says, one line per finding; nothing if there is none or if it is not used."""
     if table is None or table.problem:
         return []
     columns = ", ".join(column.name for column in table.columns) or "no column that is used"
@@ -373,7 +373,7 @@ def _rows(
 
 
 def _told_by_files(dicom: Mapping[str, DicomTags], pseudonyms: GivesPseudonyms | None) -> Metadata:
-    """Return what DICOM files tell of themselves. Whom they name counts only if it is under the salt of today."""
+    """Return what DICOM files say about themselves. A patient whom they name counts only under the present salt."""
     salt = pseudonyms().salt_name if pseudonyms and any(tags.patient for tags in dicom.values()) else ""
     cells = {
         key: {
@@ -396,8 +396,8 @@ def _lost_patients(dicom: Mapping[str, DicomTags], by_files: Metadata) -> Iterab
     lost = sum(bool(tags.patient) and not by_files.patient(key) for key, tags in dicom.items())
     if lost:
         yield (
-            f"{lost} DICOM images were read when the salt was another: their patients are not known. "
-            "Empty the workers' caches, with what is learned of the images in them"
+            f"{lost} DICOM images were read with another salt: their patients are not known. "
+            "Empty the workers' caches, including what was learned of the images"
         )
 
 
@@ -422,7 +422,7 @@ def _exclude(rows: Iterable[ContentRow], config: RetrainingConfig) -> tuple[Cont
 
 def _why_not_found(rows: Sequence[ContentRow], config: RetrainingConfig) -> str | None:
     if config.ignores_findings:
-        return "content_findings says that all are ignored: nobody has looked"
+        return "content_findings ignores every finding: nobody has looked"
     return None if text_was_read(rows) else "text was not looked for: RapidOCR is not installed on the worker"
 
 
@@ -439,11 +439,11 @@ def _warnings(
         yield f"{synthetic} of {len(contents)} images are synthetic: no metric of this run says anything about patients"
     if burned_in:
         say = "1 DICOM image says" if burned_in == 1 else f"{burned_in} DICOM images say"
-        yield f"{say} that text is burned into the pixels: look whether it names a patient"
+        yield f"{say} that text is burned into the pixels: check whether it names a patient"
     if conflicts:
         images = sum(len(group.keys) for group in conflicts)
         several = "1 group of near-duplicates is" if len(conflicts) == 1 else f"{len(conflicts)} groups of near-duplicates are"
         yield f"{several} under more than one label: {images} images are left out"
     largest = max((len(group.keys) for group in groups), default=0)
     if largest > _GROUP_TO_LOOK_AT:
-        yield f"the largest group of near-duplicates has {largest} images: look whether the copies are real"
+        yield f"the largest group of near-duplicates has {largest} images: check whether they really are copies"

@@ -1,8 +1,8 @@
 """Images -> tf.data.
 
 Every image is decoded and resized once and kept as 8-bit pixels; what each epoch does again (shuffle, augment, batch) works
-on those. Each random draw is a function of (seed, epoch, image), so that an epoch is the same whether training came to
-it in one go or was taken up again there, and however many threads work on it.
+on those. Each random draw is a function of (seed, epoch, image), so that an epoch is the same whether training reached
+it in one go or resumed there, and however many threads work on it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bcc_ops.exceptions import DataError
 log = logging.getLogger(__name__)
 
 _AHEAD = 2
-"""Batches that wait, made, for the training step."""
+"""Batches that are ready and wait for the training step."""
 _GRAIN = 0.8
 """Sigma in pixels of what smooths white noise into speckle."""
 
@@ -113,7 +113,7 @@ def read_as_notebook(
             pixels[position] = np.clip(np.rint(image), 0, 255)
             labels[position] = label
     if position + 1 != len(images):
-        raise DataError(f"Keras read {position + 1} of {len(images)} images: it does not know the names of the others")
+        raise DataError(f"Keras read {position + 1} of {len(images)} images: it does not recognise the names of the others")
     return Pixels(pixels, labels, tuple(classes))
 
 
@@ -227,7 +227,7 @@ def _beyond(row: np.ndarray, length: int, side: int) -> np.ndarray:
 
 
 def _speckled(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Return the image with grain as another machine's: multiplicative, the same in all channels, about two pixels wide.
+    """Return the image with another machine's grain: multiplicative, the same in all channels, about two pixels wide.
 
     Args:
         strength: the grain's standard deviation, as a part of the brightness.
@@ -243,8 +243,8 @@ def training_batches(pixels: Pixels, augmentation: Augmentation, batch_size: int
 
     Args:
         pixels: the images to train on.
-        batch_size: images a batch; the last one may be smaller.
-        seed, epoch: decide about the order and the augmentation.
+        batch_size: images per batch; the last one may be smaller.
+        seed, epoch: determine the order and the augmentation.
 
     Returns:
         Batches of float32 pixels (b, side, side, 3) in 0-255 and one-hot labels (b, classes).
@@ -282,7 +282,7 @@ def plain_batches(pixels: Pixels, batch_size: int) -> tf.data.Dataset:
 def _ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
     """Return the batches, made ahead of the training step.
 
-    Without tf.data's tuning of itself: an iterator's end waits for the thread that does it, which may sleep for seconds, and
+    Without tf.data's autotuning: an iterator's end waits for the thread that does it, which may sleep for seconds, and
     each epoch ends two iterators.
     """
     options = tf.data.Options()

@@ -1,7 +1,7 @@
-"""What validation has learned of each content, kept between nights by the content's sha256.
+"""What the image checks have learned of each content, kept between nights by the content's sha256.
 
 One SQLite file on the worker's own disk. It holds nothing that cannot be learned again: a damaged one, or one of another
-method, is thrown away. It also knows which of it is in the bucket, and in which shard (`dataset.shared_inspections`).
+method, is thrown away. It also knows what of it is in the bucket, and in which shard (`dataset.shared_inspections`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bcc_ops.exceptions import CacheError
 log = logging.getLogger(__name__)
 
 MEMORY_FILE = "checks/contents.sqlite3"
-"""Where, under the worker's cache directory, validation remembers what it learned."""
+"""Where, under the worker's cache directory, the image checks remember what they learned."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (
@@ -59,7 +59,7 @@ _SEARCHES_KEPT = 16
 
 @dataclass(frozen=True)
 class ContentFacts:
-    """What is in one file. `reason` is "" for an image that can be used; else only `detail` counts besides.
+    """What is in one file. `reason` is "" for an image that can be used; else only `detail` counts too.
 
     `width` and `height` in pixels, `mode` as `DecodedImage.mode`, `mean` and `contrast` (standard deviation) of the gray
     values from 0 to 255.
@@ -316,7 +316,7 @@ class InspectionCache:
         return [place for place in candidates if self._db.execute(query, (kind, *place)).fetchone() is None]
 
     def recall_shared(self, kind: str, places: Sequence[tuple[str, str]]) -> Shard:
-        """Return what is known of these places, as far as it may be in the bucket: of no DICOM, and of nothing refused."""
+        """Return what is known of these places, as far as it may be in the bucket: nothing of DICOM or refused images."""
         if kind == SIMILARITY:
             return Shard(similarity=list(self.recall_similarity(places).items()))
         if kind == FINDINGS:

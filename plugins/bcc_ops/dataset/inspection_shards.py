@@ -1,8 +1,8 @@
 """What the image checks learned, as Parquet shards for the bucket: rows to bytes, and back.
 
 Whoever can write to the bucket can write a shard. So reading one has bounds, and every value is looked at: a shard that could
-not have been written here is refused as a whole. Of images that were refused, nothing is in a shard; of DICOM images, no tags and
-no measures; of text in an image, only the names of findings.
+not have been written here is refused as a whole. A shard has nothing of refused images, no tags and no
+measures of DICOM images, and of text in an image only the names of findings.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LAYOUT = 1
 """Goes up whenever the columns of a shard change."""
 
 VERSION = f"{LAYOUT}-{METHOD}-{LOOKED_AT}"
-"""Of what is in the shards, and the name of their folder: of another version, nothing is read."""
+"""Version of the shards' content, and the name of their folder: no other version is read."""
 
 LARGEST_SHARD = 64 * 2**20
 """Bytes. A larger one is neither written nor read."""
@@ -189,7 +189,7 @@ def _known_content(sha256: bytes, *values: Any) -> KnownContent:
     found = np.frombuffer(points, "<f4").astype(np.float32).reshape(-1, 3)
     _require(len(found) <= MOST_FEATURES and len(descriptors) == len(found) * DESCRIPTOR_BYTES, "features")
     bounds = np.array([width, height, _LARGEST_SCALE], np.float32)
-    _require(bool(np.all((found >= 0) & (found <= bounds) & (found[:, 2:] > _SMALLEST_SCALE))), "a point outside of the image")
+    _require(bool(np.all((found >= 0) & (found <= bounds) & (found[:, 2:] > _SMALLEST_SCALE))), "a point outside the image")
     marks = np.frombuffer(descriptors, np.uint8).reshape(-1, DESCRIPTOR_BYTES)
     mark = Fingerprint.of(pixels.hex(), bytes(hash_), found, marks)
     measures = (min_side, max_pixels, width, height, mode, mean, contrast, synthetic)

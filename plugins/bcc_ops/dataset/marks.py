@@ -198,5 +198,5 @@ def is_not_ultrasound(rgb: Pixels, gray: Gray) -> bool:
 
 
 def is_nearly_blank(gray: Gray) -> bool:
-    """Return whether there is next to nothing to see: all of one brightness, or next to all of it black."""
+    """Return whether there is almost nothing to see: all of one brightness, or almost all black."""
     return bool(gray.std() < _FLAT or (gray >= _LIT).mean() < _LIT_PART)

@@ -123,13 +123,13 @@ class Matched:
 def match_table(
     table: Table, images: Sequence[TableImage], pseudonyms: Pseudonyms, patient_by_key: Callable[[str], str | None]
 ) -> Matched:
-    """Match a table with the images, and leave out of it what may tell who somebody is.
+    """Match a table with the images, and leave out what may tell who somebody is.
 
     Args:
         table: as `read_table` gives it.
         images: all that the run knows.
         pseudonyms: what becomes of the identifiers.
-        patient_by_key: reads a patient from a key where the deployment has a pattern for it; else it returns None.
+        patient_by_key: reads a patient from a key if the deployment has a pattern for it; else it returns None.
     """
     findings = table.findings
     rows_of = _match(table, {image.path: image.key for image in images}, findings)
@@ -285,8 +285,8 @@ def _without_rare_values(
 ) -> dict[str, dict[str, str]]:
     """Leave out the values that may tell who a patient is: those that few patients share.
 
-    If no patient is known, nobody can count them: then only the columns whose meaning is fixed are used, and of these the values
-    of so many images at least, since fewer images are of fewer patients. Decades, quarters and sides are told as they are.
+    If no patient is known, nobody can count them: then only the columns whose meaning is fixed are used, and of these only
+    values of as many images or more, since fewer images are of fewer patients. Decades, quarters and sides are told as they are.
     """
     images = Counter(told for of_image in cells.values() for told in of_image.items())
     patients: defaultdict[tuple[str, str], set[str]] = defaultdict(set)

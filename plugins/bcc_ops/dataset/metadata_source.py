@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from bcc_ops.runs.rows import ImageRow
 
 METADATA_FILE = "metadata.parquet"
-"""In a run's folder: what the table says of each image, with pseudonyms in place of patients' identifiers."""
+"""In a run's folder: what the table says about each image, with pseudonyms in place of patients' identifiers."""
 FILE_METADATA = "file-metadata.parquet"
-"""In a run's folder: what DICOM files tell of themselves, in the same form."""
+"""In a run's folder: what DICOM files say about themselves, in the same form."""
 _EXAMPLES = 3
 
 
@@ -51,13 +51,13 @@ def snapshot_metadata(
         config: `patient_pattern` and `require_metadata` count.
         listing: the images of the snapshot, and the tables beside them.
         paths: of the run.
-        previous: to notice that the pseudonyms are others than before.
+        previous: to notice that the pseudonyms have changed.
 
     Returns:
         What snapshot.json says of it, None if there is no table; and the content of the run's metadata.parquet.
 
     Raises:
-        MetadataProblem: `require_metadata` is on, and there is no table that tells whose image each is.
+        MetadataProblem: `require_metadata` is on, and no table names the patient of each image.
         StorageUnavailable: the store failed, which may pass.
     """
     if not listing.tables:
@@ -130,12 +130,12 @@ def write_metadata(metadata: Metadata) -> bytes:
 
 
 def read_metadata(store: ObjectStore, document: MetadataDocument | None) -> Metadata:
-    """Return what the table of a run's snapshot says of its images; nothing if there is no table."""
+    """Return what the table of a run's snapshot says about its images; nothing if there is no table."""
     return _read_rows(store, document.table if document else None)
 
 
 def read_file_metadata(store: ObjectStore, checks: ChecksDocument) -> Metadata:
-    """Return what a run's DICOM files tell of themselves; nothing if there are none."""
+    """Return what a run's DICOM files say about themselves; nothing if there are none."""
     return _read_rows(store, checks.file_metadata)
 
 
@@ -224,6 +224,6 @@ def _require(
     ]
     if unknown:
         raise MetadataProblem(
-            f"{document.key} does not tell whose images {len(unknown)} of {len(images)} are "
+            f"{document.key} does not name the patient of {len(unknown)} of {len(images)} images "
             f"({', '.join(unknown[:_EXAMPLES])}, …), and require_metadata is on. {way_out}"
         )

@@ -121,14 +121,14 @@ def read_table(name: str, content: bytes) -> Table:
 def shown(text: str) -> str:
     """Return a value as it may be shown anywhere: letters, digits and plain punctuation, at most `LONGEST_VALUE` characters.
 
-    What would be markup on a page or a formula in a spreadsheet is none afterwards.
+    Nothing in it is markup on a page or a formula in a spreadsheet.
     """
     plain = "".join(sign if sign.isalnum() or sign in _SHOWN else " " for sign in unicodedata.normalize("NFC", text))
     return " ".join(plain.split()).lstrip("+-' ")[:LONGEST_VALUE].rstrip()
 
 
 def printable(name: str) -> str:
-    """Return a file's name as a terminal may show it, in one line: what would control the terminal is a question mark."""
+    """Return a file's name as a terminal may show it, in one line: what would control the terminal becomes a question mark."""
     return "".join(sign if sign.isprintable() else " " if sign.isspace() else "?" for sign in name)
 
 

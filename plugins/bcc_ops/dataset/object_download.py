@@ -106,7 +106,7 @@ class Transfer:
         raise StorageUnavailable(f"{self.store.uri(image.key)}: given up after {self.attempts} attempts: {problem}")
 
     def _count_fast_failure(self) -> None:
-        """Where obstore never succeeds (another region, a signature that it cannot make), stop paying for it."""
+        """If obstore never succeeds (another region, a signature that it cannot make), stop paying for it."""
         self._fast_failures += 1
         if self._fast_failures >= _FAST_FAILURES and self._fast is not None:
             self._fast = None
@@ -153,7 +153,7 @@ class Transfer:
             if self._etags_are_md5:
                 self._etags_are_md5 = self.store.etag_is_md5(image.key, image.version_id or None)
                 if not self._etags_are_md5:
-                    log.info("ETags in %s are no MD5 sums (encrypted objects): boto3 verifies checksums", self.store.bucket)
+                    log.info("ETags in %s are not MD5 sums (encrypted objects): boto3 verifies checksums", self.store.bucket)
                     # What just arrived has the right size only; it is fetched again with its checksum.
                     return True
         return self._etags_are_md5
@@ -189,7 +189,7 @@ def _read_only(path: str, flags: int) -> int:
 
 
 def _obstore_for(store: ObjectStore) -> Any:
-    """obstore's store for the same bucket, or None where the client has settings that obstore cannot be given."""
+    """obstore's store for the same bucket, or None if the client has settings that obstore cannot be given."""
     from botocore import UNSIGNED
     from obstore.store import S3Store
 

@@ -1,7 +1,7 @@
 """Names for patients that do not tell who they are: keyed digests of their identifiers.
 
 Whoever has a pseudonym and not the salt can neither compute nor guess the identifier, however few digits it has. The salt must
-stay the same between nights, or nobody would know any more which images are of one patient.
+stay the same between nights, or nobody would know which images are of one patient.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     <artifacts_prefix>/inspections/<version>/<kind>/<sha256>.parquet       shards, each named by its own digest
 
-A shard is written once and never changed, so that workers which write at the same time lose nothing of one another. Small ones
-are merged when there are many; the merged one is written before they are removed. Nothing here can fail a run: what cannot be had
-from the bucket is learned again.
+A shard is written once and never changed, so that workers which write at the same time lose nothing of each other's. Small ones
+are merged when there are many; the merged one is written before they are removed. Nothing here can fail a run: what the bucket
+does not give is learned again.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MERGED_FROM = 32
-"""So many small shards of a kind are merged; so many searches are kept at most."""
+"""This many small shards of a kind are merged; at most this many searches are kept."""
 
 SMALL = {FACTS: 4 * 2**20, FINDINGS: 2**19, SIMILARITY: 2**21}
-"""Bytes, less than a full shard of the kind has. A larger one is not merged any more."""
+"""Bytes, less than a full shard of the kind has. A larger one is no longer merged."""
 
 _AT_ONCE = 4
 _NAME = re.compile(rf"({'|'.join(KINDS)})/[0-9a-f]{{64}}\.parquet")
@@ -145,7 +145,7 @@ class _Place:
         return cls(store, f"{inspections_root(artifacts_prefix)}{VERSION}/")
 
     def list(self) -> dict[str, _Listed]:
-        """Return the shards by name; other objects are none of ours."""
+        """Return the shards by name; other objects are ignored."""
         found = {}
         for entry in self.store.list_objects(self.folder):
             name = entry["Key"].removeprefix(self.folder)
@@ -154,7 +154,7 @@ class _Place:
         return found
 
     def read(self, listed: _Listed) -> Shard | ArtifactError | StorageError | None:
-        """Return a shard, why it is refused or cannot be read, or None if it is not there any more.
+        """Return a shard, why it is refused or cannot be read, or None if it is gone.
 
         Raises:
             StorageUnavailable, BucketNotFound: the others cannot be read either.
@@ -164,7 +164,7 @@ class _Place:
                 raise ArtifactError(f"has more than {LARGEST_SHARD // 2**20} MiB")
             content, _ = self.store.get_with_etag(f"{self.folder}{listed.name}", at_most=LARGEST_SHARD)
             if hashlib.sha256(content).hexdigest() != listed.sha256:
-                raise ArtifactError("is damaged: its name promises another content")
+                raise ArtifactError("is damaged: its name promises other content")
             return read_shard(listed.kind, content)
         except ObjectNotFound:
             return None
@@ -196,7 +196,7 @@ def _never_failing(consequence: str) -> Iterator[None]:
         yield
     except BccError as error:
         log.warning("%s: %s", consequence, error)
-    except Exception:  # a defect here is not worth a night, nor may it stand in for the block's own error
+    except Exception:  # a defect here must not cost a night, nor hide the block's own error
         log.exception("%s", consequence)
 
 

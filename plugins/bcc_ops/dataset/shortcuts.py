@@ -29,10 +29,10 @@ WARNS_FROM = 0.6
 """A finding warns if the lower end of its interval is above this area: 0.5 is chance."""
 
 LEAST_GROUPS = 10
-"""A class with fewer groups is not told about: the interval would be too wide to mean anything."""
+"""Classes with fewer groups are not reported: the interval would be too wide to mean anything."""
 
 MOST_IMAGES = 2000
-"""Of more images, a fixed random sample of whole groups is audited: the interval is narrow by then, and the time is bounded
+"""If there are more, a fixed random sample of whole groups is audited: the interval is narrow by then, and the time is bounded
 (a few CPU seconds)."""
 
 _FOLDS = 5
@@ -90,8 +90,8 @@ class ShortcutAudit:
     """The outcome.
 
     Attributes:
-        findings: one per set and class, sets in the order of `PROPERTY_SETS`; empty if nothing can be told.
-        unavailable: why nothing can be told; None if there are findings.
+        findings: one per set and class, sets in the order of `PROPERTY_SETS`; empty if nothing is known.
+        unavailable: why nothing is known; None if there are findings.
         scores: set -> class -> key -> the held-out probability of the class by these properties alone. Sets whose
             properties do not differ are absent.
         images, audited: how many usable images there are, and how many of them were looked at.
@@ -104,7 +104,7 @@ class ShortcutAudit:
     audited: int = 0
 
     def warnings(self) -> list[str]:
-        """Return one sentence per set that predicts a class. That of all sets together is said only if it stands alone."""
+        """Return one sentence per set that predicts a class. That of all sets together is reported only if it stands alone."""
         by_set: defaultdict[str, list[ShortcutFinding]] = defaultdict(list)
         for finding in self.findings:
             if finding.warning:
@@ -124,7 +124,7 @@ def audit_shortcuts(contents: Sequence[ContentRow], classes: Sequence[str], pati
     """
     usable = [row for row in contents if not row.refused]
     if not usable:
-        return ShortcutAudit((), "there is not a usable image")
+        return ShortcutAudit((), "no image is usable")
     if not all(row.file_format and row.width and row.height for row in usable):
         return ShortcutAudit((), "the properties were not measured: an older release checked these images")
     group_of = _groups(usable, patient_pattern)

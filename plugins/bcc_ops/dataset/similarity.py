@@ -40,7 +40,7 @@ LARGEST_COMPARED = 2_000_000
 class Similarity(NamedTuple):
     """How alike two images are.
 
-    `similarity` is the median correlation of the tiles, from -1 to 1; 0 where too few tiles show anything. `overlap` is
+    `similarity` is the median correlation of the tiles, from -1 to 1; 0 if too few tiles show anything. `overlap` is
     the part of the smaller image that the other one shows as well, from 0 to 1.
     """
 

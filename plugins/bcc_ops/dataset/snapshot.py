@@ -70,7 +70,7 @@ class Listing:
     """What was under the prefix.
 
     `images` are sorted by key. `newest` is the latest moment at which an image was written (or removed, on a bucket
-    that keeps versions); None where there was never any.
+    that keeps versions); None if there was never any.
     """
 
     images: list[ImageRow]
@@ -207,7 +207,7 @@ def list_images(store: ObjectStore, rules: ImageRules, as_of: datetime | None = 
         as_of: aware; None for now.
 
     Raises:
-        StorageError: the store did not let itself be listed.
+        StorageError: the store could not be listed.
     """
     versioned = store.is_versioned()
     builder = ListingBuilder(rules, versioned, as_of)
@@ -253,7 +253,7 @@ def compare(before: Iterable[ImageRow], now: Iterable[ImageRow]) -> SnapshotChan
 
 
 def side_by_side(before: Iterable[ImageRow], now: Iterable[ImageRow]) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
-    """Yield each key's image in either of two snapshots, None where it is not there. Both are sorted by key."""
+    """Yield each key's image in either of two snapshots, None if it is not there. Both are sorted by key."""
     ours, theirs = iter(before), iter(now)
     was, image = next(ours, None), next(theirs, None)
     while was is not None or image is not None:
@@ -414,8 +414,8 @@ def _check_removed(listing: Listing, previous: PreviousSnapshot, allowed: float)
         return
     raise TooManyRemoved(
         f"{len(gone)} of the {before} images of the previous run are gone ({', '.join(gone[:EXAMPLES])}, …), more "
-        f"than max_removed_fraction = {allowed:g} allows. Restore them, or if they were meant to go, start a run with a higher "
-        "max_removed_fraction by hand"
+        f"than max_removed_fraction = {allowed:g} allows. Restore them, or if they were removed on purpose, trigger a run with a "
+        "higher max_removed_fraction"
     )
 
 

@@ -37,7 +37,7 @@ PARALLEL = 16
 PROGRESS_EVERY = 5.0
 _BATCH = 256
 _REFUSED_WITHOUT_ARRIVAL = 100
-"""From so many objects on that the store refuses while it gives none, the rest is not asked for."""
+"""If the store refuses this many objects and gives none, the rest is not requested."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def sync_images(
         store: the bucket.
         rows: the snapshot's images.
         cache: where they are stored; what this snapshot uses is not evicted while this process lives.
-        reread: digest what is there already once more, against damage that left size and time as they were.
+        reread: digest again what is already there, against damage that left size and time as they were.
         parallel: objects fetched at once.
-        counts: filled in, for those who tell.
+        counts: filled in, for reporting.
         unreadable: filled in with key -> why the store refuses this object while it gives others; these are left out of the
             result. None: such an object is an error.
         pseudonyms: of the patients in DICOM files; None keeps nothing of who they are.
@@ -140,7 +140,7 @@ def _keep_refusals(
         raise (error if error.retryable else refused[0].error) from None  # an answer to HEAD has no words
     unreadable.update((refusal.key, str(refusal.error)) for refusal in refused)
     counts.unreadable = len(refused)
-    log.warning("the store lists %d images and does not give them; the first: %s", len(refused), refused[0].error)
+    log.warning("the store lists %d images but does not give them; the first: %s", len(refused), refused[0].error)
 
 
 def _identity_in(bucket: str, row: ImageRow) -> bytes:
@@ -299,7 +299,7 @@ def training_view(images: Sequence[LocalImage], directory: Path) -> Path:
 
 
 _KERAS_READS = (".png", ".jpg", ".jpeg", ".bmp")
-"""`image_dataset_from_directory` passes over other names without a word."""
+"""`image_dataset_from_directory` silently skips other names."""
 
 
 def _link_name(number: int, key: str) -> str:

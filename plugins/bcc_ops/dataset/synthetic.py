@@ -9,7 +9,7 @@ brighter below; a *malignant* one is jagged, taller than wide, with a shadow bel
 A second set of classes is for a deployment with several models: a weave with a flaw (*finding*) or without one (*no_finding*).
 
 No metric reached on them says anything about real images. Each file therefore carries `SYNTHETIC_MARK` as a PNG text
-chunk, validation counts the marked files, and every later document and page says that they are synthetic.
+chunk, the image checks count the marked files, and every later document and page says that they are synthetic.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def write_images(folder: Path, per_class: int, seed: int = 20261122, classes: Se
         ValueError: a class is unknown, or `per_class` is below 1.
     """
     if per_class < 1:
-        raise ValueError(f"at least one image a class is needed, not {per_class}")
+        raise ValueError(f"at least one image per class is needed, not {per_class}")
     files: list[Path] = []
     for label in classes:
         for number in range(per_class):

@@ -1,7 +1,7 @@
-"""Compare the challenger with another version on images about which each has an honest answer: of a model not trained on them.
+"""Compare the challenger with another version on images about which each has an honest answer: from a model not trained on them.
 
-About an image that the other version was made from, its own out-of-fold answer is used, which was stored with it. About one that
-is new since, its file is asked. What has neither is left out and counted. If a version cannot be compared at all (its file is
+For an image that the other version was made from, the out-of-fold answer that was stored with it is used. For a newer one,
+its file is asked. Images with neither are left out and counted. If a version cannot be compared at all (its file is
 gone, it knows other classes), the comparison says why.
 """
 
@@ -190,7 +190,7 @@ def _is_seen(row: SplitRow | ContentRow | AssignmentRow, seen: frozenset[str]) -
 
 
 def folds_around(version: ChampionModel, images: RunImages) -> dict[str, set[int]]:
-    """Tell in which folds of a version's own split an image and all that belongs with it by now are.
+    """Tell in which folds of a version's own split an image and all that now belongs with it are.
 
     Two images that nobody took for near-duplicates then may be known as such today. The model that answered about one has
     trained on the other, unless both were in one fold.
@@ -228,7 +228,7 @@ class HonestAnswers:
 
 
 def honest_answers(version: ChampionModel, rows: Sequence[SplitRow], images: RunImages) -> HonestAnswers:
-    """Choose the answers of a version that are of a model which was trained on neither the image nor what belongs with it.
+    """Choose the answers of a version that come from a model trained on neither the image nor what belongs with it.
 
     Args:
         version: it.
@@ -423,18 +423,18 @@ def gone_from(record: Iterable[SplitRow], contents: Iterable[ContentRow]) -> lis
 
 
 def caution_about(version: ChampionModel, images: RunImages) -> str | None:
-    """Say what nobody can tell: near-duplicates of images that are gone. None if none are."""
+    """Say what cannot be known: near-duplicates of images that are gone. None if none are."""
     gone = sum(row.sha256 in version.seen or row.pixels in version.seen for row in gone_from(version.record, images.contents))
     if not gone:
         return None
     return (
-        f"Images that version {version.version} was made from and that are not in this snapshot: {gone}. Images that are "
-        "near-duplicates of them cannot be told, and are compared on."
+        f"Images that version {version.version} was made from and that are not in this snapshot: {gone}. "
+        "Near-duplicates of them cannot be recognised, and are compared on."
     )
 
 
 def record_problem(version: ChampionModel, images: RunImages) -> str | None:
-    """Say why nobody can tell which images a version was trained on; None if that can be told.
+    """Say why it is unknown which images a version was trained on; None if it is known.
 
     If many images are gone and as many are unknown, they may be the same ones, re-encoded with loss.
     """

@@ -1,7 +1,7 @@
 """Evaluate a run's challenger by its out-of-fold answers, and its model file on images from elsewhere.
 
 The challenger's answers are honest by construction: each is of the model that did not train on the image's fold. How good the
-file is that is made from those models can only be told on images from elsewhere, if there are any; `FileCheck` compares the two.
+file made from those models is can only be measured on images from elsewhere, if there are any; `FileCheck` compares the two.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class EvaluationInputs:
 def evaluate(
     plan: EvaluationPlan, models: Models, inputs: EvaluationInputs, say: Callable[[str], None] = lambda sentence: None
 ) -> Evaluated:
-    """Evaluate the challenger on every image with an out-of-fold answer, and beside champion and anchor where they have one too.
+    """Evaluate the challenger on every image with an out-of-fold answer, and beside champion and anchor if they have one too.
 
     Args:
         plan: classes and the like.
@@ -200,7 +200,7 @@ def evaluate_folder(
     digest: str,
     threshold: Threshold,
 ) -> EvaluationDocument:
-    """Evaluate any model on any labelled images: an external test, outside of a run.
+    """Evaluate any model on any labelled images: an external test, outside a run.
 
     This fits nothing: `threshold` came with the model, and no temperature applies. `by` makes the subgroups, as
     `slice_values` returns it.
@@ -342,7 +342,7 @@ def _require_own_answers(inputs: EvaluationInputs, sample: LabelledImages, folds
     """Make sure that the recorded answers are those of the folds' models: all evidence rests on them.
 
     Raises:
-        ModelError: a model answers otherwise about images of its fold.
+        ModelError: a model answers differently about images of its fold.
     """
     recorded = {row.key: (row.fold, answer) for row, answer in zip(inputs.rows, inputs.answers)}
     for fold in folds:
@@ -350,7 +350,7 @@ def _require_own_answers(inputs: EvaluationInputs, sample: LabelledImages, folds
             of_fold, expected = recorded[key]
             if of_fold == fold.fold and np.abs(answer - expected).max() > TOLERANCE:
                 raise ModelError(
-                    f"the model of fold {fold.fold} answers otherwise about {key} than its out-of-fold answers say: clear "
+                    f"the model of fold {fold.fold} answers about {key} differently from its out-of-fold answers: clear "
                     "train_model, so that it is trained and asked again"
                 )
 

@@ -1,4 +1,4 @@
-"""The external test sets of a run, as its models are asked about them: checked, grouped, and rid of what shows own images.
+"""The external test sets of a run, as its models are asked about them: checked, grouped, and without what own images show.
 
 Each set has its own images, patients and intervals. An image that a run would refuse is left out. So is one that shows what an
 own image shows, with all that belongs with it: it would be no test from outside. An image that is in two sets stays in both.
@@ -116,7 +116,7 @@ class ExternalSearch:
     pseudonyms: GivesPseudonyms
 
     def find(self, memory_path: Path) -> tuple[ExternalImages, ...]:
-        """Return the run's sets, in the order of `external_prefixes`; one without an image that can be used too.
+        """Return the run's sets, in the order of `external_prefixes`; also one without a usable image.
 
         Args:
             memory_path: where this worker keeps what the image checks have learned of each content.

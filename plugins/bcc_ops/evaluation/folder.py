@@ -35,7 +35,7 @@ def usable_images(folder: Path, config: RetrainingConfig, classes: Sequence[str]
     Near-duplicates are one group, and so are the images of a patient whom a metadata table, a DICOM file or the key names.
 
     Args:
-        folder: with a folder of images a class.
+        folder: with one folder of images per class.
         config: the parameters of the section "Checks", `patient_pattern` and `slice_pattern`.
         classes: the model's classes; other folders are ignored.
 

@@ -47,7 +47,7 @@ class GradCam:
             classes: for each image the index of the class that is asked about.
 
         Returns:
-            (n, h, w) in [0, 1], h and w those of the last feature map, each map's highest place 1; all 0 where nothing
+            (n, h, w) in [0, 1], h and w those of the last feature map, each map's highest place 1; all 0 if nothing
             speaks for the class.
         """
         return self.of_pixels(np.stack([self._read(path) for path in paths]), classes)

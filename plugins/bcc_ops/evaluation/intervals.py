@@ -1,4 +1,4 @@
-"""95 % intervals in closed form, which keep their word for few images and for metrics near 0 or 1.
+"""95 % intervals in closed form, which hold for few images and for metrics near 0 or 1.
 
 A metric that is perfect on these images is perfect in each of their resamples too, so a bootstrap would promise certainty.
 Score intervals do not: they ask which true values would make the observation unlikely. `benchmarks/coverage.py` measures how

@@ -3,7 +3,7 @@
 Each metric is computed with its *influence*: how much each image moves it, per image of weight (the infinitesimal jackknife). The
 influences of a group's images are summed, since near-duplicates (or one patient's images) tell the same thing twice, and their
 sum of squares is the metric's variance. So a metric, a difference between two models and a mean over classes need no resampling.
-`evaluation.intervals` turns values and variances into intervals that keep their word for few images;
+`evaluation.intervals` turns values and variances into intervals that hold for few images;
 `benchmarks/coverage.py` measures how well.
 
 Shapes throughout: n images, k classes. Labels are class numbers in 0..k-1, probabilities are in [0, 1] and sum to 1 along a row.
@@ -214,7 +214,7 @@ def calibration_slope(probabilities: Floats, labels: Ints, codes: Ints) -> Metri
 
 
 def equal_mass_bins(confidence: Floats) -> Ints:
-    """(n,) the bin of each image: about equally many images a bin, equal confidences never apart, numbered from 0."""
+    """(n,) the bin of each image: about equally many images per bin, equal confidences never apart, numbered from 0."""
     count = int(np.clip(len(confidence) // IMAGES_PER_BIN, 1, MOST_BINS))
     ordered = np.sort(confidence)
     edges = np.unique([ordered[(len(ordered) * b) // count] for b in range(1, count)]) if count > 1 else np.empty(0)
@@ -293,9 +293,9 @@ def choose_threshold(scores: Scores, positive: int, wanted_sensitivity: float, c
 
 
 def fit_temperature(scores: Scores) -> float | None:
-    """Return the temperature with the least log loss on these images; None where they do not settle it.
+    """Return the temperature with the least log loss on these images; None if they do not settle it.
 
-    They do not where an end of `TEMPERATURES` is as good: without a single error, say, the surest is best.
+    They do not if an end of `TEMPERATURES` is as good: without a single error, say, the surest is best.
     """
     from scipy.optimize import minimize_scalar
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run has to be evaluated with.
+    """What a run is evaluated with.
 
     Args:
         config, snapshot, checks, split, training: the run's documents.
@@ -79,8 +79,8 @@ def evaluate_run(
         say: takes a sentence for the log.
 
     Raises:
-        ArtifactError: a document misses its table, or the answers are not about the split's images.
-        ModelError: the challenger's file is damaged, unsafe, or answers with no probabilities.
+        ArtifactError: a document lacks its table, or the answers are not about the split's images.
+        ModelError: the challenger's file is damaged, unsafe, or does not answer with probabilities.
         DataError: there is nothing to evaluate on.
     """
     training = inputs.training

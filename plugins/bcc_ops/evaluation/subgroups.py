@@ -25,7 +25,7 @@ from bcc_ops.runs.rows import ContentRow, SplitRow
 KEY_PATTERN = "key pattern"
 NO_SLICES = "not available: nothing tells one part of the images from another"
 MOST_VALUES = 20
-"""Of a column or of the key pattern, that become subgroups: the most frequent ones."""
+"""Values of a column or of the key pattern that become subgroups: the most frequent ones."""
 
 
 def slice_values(
@@ -40,12 +40,12 @@ def slice_values(
     Args:
         rows: of the images.
         contents: widths, heights and content findings of this snapshot's images.
-        earlier: sha256 of the images that were held out before; None in the first run, and outside of a run.
+        earlier: sha256 of the images that were held out before; None in the first run, and outside a run.
         pattern: regular expression whose first group names the slice that a key belongs to; "" for none.
         metadata: what else is known of the images.
 
     Returns:
-        What is sliced by -> one value per row, "" for a row in no slice. Nothing where all rows have the same value.
+        What is sliced by -> one value per row, "" for a row in no slice. Nothing if all rows have the same value.
     """
     pixels = {row.key: row.width * row.height for row in contents}
     sizes = [pixels.get(row.key, 0) for row in rows]

@@ -39,13 +39,13 @@ class ChampionModel:
 
     Args:
         version, as_of, synthetic: from the pointer, or from its `model.json`.
-        classes: the order of its answers, from its `model.json`; empty where that could not be read.
+        classes: the order of its answers, from its `model.json`; empty if that could not be read.
         operating_point, temperature: as they are in its `model.json`.
         seen: digests (of bytes and of pixels) of the images that its file was trained on.
         record: the rows of the split that it was trained with.
         answered: the images of its out-of-fold answers; empty for a version of an older release.
         answers: (len(answered), classes), its out-of-fold answers in the order of `classes`.
-        model: the loaded file; None where there is a problem.
+        model: the loaded file; None if there is a problem.
         problem: why it cannot be compared; None if it can.
     """
 
@@ -162,5 +162,5 @@ def answers_of(registry: ModelRegistry, document: ModelDocument) -> tuple[list[S
             f"{document.answers.key} has labels that {document.version} does not know: {', '.join(sorted(unknown))}"
         )
     if not ((answers >= 0).all() and np.allclose(answers.sum(axis=1), 1, atol=0.01)):  # nor are they if one is NaN
-        raise ArtifactError(f"{document.answers.key} has answers that are no probabilities")
+        raise ArtifactError(f"{document.answers.key} has answers that are not probabilities")
     return rows, answers

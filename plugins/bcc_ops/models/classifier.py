@@ -105,11 +105,11 @@ def load_model(path: Path) -> keras.Model:
     except ModelError as error:
         raise ModelError(f"{path.name} is not loaded: {error}") from None
     except Exception as error:
-        # What a damaged file makes h5py and Keras raise has no common class.
+        # The errors that h5py and Keras raise about a damaged file have no common class.
         raise ModelError(f"{path.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     shape, answers = model.input_shape, model.output_shape
     if len(shape) != 4 or shape[1] is None or shape[1] != shape[2] or shape[3] != 3 or len(answers) != 2:
-        raise ModelError(f"{path.name} maps {shape} to {answers}; square RGB images to a probability a class are needed")
+        raise ModelError(f"{path.name} maps {shape} to {answers}; it must map square RGB images to one probability per class")
     black_and_white = np.stack([np.zeros(shape[1:], np.float32), np.full(shape[1:], 255, np.float32)])
     sums = np.asarray(model.predict_on_batch(black_and_white), np.float32).sum(axis=1)
     if not np.allclose(sums, 1, atol=1e-3):

@@ -44,7 +44,7 @@ def average_weights(files: Sequence[bytes]) -> bytes:
         shapes = {name: array.shape for name, array in arrays.items()}
         for place, other in enumerate(others, 2):
             if {name: array.shape for name, array in other.items()} != shapes:
-                raise ModelError(f"model {place} of {len(files)} is of another network than the first: they have no average")
+                raise ModelError(f"model {place} of {len(files)} is another network than the first: they have no average")
         for name, array in arrays.items():
             stacked = [array[()], *(other[name][()] for other in others)]
             array[...] = np.mean(np.asarray(stacked, np.float64), axis=0).astype(array.dtype)
@@ -66,7 +66,7 @@ def mean_of_answers(files: Sequence[bytes]) -> bytes:
         files: contents of Keras `.h5` files with the same input and classes; at least one.
 
     Raises:
-        ModelError: one of them is unsafe or damaged, they differ in input or classes, or no file so large is loaded.
+        ModelError: one of them is unsafe or damaged, they differ in input or classes, or the file would be too large to load.
     """
     from bcc_ops.models.classifier import load_model
     from bcc_ops.models.keras_import import import_keras

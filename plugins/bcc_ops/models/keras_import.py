@@ -1,4 +1,4 @@
-"""Import Keras without matplotlib and scikit-learn, which it takes along for plots and wrappers that nobody uses here.
+"""Import Keras without matplotlib and scikit-learn, which it loads for plots and wrappers that nobody uses here.
 
 They are a third of what its import costs (docs/benchmarks.md), and a person who asks about one image waits for it. Keras treats
 both as optional: if their import fails, it goes on without them.
@@ -14,7 +14,7 @@ OPTIONAL = ("matplotlib", "sklearn")
 
 
 def import_keras() -> ModuleType:
-    """Import Keras, the lean way where this process has not imported it yet."""
+    """Import Keras, the lean way if this process has not imported it yet."""
     if "keras" in sys.modules:
         return sys.modules["keras"]
     held_back = [name for name in OPTIONAL if name not in sys.modules]

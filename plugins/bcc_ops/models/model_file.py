@@ -131,7 +131,7 @@ def building_at_most(keras: ModuleType, numbers: int) -> Iterator[None]:
         numbers: of the file, as `refuse_unsafe` returns them.
 
     Raises:
-        ModelError: in the block, where Keras is about to exceed the limit.
+        ModelError: in the block, if Keras is about to exceed the limit.
     """
     layer = keras.Layer
     add_weight, call = layer.add_weight, layer.__call__

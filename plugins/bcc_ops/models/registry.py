@@ -92,7 +92,7 @@ class ModelRegistry:
         return model_file(self.models_prefix, version, name)
 
     def read_pointer(self) -> Pointer | None:
-        """Return the pointer as it is now, damaged or not; None where no model is in use yet."""
+        """Return the pointer as it is now, damaged or not; None if no model is in use yet."""
         try:
             content, etag = self.store.get_with_etag(self.pointer_key, at_most=LARGEST_POINTER + 1)
         except ObjectNotFound:
@@ -103,10 +103,10 @@ class ModelRegistry:
                 raise ArtifactError(f"{where} is not a ChampionDocument: it has more than {LARGEST_POINTER:,} bytes")
             return Pointer(parse_document(ChampionDocument, content, where), etag)
         except ArtifactError as error:
-            return Pointer(None, etag, f"{error}; bcc_set_champion replaces it by a version of your choice", content)
+            return Pointer(None, etag, f"{error}; bcc_set_champion replaces it with a version of your choice", content)
 
     def champion(self) -> Pointer | None:
-        """Return the pointer as it is now; None where no model is in use yet.
+        """Return the pointer as it is now; None if no model is in use yet.
 
         Raises:
             ArtifactError: it is damaged.
@@ -136,7 +136,7 @@ class ModelRegistry:
             older = document.older
 
     def require_conditional_writes(self) -> None:
-        """Make sure that the store honours `If-None-Match` and `If-Match`: on these, versions and the pointer rely.
+        """Make sure that the store honours `If-None-Match` and `If-Match`: versions and the pointer rely on them.
 
         Raises:
             UnsafeStore: it writes although the condition does not hold.
@@ -205,7 +205,7 @@ class ModelRegistry:
         Doing it again with the same content changes nothing.
 
         Raises:
-            ModelError: the file is there already with another content.
+            ModelError: the file already exists with other content.
         """
         key = self.key(version, name)
         reference = Reference.of(key, content)
@@ -220,9 +220,7 @@ class ModelRegistry:
             )
         except PreconditionFailed:
             if hashlib.sha256(self.store.get(key)).hexdigest() != reference.sha256:
-                raise ModelError(
-                    f"{self.store.uri(key)} is there already with another content; versions are written once"
-                ) from None
+                raise ModelError(f"{self.store.uri(key)} already exists with other content; versions are written once") from None
         return reference
 
     def move(

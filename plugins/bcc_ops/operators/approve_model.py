@@ -20,7 +20,7 @@ class ApproveModelOperator(BccOperator, ApprovalOperator):
     """Show the gate's reasons to a person and wait for an answer; none in time is a rejection.
 
     The provider's `ApprovalOperator` with what it takes at parse time (the text, the time-out) taken from the run.
-    Writes `approval.json`, and takes an earlier answer in it back when it asks again. The XCom stays the provider's: chosen
+    Writes `approval.json`, and withdraws an earlier answer in it when it asks again. The XCom stays the provider's: chosen
     option, who answered and when.
 
     Args:
@@ -36,7 +36,7 @@ class ApproveModelOperator(BccOperator, ApprovalOperator):
         self.gate = gate
 
     def work(self, context: Context) -> Any:
-        """Put the question."""
+        """Ask the question."""
         run = self.load_run(self.run, context)
         self.response_timeout = timedelta(minutes=run.config.approval_timeout_minutes)
         self.subject, self.body = approval_text(

@@ -115,7 +115,7 @@ class Run:
         """Make sure that a reference from XCom is to this run's own document.
 
         Raises:
-            ArtifactError: it is to a file of another place.
+            ArtifactError: it is to a file somewhere else.
         """
         if reference.key != self.paths.document(name):
             raise ArtifactError(
@@ -126,7 +126,7 @@ class Run:
 class BccOperator(BaseOperator):
     """Base of the pipeline's operators.
 
-    Subclasses implement `work`; a reference to a document is a plain dict `{uri, sha256}`, templated, so that another
+    Subclasses implement `work`; a reference to a document is a plain dict, templated, so that another
     task's output can be handed in.
 
     Args:
@@ -211,7 +211,7 @@ class BccOperator(BaseOperator):
         document = self.store.find(PromotionDocument, key)
         if document is None or not document.promoted:
             return None
-        self.log.info("This run's model came into use as version %s: what records that is kept as it is", document.version)
+        self.log.info("This run's model came into use as version %s: the records of that are kept as they are", document.version)
         return self.store.reference(key)
 
     def local_images(

@@ -28,7 +28,7 @@ class CheckImagesOperator(BccOperator):
         self.run = run
 
     def work(self, context: Context) -> dict[str, str]:
-        """Validate the run's images."""
+        """Check the run's images."""
         from bcc_ops.dataset.image_checks import check_images, summary
         from bcc_ops.dataset.inspection_cache import MEMORY_FILE
         from bcc_ops.dataset.metadata_source import FILE_METADATA, read_metadata, write_metadata

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class DownloadImagesOperator(BccOperator):
     """Fetch what is missing of the snapshot's images and verify what is there, byte by byte.
 
-    The XCom `counts` is `{images, fetched, unreadable, mb, seconds}`. Images that the store lists and does not give are left to
+    The XCom `counts` is `{images, fetched, unreadable, mb, seconds}`. Images that the store lists but does not give are left to
     `check_images`, which refuses them. The task returns slices of the snapshot, over which `inspect_images` is mapped: none if
     few images are new.
 

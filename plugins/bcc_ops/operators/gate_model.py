@@ -1,4 +1,4 @@
-"""Decide whether the challenger may replace the champion, and which way the run goes on."""
+"""Decide whether the challenger may replace the champion, and how the run continues."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 class InspectImagesOperator(BccOperator):
     """Learn what `check_images` needs to know of each image by itself, and leave it in the bucket.
 
-    A retry goes on from what is known on this worker or in the bucket. If no attempt came to its end, the last one leaves the
-    slice to `check_images`, which runs when all slices are done and inspects what is not known by then. So one slice stops no
+    A retry goes on from what is known on this worker or in the bucket. If no attempt finishes, the last one leaves the slice to
+    `check_images`, which runs when all slices are done and inspects what is not known by then. So one slice cannot stop a
     night.
 
     Args:
@@ -43,7 +43,7 @@ class InspectImagesOperator(BccOperator):
         about = f"images {start + 1} to {stop} of {run.snapshot.images.key}"
         if is_last_of_several(context["ti"]):
             log.warning(
-                "No attempt to inspect %s came to its end, so they are left to check_images. The logs of the attempts say why; "
+                "No attempt to inspect %s finished, so they are left to check_images. The logs of the attempts say why; "
                 "if the worker was killed, it needs more memory or fewer tasks at once",
                 about,
             )

@@ -23,7 +23,7 @@ def gpu_placement(settings: Settings) -> dict[str, Any]:
             `gpu_limit` above 0 asks the KubernetesExecutor for a pod with that many GPUs.
 
     Raises:
-        ConfigError: a GPU limit is set where the Kubernetes client is not installed.
+        ConfigError: a GPU limit is set, but the Kubernetes client is not installed.
     """
     placement: dict[str, Any] = {"pool": settings.gpu_pool}
     if settings.gpu_queue:
@@ -34,7 +34,7 @@ def gpu_placement(settings: Settings) -> dict[str, Any]:
 
 
 def training_placement(settings: Settings) -> dict[str, Any]:
-    """Keyword arguments for the operator that trains: where SageMaker does, any worker can ask it, and the pool counts jobs.
+    """Keyword arguments for the operator that trains: if SageMaker does, any worker can ask it, and the pool counts jobs.
 
     Args:
         settings: as `gpu_placement` says.
@@ -49,7 +49,7 @@ def _gpu_pod(gpus: int) -> Any:
     if find_spec("kubernetes") is None:
         raise ConfigError(
             "BCC_GPU_LIMIT is set, but the Kubernetes client is not installed: install "
-            "apache-airflow-providers-cncf-kubernetes, or set the limit to 0 outside of Kubernetes"
+            "apache-airflow-providers-cncf-kubernetes, or set the limit to 0 outside Kubernetes"
         )
     from kubernetes.client import models as k8s  # type: ignore[import-untyped]
 

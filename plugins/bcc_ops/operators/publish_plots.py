@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class PublishPlotsOperator(BccOperator):
     """Write `plots/*.png` and `report.html` into the run's folder; return the reference to the latter.
 
-    What the run has not got is left out, and the report says so. Doing it again writes the same.
+    What the run lacks is left out, and the report says so. Repeating it writes the same.
 
     Args:
         run: the run's handle, from `snapshot_dataset`.

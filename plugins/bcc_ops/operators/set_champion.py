@@ -44,7 +44,7 @@ class SetChampionOperator(BccOperator):
 
         version, reason, release = self.version.strip(), self.reason.strip(), str(self.release_hold).lower() == "true"
         if not reason or not (version or release):
-            raise ConfigError("a reason is needed, and a version or release_hold; `python -m bcc_ops models` lists the versions")
+            raise ConfigError("give a reason, and a version or release_hold; `python -m bcc_ops models` lists the versions")
         registry = ModelRegistry(self.store, self.settings.models_prefix)
         fetch = self.fetch_images
 

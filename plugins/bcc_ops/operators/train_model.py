@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 30.0
-"""At a job of SageMaker."""
+"""At a SageMaker job."""
 
 AROUND_TRAINING = timedelta(hours=1)
 """How long a job may take beside its longest runtime: for an instance, for its image and files, and for its output."""

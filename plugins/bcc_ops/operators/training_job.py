@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 COPIES_AT_ONCE = 16
 
 LOOKS_PAST_THE_LAST = 3
-"""Numbers in a row that no job has, until there is none with a higher one: a person may have deleted jobs that have ended."""
+"""Unused numbers in a row after which no job has a higher one: a person may have deleted jobs that have ended."""
 
 
 def require_triggers_that_are_told() -> None:
@@ -192,7 +192,7 @@ class TrainingJobs:
             log.info("%s is stopped", name)
 
     def give_up(self) -> None:
-        """Create no job any more, and stop the one that this attempt of the task has created: the task is killed."""
+        """Create no more jobs, and stop the one that this attempt of the task has created: the task is killed."""
         self._given_up = True
         if self._created is not None:
             self.stop(self._created)

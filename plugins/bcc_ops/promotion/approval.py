@@ -46,11 +46,11 @@ def require_approval(approval: ApprovalDocument | None, gate_sha256: str) -> str
         gate_sha256: of the gate.json that the upload acts on. An answer counts only for the verdict that was shown.
 
     Raises:
-        ApprovalMissing: nobody approved this verdict. So it is if `approve_model` was marked successful by hand.
+        ApprovalMissing: nobody approved this verdict, as when `approve_model` was marked successful by hand.
     """
     what_to_do = "clear approve_model, and answer it under Required Actions"
     if approval is None or approval.approved is None:
-        raise ApprovalMissing(f"this run asks for an approval and nobody has given one: {what_to_do}")
+        raise ApprovalMissing(f"this run needs an approval and nobody has given one: {what_to_do}")
     if approval.gate != gate_sha256:
         raise ApprovalMissing(f"the approval by {approval.by} is for another verdict of this run: {what_to_do}")
     if not approval.approved:

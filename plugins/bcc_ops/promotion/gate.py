@@ -35,8 +35,8 @@ from bcc_ops.runs.documents import (
 )
 
 FULL_MARGIN_GROUPS = 104
-"""Malignant groups up to which the margins are as configured: 0.08 is then about as wide as what chance does to two equal models.
-With more groups chance does less, and the margins shrink with it, by the square root."""
+"""Malignant groups up to which the margins are as configured: 0.08 is then about as wide as the chance difference of two equal
+models. With more groups chance does less, and the margins shrink with it, by the square root."""
 
 EXTERNAL_RULE = "external_not_inferior"
 """Followed by the name of the set, if there is one."""
@@ -91,7 +91,7 @@ def decide(
     reference: Reference,
     split: Reference | None = None,
 ) -> GateDocument:
-    """Judge a challenger by every rule, also where an early one fails: the reader sees all of them.
+    """Judge a challenger by every rule, even if an early one fails: the reader sees all of them.
 
     Args:
         evaluation: of this run.
@@ -148,7 +148,7 @@ def decide(
 
 
 def margin_for(margin: float, groups: int) -> float:
-    """Return the margin that so many malignant groups allow: as configured up to `FULL_MARGIN_GROUPS`, and less for more."""
+    """Return the margin for this many malignant groups: as configured up to `FULL_MARGIN_GROUPS`, and less for more."""
     return margin * min(1.0, math.sqrt(FULL_MARGIN_GROUPS / groups)) if groups else margin
 
 
@@ -212,19 +212,19 @@ def _compared(
         sentence = f"Champion {champion.version} came into use after this model was evaluated: it was not compared with it."
         return _rule(rule, False, sentence, threshold=needed)
     if comparison.champion_version != champion.version:
-        sentence = f"The champion is {champion.version} by now, but the comparison is with {comparison.champion_version}."
+        sentence = f"The champion is now {champion.version}, but the comparison is with {comparison.champion_version}."
         return _rule(rule, False, sentence, threshold=needed)
     if comparison.problem or comparison.champion is None:
         sentence = (
-            f"Champion {champion.version} could not be compared: {comparison.problem}. Where that lasts, set another champion or "
+            f"Champion {champion.version} could not be compared: {comparison.problem}. If that lasts, set another champion or "
             'begin without one: see "A champion that cannot be compared" in docs/operations.md.'
         )
         return _rule(rule, False, sentence, threshold=needed)
     groups, left_out = comparison.positive_groups, sum(comparison.left_out.values())
     passed = groups >= needed
     sentence = (
-        f"{comparison.champion.images} images with {groups} {positive} groups are compared on, "
-        f"{'at least' if passed else 'fewer than'} the {needed} groups that are needed; "
+        f"The models are compared on {comparison.champion.images} images with {groups} {positive} groups, "
+        f"{'at least' if passed else 'fewer than'} the {needed} needed; "
         f"{left_out} images are left out because one of the models has no honest answer about them."
     )
     return _rule(rule, passed, sentence, value=float(groups), threshold=needed)
@@ -232,7 +232,7 @@ def _compared(
 
 def _not_inferior(positive: str, other: _Other | None, config: RetrainingConfig, *, prefix: str = "") -> tuple[RuleResult, ...]:
     # Sensitivities of the likeliest class, not at the operating points: thresholds are chosen on few malignant images, which
-    # moves two equal models apart by more than what the comparison is to notice (benchmarks/gate_simulation.py).
+    # moves two equal models apart by more than the comparison should notice (benchmarks/gate_simulation.py).
     margins = (
         ("balanced_accuracy_not_worse", "Balanced accuracy", "balanced_accuracy", config.balanced_accuracy_margin),
         (
@@ -281,8 +281,8 @@ def _anchor(
 ) -> tuple[_Other | None, RuleResult]:
     """Return the anchor, or None if the champion stands in for it; and the rule that says which.
 
-    The champion stands in for an anchor that nobody can be compared with any more, with a warning: a rule that no model can pass
-    would protect nobody.
+    The champion stands in, with a warning, for an anchor that can no longer be compared with: a rule that no model can pass would
+    protect nobody.
     """
     rule = "anchor_comparable"
     if champion is None:
@@ -357,7 +357,7 @@ def _on_external_set(
     rule, margin = f"{EXTERNAL_RULE}_{external.name}", config.external_margin
     name = f"{positive.capitalize()} AUC on the external test set {external.name}"
     if external.challenger is None:
-        return _not_applicable(rule, f"{name}: it has no image that can be used.", threshold=-margin)
+        return _not_applicable(rule, f"{name}: it has no usable image.", threshold=-margin)
     if champion is None:
         return _not_applicable(rule, f"{name}: no champion to compare with.", threshold=-margin)
     if external.problem:
@@ -413,7 +413,7 @@ def _file_check(check: FileCheck | None) -> tuple[RuleResult, ...]:
     images = "external test images" if check.external else "images, most of which the folds' models have trained on"
     sentence = (
         f"The model file is {'as good as' if check.passed else 'worse than'} the models that it was made from: log loss "
-        f"{check.file_loss:.3f} and {check.folds_loss:.3f} on {check.images} {images}; about own images, both "
+        f"{check.file_loss:.3f} and {check.folds_loss:.3f} on {check.images} {images}; on own images, both "
         f"agree in {check.agreement:.0%} (the likeliest class) and {check.calls_agreement:.0%} (at the operating point)."
     )
     if not check.passed:
@@ -460,7 +460,7 @@ def _not_withdrawn(model: Reference | None, champion: ChampionState | None) -> R
     if model is not None and model.sha256 in champion.withdrawn:
         sentence = "A person withdrew this very model (its file is the same). Only a person can bring it back: bcc_set_champion."
         return _rule(rule, False, sentence)
-    return _rule(rule, True, "This model is none of those that were withdrawn.")
+    return _rule(rule, True, "This model is not one of those withdrawn.")
 
 
 def _hold(champion: ChampionState | None) -> RuleResult:

@@ -1,7 +1,7 @@
 """What a version is, for people: the model card, rendered from the run's documents.
 
 What no document knows (intended use, reference standard) only people can write. It comes from a template file with a
-`## Heading` for each of `WRITTEN_BY_PEOPLE`, and is shown as missing where it is: a card must not look complete when it is
+`## Heading` for each of `WRITTEN_BY_PEOPLE`, and is marked as missing if it is: a card must not look complete when it is
 not. The same documents and template give the same bytes.
 """
 
@@ -283,7 +283,7 @@ def _external(evaluation: EvaluationDocument) -> str:
         check, images = evaluation.file_check, "images from elsewhere" if evaluation.file_check.external else "images"
         blocks.append(
             f"The model file's log loss is {check.file_loss:.3f} on {check.images} {images}, "
-            f"its folds' models' {check.folds_loss:.3f}. About own images, both agree in "
+            f"its folds' models' {check.folds_loss:.3f}. On own images, both agree in "
             f"{check.agreement:.0%} (the likeliest class) and {check.calls_agreement:.0%} (at the operating point)."
         )
     return "\n\n".join(blocks)

@@ -1,7 +1,7 @@
 """Bring a model into use: upload, smoke test, pointer; in an order in which a crash at any point harms nothing.
 
-A version's files are written once and the pointer last. Whatever is cut short leaves the old champion in force, and
-doing it again goes on from where it stopped.
+A version's files are written once and the pointer last. Whatever is cut short leaves the old champion in use, and
+doing it again continues where it stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bcc_ops.models.registry import ModelRegistry, Pointer
 from bcc_ops.runs.documents import Anchor, ChampionDocument, EvaluationDocument, GateDocument, ModelDocument, PromotionDocument
 
 SmokeTest = Callable[[Path], None]
-"""Takes the downloaded file and raises ModelError where it must not come into use."""
+"""Takes the downloaded file and raises ModelError if it must not come into use."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def upload_challenger(
         ArtifactError: the gate did not approve.
         ModelError: the smoke test failed; the version is never whole and never in use.
         PromotionLost: another run moved the champion first.
-        UnsafeStore: the store cannot tell two runs that promote at once apart; nothing is written.
+        UnsafeStore: the store cannot tell apart two runs that promote at once; nothing is written.
     """
     if gate.verdict == "rejected":
         raise ArtifactError("the gate rejected this model: it is not uploaded")
@@ -63,7 +63,7 @@ def upload_challenger(
         held_by = before.champion.version if before and before.champion else "nobody"
         raise PromotionLost(
             f"version {document.version} was not uploaded, since the gate compared it with champion "
-            f"{gate.champion_version or 'none'} and the champion is {held_by} by now. Clear evaluate_model to compare it with "
+            f"{gate.champion_version or 'none'} and the champion is now {held_by}. Clear evaluate_model to compare it with "
             "that one"
         )
     registry.require_conditional_writes()
@@ -102,7 +102,7 @@ def set_champion(
 ) -> ChampionDocument:
     """Let the pointer name a version that a person chose: a rollback, or a promotion by hand.
 
-    From then on the champion is held: no run replaces it without a person. It becomes the anchor too, also if it was the champion
+    From then on the champion is held: no run replaces it without a person. It becomes the anchor too, even if it was the champion
     already. A damaged pointer is replaced: this is the way out of it.
 
     Args:
@@ -175,7 +175,7 @@ def _promotion(champion: ChampionDocument, document: ModelDocument, by: str) -> 
 
 
 def lost(document: ModelDocument, gate: GateDocument, error: PromotionLost, *, by: str, now: datetime) -> PromotionDocument:
-    """Return what is written of an approved challenger that another run beat to the pointer."""
+    """Return what is written about an approved challenger that another run beat to the pointer."""
     return PromotionDocument(
         version=document.version,
         model=document.model,

@@ -86,7 +86,9 @@ def require_same_model(paths: RunPaths, documents: RunDocuments, evaluation: Ref
     """
     training, evaluated, gate = documents.training, documents.evaluation, documents.gate
     if training.split not in (None, split):
-        raise ArtifactError("the model was trained with another split of this run: clear train_model too, and all after it")
+        raise ArtifactError(
+            "the model was trained with another split of this run: clear train_model too, and everything after it"
+        )
     if evaluated.model != training.model or evaluated.held_out_digest != documents.split.held_out_digest:
         raise ArtifactError(
             "evaluation.json is about another model or other images: clear evaluate_model and gate_model too, so that they judge "

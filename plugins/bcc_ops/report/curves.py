@@ -61,7 +61,7 @@ def roc_curve(positive: npt.ArrayLike, score: npt.ArrayLike, weights: npt.NDArra
         weights: (resamples, n) from `resample_weights`.
 
     Returns:
-        None where the class or the rest has no image.
+        None if the class or the rest has no image.
     """
     ranked, hit, ends = _rank(positive, score, weights)
     if not 0 < hit.sum() < len(hit):

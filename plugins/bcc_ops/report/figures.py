@@ -1,7 +1,7 @@
 """A run's documents as matplotlib figures.
 
 Only `Figure` objects, never pyplot: no state outlives a call. One style for all; what colour tells apart, a marker, a
-line style, a hatch or a word tells too. The colours are Okabe & Ito's (2008), which hold for the common colour-vision
+line style, a hatch or a word tells apart too. The colours are Okabe & Ito's (2008), which hold for the common colour-vision
 deficiencies.
 """
 
@@ -61,7 +61,7 @@ PIXELS_PER_INCH = 160
 _BAND_RESAMPLES = 400
 _STAR: dict[str, Any] = {"marker": "*", "ms": 15, "mec": PAPER, "mew": 1, "color": INK, "ls": ""}
 _STYLE: Any = {
-    # File names come from whoever uploads images: "$\\x$.png" is a name and no formula.
+    # File names come from whoever uploads images: "$\\x$.png" is a name, not a formula.
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -116,7 +116,7 @@ def _figure(width: float, height: float, pad: float = 0.1) -> Figure:
 
 
 def to_png(figure: Figure, *, synthetic: bool) -> bytes:
-    """Return a figure as PNG, at 160 pixels an inch; with a strip across its top where its figures are synthetic."""
+    """Return a figure as PNG, at 160 pixels an inch; with a strip across its top if its figures are synthetic."""
     rows = [_rendered(figure)]
     if synthetic:
         rows.insert(0, _rendered(_synthetic_strip(figure.get_figwidth())))
@@ -184,7 +184,7 @@ def _fold_colour(fold: int) -> str:
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
-    """Under the axes: a curve of a poor model may run anywhere."""
+    """Draw the legend under the axes: a curve of a poor model may run anywhere."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", handlelength=2.8)
 
 
@@ -264,7 +264,7 @@ def _confusion(axes: Axes, classes: Sequence[str], matrix: npt.NDArray[Any]) -> 
 
 @_styled
 def roc_figure(document: EvaluationDocument, predictions: Mapping[str, Sequence[Any]]) -> Figure:
-    """ROC curve a class against the rest, with 95 % bands, and the positive class' operating point.
+    """One ROC curve per class against the rest, with 95 % bands, and the positive class' operating point.
 
     Args:
         document: gives the AUCs, with their intervals, and the operating point.
@@ -292,7 +292,7 @@ def roc_figure(document: EvaluationDocument, predictions: Mapping[str, Sequence[
 
 @_styled
 def precision_recall_figure(document: EvaluationDocument, predictions: Mapping[str, Sequence[Any]]) -> Figure:
-    """Precision-recall curve a class, with 95 % bands and the positive class' operating point. Arguments as `roc_figure`."""
+    """One precision-recall curve per class, with 95 % bands and the positive class' operating point. Args as `roc_figure`."""
     figure = _figure(4.8, 6.0)
     axes = figure.subplots()
     labels = np.asarray(predictions["label"])
@@ -434,7 +434,7 @@ def difference_figure(document: EvaluationDocument, margins: Mapping[str, float]
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(-reach * 1.12, reach * 1.12)
     axes.set_xlabel("challenger − champion" + (" (dashed: the gate's margin)" if margins else ""))
-    axes.set_title("Difference to the champion, 95 % intervals")
+    axes.set_title("Difference from the champion, 95 % intervals")
     return figure
 
 

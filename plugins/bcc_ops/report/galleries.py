@@ -57,16 +57,16 @@ def draw_galleries(
     Args:
         cases: all of the run's.
         paths: key -> file, of those that `shown_cases` names; a case whose file is missing is left out.
-        hidden: as for `shown_cases`; how many of the cases they are is said.
+        hidden: as for `shown_cases`; the heading counts them.
         classes: in the model's order.
         positive_class: whose probability is written under each image.
-        explain: gives the heat maps; None if they are not to be had.
+        explain: gives the heat maps; None if there are none.
         why_not: the reason then, a sentence.
         keep_aspect: the model's own: images are drawn as it saw them, so that the heat maps fit.
         synthetic: whether the images are.
 
     Returns:
-        "missed_cancers" and "false_alarms", where there are any -> PNG.
+        "missed_cancers" and "false_alarms", if there are any -> PNG.
     """
     from bcc_ops.report import figures
 
@@ -74,8 +74,8 @@ def draw_galleries(
     note = "Right of each image: what speaks for the answer that was given (Grad-CAM), brighter is more." if explain else why_not
     plots = {}
     for name, title, every in (
-        ("missed_cancers", f"Not called {positive_class}, and it is", cases.missed),
-        ("false_alarms", f"Called {positive_class}, and it is not", cases.false_alarms),
+        ("missed_cancers", f"Not called {positive_class}, but it is", cases.missed),
+        ("false_alarms", f"Called {positive_class}, but it is not", cases.false_alarms),
     ):
         chosen = [case for case in _shown(every, hidden) if case.key in paths]
         if not chosen:
@@ -87,7 +87,7 @@ def draw_galleries(
         entries = [figures.GalleryEntry(*entry) for entry in zip(chosen, thumbnails, heats)]
         unseen = sum(case.key in hidden for case in every)
         heading = f"{title}: {len(chosen)} of {len(every)}, {positive_class} {decided}"
-        heading += f"; not shown, for text that may be a name: {unseen}" if unseen else ""
+        heading += f"; not shown, since their text may be a name: {unseen}" if unseen else ""
         plots[name] = figures.to_png(figures.gallery_figure(entries, heading, positive_class, note), synthetic=synthetic)
     return plots
 
@@ -104,7 +104,7 @@ def draw_findings(
     *,
     synthetic: bool,
 ) -> bytes | None:
-    """Draw some images of each content finding; None if there is not a file of any.
+    """Draw some images of each content finding; None if every file is missing.
 
     Args:
         shown: as `shown_findings` returns it.

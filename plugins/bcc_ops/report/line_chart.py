@@ -50,11 +50,11 @@ def line_chart(
     series: Sequence[tuple[str, Sequence[Value]]],
     faint: Sequence[tuple[str, Sequence[Value]]] = (),
 ) -> LineChart:
-    """Lay a chart out. Series with intervals stand a little beside one another, so that these do not cover each other.
+    """Lay a chart out. Series with intervals are shifted a little sideways, so that the intervals do not cover each other.
 
     Args:
         title: for people and for assistive technology.
-        x_labels: a label an abscissa, in order.
+        x_labels: one label per abscissa, in order.
         series: name and values, as many as there are labels: a number, a number with its interval, or None.
         faint: the same, of a thin line for each series, in its colour.
     """

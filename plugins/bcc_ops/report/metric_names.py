@@ -18,7 +18,7 @@ def spelled(name: str) -> str:
 
 
 def tone(name: str, difference: Estimate | None) -> Literal["better", "worse", ""]:
-    """Return whether a whole interval says that the challenger is better or worse; "" where it does not settle it."""
+    """Return whether a whole interval says that the challenger is better or worse; "" if it does not settle it."""
     if difference is None or difference.low is None or difference.high is None:
         return ""
     low, high = difference.low, difference.high

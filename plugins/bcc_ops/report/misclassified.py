@@ -25,7 +25,7 @@ class Misclassified:
     missed: tuple[MisclassifiedImage, ...]
     false_alarms: tuple[MisclassifiedImage, ...]
     threshold: float | None
-    """The operating point's; None where the highest probability decided."""
+    """The operating point's; None if the highest probability decided."""
 
 
 def find_misclassified(
@@ -37,7 +37,7 @@ def find_misclassified(
         predictions: columns of predictions.parquet.
         classes: in the model's order.
         positive_class: whose misses are the dangerous ones.
-        threshold: an image counts as positive from this probability on; None: where the positive class is the most
+        threshold: an image counts as positive from this probability on; None: if the positive class is the most
             probable one.
 
     Returns:

@@ -235,7 +235,7 @@ def render_report(
         folder: where the documents are stored, for people.
         plots: name in `run_paths.PLOTS` -> address of the picture, of this origin or `data:`. Others are left out.
         files: name in `FILES` -> (address, size in bytes if known). Others are left out.
-        progress: of the run, where Airflow can be asked; None in the stand-alone file.
+        progress: of the run, if Airflow can be asked; None in the stand-alone file.
         model_card: Markdown, of the version that the run was uploaded as.
         ui: path of Airflow's UI, without a slash at its end: "" if it is at the root.
         stand_alone: put the policy into the page, for a file that no server adds headers to.
@@ -651,7 +651,7 @@ def _markdown(text: str) -> Markup:
 
 
 def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
-    """For each plot, what it shows in this run (for who cannot see it) and its caption."""
+    """For each plot, what it shows in this run (for those who cannot see it) and its caption."""
     evaluation, split, checks = run.evaluation, run.split, run.checks
     positive = evaluation.positive_class if evaluation else "positive class"
     last = last_epochs(run.epochs).values()
@@ -671,7 +671,7 @@ def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
     areas = ", ".join(f"{name} {_spoken(one.auc)}" for name, one in evaluation.challenger.per_class.items()) if evaluation else ""
     return {
         "history": (
-            f"Accuracy and loss by epoch, a line per fold: of the images held out, and of those trained on.{ended}",
+            f"Accuracy and loss by epoch, one line per fold: on the images held out, and on those trained on.{ended}",
             "One colour per fold: solid on the images that its model holds out, dashed on those that it is trained on.",
         ),
         "class_counts": (
@@ -697,7 +697,7 @@ def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
         ),
         "difference": (
             _differences(evaluation),
-            "Challenger less champion, paired on the same images. Where the whole interval is on one side, it is named.",
+            "Challenger minus champion, paired on the same images. If the whole interval is on one side, that side is named.",
         ),
         "trend": (
             "Balanced accuracy, macro AUC and sensitivity over the assessed runs, with their verdicts.",
@@ -709,7 +709,7 @@ def describe_plots(run: RunRecord) -> dict[str, tuple[str, str]]:
         ),
         "drift": (
             f"Distances between new and earlier images; {warned} of {tested} comparisons warn of drift.",
-            "Two-sample tests of the new images against the earlier ones, a class and quantity each.",
+            "Two-sample tests of the new images against the earlier ones, one per class and quantity.",
         ),
         "missed_cancers": (
             f"Thumbnails of {positive} images that the challenger did not call {positive}, with their probabilities.",
@@ -747,4 +747,4 @@ def _confusions(document: EvaluationDocument | None) -> str:
 def _differences(document: EvaluationDocument | None) -> str:
     found = document.comparison.differences if document and document.comparison else {}
     spoken = [f"{name.replace('_', ' ')} {estimate.value:+.3f}" for name, estimate in found.items() if estimate.value is not None]
-    return f"Differences to the champion: {', '.join(spoken) or 'none to be had'}."
+    return f"Differences from the champion: {', '.join(spoken) or 'none available'}."

@@ -20,7 +20,7 @@ def draw_plots(
 
     Args:
         run: the documents.
-        predictions: columns of predictions.parquet, where there are any.
+        predictions: columns of predictions.parquet, if there are any.
         summaries: the assessed runs up to this one, oldest first.
 
     Returns:

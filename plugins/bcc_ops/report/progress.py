@@ -108,7 +108,7 @@ class TaskProgress:
 
     @property
     def word(self) -> str:
-        """Its state in a word, "" where the sign says it all; and how many of its instances are done."""
+        """Its state in a word, "" if the sign says it all; and how many of its instances are done."""
         word = _LOOKS.get(self.state or "", ("", "", ""))[2]
         if not self.instances or self.state == "success":
             return word
@@ -140,7 +140,7 @@ class RunProgress:
 
     @property
     def culprit(self) -> str | None:
-        """The task to look at where the run failed: the first that failed itself."""
+        """The task to look at if the run failed: the first that failed itself."""
         return next((task.task_id for task in self.tasks if task.state == "failed"), None)
 
     @property
@@ -185,8 +185,8 @@ class RunProgress:
         if self.nothing_new:
             return "No image is new, changed or gone since the last assessed run, so there was nothing to train."
         if self.culprit:
-            going_on = "" if self.is_over else " The run goes on with what does not depend on it."
-            return f"Its log says why. What the run left until then is below.{going_on}"
+            going_on = "" if self.is_over else " The run continues with what does not depend on it."
+            return f"Its log says why. What the run had written by then is below.{going_on}"
         if self.awaits_answer:
             return "The gate approved the model. The task approve_model takes the answer, under Required Actions."
-        return "" if not self.is_over else "No task of its own failed; the run's graph shows what ended it."
+        return "" if not self.is_over else "None of its tasks failed by itself; the run's graph shows what ended it."

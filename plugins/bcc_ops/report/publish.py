@@ -59,13 +59,13 @@ def publish_report(
     fetch: FetchFiles,
     say: Callable[..., None],
 ) -> Published:
-    """Draw a run's plots and its stand-alone report, with what the run has; what it has not is left out and said.
+    """Draw a run's plots and its stand-alone report, with what the run has; what it lacks is left out and named.
 
     Args:
         store: the bucket.
         paths: of the run.
         run_id: Airflow's.
-        references: file name -> the reference that was handed in, None where a task handed none.
+        references: file name -> the reference that was handed in, None if a task handed none.
         fetch: brings image files here.
         say: takes a line for the log, as `logging.Logger.info` does.
     """
@@ -134,7 +134,7 @@ def _contents(store: ObjectStore, run: RunRecord, say: Callable[..., None]) -> l
     """Return what the checks saw of each image; None if it is not there: nobody can tell then which images must not be shown."""
     try:
         if run.checks is None or run.checks.contents is None:
-            raise ArtifactError("checks.json does not tell what the images hold")
+            raise ArtifactError("checks.json does not say what the images hold")
         return read_rows(ContentRow, store.get_referenced(run.checks.contents))
     except (ArtifactError, ObjectNotFound) as error:
         say("no pictures: %s", error)
@@ -210,7 +210,7 @@ def _explainer(store: ObjectStore, run: RunRecord, folds: Mapping[Path, int | No
     if run.evaluation is None or run.evaluation.model is None:
         return None, "No Grad-CAM: the evaluation names no model."
     if run.training is None:
-        return None, "No Grad-CAM: without training.json, nobody knows what the model saw of an image."
+        return None, "No Grad-CAM: without training.json, it is not known what the model saw of an image."
     from bcc_ops.evaluation.grad_cam import GradCam
     from bcc_ops.models.classifier import load_classifier
 

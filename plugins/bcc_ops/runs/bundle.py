@@ -17,7 +17,7 @@ from bcc_ops.runs.record import RUN_DOCUMENTS
 
 BUNDLE = "record.json"
 LARGEST = 2**20
-"""Bytes of a document that goes in: a list of thousands of refused images is read when it is shown."""
+"""Bytes of the largest document included: a list of thousands of refused images is read when it is shown."""
 
 _AT_ONCE = 8
 
@@ -31,7 +31,7 @@ def write_bundle(store: ObjectStore, paths: RunPaths) -> None:
         contents = list(pool.map(lambda entry: store.get_with_etag(entry["Key"]), small.values()))
     files: dict[str, dict[str, str]] = {}
     for name, (content, etag) in zip(small, contents):
-        with suppress(UnicodeDecodeError):  # somebody damaged it: it is read by itself, and told as unreadable
+        with suppress(UnicodeDecodeError):  # somebody damaged it: it is read by itself, and reported as unreadable
             files[name] = {"etag": etag, "content": content.decode()}
     store.put(paths.document(BUNDLE), json.dumps({"files": files}).encode(), content_type="application/json")
 

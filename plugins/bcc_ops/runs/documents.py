@@ -22,8 +22,8 @@ from bcc_ops.runs.upgrade import OLDER_VERSIONS, respelled, upgraded
 FOLDS = (1, 2, 3, 4, 5)
 """The parts of a split. A run trains a model for each of the first `folds`, on the images of the four others."""
 OLDER_TRAINING = 0
-"""In place of a fold, in what an older release wrote: an image that its one model was trained or tuned on. Those that it held
-out are of fold 1."""
+"""Stands for a fold in documents of older releases: images that their one model was trained or tuned on. Those that it
+held out are in fold 1."""
 
 
 def name_fold(fold: int) -> str:
@@ -330,7 +330,7 @@ class ImageGroup(Part):
     keys: tuple[str, ...]
     labels: tuple[str, ...]
     how: tuple[str, ...]
-    """By what they were found alike: "bytes", "pixels", "perceptual", "shifted"."""
+    """How they were found to be alike: "bytes", "pixels", "perceptual", "shifted"."""
 
 
 class DriftFinding(Part):
@@ -353,7 +353,7 @@ class ShortcutFinding(Part):
     """"size and aspect", "border", …"""
     label: str
     auc: Estimate
-    """Of grouped cross-validation; missing if it cannot be told."""
+    """Of grouped cross-validation; missing if it is not known."""
     warning: bool
 
 
@@ -395,9 +395,9 @@ class ChecksDocument(Document):
     drift_unavailable: str | None = None
     shortcuts: tuple[ShortcutFinding, ...] = ()
     shortcuts_unavailable: str | None = None
-    """Why nothing can be told about shortcuts; null if there are findings, and in documents of older releases."""
+    """Why nothing is known about shortcuts; null if there are findings, and in documents of older releases."""
     patients: int | None = None
-    """Patients that the usable images are of, as far as they are known; null if none is."""
+    """Patients of the usable images, as far as they are known; null if none is."""
     metadata: MetadataDocument | None = None
     """As in snapshot.json."""
     findings: tuple[ContentFinding, ...] = ()
@@ -478,7 +478,7 @@ class CheckDocument(Document):
 
 
 class _TrainedAs(Document):
-    """How a model was trained, as far as a fold's model and the model made from all of them have it in common."""
+    """What is said of the training both of a fold's model and of the model made from all of them."""
 
     preset: str
     architecture: str
@@ -623,7 +623,7 @@ class ReliabilityBin(Part):
 
 
 class Calibration(Part):
-    """How far the probabilities can be believed, as they are and after temperature scaling."""
+    """How far the probabilities can be trusted, as they are and after temperature scaling."""
 
     slope: Estimate = Estimate.missing("written by an older release")
     """1 if calibrated, below 1 if overconfident."""
@@ -785,7 +785,7 @@ class EvaluationDocument(Document):
     classes: tuple[str, ...]
     positive_class: str
     as_of: datetime | None
-    """Null for an evaluation outside of a run (`python -m bcc_ops evaluate`)."""
+    """Null for an evaluation outside a run (`python -m bcc_ops evaluate`)."""
     synthetic: bool
     held_out_digest: str
     challenger: ModelEvaluation
@@ -797,15 +797,15 @@ class EvaluationDocument(Document):
     slices: tuple[SliceEvaluation, ...]
     slices_unavailable: str | None
     without: tuple[EvaluationWithout, ...] = ()
-    """One per content finding that enough images have, in the order of `config.FINDINGS`; empty outside of a run."""
+    """One per content finding that enough images have, in the order of `config.FINDINGS`; empty outside a run."""
     external: tuple[ExternalEvaluation, ...] = ()
     """One per external test set, in the order of `external_prefixes`."""
     file_check: FileCheck | None = None
-    """Null if there is one model, and outside of a run."""
+    """Null if there is one model, and outside a run."""
     grouping: str
     """Which images count as one piece of evidence."""
     shortcuts: tuple[FollowedShortcut, ...] = ()
-    """Empty if nothing can be told, outside of a run, and in documents of older releases."""
+    """Empty if nothing is known, outside a run, and in documents of older releases."""
     warm_start_note: str | None = None
     """What the champion that training started from had seen; only in documents of before version 4."""
     model: Reference | None
@@ -821,7 +821,7 @@ class RuleResult(Part):
     rule: str
     passed: bool
     applies: bool
-    """False where the rule has nothing to decide (no champion, say): it neither passes nor fails the model."""
+    """False if the rule has nothing to decide (no champion, say): it neither passes nor fails the model."""
     value: Finite | None
     threshold: Finite | None
     sentence: str
@@ -837,7 +837,7 @@ class GateDocument(Document):
     synthetic: bool
     champion_version: str | None
     champion_etag: str | None
-    """The pointer as it was when the models were compared: promotion asks that it still is."""
+    """The pointer as it was when the models were compared: promotion requires that it still is."""
     held_out_digest: str
     holdout_reuse: Finite
     """Gate decisions per held-out image, this one included: how often the same images have decided."""
@@ -855,10 +855,10 @@ class GateDocument(Document):
 
 
 class ApprovalDocument(Document):
-    """What a person answered when asked for an approval; only there where the run asked."""
+    """What a person answered when asked for an approval; only there if the run asked."""
 
     approved: bool | None
-    """Null where the question was put again: the earlier answer no longer counts, and there is no other yet."""
+    """Null if the question was asked again: the earlier answer no longer counts, and there is no other yet."""
     by: str
     at: datetime
     timed_out: bool
@@ -878,7 +878,7 @@ class PromotionDocument(Document):
     promoted: bool
     """Whether the champion's pointer moved."""
     reason: str
-    """Where it did not move, this says too whether the version was uploaded."""
+    """If it did not move, this also says whether the version was uploaded."""
     previous_champion: str | None
     approved_by: str
     at: datetime

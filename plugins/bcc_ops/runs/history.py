@@ -1,4 +1,4 @@
-"""The runs before this one, a line each: what the trend and the list of runs are made of."""
+"""The runs before this one, one line each: what the trend and the list of runs are made of."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bcc_ops.runs.paths import RunPaths
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run in a line. What a run has not got (yet) is None."""
+    """One run in a line. What a run does not have (yet) is None."""
 
     folder: str
     as_of: datetime

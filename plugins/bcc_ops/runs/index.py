@@ -41,7 +41,7 @@ def find_run(store: ObjectStore, artifacts_prefix: str, run_id: str) -> RunPaths
             if paths.slug == slug:
                 raise ArtifactError(
                     f"{store.uri(paths.folder)} holds the documents of the run {named.run_id!r}, not of {run_id!r}: somebody "
-                    "wrote into it. Look into the bucket's access log, then move the folder away and run again"
+                    "wrote into it. Check the bucket's access log, then move the folder away and run again"
                 )
         elif named is not None or paths.slug == slug:
             own.append(paths)

@@ -155,7 +155,7 @@ class ObjectStore:
     def list_versions(self, prefix: str) -> Iterator[Mapping[str, Any]]:
         """Yield all versions and delete markers under `prefix`; a marker has `DeleteMarker: True`.
 
-        Within a page the store answers versions and markers apart, so they come in no order of time.
+        Within a page the store lists versions and markers separately, so they are not in order of time.
         """
         with _telling(f"listing the versions of s3://{self.bucket}/{prefix}"):
             for page in self.client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=prefix):
@@ -201,13 +201,13 @@ class ObjectStore:
         version: dict[str, Any] = {"VersionId": version_id} if version_id else {}
         with _telling(f"reading {self.uri(key)}"):
             answer = self.client.get_object(Bucket=self.bucket, Key=key, **version)
-            # botocore verifies the length and the checksum of what is read to its end alone
+            # botocore verifies the length and the checksum only of what is read to its end
             cut = at_most if at_most is not None and answer["ContentLength"] > at_most else None
             with closing(answer["Body"]) as body:
                 return body.read(cut), answer["ETag"].strip('"')
 
     def stream(self, key: str, version_id: str | None = None, if_etag: str | None = None) -> Iterator[bytes]:
-        """Yield the content of an object in pieces of at most 1 MiB, its checksum verified where the store holds one.
+        """Yield the content of an object in pieces of at most 1 MiB, its checksum verified if the store holds one.
 
         Raises:
             PreconditionFailed: the object has another ETag than `if_etag`.
@@ -245,7 +245,7 @@ class ObjectStore:
 
         Raises:
             PreconditionFailed: the condition did not hold, or another writer was first.
-            WriteConflict: other conditional writes to this object were going on, at every one of a few attempts.
+            WriteConflict: other conditional writes to this object were in progress at each of a few attempts.
         """
         extra: dict[str, Any] = {}
         if metadata:
@@ -262,7 +262,7 @@ class ObjectStore:
         return answer["ETag"].strip('"')
 
     def copy(self, key: str, to: str, version_id: str | None = None) -> None:
-        """Copy an object, or a version of it, to another key of the bucket, inside of the store; tags are left behind."""
+        """Copy an object, or a version of it, to another key of the bucket, inside the store; tags are left behind."""
         source: dict[str, str] = {"Bucket": self.bucket, "Key": key} | ({"VersionId": version_id} if version_id else {})
         with _telling(f"copying {self.uri(key)} to {self.uri(to)}"):
             self.client.copy_object(Bucket=self.bucket, Key=to, CopySource=source, TaggingDirective="REPLACE")  # type: ignore[arg-type]
@@ -303,7 +303,7 @@ class ObjectStore:
         """
         if reference is None:
             raise ArtifactError(
-                f"an earlier task handed on no {kind.__name__}: a task that is marked successful by hand does no work. Clear it"
+                f"an earlier task handed on no {kind.__name__}: a task marked successful by hand does no work. Clear it"
             )
         reference = reference if isinstance(reference, Reference) else Reference.model_validate(dict(reference))
         return parse_document(kind, self.get_referenced(reference), self.uri(reference.key))

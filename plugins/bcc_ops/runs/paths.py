@@ -108,7 +108,7 @@ def runs_root(artifacts_prefix: str) -> str:
 
 
 def parse_run_folder(artifacts_prefix: str, folder: str) -> RunPaths | None:
-    """Return a listed folder as `RunPaths`; None where its name is not a run's."""
+    """Return a listed folder as `RunPaths`; None if its name is not a run's."""
     name = folder.rstrip("/").rsplit("/", 1)[-1]
     return RunPaths(artifacts_prefix, name) if _FOLDER.fullmatch(name) else None
 

@@ -55,7 +55,7 @@ def assigned_before(store: ObjectStore, own: RunPaths) -> Assigned:
         own: the run that asks, which does not count.
 
     Raises:
-        ArtifactError: an assessed run is there and its split is not, or is not the one that its documents name. Drawing another
+        ArtifactError: an assessed run is there but its split is not, or is not the one that its documents name. Drawing another
             split instead would ask models about what they were trained on, so only a person can decide.
     """
     assessed = [paths for paths in assessed_runs(store, own.artifacts_prefix) if paths != own]

@@ -13,7 +13,7 @@ from typing import Any
 from bcc_ops.config import RetrainingConfig
 
 OLDER_VERSIONS = (1, 2, 3)
-"""Of `schema_version`: those that are read and upgraded."""
+"""Values of `schema_version` that are read and upgraded."""
 
 RENAMED_FIELDS: Mapping[str, str] = {
     "made_up": "synthetic",
@@ -62,13 +62,13 @@ REMOVED_IN: Mapping[str, frozenset[str]] = {
         }
     ),
 }
-"""Document -> fields that it has no longer."""
+"""Document -> fields that it no longer has."""
 
 FOLD_OF_PARTITION: Mapping[str, int] = {"train": 0, "tuning": 0, "validation": 1}
 """Part of an older split -> what stands for it: fold 1 was held out, and 0 is a place in folds 2 to 5 yet to be drawn."""
 
 _THE_ONE_SET = "external"
-"""What the external test set of a release that knew no more than one is called."""
+"""Name of the external test set of a release that knew only one."""
 
 OLDER_FILES: Mapping[str, str] = {"checks.json": "validation.json", "split.json": "class_weights.json"}
 """File of a run -> what it was called before."""
@@ -103,7 +103,7 @@ def upgraded(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def respelled(kind: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a document of any version with what is said of one external test set as one of several.
+    """Return a document of any version, its one external test set as one of several.
 
     Args:
         kind: name of its class.
@@ -153,7 +153,7 @@ def _with_parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(values: Any) -> Any:
-    """Rename a run's parameters, and leave out those that there are no longer: they decide about nothing now."""
+    """Rename a run's parameters, and leave out those that no longer exist: they decide nothing now."""
     if not isinstance(values, dict):
         return values
     renamed = {RENAMED_PARAMETERS.get(name, name): value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""The events that start a run: an asset that stands for the images, and S3's notifications where a queue has them."""
+"""The events that start a run: an asset that stands for the images, and S3's notifications if a queue has them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def images_asset(settings: Settings) -> Asset:
     """Return the asset of the images' prefix.
 
     Anybody can announce new images by an event: a person in the UI, another DAG by its outlet, a program over
-    REST. Where `sqs_queue_url` is set, S3's notifications in that queue do. An event only wakes a run up: what is new,
-    its sensor finds in the listing. So a message is dropped when it is received, and many become one event.
+    REST. If `sqs_queue_url` is set, S3's notifications in that queue do. An event only wakes a run up: its sensor finds
+    what is new in the listing. So a message is dropped when it is received, and many become one event.
     """
     watchers = []
     if settings.sqs_queue_url:

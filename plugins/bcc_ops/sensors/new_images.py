@@ -27,8 +27,8 @@ GAVE_WAY = "Nothing is new, and another run was waiting to start: this one gave 
 class NewImagesSensor(BccOperator, BaseSensorOperator):
     """Wait for new images, by the rules of the run's kind.
 
-    A nightly run waits until the images differ from those of the last assessed run and have settled. It is skipped where
-    that does not happen in `wait_for_images_minutes`, and where nothing is new while another run is queued: one run goes
+    A nightly run waits until the images differ from those of the last assessed run and have settled. It is skipped if
+    that does not happen within `wait_for_images_minutes`, or if nothing is new while another run is queued: only one run goes
     at a time, and a person who asked for one should not wait for images that may never come. A run that an event started
     waits only for them to settle. A manual run takes the images as of its `as_of` or now, a backfill those as of its
     logical date; neither waits for images, a backfill only for the backfills of earlier dates that are running.
@@ -45,7 +45,7 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
         self.deferrable = deferrable
 
     def work(self, context: Context) -> Any:
-        """Look, and wait where the run's kind does."""
+        """Look, and wait if the run's kind does."""
         kind = run_kind(context)
         arrivals = self._arrival_check(context).saved(context["run_id"])
         if arrivals is None and kind == "manual":
@@ -72,7 +72,7 @@ class NewImagesSensor(BccOperator, BaseSensorOperator):
         return PokeReturnValue(arrivals is not None, arrivals and arrivals.to_xcom())
 
     def resume(self, context: Context, event: Mapping[str, Any]) -> Any:
-        """Take up from the trigger: look for oneself, since the trigger tells no more than that it is worth it."""
+        """Resume after the trigger: look again, since the trigger only says that it is worth it."""
         with airflow_errors():
             if "error" in event:
                 raise getattr(exceptions, event["error"], exceptions.StorageError)(event["message"])

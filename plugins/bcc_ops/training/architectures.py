@@ -140,7 +140,7 @@ def _mixed(x: Any, parts: Sequence[float], name: str) -> Any:
 
 
 def with_mirror_image(classifier: keras.Model) -> keras.Model:
-    """Return a model that answers the mean over an image and its mirror image.
+    """Return a model that averages its answers for an image and its mirror image.
 
     The image is mirrored by a fixed permutation matrix over its columns: stock layers only, and exact, since every
     product is a pixel times 0 or 1.
@@ -206,7 +206,7 @@ def _convolution(
     stride: int = 1,
     activation: bool = True,
 ) -> Any:
-    """Return a convolution (depthwise where `filters` is None), its batch normalisation and ReLU6."""
+    """Return a convolution (depthwise if `filters` is None), its batch normalisation and ReLU6."""
     shared: dict[str, Any] = {"strides": stride, "padding": "same", "use_bias": weights is not None, "name": name}
     layer = layers.DepthwiseConv2D(kernel, **shared) if filters is None else layers.Conv2D(filters, kernel, **shared)
     x = layer(x)
@@ -253,7 +253,7 @@ def _keras_application(name: str) -> tuple[Callable[..., keras.Model], Callable[
     wanted = name.replace("_", "").lower()
     models = {known.lower(): known for known in dir(keras.applications) if known[0].isupper()}
     if wanted not in models:
-        raise ConfigError(f"architecture: {name!r} is none of cnn, {', '.join((*LITE, *sorted(models.values())))}")
+        raise ConfigError(f"architecture: got {name!r}, must be one of cnn, {', '.join((*LITE, *sorted(models.values())))}")
     constructor = getattr(keras.applications, models[wanted])
     module = importlib.import_module(constructor.__module__)
     return constructor, module.preprocess_input

@@ -1,4 +1,4 @@
-"""Where a training that is not done yet survives: one file, in this worker's cache and in the bucket.
+"""Where an unfinished training survives: one file, in this worker's cache and in the bucket.
 
 It is named by the snapshot's, the parameters' and the split's digests and by the fold, so that a retry finds it anywhere, and
 another run about the same images with the same parameters and the same split goes on from it too.
@@ -153,7 +153,7 @@ class CheckpointFolder:
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint in the place of the one before.
 
-        A disk or a bucket that does not take it is not a reason to lose a training that goes well: that is a warning.
+        A disk or a bucket that does not take it only causes a warning: a training that goes well must not be lost.
         """
         content = checkpoint.to_bytes(self.folder)
         self._keep_here(content)
@@ -231,7 +231,7 @@ class CheckpointFolder:
     def clear(self) -> None:
         """Remove it: the training is done. What cannot be removed is named in a warning.
 
-        With it goes what trainings that were never done, or done on another worker, left here long ago.
+        This also removes what trainings that never ended, or ended on another worker, left here long ago.
         """
         abandoned = time.time() - ABANDONED_AFTER
         try:

@@ -52,7 +52,7 @@ def combine_folds(
         paths: of the run's documents, to refer to them.
         folds: their documents.
         models, answers: the contents of their `.h5` and `.parquet` files, in the same order.
-        ensemble: the model answers the mean of what theirs answer. Otherwise it has the average of their weights, unless training
+        ensemble: the model answers the mean of their answers. Otherwise it has the average of their weights, unless training
             began with random ones: these have no average.
 
     Raises:
@@ -60,7 +60,7 @@ def combine_folds(
         ModelError: the models have no average.
     """
     if len({fold.fold for fold in folds}) != len(folds) or not folds:
-        raise ArtifactError(f"models of the folds {[fold.fold for fold in folds]} were handed in: each must be there once")
+        raise ArtifactError(f"models of the folds {[fold.fold for fold in folds]} were handed in: each fold must occur once")
     common = [fold.model_dump(exclude=set(_OF_ONE)) for fold in folds]
     if differing := next((name for name in common[0] for other in common[1:] if other[name] != common[0][name]), None):
         raise ArtifactError(f"the folds' models differ in {differing}: clear train_model, so that all are trained alike")

@@ -46,14 +46,14 @@ def find_completed(
         document = parse_document(FoldDocument, content, reference.key)
         made_of = (document.snapshot_digest, document.config_digest, document.split, document.preprocessing)
         if made_of != (snapshot_digest, config_digest, split, preprocessing):
-            log.warning("%s is of other images, parameters or weights than this run's by now: training again", reference.key)
+            log.warning("%s is now of other images, parameters or weights than this run's: training again", reference.key)
             return None
         for named in (document.model, document.history, document.answers):
             store.get_referenced(named)
     except (ArtifactError, ObjectNotFound) as error:
         log.warning("an earlier training of this run cannot be used, training again: %s", error)
         return None
-    log.info("trained already, by an earlier attempt that did not come to report it: %s", reference.key)
+    log.info("trained already, by an earlier attempt that could not report it: %s", reference.key)
     return reference
 
 

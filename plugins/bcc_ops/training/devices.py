@@ -32,7 +32,7 @@ class Devices:
         mixed_precision: whether layers compute in 16 bits.
         jit_compile: whether the training step is compiled by XLA.
         xla: a sentence about that.
-        determinism_note: why two runs may differ although they were asked not to; None where they do not.
+        determinism_note: why two runs may differ although they were asked not to; None if they do not.
     """
 
     names: tuple[str, ...]

@@ -142,7 +142,7 @@ def verified_image(row: SplitRow, path: Path, scratch: Path) -> Path:
             file.write(keep_of_dicom(content))
     same = hashlib.sha256(content).hexdigest() == row.sha256
     if not same and not (row.pixels and pixels_digest(decode_rgb(path)) == row.pixels):
-        raise ArtifactError(f"{path} is not the image {row.key} that the run's checks saw: its content is another one")
+        raise ArtifactError(f"{path} is not the image {row.key} that the run's checks saw: its content differs")
     return path
 
 

@@ -4,7 +4,7 @@ The held-out fold decides nothing here, or its answers would not be out-of-fold:
 loss after each epoch is shown to people. The learning rate falls along a cosine, so that the last epoch is the one to keep.
 
 After each epoch, the whole state of the training is in a checkpoint. What an epoch does is a function of that and of (seed,
-epoch), so a training that was taken up again ends with the metrics of one that nobody disturbed.
+epoch), so a resumed training ends with the metrics of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class _Trainer:
         probabilities = predict(self.classifier, self.held_out)
         losses = cross_entropies(probabilities, self.held_out.labels)
         if not np.isfinite(losses).all():  # no later batch of this epoch sees what its last batch's update did
-            raise DivergedError(f"the network answers no numbers after epoch {epoch}: try a lower learning_rate")
+            raise DivergedError(f"the network's answers are not numbers after epoch {epoch}: try a lower learning_rate")
         accuracy, balanced = accuracies(probabilities, self.held_out.labels)
         row = EpochRow(
             fold=self.fold,

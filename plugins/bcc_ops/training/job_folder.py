@@ -165,7 +165,7 @@ class JobFolder:
         images: Iterable[LocalImage],
         weights: Path | None,
     ) -> None:
-        """Lay out the input; images and weights are linked and not copied.
+        """Lay out the input; images and weights are linked, not copied.
 
         Args:
             request: what is asked for.
@@ -297,7 +297,7 @@ class JobFolder:
         self.failure.write_text(sentence[:LONGEST_FAILURE], encoding="utf-8")
 
     def read_failure(self) -> BccError | None:
-        """Return why training failed, as far as a sentence goes; None if it left no such file."""
+        """Return in a sentence why training failed; None if it left no such file."""
         if not self.failure.is_file():
             return None
         with self.failure.open("rb") as file:
@@ -337,7 +337,7 @@ def job_of_attempt(folder: Path, request: TrainingRequest) -> Iterator[JobFolder
 def parse_failure(sentence: str) -> BccError:
     """Return the error that `JobFolder.write_failure` wrote down: the project's own again, or else `TrainingFailed`.
 
-    `NothingNew` is none of them: a run is skipped for it, and this one has failed.
+    Never `NothingNew`: a run is skipped for it, and this one has failed.
     """
     name, _, message = sentence.partition(": ")
     kind: Any = getattr(exceptions, name, None)

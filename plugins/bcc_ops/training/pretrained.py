@@ -62,11 +62,11 @@ class _View:
         """Return the tensor as an array of its own.
 
         Raises:
-            WeightsUnavailable: it reaches outside of its storage.
+            WeightsUnavailable: it reaches outside its storage.
         """
         reach = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
         if min((self.offset, *self.shape, *self.strides), default=0) < 0 or reach >= len(flat):
-            raise WeightsUnavailable("a tensor reaches outside of its storage")
+            raise WeightsUnavailable("a tensor reaches outside its storage")
         strides = tuple(stride * flat.itemsize for stride in self.strides)
         if math.prod(self.shape) > len(flat):  # strides of 0 make a large tensor out of few numbers
             raise WeightsUnavailable("a tensor is larger than its storage")
@@ -119,7 +119,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             magic, protocol, _system = (_StateDictUnpickler(file, size).load() for _ in range(3))
             if (magic, protocol) != (_MAGIC, _PROTOCOL):
-                raise WeightsUnavailable(f"{path.name} is no PyTorch file")
+                raise WeightsUnavailable(f"{path.name} is not a PyTorch file")
             unpickler = _StateDictUnpickler(file, size)
             views = unpickler.load()
             keys = _StateDictUnpickler(file, size).load()
@@ -272,7 +272,7 @@ def fetch_weights_file(weights: str, cache_dir: Path, store: ObjectStore | None)
     if not weights.startswith("s3://"):
         path = Path(weights).expanduser()
         if not path.is_file():
-            raise WeightsUnavailable(f"weights: there is not a file {path} on this worker")
+            raise WeightsUnavailable(f"weights: {path} is not a file on this worker")
         return path
     bucket, key = split_uri(weights)
     if store is None:

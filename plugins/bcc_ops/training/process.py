@@ -1,6 +1,6 @@
 """Train a fold's model with another Python than this one: the process of `training.entry`, and what a worker does beside it.
 
-The worker has the bucket, and the process has TensorFlow. What the process writes down while it trains, the worker hands on;
+The worker has the bucket, and the process has TensorFlow. The worker hands on what the process writes while it trains;
 what the process says goes into the task's log.
 """
 
@@ -162,7 +162,7 @@ def _lines_of(process: subprocess.Popen[str]) -> queue.SimpleQueue[str | None]:
                 if number < MOST_LINES:
                     lines.put(line.strip())
                 elif number == MOST_LINES:
-                    lines.put(f"WARNING: it has said {MOST_LINES:,} lines, and what else it says is left out")
+                    lines.put(f"WARNING: it has said {MOST_LINES:,} lines; the rest is left out")
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
@@ -178,7 +178,7 @@ def _say(line: str) -> None:
 
 
 def _reason(python: str, status: int, last: str, *, stopped: bool) -> BccError:
-    """Return why a process ended that did not say so."""
+    """Return why a process ended without saying so."""
     if stopped:
         return TrainingInterrupted("training was stopped from outside before it began")
     if status < 0:

@@ -42,7 +42,7 @@ Weights = Mapping[str, np.ndarray] | Path | str | None
 
 @dataclass(frozen=True)
 class FoldInputs:
-    """What a fold's model has to be trained with.
+    """What a fold's model is trained with.
 
     Attributes:
         fold: which one is held out.

@@ -56,7 +56,7 @@ class NewImagesTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event: `{"watch": …}` for the worker to look for itself.
 
-        With `"error"` where S3 failed for good, with `"gives_way"` where another run is queued and nothing is new.
+        With `"error"` if S3 failed for good, with `"gives_way"` if another run is queued and nothing is new.
         """
         watch = ArrivalWatch.from_dict(self.watch)
         while True:

@@ -99,7 +99,7 @@ class TrainingJobTrigger(BaseTrigger):
     async def on_kill(self) -> None:
         """Stop the job: a person cleared or marked the task.
 
-        Airflow also calls this where another triggerer has taken the trigger over. Then the task is still deferred, as it is
+        Airflow also calls this if another triggerer has taken the trigger over. Then the task is still deferred, as it is
         once a new attempt has joined the job.
         """
         # Airflow 3.3 cancels the trigger again while this is going on, a second or so later, and that must not end it.

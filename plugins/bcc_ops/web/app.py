@@ -81,7 +81,7 @@ class PageError(Exception):
 
 
 WITHHELD = PageError(
-    403, "Not for you", "Pictures of patients and downloads are for people who may trigger runs (setting BCC_PICTURES)."
+    403, "Not permitted", "Pictures of patients and downloads are for people who may trigger runs (setting BCC_PICTURES)."
 )
 
 
@@ -146,7 +146,7 @@ class Pages:
         except StorageUnavailable as error:
             log.warning("a page had no answer from the store: %s", error)
             sentence = "The object store that holds the runs' documents did not answer in time."
-            mends = f"The run itself is not touched by this. The page tries again every {REFRESH_SECONDS} seconds."
+            mends = f"The run itself is not affected. The page tries again every {REFRESH_SECONDS} seconds."
             raise PageError(503, "The store does not answer", sentence, mends, refresh=REFRESH_SECONDS) from None
         except BccError as error:
             raise PageError(503, "The store cannot be read", str(error)) from None
@@ -427,8 +427,8 @@ def create_app(settings: Settings | None = None, open_store: Callable[[], Object
     """Return the app, to be mounted under `URL_PREFIX`.
 
     Args:
-        settings: read from the environment where None is given.
-        open_store: the configured connection's where None is given.
+        settings: read from the environment if None is given.
+        open_store: the configured connection's if None is given.
     """
     read: Callable[[], Sequence[Instance]] = cached(TTLCache(1, FILE_SECONDS), lock=Lock())(read_instances)
     if settings is not None:

@@ -1,7 +1,7 @@
 """Who may see a page: people who are logged in and may read the pipeline's DAG and what its tasks left.
 
 Airflow's plugin apps have no authentication of their own. The guard asks for the DAG of the instance that a path names, and
-where a path names none, for any instance's, so that no route is open by accident; a path that names another DAG is not found.
+if a path names none, for any instance's, so that no route is open by accident; a path that names another DAG is not found.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def test_the_message_of_a_skipped_night_names_what_was_ignored() -> None:
 def test_an_empty_prefix_is_never_a_reason_to_run() -> None:
     waiting = watch(wait=60)
     assert waiting.look(images(), at(0)) == "wait"
-    with pytest.raises(NothingNew, match="there is not an image at all"):
+    with pytest.raises(NothingNew, match="no image was found"):
         waiting.look(images(), at(60))
 
 

@@ -123,7 +123,7 @@ def test_a_table_that_the_store_does_not_give_is_a_problem_and_one_that_it_canno
     [
         (Bucket(), listed(), "there is no metadata.parquet or metadata.csv beside the images"),
         (Bucket(b"no key\n"), listed("metadata.csv"), "no column named `key`"),
-        (Bucket(b"key,patient_id\nbenign/0.png,A\n"), listed("metadata.csv"), "whose images 2 of 3 are"),
+        (Bucket(b"key,patient_id\nbenign/0.png,A\n"), listed("metadata.csv"), "not name the patient of 2 of 3 images"),
     ],
 )
 def test_who_requires_metadata_gets_a_run_that_fails(bucket: Bucket, listing: Listing, problem: str) -> None:

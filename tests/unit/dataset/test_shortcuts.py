@@ -90,11 +90,11 @@ def test_the_same_rows_give_the_same_audit():
 @pytest.mark.parametrize(
     ("contents", "reason"),
     [
-        ([], "there is not a usable image"),
+        ([], "no image is usable"),
         (rows(5), "two classes with 10 groups are needed (5 benign, 5 malignant, 5 normal)"),
         (rows(60, ("benign",)), "two classes with 10 groups are needed (60 benign, 0 malignant, 0 normal)"),
         ([row._replace(group=row.label) for row in rows()], "(1 benign, 1 malignant, 1 normal)"),
-        ([row._replace(refused="damaged") for row in rows()], "there is not a usable image"),
+        ([row._replace(refused="damaged") for row in rows()], "no image is usable"),
         ([ContentRow(*row[:12]) for row in rows()], "the properties were not measured: an older release checked these images"),
     ],
     ids=["none", "few", "one class", "one group per class", "all refused", "older release"],

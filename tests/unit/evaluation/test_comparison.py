@@ -233,8 +233,8 @@ def test_images_that_are_gone_are_counted_since_their_near_duplicates_cannot_be_
     with caplog.at_level(logging.WARNING):
         comparison, _ = compared(older_version(**record(SPLIT[0].sha256, "sha-removed-1", "sha-removed-2")))
     assert comparison.caution == (
-        "Images that version v1 was made from and that are not in this snapshot: 2. Images that are near-duplicates of them "
-        "cannot be told, and are compared on."
+        "Images that version v1 was made from and that are not in this snapshot: 2. Near-duplicates of them cannot "
+        "be recognised, and are compared on."
     )
     assert [entry.getMessage() for entry in caplog.records] == [comparison.caution]
 

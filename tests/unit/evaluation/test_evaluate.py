@@ -230,7 +230,9 @@ def test_without_images_from_elsewhere_a_file_has_to_agree_with_its_folds() -> N
 def test_answers_that_are_not_those_of_the_folds_models_fail_the_run() -> None:
     """Somebody who may write into the bucket could claim any."""
     claimed = {**answered_by(SURE), "answers": answers_about(SPLIT, Answering(9.0))}
-    with pytest.raises(ModelError, match=r"the model of fold 1 answers otherwise about .* clear train_model"):
+    with pytest.raises(
+        ModelError, match=r"the model of fold 1 answers about .* differently from its out-of-fold answers: clear train_model"
+    ):
         run(folds=SURE, **claimed)
 
 

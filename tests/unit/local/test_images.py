@@ -33,7 +33,7 @@ def test_images_of_classes_are_taken_and_the_rest_is_counted_by_reason(tmp_path:
     assert [str(file) for file in folder.files] == ["benign/a (1).png", "benign/a (1)_mask.png", "normal/deep/b.JPG"]
     assert folder.counts(("*_mask*",)) == {"benign": 1, "normal": 1}
     assert folder.left_out == {
-        "file outside of a class": 1,
+        "file outside a class": 1,
         "folder that is not a class": 1,
         "file that is not an image by its name": 1,
         "broken link or special file": 1,

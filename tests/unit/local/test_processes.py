@@ -73,7 +73,7 @@ def test_a_component_that_dies_is_started_again_and_it_is_said(supervisor: Super
     os.kill(first, signal.SIGKILL)
     _until(lambda: supervisor.pid("sleeper") != first)
     assert psutil.pid_exists(supervisor.pid("sleeper"))
-    assert "sleeper died (exit status -9) and is started again" in lines[0]
+    assert "sleeper died (exit status -9) and is restarted" in lines[0]
     recorded = json.loads((supervisor.folder / "processes.json").read_text())
     assert recorded["components"][0]["pid"] == supervisor.pid("sleeper")
 

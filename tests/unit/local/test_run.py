@@ -44,7 +44,7 @@ def _make_run(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[s
         ({"PARAMS": "epoch=3"}, "epoch: there is no such parameter; did you mean epochs?"),
         ({"PARAMS": "epochs"}, "'epochs' is not name=value"),
         ({"PRESET": "best"}, "preset: must be transfer or notebook, got 'best'"),
-        ({"ONCE": "perhaps"}, "ONCE=perhaps: 1 or 0"),
+        ({"ONCE": "perhaps"}, "ONCE=perhaps: must be 1 or 0"),
         ({"PORT": "http"}, "PORT=http is not a port"),
         ({"BCC_CLASSES": "benign"}, "classes: at least two different names"),
         (

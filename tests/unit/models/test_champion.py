@@ -126,7 +126,7 @@ def recorded(store: ObjectStore, name: str, answers: Sequence[float], label: str
     ids=["not a number", "infinite", "negative", "more than one", "nothing"],
 )
 def test_recorded_answers_that_are_no_probabilities_are_not_compared_with(store: ObjectStore, answers: Sequence[float]) -> None:
-    with pytest.raises(ArtifactError, match=r"models/v1/out_of_fold\.parquet has answers that are no probabilities"):
+    with pytest.raises(ArtifactError, match=r"models/v1/out_of_fold\.parquet has answers that are not probabilities"):
         answers_of(ModelRegistry(store, "models"), recorded(store, "v1", answers))
 
 

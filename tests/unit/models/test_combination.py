@@ -105,7 +105,7 @@ def test_the_files_that_are_averaged_are_not_changed() -> None:
 def test_models_of_different_networks_have_no_average(other: Mapping[str, object]) -> None:
     one = arrays_file({"w": np.zeros(2, "f4")})
 
-    with pytest.raises(ModelError, match="model 3 of 3 is of another network than the first"):
+    with pytest.raises(ModelError, match="model 3 of 3 is another network than the first"):
         average_weights([one, one, arrays_file(other)])
 
 

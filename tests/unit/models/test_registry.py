@@ -60,7 +60,7 @@ def test_an_odd_pointer_is_named_in_one_line_with_the_way_out(store: ObjectStore
         ModelRegistry(store, "models").champion()
     said = str(refused.value)
     assert said.startswith(f"s3://{store.bucket}/models/champion.json is not a ChampionDocument: ")
-    assert said.endswith("; bcc_set_champion replaces it by a version of your choice")
+    assert said.endswith("; bcc_set_champion replaces it with a version of your choice")
     assert "\n" not in said and len(said) < 1000
 
 

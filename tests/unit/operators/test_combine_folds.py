@@ -99,7 +99,7 @@ def test_a_fold_that_is_missing_or_there_twice_is_refused(store: ObjectStore, sp
     folds = [put_fold(store, fold, split) for fold in FOLDS]
     with pytest.raises(AirflowFailException, match="2 models of 3 folds were handed in: clear train_model"):
         combine(*folds[:2])
-    with pytest.raises(AirflowFailException, match="each must be there once"):
+    with pytest.raises(AirflowFailException, match="each fold must occur once"):
         combine(folds[0], folds[0], folds[1])
     assert store.head(PATHS.document("training.json")) is None
 

@@ -51,7 +51,7 @@ def test_a_roll_back_from_the_ui_is_kept_with_who_and_why_and_announced(registry
 
 @pytest.mark.parametrize(("version", "reason"), [("", "because"), ("20261122T020000Z-x", "  ")])
 def test_a_form_without_version_or_reason_is_refused(registry: ModelRegistry, version: str, reason: str) -> None:
-    with pytest.raises(AirflowFailException, match="a reason is needed, and a version or release_hold"):
+    with pytest.raises(AirflowFailException, match="give a reason, and a version or release_hold"):
         choose(registry, version, reason, context())
 
 

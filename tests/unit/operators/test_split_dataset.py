@@ -242,7 +242,7 @@ def test_a_table_that_cannot_be_used_is_told_and_fails_only_who_requires_it(plac
         place.play(3, require_metadata=True)
     place.store.client.delete_object(Bucket=place.store.bucket, Key="images/metadata.parquet")
     upload_table(place, table_of(place.files[:-1]))
-    with pytest.raises(AirflowFailException, match="does not tell whose images 1 of 36 are"):
+    with pytest.raises(AirflowFailException, match="does not name the patient of 1 of 36 images"):
         place.play(4, require_metadata=True)
 
 

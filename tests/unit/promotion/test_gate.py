@@ -181,7 +181,7 @@ def test_a_champion_that_cannot_be_compared_is_never_replaced_in_silence() -> No
     ]
     assert not rejected.becomes_anchor
     assert rejected.reasons[0] == (
-        f"Champion {CHAMPION.version} could not be compared: its file is gone. Where that lasts, set another champion or begin "
+        f"Champion {CHAMPION.version} could not be compared: its file is gone. If that lasts, set another champion or begin "
         'without one: see "A champion that cannot be compared" in docs/operations.md.'
     )
 
@@ -201,7 +201,7 @@ def test_once_the_champion_is_taken_away_a_comparison_that_failed_rejects_no_lon
 def test_too_few_malignant_groups_to_compare_on_reject() -> None:
     rejected = gate(evaluation(against=comparison(positive_groups=22)))
     assert rejecting(rejected) == ["comparable"]
-    assert "with 22 malignant groups are compared on, fewer than the 23 groups that are needed" in rejected.reasons[0]
+    assert "with 22 malignant groups, fewer than the 23 needed" in rejected.reasons[0]
     assert gate(evaluation(against=comparison(positive_groups=23))).verdict == "approved"
 
 
@@ -392,7 +392,7 @@ def test_each_external_set_has_its_own_rule_and_one_that_is_worse_is_enough() ->
     assert rejecting(document) == ["external_not_inferior_Ulm"]
     assert shown(document, "external_not_inferior_Lima").passed
     unused = shown(document, "external_not_inferior_Oslo")
-    assert not unused.applies and "test set Oslo: it has no image that can be used" in unused.sentence
+    assert not unused.applies and "test set Oslo: it has no usable image" in unused.sentence
     none = shown(gate(evaluation()), "external_not_inferior")
     assert not none.applies and none.sentence == "There are no external test sets."
 

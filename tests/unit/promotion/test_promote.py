@@ -260,7 +260,7 @@ def test_a_champion_that_moved_after_the_comparison_is_not_replaced(registry: Mo
     promote(registry, b"one")
     gate = approved(registry.read_pointer())
     between = promote(registry, b"two", days=1)
-    with pytest.raises(PromotionLost, match=f"was not uploaded, since .* the champion is {between.version} by now"):
+    with pytest.raises(PromotionLost, match=f"was not uploaded, since .* the champion is now {between.version}"):
         promote(registry, b"three", days=2, gate=gate)
     assert champion(registry).version == between.version
     assert len(registry.versions()) == 2
@@ -442,7 +442,7 @@ def test_a_pointer_that_was_put_aside_lets_the_next_model_begin_and_its_versions
     client.copy_object(Bucket=bucket, Key="models/champion-2026-11-23.json", CopySource=source)
     client.delete_object(**source)
     assert registry.champion() is None
-    with pytest.raises(PromotionLost, match="the champion is nobody by now"):
+    with pytest.raises(PromotionLost, match="the champion is now nobody"):
         promote(registry, b"new", days=2, gate=under_way)
     new = promote(registry, b"new")  # of older images than the old champion's, too
     assert (new.promoted, new.previous_champion) == (True, None)

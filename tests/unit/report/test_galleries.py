@@ -69,7 +69,7 @@ def test_an_image_whose_text_may_name_a_patient_is_never_shown_and_the_next_wors
     assert gallery(every, paths, hidden=hidden) == {"missed_cancers": b"png"}
     ((entries, heading, *_),) = drawn
     assert [entry.case.key for entry in entries] == ["m1"]
-    assert "1 of 15" in heading and heading.endswith("; not shown, for text that may be a name: 1")
+    assert "1 of 15" in heading and heading.endswith("; not shown, since their text may be a name: 1")
 
 
 def test_a_kind_without_a_case_or_without_a_file_has_no_gallery(drawn: list[Any], wide: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_kind_without_a_case_or_without_a_file_has_no_gallery(drawn: list[Any]
     assert gallery(cases(1, 1), {"f0": wide}) == {"false_alarms": b"png"}
     ((entries, heading, *_),) = drawn
     assert [entry.case.key for entry in entries] == ["f0"]
-    assert heading == "Called malignant, and it is not: 1 of 1, malignant from a probability of 0.31 on"
+    assert heading == "Called malignant, but it is not: 1 of 1, malignant from a probability of 0.31 on"
 
 
 def test_each_case_is_explained_by_the_answer_that_was_given(drawn: list[Any], wide: Path) -> None:

@@ -263,7 +263,9 @@ def test_what_the_jobs_of_sagemaker_took_is_shown_fold_by_fold_and_altogether() 
     summaries = [fold.model_copy(update={"sagemaker": jobs(fold.fold)}) for fold in samples.training_document().folds]
     training = samples.training_document(folds=tuple(summaries))
     page = render(read_record({"training.json": training.to_json()}.get))
-    told = "6 jobs on ml.g5.xlarge, ml.g5.2xlarge, billed for 515 s; spot instances saved 300 s; of 1 AWS had told no seconds"
+    told = (
+        "6 jobs on ml.g5.xlarge, ml.g5.2xlarge, billed for 515 s; spot instances saved 300 s; for 1 AWS had reported no seconds"
+    )
     assert f"<dd>{told}</dd>" in page
     assert [row[-2] for row in rows_of(page, "training")[1:3]] == ["101 s jobs: 1, saved 300 s", "102 s jobs: 2"]
     before = render(read_record({"training.json": samples.training_document().to_json()}.get))
@@ -496,5 +498,5 @@ def test_before_the_evaluation_only_the_properties_are_shown() -> None:
 def test_why_shortcuts_cannot_be_told_is_said() -> None:
     checks = samples.checks_document(shortcuts=(), shortcuts_unavailable="too few independent images").to_json()
     page = render(read_record({**samples.whole_run(), "checks.json": checks}.get))
-    assert "Shortcuts cannot be told: too few independent images" in page
+    assert "Shortcuts were not checked: too few independent images" in page
     assert "<h3>Shortcuts</h3>" not in page

@@ -194,4 +194,4 @@ def test_the_command_prints_json_and_fails_for_an_image_that_nothing_knows(
     printed = capsys.readouterr().out
     assert "fold 3" in printed and "docs/security.md" in printed
     assert cli.main(["trace", "images/normal/unknown.png"]) == 1
-    assert "knows images/normal/unknown.png" in capsys.readouterr().err
+    assert "has a trace of images/normal/unknown.png" in capsys.readouterr().err

@@ -170,7 +170,7 @@ def test_a_note_about_determinism_of_any_fold_is_kept() -> None:
 
 @pytest.mark.parametrize("folds", [(), (1, 1), (1, 2, 1)])
 def test_folds_that_are_missing_or_there_twice_are_refused(folds: tuple[int, ...]) -> None:
-    with pytest.raises(ArtifactError, match="each must be there once"):
+    with pytest.raises(ArtifactError, match="each fold must occur once"):
         combined(*folds)
 
 
@@ -203,5 +203,5 @@ def test_models_of_other_networks_are_refused() -> None:
         file.attrs["model_config"] = "{}"
         file["dense/kernel"] = np.zeros(2, "f4")
 
-    with pytest.raises(ModelError, match="model 2 of 2 is of another network"):
+    with pytest.raises(ModelError, match="model 2 of 2 is another network"):
         combine_folds(PATHS, [document(1), document(2)], [model(1), other.getvalue()], [answers(1), answers(2)], ensemble=False)

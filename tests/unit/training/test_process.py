@@ -198,4 +198,4 @@ def test_what_it_says_is_cut_and_the_rest_is_read_and_forgotten(
     with caplog.at_level(logging.INFO):
         train("print('x' * 15)\nfor number in range(100_000): print(number)")
     said = [record.getMessage() for record in caplog.records]
-    assert said == ["x" * 10, "x" * 5, "0", "it has said 3 lines, and what else it says is left out"]
+    assert said == ["x" * 10, "x" * 5, "0", "it has said 3 lines; the rest is left out"]
