@@ -144,7 +144,7 @@ def test_freed_memory_goes_back_to_the_system() -> None:
 
 
 def test_without_an_allocator_that_can_be_asked_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with musl, whose library has no such function, and on Windows, where there is no such library."""
+    """As with musl, whose library has no such function, and on Windows, which lacks such a library."""
     for error in (AttributeError, OSError, TypeError):
         monkeypatch.setattr(ctypes, "CDLL", Mock(side_effect=error))
         resources._return_freed_memory()
