@@ -315,20 +315,33 @@ def _keys(descriptors: npt.NDArray[np.uint8], place: int) -> npt.NDArray[np.int6
 
 def _matches(features: _Block) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the features of different images that match: two arrays of indexes, the first feature of the earlier image."""
-    count = len(features.owner)
-    matches = np.zeros(0, np.int64)
+    count = max(len(features.owner), 1)
+    found: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)]
     for place in range(_KEYS):
-        keys = _keys(features.descriptors, place)
-        order = np.argsort(keys, kind="stable")
-        sizes = np.diff(np.flatnonzero(np.diff(keys[order], prepend=-1)), append=count)
-        kept = order[np.repeat(sizes <= ALIKE_AT_MOST, sizes)]
-        del order, sizes
-        found = [matches]
-        for one, other in _neighbours(keys[kept]):
-            left, right = _similar(features, kept[one], kept[other])
+        for left, right in _matches_at(place, features):
             found.append(np.minimum(left, right) * count + np.maximum(left, right))
-        matches = np.unique(np.concatenate(found))
-    return matches // max(count, 1), matches % max(count, 1)
+        found = [_each_once(found)]
+    return found[0] // count, found[0] % count
+
+
+def _matches_at(place: int, features: _Block) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    keys = _keys(features.descriptors, place)
+    order = np.argsort(keys, kind="stable")
+    sizes = np.diff(np.flatnonzero(np.diff(keys[order], prepend=-1)), append=len(order))
+    kept = order[np.repeat(sizes <= ALIKE_AT_MOST, sizes)]
+    del order, sizes
+    for one, other in _neighbours(keys[kept]):
+        yield _similar(features, kept[one], kept[other])
+
+
+def _each_once(parts: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """Return all numbers, sorted and each once. The list is emptied: there are too many to have them twice."""
+    numbers = np.concatenate(parts)
+    parts.clear()
+    numbers.sort()
+    once = np.ones(len(numbers), np.bool_)
+    once[1:] = numbers[1:] != numbers[:-1]
+    return numbers[once]
 
 
 def _neighbours(ordered: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
@@ -341,7 +354,9 @@ def _neighbours(ordered: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np
         same = np.flatnonzero(ordered[:-lag] == ordered[lag:])
         if not len(same):
             return
-        yield same, same + lag
+        for start in range(0, len(same), _COMPARED_AT_ONCE):
+            part = same[start : start + _COMPARED_AT_ONCE]
+            yield part, part + lag
 
 
 def _within_buckets(numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

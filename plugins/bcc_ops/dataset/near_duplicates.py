@@ -3,7 +3,8 @@
 Exact copies share their bytes or their pixels. Candidates for the others come from two indexes: one of perceptual
 hashes, which finds what is alike as a whole, and one of local features, which finds what was cropped, shifted or scaled.
 Both work by sorting and by tables and never compare all with all. Every candidate is then confirmed on its pixels
-(`similarity`), since a chain of false pairs would tie strangers together. Mirrored and turned copies are not looked for.
+(`similarity`), since a chain of false pairs would tie strangers together; only candidates that others have brought into one
+group already are left out, since they decide nothing. Mirrored and turned copies are not looked for.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import itertools
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import faiss
 import numpy as np
-from cachetools import LRUCache, cached
+from cachetools import LRUCache
+from scipy.cluster.hierarchy import DisjointSet
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -48,6 +51,11 @@ _NEAREST = 100
 to be near one another would else make all pairs candidates, and the pixels of each candidate are compared."""
 
 _SEARCHED_AT_ONCE = 256
+
+_COMPARED_AT_ONCE = 1000
+"""So many candidates are compared side by side; then those are left out that are in one group by now. An archive with many
+images of each scan has many times as many candidates as it takes to tie them."""
+
 _BYTES_KEPT = 150_000_000
 
 
@@ -116,7 +124,7 @@ class NearDuplicates:
     Attributes:
         group_of: content -> group; a content without a copy is its own group.
         how: group -> how its members were found alike: "pixels", "perceptual", "shifted".
-        compared: every candidate, sorted by its contents.
+        compared: the candidates whose pixels were compared, sorted by their contents. See `_COMPARED_AT_ONCE`.
     """
 
     group_of: dict[str, str]
@@ -166,11 +174,26 @@ def find_near_duplicates(
         links.update({(same[0], other): "pixels" for other in same[1:]})
 
     contents = [same[0] for same in by_pixels.values()]
-    compared = _compare_candidates(contents, marks, paths, thresholds, memory)
-    links.update({one.pair: "perceptual" if one.by_hash else "shifted" for one in compared if one.accepted})
+    candidates = _find_candidates(contents, marks, thresholds, memory)
+    # An order by what the images show: which candidates are left out does not depend on the bytes of their files.
+    ordered = sorted(candidates, key=lambda pair: sorted(marks[sha256].pixels for sha256 in pair))
+    comparison = _Comparison(marks, paths, thresholds, memory, candidates)
+    tied = DisjointSet(contents)
+    compared: list[ComparedPair] = []
+    for start in range(0, len(ordered), _COMPARED_AT_ONCE):
+        undecided = [pair for pair in ordered[start : start + _COMPARED_AT_ONCE] if not tied.connected(*pair)]
+        for one in comparison.of(undecided):
+            compared.append(one)
+            if one.accepted:
+                tied.merge(*one.pair)
+                links[one.pair] = "perceptual" if one.by_hash else "shifted"
+    compared.sort(key=lambda one: one.pair)
     group_of, how = group_contents(sorted(marks), links)
-    log.info("%d candidates for near-duplicates, %d accepted", len(compared), sum(one.accepted for one in compared))
-    return NearDuplicates(group_of, how, compared)
+    log.info(
+        "%d candidates for near-duplicates, %d compared, %d accepted",
+        *(len(candidates), len(compared), sum(one.accepted for one in compared)),
+    )
+    return NearDuplicates(group_of, how, tuple(compared))
 
 
 def compare_sets(
@@ -197,43 +220,79 @@ def compare_sets(
         alike[sha256 in one, marks[sha256].pixels].append(sha256)
     # Of files with the same pixels, one stands for all: many would crowd out one another's candidates.
     copies = {same[0]: same for same in alike.values()}
-    compared = _compare_candidates(
-        sorted(copies), marks, paths, thresholds, memory, wanted=lambda pair: (pair[0] in one) != (pair[1] in one)
-    )
+    candidates = _find_candidates(sorted(copies), marks, thresholds, memory)
+    across = sorted(pair for pair in candidates if (pair[0] in one) != (pair[1] in one))
     pairs = [
         replace(found, pair=(min(copy, partner), max(copy, partner)))
-        for found in compared
+        for found in _Comparison(marks, paths, thresholds, memory, candidates).of(across)
         for stand_in, partner in (found.pair, found.pair[::-1])
         for copy in copies[stand_in]
     ]
     return tuple(sorted({found.pair: found for found in pairs}.values(), key=lambda found: found.pair))
 
 
-def _compare_candidates(
-    contents: Sequence[str],
-    marks: Mapping[str, Fingerprint],
-    paths: Mapping[str, Path],
-    thresholds: Thresholds,
-    memory: PairMemory,
-    *,
-    wanted: Callable[[Pair], bool] = lambda pair: True,
-) -> tuple[ComparedPair, ...]:
-    """Search candidates among `contents`, and compare the pixels of those that are `wanted`."""
+class _Candidate(NamedTuple):
+    bits: int
+    by_hash: bool
+
+
+def _find_candidates(
+    contents: Sequence[str], marks: Mapping[str, Fingerprint], thresholds: Thresholds, memory: PairMemory
+) -> dict[Pair, _Candidate]:
+    """Search candidates by hashes and by features; what they are is in `ComparedPair`."""
     ordered = sorted(contents, key=lambda sha256: marks[sha256].pixels)
     near = hash_neighbours([marks[sha256].hash for sha256 in ordered], thresholds.hash_distance)
-    by_hash = {(min(ordered[i], ordered[j]), max(ordered[i], ordered[j])): bits for i, j, bits in near}
-    by_features = _feature_pairs({sha256: marks[sha256] for sha256 in contents}, memory)
-    similarity = _similarity_of(sorted(filter(wanted, {*by_hash, *by_features})), marks, paths, memory)
-    return tuple(
-        ComparedPair(
-            pair,
-            bits=by_hash.get(pair, _hash_distance(marks, pair)),
-            similarity=alike,
-            needed=thresholds.min_similarity_by_hash if pair in by_hash else thresholds.min_similarity,
-            by_hash=pair in by_hash,
-        )
-        for pair, alike in similarity.items()
-    )
+    found = {
+        pair: _Candidate(_hash_distance(marks, pair), by_hash=False)
+        for pair in _feature_pairs({sha256: marks[sha256] for sha256 in contents}, memory)
+    }
+    for i, j, bits in near:
+        found[min(ordered[i], ordered[j]), max(ordered[i], ordered[j])] = _Candidate(bits, by_hash=True)
+    return found
+
+
+class _Comparison:
+    """Compares the pixels of candidates, and remembers what it saw of an image for as long as there is room."""
+
+    def __init__(
+        self,
+        marks: Mapping[str, Fingerprint],
+        paths: Mapping[str, Path],
+        thresholds: Thresholds,
+        memory: PairMemory,
+        candidates: Mapping[Pair, _Candidate],
+    ) -> None:
+        self.marks, self.paths, self.thresholds, self.memory, self.candidates = marks, paths, thresholds, memory, candidates
+        self._views: LRUCache[str, tuple[Features, Gray]] = LRUCache(_BYTES_KEPT, getsizeof=lambda kept: kept[1].nbytes)
+        self._lock = threading.Lock()
+
+    def of(self, pairs: Sequence[Pair]) -> list[ComparedPair]:
+        """Return what the pixels of each pair say, in the same order: as remembered, or else compared and then remembered."""
+        known = self.memory.recall_similarity(pairs)
+        missing = [pair for pair in pairs if pair not in known]
+        with ThreadPoolExecutor(cores()) as pool:
+            learned = dict(zip(missing, pool.map(self._similarity, missing)))
+        self.memory.remember_similarity(learned)
+        return [self._judged(pair, known.get(pair) or learned[pair]) for pair in pairs]
+
+    def _judged(self, pair: Pair, similarity: Similarity) -> ComparedPair:
+        bits, by_hash = self.candidates[pair]
+        needed = self.thresholds.min_similarity_by_hash if by_hash else self.thresholds.min_similarity
+        return ComparedPair(pair, bits=bits, similarity=similarity, needed=needed, by_hash=by_hash)
+
+    def _similarity(self, pair: Pair) -> Similarity:
+        # The other order may give another answer. What the images look like decides on it, not the bytes of their files.
+        one, other = sorted(pair, key=lambda sha256: (self.marks[sha256].hash, self.marks[sha256].pixels))
+        return compare(self._view_of(one), self._view_of(other))
+
+    def _view_of(self, sha256: str) -> tuple[Features, Gray]:
+        with self._lock:
+            if sha256 in self._views:
+                return self._views[sha256]
+        view = bounded(self.marks[sha256].features(), to_gray(decode_rgb(self.paths[sha256])))
+        with self._lock, suppress(ValueError):  # larger than all that may be kept
+            self._views[sha256] = view
+        return view
 
 
 def hash_neighbours(hashes: Sequence[bytes], distance: int) -> list[tuple[int, int, int]]:
@@ -283,27 +342,6 @@ def _feature_pairs(marks: Mapping[str, Fingerprint], memory: PairMemory) -> froz
     if search is not nearest:
         memory.remember_search(search)
     return search.pairs
-
-
-def _similarity_of(
-    pairs: Sequence[Pair], marks: Mapping[str, Fingerprint], paths: Mapping[str, Path], memory: PairMemory
-) -> dict[Pair, Similarity]:
-    known = memory.recall_similarity(pairs)
-    missing = [pair for pair in pairs if pair not in known]
-
-    @cached(LRUCache(_BYTES_KEPT, getsizeof=lambda kept: kept[1].nbytes), lock=threading.Lock())
-    def view_of(sha256: str) -> tuple[Features, Gray]:
-        return bounded(marks[sha256].features(), to_gray(decode_rgb(paths[sha256])))
-
-    def similarity(pair: Pair) -> Similarity:
-        # The other order may give another answer. What the images look like decides on it, not the bytes of their files.
-        one, other = sorted(pair, key=lambda sha256: (marks[sha256].hash, marks[sha256].pixels))
-        return compare(view_of(one), view_of(other))
-
-    with ThreadPoolExecutor(cores()) as pool:
-        learned = dict(zip(missing, pool.map(similarity, missing)))
-    memory.remember_similarity(learned)
-    return {pair: known.get(pair) or learned[pair] for pair in pairs}
 
 
 def _hash_distance(marks: Mapping[str, Fingerprint], pair: Pair) -> int:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
 from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset import near_duplicates
 from bcc_ops.dataset.fingerprints import Fingerprint, fingerprint, to_gray
 from bcc_ops.dataset.near_duplicates import (
     NearDuplicates,
@@ -156,6 +157,36 @@ def test_a_near_duplicate_lands_in_its_original_s_group(tmp_path, change):
     _, groups = group(tmp_path, images)
     assert groups["copy"] == groups["scan 3"]
     assert len(set(groups.values())) == 6
+
+
+def test_candidates_that_are_in_one_group_already_are_not_compared(tmp_path, monkeypatch):
+    """An archive with many images of each scan has far more candidates than it takes to tie them."""
+    images = {
+        f"{change} of {seed}": COPIES[change](scan(seed))
+        for seed in range(3)
+        for change in ("saved as JPEG", "brighter", "another gamma", "scaled by 0.83", "shifted crop")
+    }
+    whole, expected = group(tmp_path, images)
+    monkeypatch.setattr(near_duplicates, "_COMPARED_AT_ONCE", 1)
+    found, groups = group(tmp_path, images)
+    assert groups == expected and len(set(groups.values())) == 3
+    assert sum(one.accepted for one in found.compared) == 15 - 3  # what ties three groups of five, and not one more
+    assert set(found.compared) < set(whole.compared)
+    assert list(found.compared) == sorted(found.compared, key=lambda one: one.pair)
+
+
+def test_which_candidates_are_compared_does_not_depend_on_the_bytes_of_their_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(near_duplicates, "_COMPARED_AT_ONCE", 1)
+    shown = [COPIES[change](scan(1)) for change in ("saved as JPEG", "brighter", "another gamma", "scaled by 0.83")]
+    paths = [tmp_path / f"{number}.png" for number in range(len(shown))]
+    for image, path in zip(shown, paths):
+        image.save(path)
+    marks = [fingerprint(pixels, to_gray(pixels)) for pixels in map(np.asarray, shown)]
+    compared = set()
+    for names in itertools.permutations("abcd"):
+        found = find_near_duplicates(dict(zip(names, marks)), dict(zip(names, paths)), THRESHOLDS, Forgetful())
+        compared.add(frozenset(frozenset(map(names.index, one.pair)) for one in found.compared))
+    assert len(compared) == 1 and len(compared.pop()) == 3
 
 
 def test_how_a_copy_was_found_is_told(tmp_path):
