@@ -3,8 +3,8 @@
     python -m benchmarks.shared_checks [--images FOLDER] [--count 240] [--slices 4] [--rounds 3] [--write]
     python -m benchmarks.shared_checks --small --count 100000 --slices 100 --rounds 1 --workers 2
 
-COUNT images, spread over the classes, are in a bucket of a local S3 server; with --small, they are made from these images
-(`benchmarks.small_images`), so that any number can be had. Each worker is a process on one core with an empty
+COUNT images, spread over the classes, are in a bucket of a local S3 server. With --small, any number of images is made from
+these (`benchmarks.small_images`). Each worker is a process on one core with an empty
 cache, and inspects its share of the slices as `inspect_images` does: text and marks, fingerprints, properties. Then one more
 worker, with an empty cache too, does what `check_images` does with what they left in the bucket. One and two workers take turns.
 The clock runs from the start of the processes to the end of the last one.
@@ -66,7 +66,7 @@ def main() -> None:
         bucket, core, cache, slices = given.part
         print(json.dumps(work(bucket, int(core), Path(cache), slices)))
         return
-    from benchmarks.small_images import small_images  # brings TensorFlow, which no worker shall pay for
+    from benchmarks.small_images import small_images  # brings TensorFlow, which the workers do without
 
     trials: dict[int, list[dict[str, Any]]] = {workers: [] for workers in given.workers}
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "s3") as server:
@@ -78,7 +78,7 @@ def main() -> None:
                 trial = measure(server, Path(folder), bucket, count, workers, given.slices)
                 print(workers, trial, flush=True)
                 trials[workers].append(trial)
-    report = markdown(trials)
+    report = markdown(trials, "A first night of small images" if given.small else "Image checks shared out")
     print(report)
     if given.write:
         write_section("first-night" if given.small else "shared-checks", report)
@@ -161,11 +161,11 @@ def work(bucket: str, core: int, cache: Path, slices: str) -> dict[str, Any]:
     }
 
 
-def markdown(trials: dict[int, list[dict[str, Any]]]) -> str:
+def markdown(trials: dict[int, list[dict[str, Any]]], heading: str) -> str:
     """Return the section: a line per number of workers, with the medians and the range of the rounds."""
     images = next(iter(trials.values()))[0]["images"]
     lines = [
-        "## Image checks shared out",
+        f"## {heading}",
         "",
         f"`python -m benchmarks.shared_checks {shlex.join(sys.argv[1:])}`",
         "",

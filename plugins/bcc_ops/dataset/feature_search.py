@@ -4,8 +4,9 @@ Two features match if they share 24 bits at one of ten places and differ in at m
 by bands, as for MinHash). What hundreds of features share tells nothing: a bucket with more than `ALIKE_AT_MOST` of them is
 passed over. The matches of two images vote for a scale and a shift of one against the other.
 
-A night has few new images. `extend_search` finds what a search from the beginning would find, at the price of reading each
-image's features once: matches of new features, and the pairs that a bucket's growth or shrinking may have changed.
+A night has few new images. `extend_search` finds what a search from the beginning would find: matches of new features, and the
+pairs that a bucket's growth or shrinking may have changed. It reads each image's features once, and once more if there are such
+pairs.
 """
 
 from __future__ import annotations

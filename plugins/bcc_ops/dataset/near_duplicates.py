@@ -15,14 +15,13 @@ import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import faiss
 import numpy as np
-from cachetools import LRUCache
+from cachetools import LRUCache, cached
 from scipy.cluster.hierarchy import DisjointSet
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -263,8 +262,8 @@ class _Comparison:
         candidates: Mapping[Pair, _Candidate],
     ) -> None:
         self.marks, self.paths, self.thresholds, self.memory, self.candidates = marks, paths, thresholds, memory, candidates
-        self._views: LRUCache[str, tuple[Features, Gray]] = LRUCache(_BYTES_KEPT, getsizeof=lambda kept: kept[1].nbytes)
-        self._lock = threading.Lock()
+        kept = cached(LRUCache(_BYTES_KEPT, getsizeof=lambda view: view[1].nbytes), lock=threading.Lock())
+        self._view_of = kept(self._load_view)
 
     def of(self, pairs: Sequence[Pair]) -> list[ComparedPair]:
         """Return what the pixels of each pair say, in the same order: as remembered, or else compared and then remembered."""
@@ -285,14 +284,8 @@ class _Comparison:
         one, other = sorted(pair, key=lambda sha256: (self.marks[sha256].hash, self.marks[sha256].pixels))
         return compare(self._view_of(one), self._view_of(other))
 
-    def _view_of(self, sha256: str) -> tuple[Features, Gray]:
-        with self._lock:
-            if sha256 in self._views:
-                return self._views[sha256]
-        view = bounded(self.marks[sha256].features(), to_gray(decode_rgb(self.paths[sha256])))
-        with self._lock, suppress(ValueError):  # larger than all that may be kept
-            self._views[sha256] = view
-        return view
+    def _load_view(self, sha256: str) -> tuple[Features, Gray]:
+        return bounded(self.marks[sha256].features(), to_gray(decode_rgb(self.paths[sha256])))
 
 
 def hash_neighbours(hashes: Sequence[bytes], distance: int) -> list[tuple[int, int, int]]:

@@ -141,7 +141,7 @@ def _check_cells(table: pa.Table) -> None:
 
 
 def _as_python(table: pa.Table) -> list[list[Any]]:
-    """Return the values of each column, or refuse those that no text or no time of Python is."""
+    """Return the values of each column; refuse text and times that Python cannot represent."""
     columns = []
     for name, column in zip(table.column_names, table.columns):
         try:

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -167,9 +167,14 @@ def test_an_image_larger_than_the_budget_waits_for_all_of_it_and_then_runs_alone
     assert done.is_set()
 
 
-def test_small_images_do_not_overtake_a_large_one_that_waits() -> None:
+def test_small_images_do_not_overtake_a_large_one_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The large one would else come last, and a killed task would have kept nothing of what came after it."""
-    budget, order = MemoryBudget(10), []
+    budget, order, queued = MemoryBudget(10), [], threading.Semaphore(0)
+    wait_for = budget._changed.wait_for
+
+    def announced(condition: Callable[[], bool]) -> bool:
+        queued.release()
+        return wait_for(condition)
 
     def look(name: str, wanted: int) -> None:
         with budget.reserve(wanted):
@@ -177,11 +182,10 @@ def test_small_images_do_not_overtake_a_large_one_that_waits() -> None:
 
     threads = [threading.Thread(target=look, args=one) for one in (("large", 10), ("small", 1), ("small", 1))]
     with budget.reserve(1):
-        for number, thread in enumerate(threads, 1):
+        monkeypatch.setattr(budget._changed, "wait_for", announced)
+        for thread in threads:
             thread.start()
-            until = time.monotonic() + 60
-            while len(budget._waiting) < number and thread.is_alive() and time.monotonic() < until:
-                time.sleep(0.001)
+            assert queued.acquire(timeout=60)
         assert order == []
     for thread in threads:
         thread.join(60)
