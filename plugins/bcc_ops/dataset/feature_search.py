@@ -180,16 +180,11 @@ class _Extension:
         added: Sequence[str],
         absent: Sequence[Features],
     ) -> None:
-        self.marks, self.contents = marks, contents
+        self.previous, self.marks, self.contents = previous, marks, contents
         self.position = {sha256: number for number, sha256 in enumerate(contents)}
         new = set(added)
         self.staying = [sha256 for sha256 in contents if sha256 not in new]
         self.added = frozenset(self.position[sha256] for sha256 in added)
-        self.before = {
-            (self.position[one], self.position[other])
-            for one, other in previous.pairs
-            if one in self.position and other in self.position
-        }
         self.new = _Block.joined(_blocks(marks, added, self.position))
         self.absent = np.concatenate([np.zeros((0, DESCRIPTOR_BYTES), np.uint8), *(features.descriptors for features in absent)])
 
@@ -200,10 +195,18 @@ class _Extension:
         )
         members = self._members(buckets)
         with_new, changed = self._changed(buckets, members)
-        pairs = (self.before - changed) | with_new | self._agree_now(changed)
-        return FeatureSearch(
-            tuple(self.contents), frozenset((self.contents[left], self.contents[right]) for left, right in pairs)
-        )
+        found = frozenset(map(self._named, with_new | self._agree_now(changed)))
+        outdated = frozenset(map(self._named, changed))
+        staying = (pair for pair in self.previous.pairs - outdated if self.position.keys() >= set(pair))
+        return FeatureSearch(tuple(self.contents), found.union(staying))
+
+    def _named(self, pair: tuple[int, int]) -> Pair:
+        one, other = pair
+        return self.contents[one], self.contents[other]
+
+    def _agreed_before(self, pairs: set[tuple[int, int]]) -> set[tuple[int, int]]:
+        # Positions follow the order of names, so that the smaller name is first here too.
+        return {pair for pair in pairs if self._named(pair) in self.previous.pairs}
 
     def _members(self, buckets: _Bucketed) -> list[tuple[_Block, npt.NDArray[np.int64]]]:
         """Return, for each place, the staying and then the new features of the buckets, with the bucket of each."""
@@ -228,7 +231,7 @@ class _Extension:
             _, gone = buckets.numbers(place, _keys(self.absent, place))
             before = stayed + np.bincount(gone, minlength=len(stayed))
             closed, opened = (before <= ALIKE_AT_MOST) & (now > ALIKE_AT_MOST), (before > ALIKE_AT_MOST) & (now <= ALIKE_AT_MOST)
-            doubtful |= self._pairs_in(everything, in_bucket, closed) & self.before
+            doubtful |= self._agreed_before(self._pairs_in(everything, in_bucket, closed))
             kept = now[in_bucket] <= ALIKE_AT_MOST
             block, numbers = everything.take(kept), in_bucket[kept]
             one, other = _within_buckets(numbers)
@@ -236,8 +239,8 @@ class _Extension:
             concerned = is_new[one] | is_new[other] | opened[numbers[one]]
             one, other = _similar(block, one[concerned], other[concerned])
             among_old = ~(is_new[one] | is_new[other])
-            # A bucket that opened adds votes: who agreed before still does.
-            doubtful |= _owner_pairs(block, one[among_old], other[among_old]) - self.before
+            votes_more = _owner_pairs(block, one[among_old], other[among_old])
+            doubtful |= votes_more - self._agreed_before(votes_more)
             later = block.owner[one] > block.owner[other]
             one, other = np.where(later, other, one), np.where(later, one, other)
             earlier.append(block.take(one[~among_old]))
