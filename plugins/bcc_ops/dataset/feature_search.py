@@ -155,13 +155,13 @@ class _Bucketed:
         hits = np.flatnonzero(rank)
         return hits, before_line[keys[hits] // _LINE] + rank[hits] - 1
 
-    def count(self, block: _Block, sign: int = 1) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    def count(self, block: _Block) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Count features; return for each place which of them may matter, and their buckets: those not overfull before."""
         kept = []
         for place in range(_KEYS):
             hits, buckets = self.numbers(place, _keys(block.descriptors, place))
             open_before = self.counts[place][buckets] <= ALIKE_AT_MOST
-            self.counts[place] += sign * np.bincount(buckets, minlength=len(self.counts[place]))
+            self.counts[place] += np.bincount(buckets, minlength=len(self.counts[place]))
             kept.append((hits[open_before], buckets[open_before]))
         return kept
 
