@@ -1,13 +1,13 @@
 """The image checks of a first night, on one worker and shared out among two: time, memory, and whether the results are the same.
 
     python -m benchmarks.shared_checks [--images FOLDER] [--count 240] [--slices 4] [--rounds 3] [--write]
-    python -m benchmarks.shared_checks --small --count 100000 --slices 100 --rounds 1 --workers 2
+    python -m benchmarks.shared_checks --small --count 100000 --slices 100 --rounds 1 --workers 2 --new 100
 
 COUNT images, spread over the classes, are in a bucket of a local S3 server. With --small, any number of images is made from
-these (`benchmarks.small_images`). Each worker is a process on one core with an empty
+these (`benchmarks.small_images`), and the night after has NEW more. Each worker is a process on one core with an empty
 cache, and inspects its share of the slices as `inspect_images` does: text and marks, fingerprints, properties. Then one more
 worker, with an empty cache too, does what `check_images` does with what they left in the bucket. One and two workers take turns.
-The clock runs from the start of the processes to the end of the last one.
+The night after, it checks all images again. The clock runs from the start of the processes to the end of the last one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from bcc_ops.config import RetrainingConfig
+from bcc_ops.dataset.feature_search import search_features
 from bcc_ops.dataset.image_cache import ImageCache
 from bcc_ops.dataset.image_checks import check_images, inspect_images
 from bcc_ops.dataset.inspection_cache import MEMORY_FILE, InspectionCache
@@ -48,6 +49,8 @@ CLASSES = ("benign", "malignant", "normal")
 RULES = ImageRules("images", CLASSES, ("*_mask*",))
 CONFIG = RetrainingConfig()
 CHECK = "check"
+SEARCH = "search"
+"""Tells whether the last search, which went on from an earlier one, found what one from the beginning finds."""
 
 
 def main() -> None:
@@ -59,9 +62,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="how many share it out, in turns")
     parser.add_argument("--small", action="store_true", help="make small images from those of the folder")
+    parser.add_argument("--new", type=int, default=0, help="so many more small images in the night after")
     parser.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
     parser.add_argument("--part", nargs=4, metavar=("BUCKET", "CORE", "CACHE", "SLICES"), help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.new and not given.small:
+        parser.error("--new needs --small: any number of other images is not there")
     if given.part:
         bucket, core, cache, slices = given.part
         print(json.dumps(work(bucket, int(core), Path(cache), slices)))
@@ -73,9 +79,13 @@ def main() -> None:
         for number in range(given.rounds):
             for workers in given.workers:
                 bucket = f"round-{number}-{workers}"
-                images = small_images(given.images, given.count) if given.small else own_images(given.images, given.count)
+                small = small_images(given.images, given.count + given.new)
+                images = islice(small, given.count) if given.small else own_images(given.images, given.count)
                 count = fill(server, bucket, images)
                 trial = measure(server, Path(folder), bucket, count, workers, given.slices)
+                if given.new:
+                    fill(server, bucket, small)
+                    trial |= measure_night(server, Path(folder), bucket)
                 print(workers, trial, flush=True)
                 trials[workers].append(trial)
     report = markdown(trials, "A first night of small images" if given.small else "Image checks shared out")
@@ -92,9 +102,10 @@ def own_images(folder: Path, count: int) -> Iterator[tuple[str, bytes]]:
 
 
 def fill(server: S3Server, bucket: str, images: Iterator[tuple[str, bytes]]) -> int:
-    """Make a bucket, put the images there, and count them."""
+    """Make the bucket if it is not there, put the images there, and count them."""
     client = server.client()
-    client.create_bucket(Bucket=bucket)
+    if bucket not in {known["Name"] for known in client.list_buckets()["Buckets"]}:
+        client.create_bucket(Bucket=bucket)
     with ThreadPoolExecutor(8) as pool:
         return sum(1 for _ in pool.map(lambda image: client.put_object(Bucket=bucket, Key=image[0], Body=image[1]), images))
 
@@ -111,6 +122,14 @@ def measure(server: S3Server, folder: Path, bucket: str, images: int, workers: i
     seconds = time.monotonic() - began
     checked = _result(_start(server, bucket, 0, folder / f"{bucket}-worker-checks", CHECK))
     return {"seconds": seconds, "workers": inspected, "check": checked, "images": images}
+
+
+def measure_night(server: S3Server, folder: Path, bucket: str) -> dict[str, Any]:
+    """Let the worker that checked all images check them again, with those that are new."""
+    cache = folder / f"{bucket}-worker-checks"
+    began = time.monotonic()
+    night = _result(_start(server, bucket, 0, cache, CHECK)) | {"seconds": time.monotonic() - began}
+    return {"night": night, "equal": _result(_start(server, bucket, 0, cache, SEARCH))["equal"]}
 
 
 def _start(server: S3Server, bucket: str, core: int, cache: Path, slices: str) -> subprocess.Popen[str]:
@@ -136,7 +155,9 @@ def work(bucket: str, core: int, cache: Path, slices: str) -> dict[str, Any]:
     store = ObjectStore(boto3.client("s3"), bucket)
     rows = list_images(store, RULES).images
     memory_path = cache / MEMORY_FILE
-    memory_path.parent.mkdir(parents=True)
+    memory_path.parent.mkdir(parents=True, exist_ok=True)
+    if slices == SEARCH:
+        return {"equal": is_as_from_the_beginning(memory_path)}
     digest = ""
     with closing(ImageCache(cache, 10**12)) as images_here:
         if slices == CHECK:
@@ -159,6 +180,14 @@ def work(bucket: str, core: int, cache: Path, slices: str) -> dict[str, Any]:
         "peak_mb": _peak_mb(),
         "contents": digest,
     }
+
+
+def is_as_from_the_beginning(memory_path: Path) -> bool:
+    """Return whether the last search of features found what one from the beginning finds."""
+    with InspectionCache(memory_path) as memory:
+        last = memory.recall_searches()[-1]
+        facts = memory.recall(last.contents, CONFIG.min_side, CONFIG.max_pixels)
+        return search_features({sha256: known.fingerprint for sha256, known in facts.items() if known.fingerprint}) == last
 
 
 def _peak_mb() -> float:
@@ -192,6 +221,16 @@ def markdown(trials: dict[int, list[dict[str, Any]]], heading: str) -> str:
             _told([trial["check"]["peak_mb"] for trial in rounds]),
         )
         lines.append(f"| {workers} | {' | '.join(columns)} |")
+    for workers, rounds in trials.items():
+        nights = [trial["night"] for trial in rounds if "night" in trial]
+        if nights:
+            seconds, cpu, peak = (_told([night[what] for night in nights]) for what in ("seconds", "cpu_seconds", "peak_mb"))
+            same = "the same pairs" if all(trial["equal"] for trial in rounds) else "**other pairs**"
+            lines += [
+                "",
+                f"The night after those of {workers} workers, with new images: {seconds} seconds, {cpu} CPU seconds, {peak} MB, "
+                f"listing and download of what is new included. A search from the beginning finds {same}.",
+            ]
     usual = {workers: statistics.median(trial["seconds"] for trial in rounds) for workers, rounds in trials.items()}
     if {1, 2} <= usual.keys():
         digests = {trial["check"]["contents"] for rounds in trials.values() for trial in rounds}

@@ -136,7 +136,7 @@ class InspectionCache:
             "WHERE sha256 = ? AND min_side = ? AND max_pixels = ?"
         )
         known: dict[str, ContentFacts] = {}
-        for sha256 in contents:
+        for sha256 in sorted(contents):  # as they are in the file: else each row is a page from somewhere else
             row = self._db.execute(query, (sha256, min_side, max_pixels)).fetchone()
             if row:
                 named = dict(zip(_FACTS, row))
@@ -168,7 +168,7 @@ class InspectionCache:
     def recall_findings(self, contents: Iterable[str]) -> dict[str, str]:
         """Return what these contents were found to hold, as `ContentRow.findings`; those that were not looked at are absent."""
         known = {}
-        for sha256 in contents:
+        for sha256 in sorted(contents):
             row = self._db.execute("SELECT found FROM findings WHERE sha256 = ?", (sha256,)).fetchone()
             if row:
                 known[sha256] = str(row[0])

@@ -175,8 +175,9 @@ def find_near_duplicates(
     contents = [same[0] for same in by_pixels.values()]
     candidates = _find_candidates(contents, marks, thresholds, memory)
     # An order by what the images show: which candidates are left out does not depend on the bytes of their files.
-    ordered = sorted(candidates, key=lambda pair: sorted(marks[sha256].pixels for sha256 in pair))
-    comparison = _Comparison(marks, paths, thresholds, memory, candidates)
+    place = {sha256: number for number, sha256 in enumerate(sorted(contents, key=lambda sha256: marks[sha256].pixels))}
+    ordered = sorted(candidates.all, key=lambda pair: sorted((place[pair[0]], place[pair[1]])))
+    comparison = _Comparison(marks, paths, thresholds, memory, candidates.by_hash)
     tied = DisjointSet(contents)
     compared: list[ComparedPair] = []
     for start in range(0, len(ordered), _COMPARED_AT_ONCE):
@@ -190,7 +191,7 @@ def find_near_duplicates(
     group_of, how = group_contents(sorted(marks), links)
     log.info(
         "%d candidates for near-duplicates, %d compared, %d accepted",
-        *(len(candidates), len(compared), sum(one.accepted for one in compared)),
+        *(len(ordered), len(compared), sum(one.accepted for one in compared)),
     )
     return NearDuplicates(group_of, how, tuple(compared))
 
@@ -221,34 +222,29 @@ def compare_sets(
     copies = {same[0]: same for same in alike.values()}
     # In the order of the sets: two files with the same pixels, one of each set, are not ordered by their digests then.
     candidates = _find_candidates(sorted(copies, key=one.__contains__), marks, thresholds, memory)
-    across = sorted(pair for pair in candidates if (pair[0] in one) != (pair[1] in one))
+    across = sorted(pair for pair in candidates.all if (pair[0] in one) != (pair[1] in one))
     pairs = [
         replace(found, pair=(min(copy, partner), max(copy, partner)))
-        for found in _Comparison(marks, paths, thresholds, memory, candidates).of(across)
+        for found in _Comparison(marks, paths, thresholds, memory, candidates.by_hash).of(across)
         for stand_in, partner in (found.pair, found.pair[::-1])
         for copy in copies[stand_in]
     ]
     return tuple(sorted({found.pair: found for found in pairs}.values(), key=lambda found: found.pair))
 
 
-class _Candidate(NamedTuple):
-    bits: int
-    by_hash: bool
+class _Candidates(NamedTuple):
+    all: frozenset[Pair]
+    by_hash: frozenset[Pair]
 
 
 def _find_candidates(
     contents: Sequence[str], marks: Mapping[str, Fingerprint], thresholds: Thresholds, memory: PairMemory
-) -> dict[Pair, _Candidate]:
+) -> _Candidates:
     """Search candidates by hashes and by features; what they are is in `ComparedPair`."""
     ordered = sorted(contents, key=lambda sha256: marks[sha256].pixels)
     near = hash_neighbours([marks[sha256].hash for sha256 in ordered], thresholds.hash_distance)
-    found = {
-        pair: _Candidate(_hash_distance(marks, pair), by_hash=False)
-        for pair in _feature_pairs({sha256: marks[sha256] for sha256 in contents}, memory)
-    }
-    for i, j, bits in near:
-        found[min(ordered[i], ordered[j]), max(ordered[i], ordered[j])] = _Candidate(bits, by_hash=True)
-    return found
+    by_hash = frozenset((min(ordered[i], ordered[j]), max(ordered[i], ordered[j])) for i, j, _ in near)
+    return _Candidates(by_hash | _feature_pairs({sha256: marks[sha256] for sha256 in contents}, memory), by_hash)
 
 
 class _Comparison:
@@ -260,9 +256,9 @@ class _Comparison:
         paths: Mapping[str, Path],
         thresholds: Thresholds,
         memory: PairMemory,
-        candidates: Mapping[Pair, _Candidate],
+        by_hash: Collection[Pair],
     ) -> None:
-        self.marks, self.paths, self.thresholds, self.memory, self.candidates = marks, paths, thresholds, memory, candidates
+        self.marks, self.paths, self.thresholds, self.memory, self.by_hash = marks, paths, thresholds, memory, by_hash
         kept = cached(LRUCache(_BYTES_KEPT, getsizeof=lambda view: view[1].nbytes), lock=threading.Lock())
         self._view_of = kept(self._load_view)
 
@@ -276,9 +272,13 @@ class _Comparison:
         return [self._judged(pair, known.get(pair) or learned[pair]) for pair in pairs]
 
     def _judged(self, pair: Pair, similarity: Similarity) -> ComparedPair:
-        bits, by_hash = self.candidates[pair]
+        by_hash = pair in self.by_hash
         needed = self.thresholds.min_similarity_by_hash if by_hash else self.thresholds.min_similarity
-        return ComparedPair(pair, bits=bits, similarity=similarity, needed=needed, by_hash=by_hash)
+        return ComparedPair(pair, bits=self._bits(pair), similarity=similarity, needed=needed, by_hash=by_hash)
+
+    def _bits(self, pair: Pair) -> int:
+        one, other = (int.from_bytes(self.marks[sha256].hash, "big") for sha256 in pair)
+        return (one ^ other).bit_count()
 
     def _similarity(self, pair: Pair) -> Similarity:
         # The other order may give another answer. What the images look like decides on it, not the bytes of their files.
@@ -336,11 +336,6 @@ def _feature_pairs(marks: Mapping[str, Fingerprint], memory: PairMemory) -> froz
     if search is not nearest:
         memory.remember_search(search)
     return search.pairs
-
-
-def _hash_distance(marks: Mapping[str, Fingerprint], pair: Pair) -> int:
-    one, other = (int.from_bytes(marks[sha256].hash, "big") for sha256 in pair)
-    return (one ^ other).bit_count()
 
 
 def group_contents(contents: Sequence[str], links: Mapping[Pair, str]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
