@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from bcc_ops.config import LARGEST_IMAGE
 from bcc_ops.dataset.dicom import DicomTags, GivesPseudonyms, keep_of_dicom, refuse_again, tags_of
@@ -34,7 +34,11 @@ MOST_SCANS = 100
 """Passes over a progressive JPEG. Encoders write ten or so, and each costs the decoder as much as the whole image."""
 
 BYTES_PER_PIXEL = 24
-"""What decoding an image and looking at it takes at its peak: measured at 12 for gray and 21 for RGBA images."""
+"""What decoding and checking an image take at their peak: measured at 12 for gray, 14 for RGB, and 21 for transparent images and
+for progressive JPEGs that are turned upright."""
+
+PngImagePlugin.MAX_TEXT_MEMORY = PngImagePlugin.MAX_TEXT_CHUNK
+"""Bytes of text in a PNG, unpacked, all together: as many as one chunk may have. Pillow's own limit is 64 of them."""
 
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP"}
 _ORIENTATION = int(ExifTags.Base.Orientation)
@@ -113,7 +117,7 @@ def read_image_file(path: Path, pseudonyms: GivesPseudonyms | None = None) -> by
 
 @contextmanager
 def memory_for(content: bytes, besides: Callable[[int, int], int] | None = None) -> Iterator[None]:
-    """Reserve the memory that an image takes while it is decoded and looked at; wait until it is free.
+    """Reserve the memory that an image takes while it is decoded and checked; wait until it is free.
 
     Args:
         content: the file's bytes.
@@ -281,9 +285,13 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         gray = ((np.asarray(upright).astype(np.uint32) + 128) // 257).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
     if upright.has_transparency_data:
-        layer = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
+        upright = _on_black(upright)
     return np.array(upright.convert("RGB"))
+
+
+def _on_black(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
 
 
 def _orientation(image: Image.Image) -> int:

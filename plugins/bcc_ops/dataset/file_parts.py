@@ -2,7 +2,7 @@
 
 Pillow keeps an object for every segment of a JPEG and for every chunk of a PNG, and joins Exif segments in a time that grows with
 the square of their number. A file of many tiny parts takes minutes and dozens of times its size in memory; no camera and no
-scanner writes one.
+scanner writes one. Of what is beside the pixel data, Pillow makes up to four copies.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from bcc_ops.exceptions import ImageRefused
 
 MOST_PARTS = 1_000
 """Segments or chunks beside the pixel data. A colour profile has 255 at most, and everything else together some dozens."""
+
+MOST_BYTES_BESIDE_PIXELS = 16_777_216
+"""In these segments or chunks together: as much as the largest colour profile that a JPEG can hold."""
 
 MOST_EXIF_SEGMENTS = 64
 
@@ -44,7 +47,7 @@ def refuse_many_parts(content: bytes) -> None:
 
 def _check_segments(content: bytes) -> None:
     """Walk over a JPEG up to its pixel data, exactly as Pillow does: what the two see differently could hide segments."""
-    segments = exif = tables = stray = 0
+    segments = beside = exif = tables = stray = 0
     place = 2
     while (start := content.find(b"\xff", place)) >= 0 and start + 1 < len(content):
         stray += start - place
@@ -59,10 +62,12 @@ def _check_segments(content: bytes) -> None:
             segments, place = segments + 1, start + 2
             if MARKER[marker][2] is not None:  # Pillow reads a length after these only
                 size = max(2, int.from_bytes(content[place : place + 2], "big"))
+                beside += size
                 exif += marker == _EXIF and content.startswith(b"Exif\0\0", place + 2)
                 tables += 0 if marker in _APPLICATION or marker == _COMMENT else size
                 place += size
         _refuse_more(segments, MOST_PARTS, "segments")
+        _refuse_more(beside, MOST_BYTES_BESIDE_PIXELS, "bytes beside the pixel data")
         _refuse_more(exif, MOST_EXIF_SEGMENTS, "Exif segments")
         _refuse_more(tables, MOST_BYTES_OF_TABLES, "bytes of tables")
         _refuse_more(stray, MOST_STRAY_BYTES, "bytes between its segments")
@@ -71,19 +76,21 @@ def _check_segments(content: bytes) -> None:
 def _check_chunks(content: bytes) -> None:
     """Walk over the chunks of a PNG."""
     most_pixel_chunks = MOST_PARTS + len(content) // LEAST_BYTES_OF_PIXELS
-    pixel_chunks = others = 0
+    pixel_chunks = others = beside = 0
     place = 8
     while place + 8 <= len(content):
-        name = content[place + 4 : place + 8]
+        name, size = content[place + 4 : place + 8], int.from_bytes(content[place : place + 4], "big")
         if name == b"IEND" or not is_cid(name):  # Pillow reads no further
             return
         if name == b"IDAT":
             pixel_chunks += 1
         else:
             others += 1
+            beside += min(size, len(content) - place)
         _refuse_more(others, MOST_PARTS, "chunks beside the pixel data")
+        _refuse_more(beside, MOST_BYTES_BESIDE_PIXELS, "bytes beside the pixel data")
         _refuse_more(pixel_chunks, most_pixel_chunks, "chunks of pixel data")
-        place += 12 + int.from_bytes(content[place : place + 4], "big")
+        place += 12 + size
 
 
 def _refuse_more(found: int, most: int, what: str) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from bcc_ops.dataset.decoding import pixels_digest
 
-METHOD = 9
+METHOD = 10
 """Goes up whenever decoding, properties, fingerprints, the search of features or the comparison of pixels change: what was
 learned before is forgotten."""
 

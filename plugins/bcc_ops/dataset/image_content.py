@@ -101,7 +101,7 @@ def _is_current(found: str, read: bool) -> bool:
 def _look(path: Path, read: bool) -> str:
     try:
         content = read_image_file(path)
-        with memory_for(content, text_reader.memory_to_read if read else None):
+        with memory_for(content, text_reader.memory_to_read if read else marks.memory_to_find):
             names = find_content(decode_image(content).rgb, read=read)
     except MemoryError as error:
         raise OutOfResources("the memory does not suffice to look at an image; run fewer tasks on this worker") from error

@@ -37,11 +37,18 @@ _STEEP, _STEEP_COLOURED = 20.0, 12.0
 _COLOURED_CROSS, _TINT = 0.55, 8.0
 _PAD = 8
 _MOST_SIDE = 1600
+_BYTES_PER_PIXEL = 14
+"""What OpenCV's correlation takes at its peak, besides what was reserved to decode the image: measured at 13."""
 _MOST_MARKS = 200
 """Of one kind: an image of thousands was drawn to keep a worker busy."""
 
 _SHAPES = ((6, 3, False), (7, 3, False), (8, 3, False), (9, 3, False), (8, 1, False), (4, 1, True), (5, 1, True))
 """Length of an arm and width of a stroke in pixels, and whether the middle is open, as coloured crosses have it."""
+
+
+def memory_to_find(height: int, width: int) -> int:
+    """Return the bytes that `find_calipers` takes for an image of so many pixels, besides those that decoding it takes."""
+    return _BYTES_PER_PIXEL * min(height * width, _MOST_SIDE**2)
 
 
 def find_calipers(rgb: Pixels, gray: Gray) -> list[Mark]:

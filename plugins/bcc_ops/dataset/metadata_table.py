@@ -31,6 +31,7 @@ LONGEST_CELL = 1024
 EXAMPLES = 5
 
 KEY = "key"
+_UNEVEN = "rows with more or fewer cells than there are columns, not used: put cells that hold the separator in quotes"
 _BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _DELIMITERS = (",", ";", "\t")
 _SHOWN = frozenset(" .,:;/()+-_%&'")
@@ -106,7 +107,7 @@ def read_table(name: str, content: bytes) -> Table:
         if not any(record):
             continue
         if len(record) != len(columns):
-            findings.add("rows with more or fewer cells than there are columns", f"row {number}")
+            findings.add(_UNEVEN, f"row {number}")
             continue
         key = record[place].strip()
         if not key:
@@ -135,7 +136,7 @@ def printable(name: str) -> str:
 def _columns(name: str, header: Sequence[str], findings: Findings) -> list[str]:
     """Return the columns' names; "" for one that is not used. The header is never repeated: it may be a row of data."""
     if len(header) > MOST_COLUMNS:
-        raise MetadataProblem(f"{name} has more than {MOST_COLUMNS} columns")
+        raise MetadataProblem(f"{name} has more than {MOST_COLUMNS} columns: leave out those that a run does not use")
     columns: list[str] = []
     for place, cell in enumerate(header, start=1):
         column = re.sub(r"[\s-]+", "_", shown(cell).casefold())
@@ -144,7 +145,7 @@ def _columns(name: str, header: Sequence[str], findings: Findings) -> list[str]:
             column = ""
         columns.append(column)
     if KEY not in columns:
-        raise MetadataProblem(f"{name} has no column named `{KEY}` in its first line")
+        raise MetadataProblem(f"{name} has no column named `{KEY}` in its first line: name the column of the images' paths so")
     return columns
 
 

@@ -220,7 +220,8 @@ def compare_sets(
         alike[sha256 in one, marks[sha256].pixels].append(sha256)
     # Of files with the same pixels, one stands for all: many would crowd out one another's candidates.
     copies = {same[0]: same for same in alike.values()}
-    candidates = _find_candidates(sorted(copies), marks, thresholds, memory)
+    # In the order of the sets: two files with the same pixels, one of each set, are not ordered by their digests then.
+    candidates = _find_candidates(sorted(copies, key=one.__contains__), marks, thresholds, memory)
     across = sorted(pair for pair in candidates.all if (pair[0] in one) != (pair[1] in one))
     pairs = [
         replace(found, pair=(min(copy, partner), max(copy, partner)))

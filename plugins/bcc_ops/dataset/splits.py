@@ -513,9 +513,13 @@ def _check(split: Split, groups: Sequence[_Group], classes: Sequence[str]) -> No
         if unasked and (others := [fold for fold in FOLDS if counts[fold][name] and not set(alone) & set(FOLDS[:fold])]):
             more += f"; some are in fold {others[0]}, which a run with folds={others[0]} asks about"
         raise SplitError(
-            f"class {name} has {problem}: it has {images} usable images in {len(independent)} groups that may not be torn apart, "
-            f"and at least {GROUPS_NEEDED} groups are needed{more}"
+            f"class {name} has {problem}: it has {_counted(images, 'usable image')} in {_counted(len(independent), 'group')} "
+            f"that may not be torn apart, and at least {GROUPS_NEEDED} groups are needed{more}"
         )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _named(folds: Sequence[int]) -> str:

@@ -243,7 +243,7 @@ def read_foreign_table(
         file, footer = _opened(content, most_rows)
         schema = file.schema_arrow
         if len(schema) > most_columns:
-            raise ArtifactError(f"has more than {most_columns} columns")
+            raise ArtifactError(f"has more than {most_columns} columns: leave out those that a run does not use")
         _check_pages(footer, content, most_rows, most_bytes)
         names = [one.name for one in schema if not pa.types.is_nested(one.type)]
         # A text that is in many rows is held once.

@@ -34,3 +34,18 @@ def test_a_png_as_large_as_any_with_pixel_data_in_chunks_of_8_kb_is_not_refused_
     signature = b"\x89PNG\r\n\x1a\n"
     refuse_many_parts(signature + chunk_of_pixels * (64_000_000 // len(chunk_of_pixels)))
     refuse_many_parts(signature + chunk_of_pixels * 4 + png_chunk(b"IEND", b""))
+
+
+def test_a_file_of_many_bytes_beside_its_pixels_is_refused():
+    """A PNG of 60 MB took 240 MB besides itself and a JPEG 116 MB, and only the file was reserved."""
+    for content in (
+        png_beginning_with(png_chunk(b"abCd", bytes(16_777_217))),
+        png_beginning_with(png_chunk(b"abCd", bytes(9_000_000)) + png_chunk(b"eXIf", bytes(9_000_000))),
+        jpeg_beginning_with(jpeg_segment(0xED, bytes(60_000)) * 280),
+    ):
+        with pytest.raises(ImageRefused, match="too many parts: more than 16,777,216 bytes beside the pixel data"):
+            refuse_many_parts(content)
+
+
+def test_a_chunk_that_is_cut_short_is_as_large_as_what_is_there():
+    refuse_many_parts(png_beginning_with(b"\xff\xff\xff\xffabCd"))

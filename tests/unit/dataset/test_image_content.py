@@ -57,14 +57,26 @@ def test_a_content_is_looked_at_once(tmp_path, gray_image, looked):
 
 
 @pytest.mark.parametrize("can_read", [True, False])
-def test_the_memory_of_reading_is_reserved_besides_that_of_the_image(tmp_path, gray_image, looked, monkeypatch, can_read):
+def test_the_memory_of_looking_is_reserved_besides_that_of_the_image(tmp_path, gray_image, looked, monkeypatch, can_read):
     budget = Reserved(10**9)
     monkeypatch.setattr(decoding, "IMAGES", budget)
     monkeypatch.setattr(text_reader, "can_read", lambda: can_read)
     with InspectionCache(tmp_path / "memory") as memory:
         image_content.find_in_contents({"a": gray_image}, (), memory, 1)
     image = decoding.BYTES_PER_PIXEL * 80 * 90 + gray_image.stat().st_size
-    assert budget.asked == [image + (text_reader.memory_to_read(80, 90) if can_read else 0)]
+    assert budget.asked == [image + (text_reader.memory_to_read(80, 90) if can_read else marks.memory_to_find(80, 90))]
+
+
+def test_large_images_are_looked_at_on_copies_of_a_bounded_size():
+    """A pixel takes 37 bytes at the peak, 24 of which decoding has reserved."""
+    assert marks.memory_to_find(1000, 1000) == 14_000_000
+    assert marks.memory_to_find(5000, 5000) == marks.memory_to_find(1600, 1600)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1600, 1600), (1600, 40), (30, 1600), (8, 8)])
+def test_reading_takes_more_memory_than_finding_marks(height, width):
+    """So that the memory of one of them is enough: they do not happen at the same time."""
+    assert text_reader.memory_to_read(height, width) > marks.memory_to_find(height, width)
 
 
 def test_what_an_earlier_run_found_is_not_looked_for_on_another_worker(tmp_path, gray_image, looked):

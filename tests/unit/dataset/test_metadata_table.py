@@ -56,7 +56,7 @@ def test_a_row_of_another_length_and_one_without_a_key_are_left_out_and_named() 
     assert [row.key for row in table.rows] == ["b.png"]
     findings = {finding.reason: finding.examples for finding in table.findings.described()}
     assert findings == {
-        "rows with more or fewer cells than there are columns": ("row 2",),
+        "rows with more or fewer cells than there are columns, not used: put cells that hold the separator in quotes": ("row 2",),
         "rows without a key": ("row 3",),
     }
 
@@ -64,13 +64,13 @@ def test_a_row_of_another_length_and_one_without_a_key_are_left_out_and_named() 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("Maria Muster,1970\n", "no column named `key`"),
+        ("Maria Muster,1970\n", "no column named `key` in its first line: name the column of the images' paths so"),
         ("", "no column named `key`"),
         (b"key,site\na\0b,c\n", "is not text"),
         (b"\xff\xfea", "begins as utf-16"),
         (b"\x89PNG\r\n\x1a\n\x00\x00", "is not text"),
         ('key,site\na,"' + "x" * 200_000, "is not a CSV file"),
-        (",".join(["key", *map(str, range(40))]), "more than 40 columns"),
+        (",".join(["key", *map(str, range(40))]), "more than 40 columns: leave out those that a run does not use"),
     ],
 )
 def test_what_is_not_a_table_is_one_clear_line_that_repeats_nothing(content: str | bytes, problem: str) -> None:

@@ -350,3 +350,17 @@ def test_each_of_many_files_with_the_same_pixels_is_compared_with_the_other_set(
     found = compare_sets((copies, ["near"]), marks, paths, THRESHOLDS, Forgetful())
     assert [one.pair for one in found] == sorted((copy, "near") for copy in copies)
     assert len({one.similarity for one in found}) == 1 and found[0].accepted
+
+
+def test_which_pairs_of_two_sets_are_compared_does_not_depend_on_the_bytes_of_their_files(tmp_path, monkeypatch):
+    """Both sets have the same pixels, and so many images have one hash that each is compared with the next ones only."""
+    monkeypatch.setattr(near_duplicates, "_ALIKE_AT_MOST", 2)
+    Image.new("RGB", (32, 32)).save(path := tmp_path / "any.png")
+    no_features = np.zeros((0, 3), np.float32), np.zeros((0, 32), np.uint8)
+    compared = []
+    for ours, theirs in ("ab", "ba"):
+        shown = {ours: "pixels 1", theirs: "pixels 1", "c": "pixels 2"}
+        marks = {name: Fingerprint.of(pixels, bytes(8), *no_features) for name, pixels in shown.items()}
+        found = compare_sets(((ours, "c"), (theirs,)), marks, dict.fromkeys(marks, path), THRESHOLDS, Forgetful())
+        compared.append({frozenset({ours: "ours", theirs: "theirs", "c": "c"}[name] for name in one.pair) for one in found})
+    assert compared[0] == compared[1]

@@ -205,7 +205,9 @@ def test_patients_of_a_metadata_table_stay_in_one_fold_and_no_document_tells_who
     assert table.sha256 == Reference.of("", place.store.get("images/metadata.csv")).sha256
     assert {finding.reason: finding.examples for finding in table.findings} == {
         "rows without an image": ("row 38",),
-        "rows with more or fewer cells than there are columns": ("row 39",),
+        "rows with more or fewer cells than there are columns, not used: put cells that hold the separator in quotes": (
+            "row 39",
+        ),
         "values of fewer than 5 known patients, not used": ("patient_name",),
     }
     assert [(column.name, column.images) for column in table.columns] == [
