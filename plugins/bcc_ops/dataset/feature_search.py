@@ -1,7 +1,7 @@
 """Which images have local features in common, and in one arrangement: candidates for near-duplicates.
 
 Two features match if they share 24 bits at one of ten places and differ in at most 40 of 256 bits (locality-sensitive hashing
-by bands, as for MinHash). What hundreds of features share tells nothing: a bucket with more than `ALIKE_AT_MOST` of them is
+by bands, as for MinHash). What many features share tells nothing: a bucket with more than `ALIKE_AT_MOST` of them is
 passed over. The matches of two images vote for a scale and a shift of one against the other.
 
 A night has few new images. `extend_search` finds what a search from the beginning would find: matches of new features, and the
