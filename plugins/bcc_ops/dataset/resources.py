@@ -1,7 +1,7 @@
 """What this process may use of its machine: processors, and memory for decoded images.
 
-A container sees the host's processors and memory; what it may use is in its control group. Images are decoded by several
-threads at once, so each reserves what its image takes before it decodes: many small ones side by side, a large one alone.
+A container or a service sees the host's processors and memory; what it may use is in its control group. Images are decoded by
+several threads at once, so each reserves what its image takes before it decodes: many small ones side by side, a large one alone.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 _CGROUP = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
 _PART_FOR_IMAGES = 0.25
 _MOST_PER_CORE = 300_000_000
 """Bytes. Two processors have room for the largest image that a run accepts at its default, and the checks stay below 1.5 GB."""
@@ -31,23 +32,41 @@ def cores(root: Path = _CGROUP) -> int:
 
 
 def memory_limit(root: Path = _CGROUP) -> int:
-    """Return the bytes of memory that this process may use: its container's limit, or the machine's memory."""
+    """Return the bytes of memory that this process may use: the limit of its container or service, or the machine's memory."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2 and version 1 of control groups
+    files = [group / "memory.max" for group in _groups(root)]
+    for file in (*files, *(group / "memory.limit_in_bytes" for group in _groups(root, "memory"))):
         with suppress(OSError, ValueError):
-            limits.append(int((root / name).read_text()))
+            limits.append(int(file.read_text()))
     return min(limits)
 
 
 def _quota(root: Path) -> float:
-    with suppress(OSError, ValueError):
-        allowed, period = (root / "cpu.max").read_text().split()
-        return int(allowed) / int(period)
-    with suppress(OSError, ValueError):
-        allowed_v1 = int((root / "cpu/cpu.cfs_quota_us").read_text())
-        if allowed_v1 > 0:
-            return allowed_v1 / int((root / "cpu/cpu.cfs_period_us").read_text())
-    return math.inf
+    quotas = [math.inf]
+    for group in _groups(root):
+        with suppress(OSError, ValueError):
+            allowed, period = (group / "cpu.max").read_text().split()
+            quotas.append(int(allowed) / int(period))
+    for group in _groups(root, "cpu"):
+        with suppress(OSError, ValueError):
+            allowed_v1 = int((group / "cpu.cfs_quota_us").read_text())
+            if allowed_v1 > 0:
+                quotas.append(allowed_v1 / int((group / "cpu.cfs_period_us").read_text()))
+    return min(quotas)
+
+
+def _groups(root: Path, controller: str = "") -> list[Path]:
+    """Return this process's control group and those that it is in, of version 2, or of a controller of version 1.
+
+    A container sees its own group as the root. A service of systemd is in a group of a group: each may have a limit.
+    """
+    own = PurePosixPath()
+    with suppress(OSError):
+        for line in _MEMBERSHIP.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controller in controllers.split(","):
+                own = PurePosixPath(path.lstrip("/"))
+    return [root / controller / group for group in (own, *own.parents)]
 
 
 def _return_freed_memory() -> None:

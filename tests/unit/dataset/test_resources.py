@@ -46,6 +46,33 @@ def test_memory_is_the_containers_limit(tmp_path: Path, name: str) -> None:
     assert memory_limit(write(tmp_path, {name: "max"})) == memory_limit(write(tmp_path, {name: str(2**63)})) == machine
 
 
+@pytest.mark.parametrize(
+    ("membership", "files"),
+    [
+        ("0::/system.slice/worker.service\n", {"{group}/memory.max": "1000000", "{group}/cpu.max": "50000 100000"}),
+        ("0::/system.slice/worker.service\n", {"system.slice/memory.max": "1000000", "system.slice/cpu.max": "50000 100000"}),
+        (
+            "4:memory:/system.slice/worker.service\n3:cpu,cpuacct:/system.slice/worker.service\n0::/\n",
+            {
+                "memory/{group}/memory.limit_in_bytes": "1000000",
+                "cpu/{group}/cpu.cfs_quota_us": "50000",
+                "cpu/{group}/cpu.cfs_period_us": "100000",
+            },
+        ),
+    ],
+)
+def test_the_smallest_limit_counts_of_a_service_and_of_the_groups_that_it_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, membership: str, files: dict[str, str]
+) -> None:
+    (tmp_path / "membership").write_text(membership)
+    monkeypatch.setattr(resources, "_MEMBERSHIP", tmp_path / "membership")
+    group = "system.slice/worker.service"
+    write(tmp_path, {f"{group}/memory.max": "max", f"{group}/cpu.max": "max 100000", "memory.max": "2000000"})
+    write(tmp_path, {name.format(group=group): content for name, content in files.items()})
+    assert memory_limit(tmp_path) == 1_000_000
+    assert cores(tmp_path) == 1
+
+
 def test_threads_together_never_hold_more_than_the_budget() -> None:
     budget, held, most, lock = MemoryBudget(100), [0], [0], threading.Lock()
 
