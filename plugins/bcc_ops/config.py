@@ -190,7 +190,7 @@ class RetrainingConfig(BaseModel):
     require_metadata: bool = _parameter(
         False,
         "Metadata required",
-        "The run fails without a readable metadata table that names the patient of every image.",
+        "The run fails without a readable metadata table, and if neither the table nor the key names an image's patient.",
         _DATA,
     )
 
