@@ -81,6 +81,7 @@ def main() -> None:
                 bucket = f"round-{number}-{workers}"
                 small = small_images(given.images, given.count + given.new)
                 images = islice(small, given.count) if given.small else own_images(given.images, given.count)
+                server.client().create_bucket(Bucket=bucket)
                 count = fill(server, bucket, images)
                 trial = measure(server, Path(folder), bucket, count, workers, given.slices)
                 if given.new:
@@ -102,10 +103,8 @@ def own_images(folder: Path, count: int) -> Iterator[tuple[str, bytes]]:
 
 
 def fill(server: S3Server, bucket: str, images: Iterator[tuple[str, bytes]]) -> int:
-    """Make the bucket if it is not there, put the images there, and count them."""
+    """Put the images into a bucket, and count them."""
     client = server.client()
-    if bucket not in {known["Name"] for known in client.list_buckets()["Buckets"]}:
-        client.create_bucket(Bucket=bucket)
     with ThreadPoolExecutor(8) as pool:
         return sum(1 for _ in pool.map(lambda image: client.put_object(Bucket=bucket, Key=image[0], Body=image[1]), images))
 

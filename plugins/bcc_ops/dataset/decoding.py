@@ -290,6 +290,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _on_black(image: Image.Image) -> Image.Image:
+    # A function of its own: its layers are freed before the next copy is made.
     layer = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
 

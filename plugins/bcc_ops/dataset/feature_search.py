@@ -259,7 +259,8 @@ class _Extension:
             return pairs
         concerned = [self.contents[owner] for owner in sorted({owner for pair in pairs for owner in pair})]
         features = _Block.joined(_blocks(self.marks, concerned, self.position))
-        matches = [self._matches_of(pairs, features, place) for place in range(_KEYS)]
+        wanted = np.array([one * len(self.contents) + other for one, other in pairs])
+        matches = [self._matches_of(wanted, features, place) for place in range(_KEYS)]
         keys = [_keys(features.descriptors[one], place) for place, (one, _) in enumerate(matches)]
         buckets = _Bucketed(keys)
         for block in _blocks(self.marks, self.contents, self.position):
@@ -272,15 +273,13 @@ class _Extension:
         return self._agreeing_matches(_Block.joined(earlier), _Block.joined(later))
 
     def _matches_of(
-        self, pairs: set[tuple[int, int]], features: _Block, place: int
+        self, wanted: npt.NDArray[np.int64], features: _Block, place: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the matches of these pairs at a place; the buckets of some may be overfull with the features of other images."""
-        count = len(self.contents)
-        wanted = [one * count + other for one, other in pairs]
+        """Return the matches of wanted pairs at a place; the buckets of some may be overfull with features of other images."""
         found = [np.zeros((2, 0), np.int64)]
         for left, right in _matches_at(place, features):
             one, other = np.minimum(left, right), np.maximum(left, right)
-            chosen = np.isin(features.owner[one] * count + features.owner[other], wanted)
+            chosen = np.isin(features.owner[one] * len(self.contents) + features.owner[other], wanted)
             found.append(np.stack([one[chosen], other[chosen]]))
         one, other = np.concatenate(found, axis=1)
         return one, other

@@ -172,10 +172,10 @@ def find_near_duplicates(
     for same in by_pixels.values():
         links.update({(same[0], other): "pixels" for other in same[1:]})
 
-    contents = [same[0] for same in by_pixels.values()]
+    # In an order by what the images show: which candidates are left out does not depend on the bytes of their files.
+    contents = [same[0] for _, same in sorted(by_pixels.items())]
+    place = {sha256: number for number, sha256 in enumerate(contents)}
     candidates = _find_candidates(contents, marks, thresholds, memory)
-    # An order by what the images show: which candidates are left out does not depend on the bytes of their files.
-    place = {sha256: number for number, sha256 in enumerate(sorted(contents, key=lambda sha256: marks[sha256].pixels))}
     ordered = sorted(candidates.all, key=lambda pair: sorted((place[pair[0]], place[pair[1]])))
     comparison = _Comparison(marks, paths, thresholds, memory, candidates.by_hash)
     tied = DisjointSet(contents)
